@@ -1,0 +1,35 @@
+"""The Flower ClientApp: one process of one hospital."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from clients.guard import guard
+
+app = ClientApp(mods=[guard])
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Say who the site is and how many scans it has."""
+    return _workplace(context).hello(message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train on the site's own scans for one round."""
+    return _workplace(context).train(message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Judge the global model on the site's own scans."""
+    return _workplace(context).evaluate(message)
+
+
+def _workplace(context: Context):
+    # Late: a deployed site starts a process for every message, and a refused one needs no torch.
+    from clients.local import Workplace
+
+    return Workplace(context)

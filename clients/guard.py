@@ -1,0 +1,69 @@
+"""What may leave a site when something goes wrong, and who may ask for anything at all."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable
+
+from common import messages
+from common.config import RunConfig
+from common.errors import FedscanError
+from common.messages import Failure
+from common.provenance import require_same_source
+from common.sites import site_name
+
+log = logging.getLogger(__name__)
+
+
+def guard(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Flower mod: refuse other sources, and answer an exception with what may be told of it.
+
+    Without it Flower sends ``str(exception)`` to the server, and with that perhaps a path or a
+    participant. A simulated site shares its machine with the server and tells everything; a
+    deployed one tells the public words of fedscan's own errors, of others only the type and the
+    lines of code passed, and keeps the rest in its own log.
+    """
+    simulated = "partition-id" in context.node_config
+    site = _site_name(context)
+    phase = message.metadata.message_type
+    try:
+        config = message.content.config_records.get(messages.CONFIG, {})
+        if config.get("round"):
+            phase = f"{phase}, round {config['round']}"
+        require_same_source(str(config.get("source-hash", "")), "the server")
+        return call_next(message, context)
+    except Exception as error:  # every failure must reach the server, told in safe words
+        log.exception("site %s failed in %s", site, phase)
+        return messages.failure_reply(
+            message,
+            Failure(
+                site=site,
+                phase=phase,
+                error=str(error) or type(error).__name__ if simulated else _public(error),
+                traceback=traceback.format_exc() if simulated else _frames(error),
+            ),
+        )
+
+
+def _site_name(context: Context) -> str:
+    try:
+        return site_name(context.node_config, RunConfig.from_flower(context.run_config))
+    except FedscanError:  # it will be met again, and told, by whoever answers the message
+        return str(context.node_config.get("partition-id", "unnamed"))
+
+
+def _public(error: Exception) -> str:
+    if isinstance(error, FedscanError):
+        return error.public
+    return f"{type(error).__name__} (its message stays in the site's log)"
+
+
+def _frames(error: Exception) -> str:
+    """Lines of code that an exception passed: names of files and functions, no values."""
+    return "".join(
+        f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})\n"
+        for frame in traceback.extract_tb(error.__traceback__)
+    )

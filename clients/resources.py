@@ -1,0 +1,77 @@
+"""What a site may compute with: the share that Ray granted, or the whole machine it runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from common.config import RunConfig
+from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Grant:
+    """CPUs and GPUs of one client, as whole or fractional numbers."""
+
+    cpus: float
+    gpus: float
+
+
+def granted() -> Grant:
+    """Ask Ray for this actor's share; without Ray a site has its machine for itself.
+
+    Flower's simulation does not tell a client what ``client-resources`` it was given. Ray does.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        share = sys.modules["ray"].get_runtime_context().get_assigned_resources()
+        return Grant(share.get("CPU", 0.0), share.get("GPU", 0.0))
+    import torch
+
+    return Grant(float(len(_usable_cpus())), 1.0 if torch.cuda.is_available() else 0.0)
+
+
+def _usable_cpus() -> range | set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def compute_device(config: RunConfig, share: Grant) -> Iterator[torch.device]:
+    """Set threads and device for one call, and give a GPU's memory back after it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        ``threads`` is set whatever was granted, so that a result does not depend on the grant.
+    share : Grant
+
+    Raises
+    ------
+    ConfigError
+        If fewer CPUs were granted than the run's threads need.
+    """
+    import torch
+
+    if config.threads > max(share.cpus, 1):
+        raise ConfigError(
+            f"threads = {config.threads} but the site was granted {share.cpus:g} CPUs. Run with "
+            f'--federation-config "client-resources-num-cpus={config.threads}", or fewer threads'
+        )
+    torch.set_num_threads(config.threads)
+    if config.device == "cpu" or share.gpus <= 0 or not torch.cuda.is_available():
+        yield torch.device("cpu")
+        return
+    # Ray's fractions are for scheduling only: without this line one site could take all.
+    torch.cuda.set_per_process_memory_fraction(min(share.gpus, 1.0))
+    try:
+        yield torch.device("cuda")
+    finally:
+        torch.cuda.empty_cache()

@@ -1,0 +1,174 @@
+"""The run configuration: frozen, validated once, the same object on the server and at every site.
+
+Flower hands both sides a flat mapping of kebab-case keys to bool, int, float or str. This module is
+its only reader: everything behind it works with :class:`RunConfig`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from common.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _to_key(field_name: str) -> str:
+    return field_name.replace("_", "-")
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's result, apart from the scans and the code.
+
+    The defaults are those of ``[tool.flwr.app.config]`` in pyproject.toml, which Flower needs
+    to know the keys; a test holds the two together. Build it with :meth:`from_flower`.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=_to_key, populate_by_name=True
+    )
+
+    task: Literal["classification"] = Field("classification", description="what is learned")
+    cohort_dir: str = Field(
+        "",
+        description="simulation: absolute folder with one BIDS data set a site; "
+        "empty: a phantom cohort in the user's cache",
+    )
+    output_dir: str = Field(
+        "", description="absolute folder for run folders; empty: runs/ in the user's data folder"
+    )
+    strategy: Literal["fedavg", "fedprox"] = Field("fedavg", description="how updates are merged")
+    proximal_mu: NonNegative = Field(
+        0.0, description="FedProx: weight of the pull towards the round's global model"
+    )
+    num_server_rounds: int = Field(16, ge=1, le=100_000, description="communication rounds")
+    local_steps: int = Field(20, ge=1, le=1_000_000, description="optimizer steps a site and round")
+    batch_size: int = Field(16, ge=1, le=4096, description="images an optimizer step at a site")
+    learning_rate: Positive = Field(1e-3, le=10.0, description="AdamW's peak, cosine-decayed")
+    weight_decay: NonNegative = Field(1e-2, le=10.0, description="AdamW's decoupled weight decay")
+    image_size: int = Field(48, ge=16, le=256, description="voxels a side of the prepared cube")
+    classifier: Literal["small", "efficientnet-b2"] = Field(
+        "small", description="small: GroupNorm CNN for CPUs; efficientnet-b2: MONAI's, in 3-D"
+    )
+    seed: int = Field(0, ge=0, le=2**53, description="decides every random draw of the run")
+    device: Literal["auto", "cpu"] = Field(
+        "auto", description="auto: the GPU share that Ray grants, else the CPU; cpu: never a GPU"
+    )
+    threads: int = Field(
+        1, ge=1, le=256, description="CPU threads a site computes with: part of the result's bits"
+    )
+    min_sites: int = Field(
+        2, ge=1, le=10_000, description="the server starts when this many sites are connected"
+    )
+    connect_timeout: Positive = Field(
+        600.0, le=1e6, description="seconds that the server waits for min-sites"
+    )
+    reply_timeout: Positive = Field(
+        3600.0, le=1e6, description="seconds that a site may take to answer one message"
+    )
+
+    @field_validator("cohort_dir", "output_dir")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if value and not Path(value).is_absolute():
+            raise ValueError("relative path")  # put into words by accepted_values
+        return value
+
+    @model_validator(mode="after")
+    def _strategy_options(self) -> RunConfig:
+        if self.strategy == "fedprox" and self.proximal_mu == 0:
+            raise ValueError("strategy 'fedprox' needs proximal-mu above 0; with 0 it is 'fedavg'")
+        if self.strategy != "fedprox" and self.proximal_mu != 0:
+            raise ValueError(f"proximal-mu has no effect with strategy '{self.strategy}': set it 0")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps that one site makes in the whole run."""
+        return self.num_server_rounds * self.local_steps
+
+    @classmethod
+    def from_flower(cls, run_config: Mapping[str, Any]) -> RunConfig:
+        """Validate Flower's flat run config.
+
+        Parameters
+        ----------
+        run_config : mapping of str to bool, int, float or str
+            Kebab-case keys, as in ``[tool.flwr.app.config]``. Missing keys take the default.
+
+        Returns
+        -------
+        RunConfig
+
+        Raises
+        ------
+        ConfigError
+            For an unknown key, a wrong type or a value out of range: one line a fault, with what
+            was got, what is accepted and, for an unknown key, the nearest known one.
+        """
+        # TOML knows 1 and 1.0 apart, users do not: an int is a fine value for a float.
+        values = {
+            key: float(value)
+            if type(value) is int and key in _FLOAT_KEYS
+            else value
+            for key, value in run_config.items()
+        }
+        try:
+            return cls.model_validate(values, by_alias=True, by_name=False)
+        except ValidationError as error:
+            faults = [_explain(fault) for fault in error.errors()]
+            raise ConfigError("run config: " + "\nrun config: ".join(faults)) from None
+
+    def to_flower(self) -> dict[str, bool | int | float | str]:
+        """Return the flat, kebab-case mapping that :meth:`from_flower` reads."""
+        return self.model_dump(by_alias=True)
+
+
+def _explain(fault: Mapping[str, Any]) -> str:
+    """Say one pydantic fault as: key, what was got, what is accepted."""
+    if not fault["loc"]:
+        return fault["msg"].removeprefix("Value error, ")
+    key, got = str(fault["loc"][0]), fault["input"]
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, _FIELDS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        return f"unknown key '{key}'{hint} Known keys: {', '.join(sorted(_FIELDS))}"
+    return f"{key} = {got!r}: accepted is {accepted_values(key)}"
+
+
+def accepted_values(key: str) -> str:
+    """Say in words which values a run-config key takes."""
+    field = _FIELDS[key]
+    schema = RunConfig.model_json_schema()["properties"][key]
+    if options := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
+        return "one of " + ", ".join(map(repr, options))
+    if key in ("cohort-dir", "output-dir"):
+        return (
+            "an absolute path or nothing, since Flower runs the app in the folder where its "
+            "SuperLink was started, not in yours"
+        )
+    words = {"integer": "a whole number", "number": "a number", "string": "a text"}[schema["type"]]
+    bounds = [
+        f"{phrase} {schema[name]:g}"
+        for name, phrase in (
+            ("minimum", "from"),
+            ("exclusiveMinimum", "above"),
+            ("maximum", "up to"),
+            ("exclusiveMaximum", "below"),
+        )
+        if name in schema
+    ]
+    return f"{words} {' '.join(bounds)}".strip() + f" ({field.description})"
+
+
+_FIELDS: dict[str, FieldInfo] = {
+    _to_key(name): field for name, field in RunConfig.model_fields.items()
+}
+_FLOAT_KEYS = frozenset(key for key, field in _FIELDS.items() if field.annotation is float)

@@ -1,0 +1,63 @@
+"""Errors that say what was got, what is accepted and the way out.
+
+Two readers see an error. The person who holds the data may know which file and which value is
+wrong; the server and everybody behind it may not. ``str(error)`` is for the first, ``error.public``
+for the second: it never holds a file name, a participant or a value read from a site's data.
+"""
+
+from __future__ import annotations
+
+
+class FedscanError(Exception):
+    """Base of all errors that a user can act on; shown without a traceback.
+
+    Parameters
+    ----------
+    message : str
+        For the eyes of whoever holds the data.
+    public : str, optional
+        What may leave the site. By default the message itself.
+    """
+
+    def __init__(self, message: str, *, public: str | None = None) -> None:
+        super().__init__(message)
+        self.public = message if public is None else public
+
+
+class ConfigError(FedscanError):
+    """A run configuration or a command line that cannot be used."""
+
+
+class DataContractError(FedscanError):
+    """A site's data break the contract on which fedscan reads them.
+
+    Parameters
+    ----------
+    site : str
+        Name of the site.
+    problem : str
+        What is wrong, in words that hold nothing read from the data.
+    where : str
+        File, column or voxel, relative to the site's folder. Stays at the site.
+    got : str
+        The offending value. Stays at the site.
+    remedy : str
+        What is accepted, or what to do.
+    """
+
+    def __init__(
+        self, site: str, problem: str, *, where: str = "", got: str = "", remedy: str = ""
+    ) -> None:
+        place = f"{where}: " if where else ""
+        value = f" (got {got})" if got else ""
+        advice = f". {remedy}" if remedy else ""
+        super().__init__(
+            f"site '{site}': {place}{problem}{value}{advice}",
+            public=f"site '{site}': {problem}{advice}",
+        )
+        self.site, self.problem, self.where = site, problem, where
+        self.got, self.remedy = got, remedy
+
+
+class ProvenanceError(FedscanError):
+    """Two parties of a run do not run the same code."""

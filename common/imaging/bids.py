@@ -1,0 +1,265 @@
+"""One site's BIDS data set: who takes part, under which label and split, and where the scan lies.
+
+What is accepted is a small, strict part of BIDS [1]_: ``participants.tsv`` at the top,
+``sub-*/anat/`` or ``sub-*/ses-*/anat/`` below it, and T1-weighted images in them. A participant
+without a label or a scan is left out and counted; a value that is not understood refuses the data
+set, since whoever holds the data can mend it and nobody else can guess it. The files are not
+trusted: tables are bounded in size, and no path is followed out of the site's folder.
+
+References
+----------
+.. [1] Brain Imaging Data Structure, https://bids-specification.readthedocs.io
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigError, DataContractError
+from common.imaging.participants import (
+    PARTICIPANT,
+    check_participant,
+    label_column,
+    read_label,
+    read_levels,
+    read_split,
+    read_table,
+)
+from common.imaging.site_files import ESCAPES, UNREADABLE, plain, resolve_inside
+from common.imaging.splits import assign_splits
+
+LABELS = ("female", "male")  # a label is an index into this
+
+NO_LABEL = "no label"
+NO_SCAN = "no scan"
+NO_SPLIT = "no split"
+UNLISTED = "folder not in participants.tsv"
+
+_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SESSION = re.compile(r"ses-[A-Za-z0-9][A-Za-z0-9._+-]*")
+_ENTITIES = re.compile(r"(_[A-Za-z0-9._+-]+)?_T1w\.nii(\.gz)?")
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One labelled participant with one scan.
+
+    Parameters
+    ----------
+    id : str
+        ``participant_id`` of participants.tsv, with its ``sub-``.
+    label : int
+        Index into ``LABELS``: 0 female, 1 male.
+    split : str
+        ``train``, ``val`` or ``test``.
+    scan : Path
+        The image, below the site's folder; not opened yet, so it may prove bad.
+    """
+
+    id: str
+    label: int
+    split: str
+    scan: Path
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A participant or folder that is left out: ``where`` in the site's folder, and the reason."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SiteIndex:
+    """What a site holds, before any image is opened.
+
+    Parameters
+    ----------
+    site : str
+        Name of the site.
+    root : Path
+        The site's folder, resolved; no scan may lie outside it.
+    participants : tuple of Participant
+        Sorted by id.
+    skipped : tuple of Skipped
+        Who is left out. The names in it stay at the site.
+    """
+
+    site: str
+    root: Path
+    participants: tuple[Participant, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many are left out for each reason."""
+        return dict(sorted(Counter(one.reason for one in self.skipped).items()))
+
+
+def read_site(
+    data_dir: Path, site: str, *, label: str = "sex", session: str | None = None
+) -> SiteIndex:
+    """Read a site's participants and find their scans, without opening any image.
+
+    A participant's scan is the first T1w image, by name, of the first session that has one; so
+    of ``run-1`` and ``run-2`` the first is taken, and images are never mixed or averaged.
+
+    Parameters
+    ----------
+    data_dir : Path
+        Top folder of the site's BIDS data set.
+    site : str
+        Name of the site.
+    label : str
+        Column of participants.tsv that holds the sex; for ``sex``, ``gender`` does as well.
+    session : str, optional
+        The only session to look in, with or without ``ses-``.
+
+    Raises
+    ------
+    DataContractError
+        The table is missing or cannot be understood, or nobody has both a label and a scan.
+    """
+    root = Path(data_dir).resolve()
+    if not root.is_dir():
+        raise DataContractError(site, "the data folder does not exist", where=plain(str(data_dir)))
+    header, rows = read_table(root, site)
+    column = label_column(header, label, site)
+    meaning = read_levels(root, site, column)
+    folders = _folders(root)
+    found: dict[str, tuple[int, str | None, Path]] = {}
+    skipped: list[Skipped] = []
+    listed: set[str] = set()
+    for line, row in rows:
+        name = row["participant_id"]
+        check_participant(name, listed, line, site)
+        listed.add(name)
+        value = read_label(row[column], meaning, site, f"line {line}, column {column}")
+        split = read_split(row["split"], site, line) if "split" in row else None
+        if value is None:
+            skipped.append(Skipped(name, NO_LABEL))
+        elif "split" in row and split is None:
+            skipped.append(Skipped(name, NO_SPLIT))
+        else:
+            scan, reason = _find_scan(root, name, session) if name in folders else (None, NO_SCAN)
+            if scan is None:
+                skipped.append(Skipped(name, reason))
+            else:
+                found[name] = (value, split, scan)
+    skipped += [Skipped(name, UNLISTED) for name in sorted(folders - listed)]
+    index = SiteIndex(site, root, _with_splits(found), tuple(skipped))
+    if not index.participants:
+        counts = ", ".join(f"{reason}: {n}" for reason, n in index.left_out.items())
+        raise DataContractError(
+            site,
+            "no participant has a label and a scan",
+            where="participants.tsv",
+            got=counts or "an empty table",
+            remedy="Scans are looked for as sub-*/[ses-*/]anat/sub-*_T1w.nii or .nii.gz",
+        )
+    return index
+
+
+def list_sites(cohort_dir: Path) -> dict[str, Path]:
+    """Sites of a cohort: one folder each, sorted by name, hidden ones ignored.
+
+    Raises
+    ------
+    ConfigError
+        No such folder, no site in it, or a folder whose name cannot name a site.
+    DataContractError
+        A site's folder lies outside the cohort, by a link.
+    """
+    root = Path(cohort_dir).resolve()
+    if not root.is_dir():
+        raise ConfigError(
+            f"no folder {plain(str(cohort_dir))}", public="the cohort's folder does not exist"
+        )
+    sites: dict[str, Path] = {}
+    for folder in sorted(root.iterdir()):
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        if not _SITE.fullmatch(folder.name):
+            rule = "a site's name starts with a letter or digit and holds only those, '.', '_', '-'"
+            raise ConfigError(
+                f"the folder '{plain(folder.name)}' cannot name a site: {rule}", public=rule
+            )
+        sites[folder.name] = resolve_inside(folder, root=root, site=folder.name)
+    if not sites:
+        raise ConfigError(
+            f"{plain(str(cohort_dir))} holds neither a BIDS data set nor a folder for each site",
+            public="the cohort holds no site",
+        )
+    return sites
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder is itself one BIDS data set, rather than a folder of them."""
+    names = ("participants.tsv", "dataset_description.json")
+    return any((folder / name).exists() for name in names) or any(Path(folder).glob("sub-*/"))
+
+
+def site_name(folder: Path) -> str:
+    """Name of the site whose data set a folder is: the folder's own, where it can be one."""
+    name = Path(folder).resolve().name
+    return name if _SITE.fullmatch(name) else "site"
+
+
+def _folders(root: Path) -> set[str]:
+    with os.scandir(root) as entries:
+        return {e.name for e in entries if PARTICIPANT.fullmatch(e.name) and e.is_dir()}
+
+
+def _names(folder: Path, root: Path) -> list[str]:
+    """Names in a folder, in natural order, or none when it is no folder.
+
+    Raises
+    ------
+    DataContractError
+        The folder lies outside the site's.
+    """
+    if not folder.is_dir():
+        return []
+    resolve_inside(folder, root=root, site="")
+    return sorted((entry.name for entry in folder.iterdir()), key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key under which ses-2 comes before ses-10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _find_scan(root: Path, name: str, session: str | None) -> tuple[Path | None, str]:
+    """First T1w image of a participant, or the reason why there is none."""
+    folder = root / name
+    try:
+        sessions = [ses for ses in _names(folder, root) if _SESSION.fullmatch(ses)]
+        if session is not None:
+            wanted = f"ses-{session.removeprefix('ses-')}"
+            places = [folder / ses / "anat" for ses in sessions if ses == wanted]
+        else:
+            places = [folder / "anat", *(folder / ses / "anat" for ses in sessions)]
+        for place in places:
+            for file in sorted(_names(place, root)):
+                if file.startswith(name) and _ENTITIES.fullmatch(file[len(name) :]):
+                    return place / file, ""
+    except DataContractError:
+        return None, ESCAPES
+    except OSError:
+        return None, UNREADABLE
+    return None, NO_SCAN
+
+
+def _with_splits(found: dict[str, tuple[int, str | None, Path]]) -> tuple[Participant, ...]:
+    """Participants with the splits that the table gives, or else with the deterministic ones."""
+    drawn = assign_splits({name: label for name, (label, split, _) in found.items() if not split})
+    return tuple(
+        Participant(name, label, split or drawn[name], scan)
+        for name, (label, split, scan) in sorted(found.items())
+    )

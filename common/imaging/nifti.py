@@ -1,0 +1,330 @@
+"""One scan from disk, safely: NIfTI-1 or -2, ``.nii`` or ``.nii.gz``.
+
+The file may be broken or hostile, so the header is judged first, from the first few hundred bytes
+and before memory is taken for the voxels; what it promises then bounds how much is read and how
+much is unpacked. nibabel interprets the header; nothing in a file is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from common.errors import DataContractError
+from common.imaging.site_files import UNREADABLE, open_inside, plain, relative
+
+MAX_SIDE = 1024  # voxels
+MAX_BYTES = 512 * 2**20  # voxels of one scan, as stored and as float32
+VOXEL_SIZE_MM = (0.05, 30.0)  # accepted range
+
+_SLACK_BYTES = 2**20  # tolerated behind the last voxel
+_MAX_OFFSET = 16 * 2**20  # header extensions
+_MAX_DEFLATE_RATIO = 1032  # of the format: https://www.zlib.net/zlib_tech.html
+_HEADER_BYTES = 540  # of NIfTI-2, the longer one
+_UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class ScanHeader:
+    """What the header of a scan says, once found acceptable.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Voxels along each of the three stored axes.
+    affine : np.ndarray
+        Stored voxel index to RAS position in mm, shape (4, 4).
+    dtype : np.dtype
+        Stored type, with its byte order.
+    offset : int
+        Bytes before the first voxel.
+    slope, inter : float or None
+        Scale factors, None when there are none.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    dtype: np.dtype
+    offset: int
+    slope: float | None
+    inter: float | None
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the unpacked file that the header promises."""
+        return self.offset + int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
+    def zooms_mm(self) -> tuple[float, float, float]:
+        """Voxel size along each stored axis, in mm."""
+        return tuple(float(z) for z in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def orientation(self) -> str:
+        """Direction of each stored axis, such as RAS."""
+        import nibabel as nib
+
+        return "".join(nib.aff2axcodes(self.affine))
+
+
+@dataclass(frozen=True)
+class ScanBytes:
+    """A file whose header is acceptable, and its state when it was read."""
+
+    raw: bytes
+    status: os.stat_result
+
+
+def load_scan(path: Path, *, site: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Load one scan in canonical orientation.
+
+    Parameters
+    ----------
+    path : Path
+        The image, below ``root``.
+    site : str
+        Name of the site.
+    root : Path
+        The site's folder, which the path must not leave.
+
+    Returns
+    -------
+    volume : np.ndarray
+        Intensities with scale factors applied, float32, shape (X, Y, Z): x from left to right,
+        y from back to front, z from bottom to top.
+    affine : np.ndarray
+        Voxel index to position in mm, float64, shape (4, 4).
+
+    Raises
+    ------
+    DataContractError
+        The scan cannot be used; the message names the file and, where there is one, the voxel.
+    """
+    content = read_scan(path, site=site, root=root)
+    return decode_scan(content.raw, site=site, where=relative(path, root))
+
+
+def read_scan(path: Path, *, site: str, root: Path) -> ScanBytes:
+    """Read a scan's file after judging its header.
+
+    Raises
+    ------
+    DataContractError
+        The file cannot be read, or its header or its size is not acceptable.
+    """
+    where = relative(path, root)
+    with open_inside(path, root=root, site=site) as stream:
+        try:
+            status = os.fstat(stream.fileno())
+            if status.st_size > 2 * MAX_BYTES:
+                raise DataContractError(site, "a scan's file is too large", where=where)
+            header = _read_header(stream, site, where)
+            # Deflate adds a few bytes in a thousand at the most.
+            limit = header.n_bytes + header.n_bytes // 256 + _SLACK_BYTES
+            if status.st_size > limit:
+                raise _too_long(site, where)
+            stream.seek(0)
+            return ScanBytes(stream.read(limit), status)
+        except OSError as error:
+            raise DataContractError(site, UNREADABLE, where=where) from error
+
+
+def scan_header(path: Path, *, site: str, root: Path) -> ScanHeader:
+    """Judge a scan's header without reading its voxels.
+
+    Raises
+    ------
+    DataContractError
+        As for `read_scan`.
+    """
+    where = relative(path, root)
+    with open_inside(path, root=root, site=site) as stream:
+        try:
+            return _read_header(stream, site, where)
+        except OSError as error:
+            raise DataContractError(site, UNREADABLE, where=where) from error
+
+
+def decode_scan(raw: bytes, *, site: str, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Volume and affine of a scan from its file's bytes; see `load_scan`."""
+    import nibabel as nib
+
+    header = _read_header(io.BytesIO(raw), site, where)
+    unpacked = _unpack(raw, header, site, where)
+    count = int(np.prod(header.shape))
+    stored = np.frombuffer(unpacked, header.dtype, count, header.offset)
+    stored = stored.reshape(header.shape, order="F")
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused just below
+        if header.slope is not None:
+            stored = nib.volumeutils.apply_read_scaling(stored, header.slope, header.inter)
+        volume = stored.astype(np.float32)
+    _check_voxels(volume, site, where)
+    turn = nib.io_orientation(header.affine)
+    affine = header.affine @ nib.orientations.inv_ornt_aff(turn, header.shape)
+    return nib.apply_orientation(volume, turn), affine
+
+
+def _read_header(stream: BinaryIO, site: str, where: str) -> ScanHeader:
+    """Judge the header at the start of a stream, unpacking no more than it."""
+    start = stream.read(2)
+    stream.seek(0)
+    if not start:
+        raise DataContractError(site, "a scan is empty", where=where, got="0 bytes")
+    if start == _GZIP:
+        with gzip.GzipFile(fileobj=stream, mode="rb") as packed:
+            block = _take(packed, _HEADER_BYTES, site, where)
+    else:
+        block = stream.read(_HEADER_BYTES)
+    return _parse_header(block, site, where)
+
+
+def _take(packed: gzip.GzipFile, n: int, site: str, where: str) -> bytes:
+    try:
+        return packed.read(n)
+    except EOFError as error:
+        raise _truncated(site, where) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataContractError(
+            site, "a scan's compression is corrupted", where=where, remedy="Copy the file again"
+        ) from error
+
+
+def _unpack(raw: bytes, header: ScanHeader, site: str, where: str) -> bytes:
+    """Unpacked file, bounded by what its header promises."""
+    size = header.n_bytes
+    if raw[:2] != _GZIP:
+        unpacked = raw
+    elif size > _MAX_DEFLATE_RATIO * len(raw):
+        raise _truncated(site, where)  # known before memory is taken
+    else:
+        with gzip.GzipFile(fileobj=io.BytesIO(raw), mode="rb") as packed:
+            unpacked = _take(packed, size, site, where)
+            # On to the end, where the checksum stands.
+            if len(_take(packed, _SLACK_BYTES + 1, site, where)) > _SLACK_BYTES:
+                raise _too_long(site, where)
+    if len(unpacked) < size:
+        raise _truncated(site, where, f"{len(unpacked)} of {size} bytes")
+    return unpacked
+
+
+def _parse_header(block: bytes, site: str, where: str) -> ScanHeader:
+    """Interpret and judge a header, of which at most `_HEADER_BYTES` are given."""
+
+    def refuse(problem: str, got: Any = "", remedy: str = "") -> DataContractError:
+        return DataContractError(site, problem, where=where, got=plain(str(got)), remedy=remedy)
+
+    header = _nibabel_header(block)
+    if header is None:
+        if len(block) < 348:
+            raise _truncated(site, where, f"{len(block)} bytes")
+        raise refuse("a scan is not NIfTI", remedy="Accepted: NIfTI-1 and -2 in .nii or .nii.gz")
+    shape = _shape(header, refuse)
+    try:
+        dtype = header.get_data_dtype()
+    except Exception as error:  # nibabel raises several kinds for an unknown code
+        raise refuse("a scan's data type is unknown", int(header["datatype"])) from error
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        accepted = "Accepted: integers of 8 to 64 bits and floats of 32 or 64"
+        raise refuse("a scan's data type is not accepted", dtype, accepted)
+    if int(np.prod(shape)) * max(dtype.itemsize, 4) > MAX_BYTES:
+        raise refuse(
+            "a scan's header promises too many voxels",
+            " × ".join(map(str, shape)) + f" of {dtype}",
+            f"At most {MAX_BYTES // 2**20} MiB",
+        )
+    pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
+    if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
+        raise refuse("a scan's voxel size is not positive", pixdim.tolist())
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1  # as the standard has it: qfac 0 means 1
+    try:
+        with np.errstate(all="ignore"):
+            affine = np.asarray(header.get_best_affine(), dtype=float)
+        offset = int(header.get_data_offset())
+        slope, inter = header.get_slope_inter()
+    except Exception as error:  # nibabel raises several kinds for bad quaternions and factors
+        raise refuse("a scan's header contradicts itself", error) from error
+    affine[:3] *= _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    if not np.isfinite(affine).all():
+        raise refuse("a scan's affine is not finite")
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    low, high = VOXEL_SIZE_MM
+    if not ((sizes >= low) & (sizes <= high)).all():
+        got = " × ".join(f"{size:g}" for size in sizes) + " mm"
+        raise refuse("a scan's voxel size is out of range", got, f"Accepted: {low} to {high} mm")
+    if abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
+        raise refuse("a scan's affine is singular")
+    if offset < int(header["sizeof_hdr"]):
+        raise refuse("a scan's voxels start inside its header", offset)
+    if offset > _MAX_OFFSET:
+        raise refuse("a scan's header extensions are too long", offset)
+    return ScanHeader(shape, affine, dtype, offset, slope, inter)
+
+
+def _nibabel_header(block: bytes) -> Any | None:
+    """Header as nibabel understands it, or None when it is no NIfTI of one file."""
+    import nibabel as nib
+
+    for kind, magic in ((nib.Nifti1Header, b"n+1"), (nib.Nifti2Header, b"n+2")):
+        size = kind.template_dtype.itemsize
+        sizes = {size.to_bytes(4, order) for order in ("little", "big")}
+        if block[:4] in sizes and len(block) >= size:
+            header = kind(block[:size], check=False)
+            if bytes(header["magic"]).startswith(magic) and int(header["sizeof_hdr"]) == size:
+                return header
+    return None
+
+
+def _shape(header: Any, refuse: Any) -> tuple[int, int, int]:
+    """Three dimensions of a volume, after trailing ones are dropped."""
+    dims = [int(side) for side in header["dim"]]
+    n_dims, sides = dims[0], dims[1:]
+    if not 1 <= n_dims <= 7:
+        raise refuse("a scan's number of dimensions is absurd", n_dims)
+    sides = sides[:n_dims]
+    got = " × ".join(map(str, sides))
+    if min(sides) < 1 or max(sides) > MAX_SIDE:
+        remedy = f"Accepted: 2 to {MAX_SIDE} voxels a side"
+        raise refuse("a scan's header promises absurd dimensions", got, remedy)
+    while len(sides) > 3 and sides[-1] == 1:
+        sides.pop()
+    if len(sides) > 3:
+        raise refuse("a scan holds more than one volume", got, "Accepted: one 3-D volume")
+    if len(sides) < 3 or min(sides) < 2:
+        raise refuse("a scan is not a volume", got, "Accepted: one 3-D volume")
+    return tuple(sides)
+
+
+def _check_voxels(volume: np.ndarray, site: str, where: str) -> None:
+    low, high = volume.min(), volume.max()  # a NaN makes both NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
+        voxel = np.unravel_index(np.argmin(np.isfinite(volume)), volume.shape)
+        value = "NaN" if np.isnan(volume[voxel]) else "infinite"
+        raise DataContractError(
+            site,
+            "a scan holds NaN or infinite voxels",
+            where=f"{where}, voxel ({', '.join(str(int(i)) for i in voxel)})",
+            got=value,
+            remedy="Every voxel must be finite",
+        )
+    if low == high:
+        problem = "a scan's voxels are all zero" if low == 0 else "a scan's voxels are all equal"
+        raise DataContractError(site, problem, where=where)
+
+
+def _truncated(site: str, where: str, got: str = "") -> DataContractError:
+    return DataContractError(
+        site, "a scan is truncated", where=where, got=got, remedy="Copy the file again"
+    )
+
+
+def _too_long(site: str, where: str) -> DataContractError:
+    return DataContractError(site, "a scan holds more than its header promises", where=where)

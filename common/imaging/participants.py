@@ -1,0 +1,214 @@
+"""The tables of a BIDS data set: participants.tsv, and participants.json that explains its codes.
+
+A value that is not understood refuses the data set, with its line and column: whoever holds the
+data can mend it, and nobody else can guess it. Columns are known by their names in any case.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import DataContractError
+from common.imaging.site_files import plain, read_text
+from common.imaging.splits import ACCEPTED_SPLITS, parse_split
+
+PARTICIPANT = re.compile(r"sub-[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+_MAX_TABLE_BYTES = 16 * 2**20
+_MAX_SIDECAR_BYTES = 2**20
+_SEX_WORDS = {"f": 0, "female": 0, "m": 1, "male": 1}
+_SEX_REMEDY = (
+    "Accepted: M or F, male or female, codes that participants.json explains under Levels, "
+    "and n/a for unknown"
+)
+
+
+def read_table(root: Path, site: str) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """Header of participants.tsv, in lower case, and its rows with their line numbers.
+
+    Raises
+    ------
+    DataContractError
+        The file is missing or is no table with a column ``participant_id``.
+    """
+    path = root / "participants.tsv"
+    if not os.path.lexists(path):
+        raise DataContractError(
+            site, "there is no participants.tsv", remedy="It must lie at the top of the data set"
+        )
+    text = read_text(path, _MAX_TABLE_BYTES, root=root, site=site)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    table: list[tuple[int, list[str]]] = []
+    try:
+        for cells in lines:
+            if any(cell.strip() for cell in cells):
+                table.append((lines.line_num, [cell.strip() for cell in cells]))
+    except csv.Error as error:
+        raise DataContractError(
+            site,
+            "participants.tsv is not a table",
+            where=f"participants.tsv, line {lines.line_num}",
+            got=plain(str(error)),
+        ) from error
+    header = [name.lower() for name in table[0][1]] if table else []
+    if "participant_id" not in header:
+        raise DataContractError(
+            site,
+            "participants.tsv has no column participant_id",
+            got=plain(", ".join(header)),
+            remedy="Its first line must name the columns, separated by tabs",
+        )
+    if twice := [name for name, n in Counter(header).items() if n > 1]:
+        raise DataContractError(
+            site, "a column stands twice in participants.tsv", got=plain(", ".join(twice))
+        )
+    for line, cells in table[1:]:
+        if len(cells) != len(header):
+            raise DataContractError(
+                site,
+                "a row of participants.tsv does not fit the header",
+                where=f"participants.tsv, line {line}",
+                got=f"{len(cells)} cells where the header has {len(header)}",
+                remedy="Cells are separated by tabs, and an unknown one is n/a",
+            )
+    return header, ((line, dict(zip(header, cells, strict=True))) for line, cells in table[1:])
+
+
+def label_column(header: list[str], label: str, site: str) -> str:
+    """Name of the column that holds the label; ``gender`` stands in for ``sex``.
+
+    Raises
+    ------
+    DataContractError
+        There is no such column.
+    """
+    wanted = label.strip().lower()
+    for name in (wanted, "gender") if wanted == "sex" else (wanted,):
+        if name in header:
+            return name
+    raise DataContractError(
+        site,
+        f"participants.tsv has no label column '{label}'",
+        got=f"columns {plain(', '.join(header))}",
+        remedy="A column 'sex' or 'gender' is looked for unless told otherwise",
+    )
+
+
+def read_levels(root: Path, site: str, column: str) -> dict[str, int]:
+    """Codes of the label column that participants.json explains as female (0) or male (1).
+
+    Only the bare word is understood: what a longer description means would be a guess.
+
+    Raises
+    ------
+    DataContractError
+        The file cannot be read, or is not JSON.
+    """
+    path = root / "participants.json"
+    if not os.path.lexists(path):
+        return {}
+    text = read_text(path, _MAX_SIDECAR_BYTES, root=root, site=site)
+    try:
+        sidecar: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataContractError(
+            site, "participants.json is not JSON", got=plain(str(error))
+        ) from error
+    columns = sidecar.items() if isinstance(sidecar, dict) else ()
+    about = next((entry for name, entry in columns if name.strip().lower() == column), None)
+    levels = about.get("Levels") if isinstance(about, dict) else None
+    meaning: dict[str, int] = {}
+    for code, told in levels.items() if isinstance(levels, dict) else ():
+        if isinstance(told, dict):  # BIDS also allows {"Description": ..., "TermURL": ...}
+            told = told.get("Description", "")
+        sex = _SEX_WORDS.get(str(told).strip().rstrip(".").lower())
+        if sex is not None:
+            meaning[code.strip().lower()] = sex
+    return meaning
+
+
+def read_label(text: str, meaning: dict[str, int], site: str, where: str) -> int | None:
+    """Label in a cell, None where it is empty or ``n/a``.
+
+    Parameters
+    ----------
+    text : str
+        The cell.
+    meaning : dict of str to int
+        From `read_levels`.
+    site, where : str
+        For the error.
+
+    Raises
+    ------
+    DataContractError
+        The value is unknown, or participants.json contradicts it.
+    """
+    key = text.lower()
+    if key in ("", "n/a"):
+        return None
+    # A table saved by way of floating point holds 1.0 where the sidecar explains 1.
+    told = meaning.get(key, meaning.get(key.removesuffix(".0")))
+    usual = _SEX_WORDS.get(key)
+    if told is None and usual is None:
+        problem = "the label column holds an unknown value"
+    elif None not in (told, usual) and told != usual:
+        problem = "participants.json contradicts a label"
+    else:
+        return usual if told is None else told
+    raise DataContractError(
+        site,
+        problem,
+        where=f"participants.tsv, {where}",
+        got=f"'{plain(text)}'",
+        remedy=_SEX_REMEDY,
+    )
+
+
+def read_split(text: str, site: str, line: int) -> str | None:
+    """Split in a cell, None where it is empty or ``n/a``.
+
+    Raises
+    ------
+    DataContractError
+        The cell names no split.
+    """
+    try:
+        return parse_split(text)
+    except ValueError as error:
+        raise DataContractError(
+            site,
+            "the column split holds an unknown value",
+            where=f"participants.tsv, line {line}, column split",
+            got=f"'{plain(text)}'",
+            remedy=f"Accepted: {ACCEPTED_SPLITS}",
+        ) from error
+
+
+def check_participant(name: str, listed: set[str], line: int, site: str) -> None:
+    """Refuse a participant_id that is malformed, or already among those listed.
+
+    The pattern holds no separator and no leading dot, so that an id cannot lead out of the folder.
+
+    Raises
+    ------
+    DataContractError
+        It names the line.
+    """
+    if not PARTICIPANT.fullmatch(name):
+        problem = "a participant_id is not acceptable"
+        remedy = "It is 'sub-' and then letters, digits, '.', '_', '+' or '-'"
+    elif name in listed:
+        problem, remedy = "a participant is listed twice", "One line for each participant"
+    else:
+        return
+    where = f"participants.tsv, line {line}, column participant_id"
+    raise DataContractError(site, problem, where=where, got=f"'{plain(name)}'", remedy=remedy)

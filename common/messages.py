@@ -1,0 +1,124 @@
+"""What server and sites say to each other: the only place that knows record and metric names.
+
+A request holds a ``config`` record (round, split, the sender's source hash) and mostly the global
+``arrays``. A reply holds ``metrics``, after training also ``arrays``; or a ``failure`` record, with
+the site, the phase and what may be told about the error. Flower's own error messages are a last
+resort: they hold an exception's text, which may hold a path or a participant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+
+from common.provenance import source_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HELLO = "query.hello"  # who are you, how many scans have you, which code do you run?
+TRAIN = MessageType.TRAIN
+EVALUATE = MessageType.EVALUATE
+
+WEIGHT = "num-examples"  # the metric that weights a reply in an average
+ARRAYS, CONFIG, METRICS, IDENTITY, FAILURE = "arrays", "config", "metrics", "identity", "failure"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a site could not answer.
+
+    ``error`` and ``traceback`` are what the site lets out: everything when it is simulated, else
+    the public words of the error and no values.
+    """
+
+    site: str
+    phase: str
+    error: str
+    traceback: str
+
+
+def request(
+    kind: str,
+    node_id: int,
+    *,
+    round_number: int = 0,
+    split: str = "",
+    arrays: ArrayRecord | None = None,
+    **config: float | str,
+) -> Message:
+    """Compose a request to one site."""
+    content = RecordDict(
+        {
+            CONFIG: ConfigRecord(
+                {"round": round_number, "split": split, "source-hash": source_hash(), **config}
+            )
+        }
+    )
+    if arrays is not None:
+        content[ARRAYS] = arrays
+    return Message(
+        content=content, message_type=kind, dst_node_id=node_id, group_id=str(round_number)
+    )
+
+
+def reply(
+    message: Message, metrics: Mapping[str, float], *, arrays: ArrayRecord | None = None
+) -> Message:
+    """Compose a site's answer: numbers, and after training the weights."""
+    content = RecordDict({METRICS: MetricRecord(dict(metrics))})
+    if arrays is not None:
+        content[ARRAYS] = arrays
+    return Message(content=content, reply_to=message)
+
+
+def identity_reply(message: Message, site: str, counts: Mapping[str, int], device: str) -> Message:
+    """Compose the answer to :data:`HELLO`: a name, numbers of scans, a device, a source hash."""
+    identity = {"site": site, "source-hash": source_hash(), "device": device}
+    return Message(
+        content=RecordDict(
+            {IDENTITY: ConfigRecord(identity), METRICS: MetricRecord(dict(counts))}
+        ),
+        reply_to=message,
+    )
+
+
+def failure_reply(message: Message, failure: Failure) -> Message:
+    """Compose the answer of a site that could not do what it was asked."""
+    return Message(
+        content=RecordDict({FAILURE: ConfigRecord(dict(vars(failure)))}), reply_to=message
+    )
+
+
+def failure_in(message: Message, site: str = "", phase: str = "") -> Failure | None:
+    """Return the failure that a reply reports, in our words or in Flower's, or None."""
+    if message.has_error():
+        return Failure(site or "unknown", phase, message.error.reason or "no reason given", "")
+    if FAILURE in message.content.config_records:
+        record = message.content.config_records[FAILURE]
+        return Failure(**{key: str(record[key]) for key in ("site", "phase", "error", "traceback")})
+    return None
+
+
+def pack(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """Turn a state dict into Flower's record, on the CPU."""
+    return ArrayRecord({name: tensor.detach().cpu() for name, tensor in state.items()})
+
+
+def unpack(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """Turn Flower's record back into a state dict."""
+    return dict(arrays.to_torch_state_dict())
+
+
+def payload_bytes(message: Message) -> int:
+    """Bytes of weights that a message carries; names and metrics are a few hundred more."""
+    if message.has_error():
+        return 0
+    return sum(
+        len(array.data)
+        for record in message.content.array_records.values()
+        for array in record.values()
+    )

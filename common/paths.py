@@ -1,0 +1,18 @@
+"""Where a site keeps what it can make again: one folder a user, never inside a data set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Folder for phantoms and prepared images, made on demand by whoever writes there.
+
+    ``FEDSCAN_CACHE`` names it; without that it is the platform's cache folder for ``fedscan``.
+    """
+    if named := os.environ.get("FEDSCAN_CACHE"):
+        return Path(named).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fedscan")

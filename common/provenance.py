@@ -1,0 +1,66 @@
+"""What ran: a hash of the sources, the versions underneath, and a check that both sides agree."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from common.errors import ProvenanceError
+
+PACKAGES = ("common", "server", "clients")
+LIBRARIES = ("fedscan", "flwr", "torch", "ray", "numpy", "nibabel", "scipy", "scikit-learn")
+
+
+@cache
+def source_hash(root: Path | None = None) -> str:
+    """Hash the sources that decide a run's result: every .py of common, server and clients.
+
+    Parameters
+    ----------
+    root : Path, optional
+        Folder that holds the packages. By default the one that this module was imported from, so
+        a client that imports another checkout's code gives itself away.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits of SHA-256 over relative paths and contents, in order of path.
+    """
+    root = root or Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def require_same_source(theirs: str, who: str) -> None:
+    """Refuse to work with a party that runs other sources.
+
+    Raises
+    ------
+    ProvenanceError
+        With both hashes, abbreviated, and what to do.
+    """
+    ours = source_hash()
+    if theirs != ours:
+        raise ProvenanceError(
+            f"{who} runs other fedscan sources ({theirs[:12] or 'none'}) than this process "
+            f"({ours[:12]}). Start the SuperLink and every SuperNode from one release, outside "
+            "any folder that holds another copy of fedscan"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the libraries that a result depends on."""
+    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

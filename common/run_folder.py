@@ -1,0 +1,84 @@
+"""A run's folder: what was asked for, what happened, what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.checkpoints import save_model
+from common.config import RunConfig
+from common.files import write_json
+from common.metrics_log import MetricsLog
+from common.provenance import source_hash, versions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST, METRICS, SUMMARY, FAILURE = (
+    "manifest.json",
+    "metrics.jsonl",
+    "summary.json",
+    "failure.json",
+)
+
+
+def default_output_dir() -> Path:
+    """Folder for run folders when the run config names none."""
+    from platformdirs import user_data_path
+
+    return user_data_path("fedscan") / "runs"
+
+
+class RunFolder:
+    """``OUTPUT/<run-id>/``.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Its ``output_dir`` is OUTPUT.
+    run_id : str
+        Flower's.
+    """
+
+    def __init__(self, config: RunConfig, run_id: str) -> None:
+        self.config, self.run_id = config, run_id
+        self.path = Path(config.output_dir or default_output_dir()) / run_id
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.metrics = MetricsLog(self.path / METRICS)
+
+    def write_manifest(self, sites: dict[str, dict[str, Any]]) -> None:
+        """Write what is known before training: configuration, sites with counts, versions."""
+        write_json(
+            self.path / MANIFEST,
+            {
+                "run_id": self.run_id,
+                "config": self.config.to_flower(),
+                "sites": sites,
+                "versions": versions(),
+                "source_hash": source_hash(),
+            },
+        )
+
+    def write_model(self, state: dict[str, Tensor], *, round_number: int) -> None:
+        """Write the selected model, and what is needed to build it again."""
+        config = self.config
+        save_model(
+            self.path,
+            state,
+            {
+                "task": config.task,
+                "classifier": config.classifier,
+                "image_size": config.image_size,
+                "classes": ["female", "male"],
+                "round": round_number,
+                "source_hash": source_hash(),
+            },
+        )
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write the result; its presence says that the run is whole."""
+        write_json(self.path / SUMMARY, summary)
+
+    def write_failure(self, failure: dict[str, str]) -> None:
+        """Write why the run ended early: site, phase, error, traceback."""
+        write_json(self.path / FAILURE, failure)

@@ -1,0 +1,209 @@
+"""Classification of a scan: here, of sex from a T1-weighted brain MRI.
+
+``fit`` is the one training loop of fedscan's classifiers. Whoever calls it (a site in a federation,
+one hospital by itself, all data in one pool) decides only which images it may see.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.config import RunConfig
+from common.evaluation.classification import classification_metrics
+from common.models.classifier import CLASSES, build_classifier
+from common.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from common.imaging.prepare import ImageSet
+
+SHIFT_VOXELS = 2  # augmentation: at most, along each axis
+GAMMA_SPREAD = 0.2  # SD of log gamma
+NOISE_SD = 0.03  # at most, of intensities in [0, 1]
+
+
+def build_model(config: RunConfig) -> nn.Module:
+    """Build the model with the run's initial weights, the same wherever it is built."""
+    return build_classifier(
+        config.classifier,
+        image_size=config.image_size,
+        seed=derive_seed(config.seed, purpose="initial weights"),
+    )
+
+
+def shared_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the part of the model's state that sites share: all of it, in every classifier."""
+    return model.state_dict()
+
+
+def load_split(site: str, data_dir: Path, split: str, config: RunConfig, cache: Path) -> ImageSet:
+    """Load one split of one site's scans; no file of another split is opened."""
+    from common.imaging.bids import read_site
+    from common.imaging.prepare import load_images
+
+    return load_images(
+        read_site(data_dir, site), split, image_size=config.image_size, cache=cache
+    )
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Random batches without end: every image once, in a new order, before any a second time."""
+
+    count: int
+    size: int
+    generator: np.random.Generator
+
+    def __iter__(self):
+        pending = np.empty(0, dtype=np.int64)
+        while True:
+            while len(pending) < self.size:
+                pending = np.concatenate([pending, self.generator.permutation(self.count)])
+            yield pending[: self.size]
+            pending = pending[self.size :]
+
+
+def fit(
+    model: nn.Module,
+    data: ImageSet,
+    config: RunConfig,
+    *,
+    first_step: int,
+    steps: int,
+    seed: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Train a classifier in place for a number of optimizer steps.
+
+    AdamW on the cross-entropy, each class weighted by n / (2 · n_class) so that a hospital's mix
+    of sexes does not become a prior; the learning rate follows one cosine over the whole run. The
+    moments start anew in every call: weights have been averaged in between, and every arm of a
+    comparison is called in the same way.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps (B, 1, S, S, S) to logits (B, 2). Trained in place, left on the CPU.
+    data : ImageSet
+        Images (N, S, S, S) in [0, 1] and labels (N,).
+    config : RunConfig
+        Batch size, learning rate, weight decay and, with ``proximal_mu`` > 0, the weight μ of
+        FedProx's term μ/2 · ‖w - w₀‖² (Li et al. 2020, eq. 2), with w₀ the weights on entry.
+    first_step : int
+        Steps of the run that came before this call, for the schedule.
+    steps : int
+    seed : int
+        Decides batches, augmentation and dropout.
+    device : torch.device
+
+    Returns
+    -------
+    dict of str to float
+        ``loss``: mean training loss; ``images-seen``: images in all batches.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite: the run has diverged.
+    """
+    # Contiguous, not views of the loaded arrays, so that a kernel meets the same alignment always.
+    images = torch.from_numpy(data.images).unsqueeze(1)
+    labels = torch.from_numpy(data.labels)
+    present = torch.bincount(labels, minlength=CLASSES).clamp(min=1)
+    class_weights = (len(labels) / (CLASSES * present)).to(device)
+
+    model.to(device).train()
+    start = [p.detach().clone() for p in model.parameters()] if config.proximal_mu else []
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    batches = iter(_Batches(len(labels), config.batch_size, np.random.default_rng(seed)))
+    augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
+    losses = []
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(derive_seed(seed, purpose="dropout"))
+        for step in range(first_step, first_step + steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * cosine(step, config.total_steps)
+            index = torch.from_numpy(next(batches))
+            batch = augment(images[index], augmentation).to(device)
+            logits = model(batch)
+            loss = F.cross_entropy(logits, labels[index].to(device), weight=class_weights)
+            if start:
+                drift = sum(
+                    (p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True)
+                )
+                loss = loss + config.proximal_mu / 2 * drift
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    mean_loss = float(torch.stack(losses).mean())
+    model.cpu()
+    if not math.isfinite(mean_loss):
+        raise FloatingPointError(
+            f"the training loss is {mean_loss} after step {first_step + steps}: the run has "
+            "diverged. Try a lower learning-rate"
+        )
+    return {"loss": mean_loss, "images-seen": float(steps * config.batch_size)}
+
+
+def cosine(step: int, total: int) -> float:
+    """Fraction of the peak learning rate at a step: half a cosine from 1 towards 0."""
+    return 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Vary what does not carry the label: side, place, contrast and noise.
+
+    Parameters
+    ----------
+    images : Tensor
+        (B, 1, S, S, S) in [0, 1], axes right, anterior, superior.
+    generator : torch.Generator
+        Every draw comes from it.
+
+    Returns
+    -------
+    Tensor
+        A new tensor of the same shape. Sizes are left alone: they carry sex.
+    """
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    count = len(images)
+    shifts = torch.randint(-SHIFT_VOXELS, SHIFT_VOXELS + 1, (count, 3), generator=generator)
+    flips = uniform(count) < 0.5
+    out = torch.stack(
+        [
+            # The border of a prepared cube is empty, so rolling is shifting.
+            torch.roll(image.flip(1) if flip else image, tuple(shift.tolist()), (1, 2, 3))
+            for image, flip, shift in zip(images, flips, shifts, strict=True)
+        ]
+    )
+    gamma = torch.exp(GAMMA_SPREAD * torch.randn(count, 1, 1, 1, 1, generator=generator))
+    noise = NOISE_SD * uniform(count, 1, 1, 1, 1) * torch.randn(out.shape, generator=generator)
+    return out.pow(gamma) + noise
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarray:
+    """Return probabilities of class 1 (male), (N,) float64, in the order of the data."""
+    model.to(device).eval()
+    images = torch.from_numpy(data.images).unsqueeze(1)
+    logits = [model(part.to(device)).double().cpu() for part in images.split(32)]
+    model.cpu()
+    return torch.cat(logits).softmax(1)[:, 1].numpy()
+
+
+def evaluate(model: nn.Module, data: ImageSet, device: torch.device) -> dict[str, float]:
+    """Return the metrics of a model on one split; see ``common.evaluation.classification``."""
+    return classification_metrics(data.labels, predict(model, data, device))

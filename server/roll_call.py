@@ -1,0 +1,131 @@
+"""Who takes part: sites by name, and questions put to all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from common import messages
+from common.config import RunConfig
+from common.errors import ConfigError, FedscanError
+from common.messages import Failure
+from common.provenance import require_same_source
+
+SETTLE_SECONDS = 1.0  # no new site for so long: everybody who was starting with the others is here
+
+
+class SiteFailure(FedscanError):
+    """A site could not do its part, so the round cannot be whole."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(
+            f"site '{failure.site}' failed in {failure.phase}: {failure.error}\n{failure.traceback}"
+        )
+        self.failure = failure
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A connected site: Flower's number for it, its counts of scans, its device."""
+
+    node_id: int
+    counts: dict[str, int]
+    device: str
+
+
+class RollCall:
+    """The sites of one run, ordered by name, which is stable where Flower's node ids are random.
+
+    Parameters
+    ----------
+    grid : Grid
+    config : RunConfig
+        ``min_sites``, ``connect_timeout`` and ``reply_timeout``.
+
+    Raises
+    ------
+    ConfigError
+        If too few sites connect in time, or two claim one name.
+    SiteFailure
+        If a site cannot take part.
+    """
+
+    def __init__(self, grid: Grid, config: RunConfig) -> None:
+        self._grid, self._config = grid, config
+        nodes = {str(node): node for node in self._wait_for_nodes()}
+        hello = messages.HELLO
+        replies = self._exchange(
+            {label: messages.request(hello, node) for label, node in nodes.items()}, hello
+        )
+        sites: dict[str, Participant] = {}
+        for label, reply in replies.items():
+            identity = reply.content[messages.IDENTITY]
+            name = str(identity["site"])
+            require_same_source(str(identity["source-hash"]), f"site '{name}'")
+            if name in sites:
+                raise ConfigError(
+                    f"two SuperNodes say that they are site '{name}'. Give each its own name"
+                )
+            counts = {key: int(value) for key, value in reply.content[messages.METRICS].items()}
+            sites[name] = Participant(nodes[label], counts, str(identity["device"]))
+        self.sites = dict(sorted(sites.items()))
+
+    def ask(
+        self, kind: str, compose: Callable[[int], Message], round_number: int
+    ) -> dict[str, Message]:
+        """Ask every site and return the replies by name, in order of name.
+
+        Parameters
+        ----------
+        kind : str
+            What is asked for, in an error's words.
+        compose : callable
+            Given a node id, returns the request.
+        round_number : int
+
+        Raises
+        ------
+        SiteFailure
+            The first failure in order of name.
+        """
+        requests = {name: compose(site.node_id) for name, site in self.sites.items()}
+        return self._exchange(requests, f"{kind}, round {round_number}")
+
+    def _exchange(self, requests: dict[str, Message], phase: str) -> dict[str, Message]:
+        names = {message.metadata.dst_node_id: name for name, message in requests.items()}
+        replies = {
+            names[reply.metadata.src_node_id]: reply
+            for reply in self._grid.send_and_receive(
+                requests.values(), timeout=self._config.reply_timeout
+            )
+        }
+        for name in sorted(requests):
+            if name not in replies:
+                reason = f"no answer within {self._config.reply_timeout:g} s"
+                raise SiteFailure(Failure(name, phase, reason, ""))
+            if failure := messages.failure_in(replies[name], name, phase):
+                raise SiteFailure(failure)
+        return {name: replies[name] for name in sorted(requests)}
+
+    def _wait_for_nodes(self) -> list[int]:
+        deadline = time.monotonic() + self._config.connect_timeout
+        known: set[int] = set()
+        since = time.monotonic()
+        while True:
+            connected = set(self._grid.get_node_ids())
+            if connected != known:
+                known, since = connected, time.monotonic()
+            enough = len(known) >= self._config.min_sites
+            if enough and time.monotonic() - since >= SETTLE_SECONDS:
+                return sorted(known)
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{len(known)} sites connected within {self._config.connect_timeout:g} s, "
+                    f"min-sites = {self._config.min_sites}. Start the missing SuperNodes, or "
+                    "lower min-sites"
+                )
+            time.sleep(0.2)

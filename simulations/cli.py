@@ -1,0 +1,205 @@
+"""The command line: ``fedscan run``, ``fedscan prepare``, ``fedscan check``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import FedscanError
+
+app = typer.Typer(
+    name="fedscan",
+    help="Federated learning on medical scans: hospitals keep their scans, share what they learn.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+prepare = typer.Typer(help="Make data to work with.", no_args_is_help=True)
+app.add_typer(prepare, name="prepare")
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    text = "text"
+    json = "json"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="json: for machines, on stdout.")]
+
+
+def _parse_set(assignments: list[str]) -> dict[str, bool | int | float | str]:
+    """Read ``key=value`` as TOML would; what is no TOML value is a text."""
+    import tomllib
+
+    from common.errors import ConfigError
+
+    values = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {assignment}: accepted is key=value, as in --set seed=1")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return values
+
+
+@app.command()
+def run(
+    cohort: Annotated[
+        Path | None,
+        typer.Option(help="Folder with one BIDS data set a site. Without it: phantom hospitals."),
+    ] = None,
+    sites: Annotated[
+        int | None,
+        typer.Option(min=1, help="Phantom hospitals to simulate; 3 by default. The last is poor."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
+    ] = None,
+    gpus_per_site: Annotated[
+        float, typer.Option(min=0.0, help="Share of a GPU for each site, for example 0.33.")
+    ] = 0.0,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="CPUs to use in all; every one by default.")
+    ] = None,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Run a federation of simulated hospitals through Flower, and show each site's test result.
+
+    Examples:
+
+    - `fedscan run` — three phantom hospitals
+    - `fedscan run --cohort ~/hospitals --set num-server-rounds=30`
+    - `fedscan run --gpus-per-site 0.33 --set classifier=efficientnet-b2`
+    - `fedscan run --set seed=1 --format json > result.json`
+    """
+    from common.config import RunConfig
+    from common.errors import ConfigError
+    from simulations.federate import count_sites, federate
+    from simulations.launch import Resources
+
+    cohort = cohort and cohort.expanduser().absolute()
+    overrides = _parse_set(set_ or [])
+    if clash := {"cohort-dir": "--cohort", "output-dir": "--out"}.keys() & overrides.keys():
+        raise ConfigError(f"--set {min(clash)}: use --cohort and --out, which take any path")
+    number = count_sites(cohort, sites)
+    config = RunConfig.from_flower(
+        {
+            "min-sites": number,
+            **overrides,
+            "cohort-dir": str(cohort or ""),
+            "output-dir": str(out.expanduser().absolute()),
+        }
+    )
+    resources = Resources(number, config.threads, gpus_per_site, cpus)
+    folder, summary = federate(config, resources)
+    if output_format is Format.json:
+        typer.echo(json.dumps(summary))
+        return
+    _show_summary(summary)
+    typer.echo(str(folder))
+
+
+def _show_summary(summary: dict) -> None:
+    from rich.table import Table
+
+    from simulations.console import out
+
+    table = Table(
+        title=f"Each site's test scans, model of round {summary['best_round']} "
+        f"of {summary['rounds']}, {summary['seconds']:.0f} s",
+        title_justify="left",
+    )
+    table.add_column("site")
+    for heading in ("train", "test", "balanced accuracy", "AUROC", "sens. at 0.9 spec."):
+        table.add_column(heading, justify="right")
+    for name, site in summary["sites"].items():
+        metrics = ("balanced_accuracy", "auroc", "sensitivity_at_90_specificity")
+        numbers = ["–" if site[m] is None else f"{site[m]:.3f}" for m in metrics]
+        table.add_row(name, str(site["n_train"]), str(site["n_test"]), *numbers)
+    out.print(table)
+
+
+@prepare.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to make; one BIDS data set a site in it.")],
+    sites: Annotated[
+        str, typer.Option(help="name=N, with N training and validation subjects each.")
+    ] = "north=200,south=120,island=20",
+    test: Annotated[int, typer.Option(min=0, help="Test subjects a site, on top of N.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Make a cohort of phantom hospitals with a known truth.
+
+    Example: `fedscan prepare phantom cohort --sites north=200,island=20 --test 60 --seed 0`
+    """
+    from common.errors import ConfigError
+    from common.imaging.cohorts import write_cohort
+    from simulations import console
+
+    sizes: dict[str, int] = {}
+    for part in sites.split(","):
+        name, _, number = part.strip().partition("=")
+        if not number.isdecimal() or name in sizes:
+            raise ConfigError(f"--sites {sites}: accepted is name=N,name=N,… with each name once")
+        sizes[name] = int(number)
+    with console.steps("Making phantom scans", sum(sizes.values()) + test * len(sizes)) as bar:
+        write_cohort(
+            out.expanduser().absolute(), sizes, n_test=test, seed=seed, progress=bar.advance
+        )
+    typer.echo(str(out))
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A BIDS data set, or a folder with one a site.")],
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Open every scan of a data set or cohort and say whether fedscan can use it.
+
+    Exit code 0: usable; 2: not. Nothing leaves this machine: the report names files.
+
+    Example: `fedscan check ~/hospitals --format json`
+    """
+    from common.imaging.check import check_cohort
+
+    report = check_cohort(folder.expanduser().absolute())
+    if output_format is Format.json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        _show_report(report)
+    raise typer.Exit(0 if report.usable else 2)
+
+
+def _show_report(report) -> None:
+    raise NotImplementedError
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one clear message, not a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        app()
+    except FedscanError as error:
+        from simulations.console import err
+        from simulations.federate import RunFailed
+
+        err.print(f"[bold red]Error:[/] ", end="")
+        err.print(str(error), markup=False, soft_wrap=True)
+        sys.exit(1 if isinstance(error, RunFailed) else 2)
+
+
+if __name__ == "__main__":
+    main()

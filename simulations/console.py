@@ -1,0 +1,74 @@
+"""What a person sees: a progress bar on a terminal, plain lines elsewhere, tables, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+out = Console(highlight=False)  # results: what a pipe should get
+err = Console(stderr=True, highlight=False)  # everything said on the way
+PLAIN_EVERY = 10.0  # seconds between two plain lines that say nothing new
+
+
+class Steps:
+    """A count of steps with a word on each: a bar on a terminal, else lines on stderr.
+
+    Parameters
+    ----------
+    title : str
+    total : int
+    """
+
+    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self._bar = bar
+        self._task = bar.add_task(title, total=total, note="") if bar else None
+        self._last_line = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "", *, always: bool = False) -> None:
+        """Count steps as done; ``always`` prints a plain line even soon after another."""
+        self.done += count
+        if self._bar:
+            self._bar.update(self._task, advance=count, note=note)
+            return
+        now = time.monotonic()
+        if always or self.done == self.total or now - self._last_line > PLAIN_EVERY:
+            self._last_line = now
+            err.print(f"{self.title} {self.done}/{self.total} {note}".rstrip(), soft_wrap=True)
+
+    def say(self, note: str) -> None:
+        """Say what goes on, without counting."""
+        if self._bar:
+            self._bar.update(self._task, note=note)
+        else:
+            err.print(f"{self.title}: {note}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def steps(title: str, total: int) -> Iterator[Steps]:
+    """Show progress over ``total`` steps until the block is left."""
+    if not err.is_terminal:
+        yield Steps(title, total, None)
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+    )
+    with bar:
+        yield Steps(title, total, bar)

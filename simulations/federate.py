@@ -1,0 +1,149 @@
+"""One federated run from configuration to summary, followed on the console."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig
+from common.errors import ConfigError, FedscanError
+from common.metrics_log import Row, read_rows
+from common.paths import cache_dir
+from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
+from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
+from simulations import console
+from simulations.launch import FlowerRun, Resources, flower_run, usable_cpus
+
+LOG = "flower.log"
+POLL_SECONDS = 0.5
+
+
+class RunFailed(FedscanError):
+    """A run ended without a result."""
+
+
+def count_sites(cohort: Path | None, sites: int | None) -> int:
+    """Return how many SuperNodes to simulate: one a site of the cohort, or as many as asked for.
+
+    Raises
+    ------
+    ConfigError, DataContractError
+        If the cohort holds another number of sites than was asked for, or cannot be read.
+    """
+    if cohort is None:
+        return sites or 3
+    from common.imaging.bids import list_sites
+
+    found = list_sites(cohort)
+    if sites not in (None, len(found)):
+        raise ConfigError(
+            f"--sites {sites}, but {cohort} holds {len(found)}: {', '.join(found)}. Leave --sites "
+            "out to take them all"
+        )
+    return len(found)
+
+
+def prepare_phantoms(count: int) -> None:
+    """Make the default cohort's sites in the user's cache, where they are not yet there."""
+    from common.imaging.phantom_cache import ensure_site
+
+    sites = phantom_sites(count)
+    total = sum(n + PHANTOM_TEST for n in sites.values())
+    with console.steps("Making phantom scans", total) as bar:
+        for name, n in sites.items():
+            before = bar.done
+            ensure_site(
+                cache_dir(),
+                name,
+                n=n,
+                n_test=PHANTOM_TEST,
+                seed=PHANTOM_SEED,
+                workers=usable_cpus(),
+                progress=lambda k, name=name: bar.advance(k, name),
+            )
+            missing = n + PHANTOM_TEST - (bar.done - before)
+            if missing:
+                bar.advance(missing, f"{name} (cached)")
+
+
+def federate(config: RunConfig, resources: Resources) -> tuple[Path, dict[str, Any]]:
+    """Run a federation through Flower and wait for its end.
+
+    Parameters
+    ----------
+    config : RunConfig
+        ``output_dir`` must be set.
+    resources : Resources
+
+    Returns
+    -------
+    tuple of Path and dict
+        The run folder and its summary.
+
+    Raises
+    ------
+    ConfigError
+        Before anything is started.
+    RunFailed
+        With the failed site's name, phase and traceback, or the end of Flower's log.
+    """
+    if not config.cohort_dir:
+        prepare_phantoms(resources.sites)
+    folder: Path | None = None
+    with flower_run(config, resources) as run:
+        try:
+            with console.steps("Round", config.num_server_rounds) as bar:
+                bar.say("starting Flower and Ray")
+                folder = _follow(run, Path(config.output_dir), bar)
+            completed = run.succeeded()
+        finally:
+            if folder is None and (run_id := run.run_id()):
+                folder = Path(config.output_dir) / run_id
+            if folder and folder.is_dir():
+                shutil.copyfile(run.log_path, folder / LOG)
+        log = run.log()
+    if completed and folder and (folder / SUMMARY).is_file():
+        return folder, json.loads((folder / SUMMARY).read_text())
+    raise RunFailed(_why(folder, log))
+
+
+def _follow(run: FlowerRun, output_dir: Path, bar: console.Steps) -> Path | None:
+    """Show the rounds as they are written to the log of metrics; return the run folder."""
+    folder: Path | None = None
+    greeted = False
+    while True:
+        ended = run.ended(POLL_SECONDS)
+        if folder is None and (run_id := run.run_id()):
+            folder = output_dir / run_id
+            bar.say("sites read and prepare their scans")
+        if folder and not greeted and (folder / MANIFEST).is_file():
+            greeted = True
+            sites = json.loads((folder / MANIFEST).read_text())["sites"]
+            counts = ", ".join(f"{name} ({site['n_train']})" for name, site in sites.items())
+            bar.say(f"training at {counts}")
+        if folder and (folder / METRICS).is_file():
+            _show_new_rounds(list(read_rows(folder / METRICS)), bar)
+        if ended:
+            return folder
+
+
+def _show_new_rounds(rows: list[Row], bar: console.Steps) -> None:
+    shown = [row for row in rows if row.split == "val" and row.name == "balanced_accuracy"]
+    for number in sorted({row.round for row in shown if row.round > bar.done}):
+        values = ", ".join(f"{row.site} {row.value:.2f}" for row in shown if row.round == number)
+        bar.advance(1, f"validation balanced accuracy: {values}", always=True)
+
+
+def _why(folder: Path | None, log: str) -> str:
+    if folder and (folder / FAILURE).is_file():
+        failure = json.loads((folder / FAILURE).read_text())
+        who = f"site '{failure['site']}'" if failure["site"] else "the server"
+        return (
+            f"{who} failed in {failure['phase']}: {failure['error']}\n{failure['traceback']}"
+            f"Run folder: {folder}"
+        )
+    return "the run failed before its first message. The end of Flower's log:\n" + "\n".join(
+        log.splitlines()[-25:]
+    )

@@ -1,0 +1,230 @@
+"""Start ``flwr run`` in a neutral place, follow it, and leave nothing behind.
+
+Flower's engine does the work. What is added here: the switches that keep Flower offline, a port and
+a ``FLWR_HOME`` of the run's own (Flower would reuse any SuperLink that answers on its port, with
+whatever code that one was started in), a final status, and an end to every process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import RunConfig
+from common.errors import ConfigError, FedscanError
+
+OFFLINE = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else `uv sync` before every run
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+}
+ROOT = Path(__file__).parents[1]
+_STARTED = re.compile(r"Successfully started run (\d+)")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a simulation asks for.
+
+    Parameters
+    ----------
+    sites : int
+        Simulated SuperNodes.
+    cpus_per_site : int
+    gpus_per_site : float
+        Share of a GPU; 0 for none.
+    cpus : int or None
+        CPUs that Ray may use in all; None for every usable one.
+    """
+
+    sites: int
+    cpus_per_site: int = 1
+    gpus_per_site: float = 0.0
+    cpus: int | None = None
+
+    def federation_config(self) -> str:
+        """Return Flower's ``--federation-config``."""
+        words = [
+            f"num-supernodes={self.sites}",
+            f"client-resources-num-cpus={self.cpus_per_site}",
+            f"client-resources-num-gpus={float(self.gpus_per_site)}",
+            f"init-args-num-cpus={self.cpus or usable_cpus()}",
+        ]
+        return " ".join(words)
+
+    def check(self) -> None:
+        """Refuse what this machine does not have, before anything is started.
+
+        Raises
+        ------
+        ConfigError
+            Naming the number that cannot be had.
+        """
+        have = usable_cpus()
+        if self.cpus is not None and self.cpus > have:
+            raise ConfigError(f"{self.cpus} CPUs cannot be had: this machine has {have}")
+        available = self.cpus or have
+        if self.cpus_per_site > available:
+            raise ConfigError(
+                f"{self.cpus_per_site} CPUs a site cannot be had: {available} are available. "
+                "Lower --set threads"
+            )
+        if self.gpus_per_site > 0:
+            import torch
+
+            gpus = torch.cuda.device_count()
+            if self.gpus_per_site > gpus:
+                raise ConfigError(
+                    f"{self.gpus_per_site:g} GPUs a site cannot be had: this machine has {gpus} "
+                    "that PyTorch can use. Leave --gpus-per-site out to run on the CPU"
+                )
+
+
+def usable_cpus() -> int:
+    """Count the CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class FlowerRun:
+    """A run in progress: its id as soon as it has one, its exit code once it has ended."""
+
+    log_path: Path
+    _environment: Mapping[str, str]
+    _leash: subprocess.Popen[str]
+    _home: Path
+
+    def run_id(self) -> str | None:
+        """Flower's number of the run, or None before Flower gave one."""
+        found = _STARTED.search(self.log())
+        return found.group(1) if found else None
+
+    def log(self) -> str:
+        """Everything that ``flwr run --stream`` has printed so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def ended(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds; say whether ``flwr run`` has ended."""
+        import select
+
+        if self._leash.poll() is not None:
+            return True
+        ready, _, _ = select.select([self._leash.stdout], [], [], timeout)
+        return bool(ready)
+
+    def succeeded(self) -> bool:
+        """Ask Flower for the run's final status: ``flwr run --stream`` exits 0 even on failure."""
+        run_id = self.run_id()
+        if run_id is None:
+            return False
+        answer = subprocess.run(
+            [_flwr(), "list", "--run-id", run_id, "--format", "json"],
+            env=self._environment,
+            cwd=self._home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        try:
+            return json.loads(answer.stdout)["runs"][0]["status"] == "finished:completed"
+        except (ValueError, LookupError) as error:
+            raise FedscanError(
+                f"Flower did not tell the status of run {run_id}: {answer.stdout}{answer.stderr}"
+            ) from error
+
+
+@contextlib.contextmanager
+def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
+    """Start ``flwr run`` for a simulation; on leaving, however that happens, all of it is ended.
+
+    Parameters
+    ----------
+    config : RunConfig
+    resources : Resources
+
+    Yields
+    ------
+    FlowerRun
+
+    Raises
+    ------
+    ConfigError
+        If fedscan was not installed from its folder, or the machine lacks what is asked for.
+    """
+    if not (ROOT / "pyproject.toml").is_file():
+        raise ConfigError(
+            "Flower runs fedscan from its folder. Install it with `pip install -e .` there"
+        )
+    resources.check()
+    # Short: Ray keeps Unix sockets below it, and their paths may have 107 characters.
+    home = Path(tempfile.mkdtemp(prefix="fedscan-"))
+    port = _free_port()
+    environment = {
+        **os.environ,
+        **OFFLINE,
+        # Flower finds its own commands by PATH, which need not hold this environment.
+        "PATH": f"{_scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "FLWR_HOME": str(home / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port(taken=port)),
+        "RAY_TMPDIR": str(home),
+        "RAY_DEDUP_LOGS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    log_path = home / "flower.log"
+    overrides = home / "run-config.toml"
+    overrides.write_text(_toml(config.to_flower()))
+    command = [_flwr(), "run", str(ROOT), "--stream", "--run-config", str(overrides)]
+    command += ["--federation-config", resources.federation_config()]
+    with log_path.open("w") as log:
+        leash = subprocess.Popen(
+            [sys.executable, "-m", "simulations.leash", *command],
+            cwd=home,  # neutral: Ray's workers may import what lies in the working directory
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches us, and we close the leash's input
+        )
+    try:
+        yield FlowerRun(log_path, environment, leash, home)
+    finally:
+        leash.stdin.close()
+        leash.wait()
+        leash.stdout.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _scripts() -> Path:
+    """Folder of this very environment's commands, wherever PATH points."""
+    return Path(sys.executable).parent
+
+
+def _flwr() -> str:
+    return str(_scripts() / "flwr")
+
+
+def _free_port(taken: int = 0) -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            if (port := probe.getsockname()[1]) != taken:
+                return port
+
+
+def _toml(values: Mapping[str, bool | int | float | str]) -> str:
+    # JSON's bools, numbers and strings are TOML's too.
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

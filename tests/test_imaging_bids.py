@@ -1,0 +1,410 @@
+"""Which data sets are read, what is left out and counted, and what is refused in which words."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import ConfigError, DataContractError
+from common.imaging import site_files
+from common.imaging.bids import is_dataset, list_sites, read_site, site_name
+from common.imaging.site_files import plain
+
+
+def put_scan(root: Path, relative: str) -> Path:
+    """An unopened image: read_site looks at names alone."""
+    path = root / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"never opened")
+    return path
+
+
+@pytest.fixture
+def make_site(tmp_path):
+    """Write a site from the text of its table; by default everybody in it has a scan."""
+
+    def make(table: str | bytes, *, scans: list[str] | None = None, sidecar=None) -> Path:
+        root = tmp_path / "north"
+        root.mkdir()
+        raw = table if isinstance(table, bytes) else table.encode()
+        (root / "participants.tsv").write_bytes(raw)
+        if scans is None:
+            names = [line.split("\t")[0] for line in raw.decode(errors="replace").splitlines()[1:]]
+            scans = [f"{n}/anat/{n}_T1w.nii.gz" for n in names if n.startswith("sub-0")]
+        for scan in scans:
+            put_scan(root, scan)
+        if sidecar is not None:
+            text = sidecar if isinstance(sidecar, str) else json.dumps(sidecar)
+            (root / "participants.json").write_text(text)
+        return root
+
+    return make
+
+
+def labels(root: Path, **options) -> dict[str, int]:
+    return {one.id: one.label for one in read_site(root, "north", **options).participants}
+
+
+def refusal(root: Path, **options) -> DataContractError:
+    with pytest.raises(DataContractError) as caught:
+        read_site(root, "north", **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("site 'north': ")
+    assert caught.value.public.startswith("site 'north': ")
+    return caught.value
+
+
+BOTH = {"sub-01": 1, "sub-02": 0}
+
+
+class TestAccepted:
+    @pytest.mark.parametrize(
+        ("male", "female"),
+        [("M", "F"), ("m", "f"), ("male", "female"), ("Male", "FEMALE"), (" M", "F ")],
+    )
+    def test_letters_and_words(self, make_site, male, female):
+        root = make_site(f"participant_id\tsex\nsub-01\t{male}\nsub-02\t{female}\n")
+        assert labels(root) == BOTH
+
+    @pytest.mark.parametrize(
+        "levels",
+        [
+            {"1": "male", "2": "female"},
+            {"1": "M", "2": "F."},
+            {"1": {"Description": "Male"}, "2": {"Description": "Female"}},
+        ],
+    )
+    @pytest.mark.parametrize("codes", [("1", "2"), ("1.0", "2.0")])
+    def test_numbers_that_the_sidecar_explains(self, make_site, levels, codes):
+        table = f"participant_id\tsex\nsub-01\t{codes[0]}\nsub-02\t{codes[1]}\n"
+        assert labels(make_site(table, sidecar={"sex": {"Levels": levels}})) == BOTH
+
+    @pytest.mark.parametrize("column", ["gender", "Gender", "SEX"])
+    def test_names_of_the_column(self, make_site, column):
+        table = f"participant_id\tage\t{column}\nsub-01\t33\tM\nsub-02\tn/a\tF\n"
+        assert labels(make_site(table, sidecar={column: {"Levels": {"M": "male"}}})) == BOTH
+
+    def test_sex_goes_before_gender_and_another_column_can_be_asked_for(self, make_site):
+        table = "participant_id\tgender\tsex\tat_birth\nsub-01\tF\tM\tF\n"
+        root = make_site(table)
+        assert labels(root) == {"sub-01": 1}
+        assert labels(root, label="gender") == {"sub-01": 0}
+        assert labels(root, label="at_birth") == {"sub-01": 0}
+
+    @pytest.mark.parametrize(
+        "rewrite",
+        [
+            lambda text: b"\xef\xbb\xbf" + text.encode(),
+            lambda text: text.replace("\n", "\r\n").encode(),
+            lambda text: text.replace("\n", "\r").encode(),
+            lambda text: text.rstrip("\n").encode(),
+            lambda text: (text + "\n\t\n\n").encode(),
+            lambda text: text.replace("sub-01", '"sub-01"').encode(),
+            lambda text: (
+                text.replace("sex", "sex\tnote")
+                .replace("M", "M\té ")
+                .replace("F", "F\tn/a")
+                .encode()
+            ),
+        ],
+        ids=["bom", "crlf", "cr", "no-last-newline", "blank-lines", "quotes", "unicode"],
+    )
+    def test_ways_of_writing_a_table(self, make_site, rewrite):
+        text = "participant_id\tsex\nsub-01\tM\nsub-02\tF\n"
+        scans = [f"sub-0{i}/anat/sub-0{i}_T1w.nii" for i in (1, 2)]
+        assert labels(make_site(rewrite(text), scans=scans)) == BOTH
+
+    @pytest.mark.parametrize("name", ["sub-01.a", "sub-A-b.c_d", "sub-0001", "sub-x+1"])
+    @pytest.mark.parametrize("rest", ["_T1w.nii", "_acq-a.b-c_run-01_T1w.nii.gz"])
+    def test_dots_and_dashes_in_names(self, make_site, name, rest):
+        scan = f"{name}/anat/{name}{rest}"
+        root = make_site(f"participant_id\tsex\n{name}\tM\n", scans=[scan])
+        (only,) = read_site(root, "north").participants
+        assert (only.id, only.scan) == (name, root / scan)
+
+    def test_first_of_several_scans_by_name(self, make_site):
+        names = ["run-2_T1w.nii", "run-1_T1w.nii.gz", "run-1_T2w.nii", "run-1_T1w.json"]
+        scans = [f"sub-01/anat/sub-01_{name}" for name in names]
+        root = make_site("participant_id\tsex\nsub-01\tM\n", scans=scans)
+        (only,) = read_site(root, "north").participants
+        assert only.scan.name == "sub-01_run-1_T1w.nii.gz"
+
+    @pytest.mark.parametrize(
+        ("session", "expected"), [(None, "ses-2"), ("10", "ses-10"), ("ses-2", "ses-2")]
+    )
+    def test_first_session_that_has_a_scan_unless_told(self, make_site, session, expected):
+        scans = [f"sub-01/ses-{s}/anat/sub-01_ses-{s}_T1w.nii" for s in ("10", "2")]
+        scans.append("sub-01/ses-1/anat/sub-01_ses-1_T2w.nii")
+        root = make_site("participant_id\tsex\nsub-01\tM\n", scans=scans)
+        (only,) = read_site(root, "north", session=session).participants
+        assert only.scan.parts[-3] == expected
+
+    def test_split_column_is_honoured(self, make_site):
+        table = (
+            "participant_id\tsplit\tsex\nsub-01\tval\tM\nsub-02\ttest\tF\nsub-03\tvalidation\tM\n"
+        )
+        index = read_site(make_site(table), "north")
+        assert [one.split for one in index.participants] == ["val", "test", "val"]
+
+    def test_split_without_a_column_does_not_depend_on_the_rows(self, tmp_path):
+        rows = [f"sub-{i:02d}\t{'MF'[i % 2]}" for i in range(12)]
+        splits = []
+        for site, order in (("a", rows), ("b", rows[::-1])):
+            root = tmp_path / site
+            for row in rows:
+                name = row.split("\t")[0]
+                put_scan(root, f"{name}/anat/{name}_T1w.nii")
+            (root / "participants.tsv").write_text("participant_id\tsex\n" + "\n".join(order))
+            splits.append([(one.id, one.split) for one in read_site(root, site).participants])
+        assert splits[0] == splits[1]
+        assert {split for _, split in splits[0]} == {"train", "val", "test"}
+
+    def test_link_that_stays_in_the_site(self, make_site):
+        root = make_site("participant_id\tsex\nsub-01\tM\n", scans=[])
+        kept = put_scan(root, ".git/annex/objects/x.nii")
+        scan = root / "sub-01/anat/sub-01_T1w.nii"
+        scan.parent.mkdir(parents=True)
+        scan.symlink_to(kept)
+        assert labels(root) == {"sub-01": 1}
+
+
+def test_left_out_and_counted_never_guessed(make_site, tmp_path):
+    table = (
+        "participant_id\tsex\tsplit\n"
+        "sub-01\tM\ttrain\n"
+        "sub-02\tn/a\ttrain\n"
+        "sub-03\t\ttrain\n"
+        "sub-04\tF\tn/a\n"
+        "sub-9a\tF\ttrain\n"  # no folder
+        "sub-9b\tF\ttrain\n"  # a folder without a T1w
+        "sub-9c\tF\ttrain\n"  # somebody else's image
+        "sub-9d\tF\ttrain\n"  # a link out of the site
+        "sub-9e\tF\ttrain\n"  # anat is a link out of the site
+    )
+    root = make_site(table)
+    put_scan(root, "sub-9b/anat/sub-9b_T2w.nii")
+    put_scan(root, "sub-9c/anat/sub-01_T1w.nii")
+    put_scan(root, "sub-99/anat/sub-99_T1w.nii")  # not listed
+    put_scan(tmp_path, "south/anat/sub-9d_T1w.nii")
+    put_scan(tmp_path, "south/anat/sub-9e_T1w.nii")
+    (root / "sub-9d").symlink_to(tmp_path / "south")
+    (root / "sub-9e").mkdir()
+    (root / "sub-9e/anat").symlink_to(tmp_path / "south/anat")
+    index = read_site(root, "north")
+    assert [one.id for one in index.participants] == ["sub-01"]
+    assert index.left_out == {
+        "no label": 2,
+        "no split": 1,
+        "no scan": 3,
+        "folder not in participants.tsv": 1,
+        "leaves the site's folder by a link": 2,
+    }
+
+
+class TestRefused:
+    def test_no_folder(self, tmp_path):
+        assert "does not exist" in str(refusal(tmp_path / "nowhere"))
+
+    def test_no_table(self, tmp_path):
+        assert "no participants.tsv" in str(refusal(tmp_path))
+
+    @pytest.mark.parametrize("table", ["", "\n\n", "id\tsex\nsub-01\tM\n", "participant_id,sex\n"])
+    def test_no_participant_column(self, make_site, table):
+        error = refusal(make_site(table))
+        assert "no column participant_id" in str(error)
+        assert "tabs" in str(error)
+
+    @pytest.mark.parametrize("label", ["sex", "diagnosis"])
+    def test_unknown_label_column(self, make_site, label):
+        error = refusal(make_site("participant_id\tage\nsub-01\t33\n"), label=label)
+        assert f"no label column '{label}'" in str(error)
+        assert "age" in str(error)
+        assert "age" not in error.public
+
+    @pytest.mark.parametrize("value", ["X", "other", "1", "2", "0", "unknown", "男", "m f", "NaN"])
+    def test_unknown_label_value(self, make_site, value):
+        error = refusal(make_site(f"participant_id\tsex\nsub-01\tM\nsub-02\t{value}\n"))
+        assert "participants.tsv, line 3, column sex" in str(error)
+        assert f"'{value}'" in str(error)
+        assert "Accepted: M or F" in str(error)
+        assert f"'{value}'" not in error.public
+        assert "line" not in error.public
+
+    @pytest.mark.parametrize(
+        "sidecar",
+        [
+            {"gender": {"Levels": {"1": "male"}}},
+            {"sex": {"Levels": {"1": "not female"}}},
+            {"sex": {"Levels": ["female", "male"]}},
+            {"sex": {"Levels": {"1": None}}},
+            {"sex": "1 is male"},
+            {},
+            [],
+        ],
+    )
+    def test_number_that_the_sidecar_does_not_explain(self, make_site, sidecar):
+        error = refusal(make_site("participant_id\tsex\nsub-01\t1\n", sidecar=sidecar))
+        assert "unknown value" in str(error)
+
+    def test_sidecar_that_contradicts_the_table(self, make_site):
+        sidecar = {"sex": {"Levels": {"M": "female"}}}
+        error = refusal(make_site("participant_id\tsex\nsub-01\tM\n", sidecar=sidecar))
+        assert "contradicts" in str(error)
+
+    @pytest.mark.parametrize("sidecar", ["{", "[" * 100_000, "1" * 10_000, ""])
+    def test_sidecar_that_is_not_json(self, make_site, sidecar):
+        error = refusal(make_site("participant_id\tsex\nsub-01\tM\n", sidecar=sidecar))
+        assert "participants.json is not JSON" in str(error)
+
+    def test_duplicate_participant(self, make_site):
+        error = refusal(make_site("participant_id\tsex\nsub-01\tM\nsub-02\tM\nsub-01\tF\n"))
+        assert "listed twice" in str(error)
+        assert "line 4" in str(error)
+        assert "sub-01" not in error.public
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "sub-../../x",
+            "sub-..",
+            "../sub-01",
+            "/etc/passwd",
+            "sub-",
+            "01",
+            "sub-a/b",
+            "sub-a\\b",
+            "sub-a\x00b",
+            "sub-\x1b[31m",
+            "sub-é",
+            "",
+        ],
+    )
+    def test_participant_that_is_no_name(self, make_site, tmp_path, name):
+        put_scan(tmp_path, "x/anat/x_T1w.nii")
+        error = refusal(make_site(f"participant_id\tsex\n{name}\tM\n"))
+        assert "participant_id is not acceptable" in str(error)
+        assert "line 2" in str(error)
+        assert str(error).isprintable()
+
+    @pytest.mark.parametrize("value", ["dev", "1", "training"])
+    def test_unknown_split(self, make_site, value):
+        error = refusal(make_site(f"participant_id\tsex\tsplit\nsub-01\tM\t{value}\n"))
+        assert "line 2, column split" in str(error)
+        assert "train, val" in str(error)
+
+    @pytest.mark.parametrize("row", ["sub-01", "sub-01\tM\tx"])
+    def test_row_that_does_not_fit_the_header(self, make_site, row):
+        error = refusal(make_site(f"participant_id\tsex\n{row}\n"))
+        assert "participants.tsv, line 2" in str(error)
+        assert "does not fit the header" in str(error)
+
+    def test_column_that_stands_twice(self, make_site):
+        error = refusal(make_site("participant_id\tsex\tSex\nsub-01\tM\tF\n"))
+        assert "stands twice" in str(error)
+
+    def test_quote_that_never_ends(self, make_site):
+        error = refusal(make_site('participant_id\tsex\n"sub-01\tM\nsub-02\tF\n'))
+        assert "not a table" in str(error)
+
+    @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+    def test_other_encodings(self, make_site, encoding):
+        error = refusal(make_site("participant_id\tsex\té\n".encode(encoding)))
+        assert "not UTF-8" in str(error)
+        assert "byte" in str(error)
+
+    def test_table_that_is_too_large(self, make_site):
+        error = refusal(make_site(b"participant_id\tsex\n" + b"#" * (16 * 2**20)))
+        assert "too large" in str(error)
+
+    def test_cell_that_is_too_long(self, make_site):
+        error = refusal(make_site("participant_id\tsex\nsub-01\t" + "M" * 200_000))
+        assert "not a table" in str(error)
+
+    @pytest.mark.parametrize("name", ["participants.tsv", "participants.json"])
+    def test_table_outside_the_site(self, make_site, tmp_path, name):
+        root = make_site("participant_id\tsex\nsub-01\tM\n", sidecar={})
+        (root / name).rename(tmp_path / "elsewhere")
+        (root / name).symlink_to(tmp_path / "elsewhere")
+        error = refusal(root)
+        assert name in str(error)
+        assert "leaves the site's folder by a link" in str(error)
+
+    def test_table_that_is_a_pipe_does_not_block(self, tmp_path):
+        os.mkfifo(tmp_path / "participants.tsv")
+        assert "not a regular file" in str(refusal(tmp_path))
+
+    def test_circle_of_links(self, tmp_path):
+        (tmp_path / "participants.tsv").symlink_to(tmp_path / "participants.tsv")
+        assert "leads nowhere" in str(refusal(tmp_path))
+
+    def test_nobody_left(self, make_site):
+        error = refusal(make_site("participant_id\tsex\nsub-01\tn/a\nsub-9\tM\n"))
+        assert "no participant has a label and a scan" in str(error)
+        assert "no label: 1, no scan: 1" in str(error)
+
+    def test_session_that_nobody_has(self, make_site):
+        scan = "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii"
+        root = make_site("participant_id\tsex\nsub-01\tM\n", scans=[scan])
+        assert "no scan: 1" in str(refusal(root, session="2"))
+        assert "no scan: 1" in str(refusal(root, session="../ses-1"))
+
+
+class TestSites:
+    def test_one_folder_a_site_sorted(self, tmp_path):
+        for name in ("south", "north", "ward.2_b-c", ".hidden"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "README").write_text("no site")
+        assert list_sites(tmp_path) == {
+            name: tmp_path / name for name in ("north", "south", "ward.2_b-c")
+        }
+
+    @pytest.mark.parametrize("name", ["a b", "-x", "é", "[red]"])
+    def test_name_that_names_no_site(self, tmp_path, name):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ConfigError, match="cannot name a site") as caught:
+            list_sites(tmp_path)
+        assert name not in caught.value.public
+
+    def test_link_out_of_the_cohort(self, tmp_path):
+        for name in ("cohort", "elsewhere"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "cohort/north").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(DataContractError, match=r"site 'north'.*by a link"):
+            list_sites(tmp_path / "cohort")
+
+    @pytest.mark.parametrize("name", [".", "nowhere"])
+    def test_no_site(self, tmp_path, name):
+        with pytest.raises(ConfigError):
+            list_sites(tmp_path / name)
+
+    def test_data_set_or_folder_of_them(self, tmp_path):
+        put_scan(tmp_path, "one/sub-01/anat/sub-01_T1w.nii")
+        assert is_dataset(tmp_path / "one")
+        assert not is_dataset(tmp_path)
+        assert site_name(tmp_path / "one") == "one"
+        assert site_name(Path("/")) == "site"
+
+
+@given(st.text(max_size=300))
+def test_text_of_a_data_set_is_made_safe_for_one_line(text):
+    assert plain(text).isprintable()
+    plain(text).encode()
+    if text.isprintable() and len(text) <= 200:
+        assert plain(text) == text
+
+
+def test_a_file_is_opened_only_through_its_resolved_path(tmp_path):
+    (tmp_path / "site").mkdir()
+    secret = put_scan(tmp_path, "secret")
+    with pytest.raises(DataContractError, match="by a link") as caught:
+        site_files.open_inside(
+            tmp_path / "site" / ".." / "secret", root=tmp_path / "site", site="north"
+        )
+    assert secret.exists()
+    assert "secret" not in caught.value.public
