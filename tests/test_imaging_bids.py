@@ -364,7 +364,7 @@ class TestSites:
             name: tmp_path / name for name in ("north", "south", "ward.2_b-c")
         }
 
-    @pytest.mark.parametrize("name", ["a b", "-x", "é", "[red]"])
+    @pytest.mark.parametrize("name", ["a b", "-x", "é", "[red]", "x" * 65])
     def test_name_that_names_no_site(self, tmp_path, name):
         (tmp_path / name).mkdir()
         with pytest.raises(ConfigError, match="cannot name a site") as caught:

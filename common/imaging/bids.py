@@ -39,7 +39,7 @@ NO_SCAN = "no scan"
 NO_SPLIT = "no split"
 UNLISTED = "folder not in participants.tsv"
 
-_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SESSION = re.compile(r"ses-[A-Za-z0-9][A-Za-z0-9._+-]*")
 _ENTITIES = re.compile(r"(_[A-Za-z0-9._+-]+)?_T1w\.nii(\.gz)?")
 
@@ -185,9 +185,10 @@ def list_sites(cohort_dir: Path) -> dict[str, Path]:
         if folder.name.startswith(".") or not folder.is_dir():
             continue
         if not _SITE.fullmatch(folder.name):
-            rule = "a site's name starts with a letter or digit and holds only those, '.', '_', '-'"
+            rule = "up to 64 letters, digits, '.', '_' and '-', the first a letter or digit"
             raise ConfigError(
-                f"the folder '{plain(folder.name)}' cannot name a site: {rule}", public=rule
+                f"the folder '{plain(folder.name)}' cannot name a site: accepted are {rule}",
+                public=f"a site's name is {rule}",
             )
         sites[folder.name] = resolve_inside(folder, root=root, site=folder.name)
     if not sites:

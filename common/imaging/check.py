@@ -50,7 +50,7 @@ class SiteReport:
     voxel_sizes_mm: dict[str, int] = field(default_factory=dict)
     orientations: dict[str, int] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Report as plain dictionaries, lists, strings and numbers."""
         return asdict(self)
 
@@ -73,7 +73,7 @@ class CohortReport:
     sites: list[SiteReport] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Report as plain dictionaries, lists, strings and numbers."""
         return asdict(self)
 

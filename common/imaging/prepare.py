@@ -54,7 +54,8 @@ def prepare_volume(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -
     """Resample a head to a standard cube and scale its intensities.
 
     The cube has sides of ``FIELD_OF_VIEW_MM``, parallel to the RAS axes, and its centre is the
-    head's centre of mass. Before linear interpolation, each axis that loses resolution is smoothed
+    head's centre of mass. Voxels beyond the 0.1st and 99.9th percentile are clipped to these, so
+    that no spike spreads. Before linear interpolation, each axis that loses resolution is smoothed
     so that its point spread function matches the new spacing [1]_. The head is what lies above
     Otsu's threshold [2]_, with its holes filled. Intensities are scaled so that the background is
     0 and the head's 99th percentile 1, and clipped to [0, 1]; beyond one voxel from the head they
@@ -86,7 +87,7 @@ def prepare_volume(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -
         raise ValueError(f"image_size is {image_size}; at least {SMALLEST_IMAGE}")
     volume, affine = _in_memory_order(np.asarray(volume, dtype=np.float32), affine)
     spacing = FIELD_OF_VIEW_MM / image_size  # mm
-    smooth = _antialias(volume, np.linalg.norm(affine[:3, :3], axis=0), spacing)
+    smooth = _antialias(_without_spikes(volume), np.linalg.norm(affine[:3, :3], axis=0), spacing)
     threshold, background = otsu(smooth)
     centre = affine[:3, :3] @ _centre_of_mass(smooth > threshold) + affine[:3, 3]  # mm
     # Output index i lies at centre + spacing (i − (S − 1)/2); pulled back into the volume.
@@ -113,21 +114,19 @@ def prepare_volume(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -
 def otsu(volume: np.ndarray) -> tuple[float, float]:
     """Otsu's threshold, and the mean of what lies below it.
 
-    The histogram spans the 0.1st to 99.9th percentile, so that a few spikes do not stretch it;
-    the threshold is the one that maximises the variance between the two classes.
+    The threshold maximises the variance between the two classes; where a range of values does so
+    alike, as between two classes that lie well apart, it is the middle of them.
 
     Parameters
     ----------
     volume : np.ndarray
         Intensities, any shape.
     """
-    low, high = (float(edge) for edge in np.percentile(volume, (0.1, 99.9)))
-    if not high > low:
-        low, high = float(volume.min()), float(volume.max())
+    low, high = float(volume.min()), float(volume.max())
     if not high > low:
         return high, low
     width = (high - low) / _BINS
-    bins = np.clip((volume - np.float32(low)) * np.float32(1 / width), 0, _BINS - 1)
+    bins = np.minimum((volume - np.float32(low)) * np.float32(1 / width), _BINS - 1)
     weights = np.bincount(bins.astype(np.uint8).ravel(order="K"), minlength=_BINS).astype(float)
     centres = low + width * (np.arange(_BINS) + 0.5)
     below = np.cumsum(weights)[:-1]
@@ -137,8 +136,8 @@ def otsu(volume: np.ndarray) -> tuple[float, float]:
         mean_below = sums[:-1] / below
         mean_above = (sums[-1] - sums[:-1]) / above
         between = below * above * (mean_above - mean_below) ** 2
-    best = int(np.nanargmax(between))
-    return low + width * (best + 1), float(mean_below[best])
+    best = np.flatnonzero(between >= np.nanmax(between) * (1 - 1e-9))
+    return low + width * (float(best.mean()) + 1), float(mean_below[best[0]])
 
 
 def load_images(
@@ -254,6 +253,12 @@ def _in_memory_order(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray
     volume = volume[tuple(slice(None, None, -1 if f else 1) for f in flip)]
     order = sorted(range(3), key=lambda axis: -volume.strides[axis])
     return volume.transpose(order), (np.asarray(affine, dtype=float) @ turn)[:, [*order, 3]]
+
+
+def _without_spikes(volume: np.ndarray) -> np.ndarray:
+    """Volume clipped to its 0.1st and 99.9th percentile, unless nothing lies between them."""
+    low, high = np.percentile(volume, (0.1, 99.9)).astype(np.float32)
+    return np.clip(volume, low, high) if high > low else volume
 
 
 def _antialias(volume: np.ndarray, zooms: np.ndarray, spacing: float) -> np.ndarray:
