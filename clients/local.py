@@ -19,6 +19,8 @@ from common.sites import PHANTOM_SEED, PHANTOM_TEST, Site, locate_site
 from common.tasks import load_task
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from common.imaging.prepare import ImageSet
 
 # A child of Flower's logger, so that lines reach its console and `flwr run --stream`.
@@ -40,6 +42,7 @@ class Workplace:
     """
 
     def __init__(self, context: Context) -> None:
+        self.state = context.state
         self.config = RunConfig.from_flower(context.run_config)
         self.site: Site = locate_site(context.node_config, self.config, _phantom)
         self.task: ModuleType = load_task(self.config.task)
@@ -56,7 +59,7 @@ class Workplace:
         data = self._split("train")
         with compute_device(config, granted()) as device:
             model = self._model(message)
-            metrics = self.task.fit(
+            fit = self.task.fit(
                 model,
                 data,
                 config,
@@ -66,10 +69,13 @@ class Workplace:
                     config.seed, site=self.site.name, round=round_number, purpose="fit"
                 ),
                 device=device,
+                private=self._private(),
             )
+        # Flower keeps this record at the site, in memory, until the run ends.
+        self.state[messages.PRIVATE] = messages.pack(fit.private)
         return messages.reply(
             message,
-            {messages.WEIGHT: len(data.labels), **metrics},
+            {messages.WEIGHT: len(data.labels), **fit.metrics},
             arrays=messages.pack(self.task.shared_state(model)),
         )
 
@@ -82,11 +88,16 @@ class Workplace:
             metrics = self.task.evaluate(self._model(message), data, device)
         return messages.reply(message, {messages.WEIGHT: len(data.labels), **metrics})
 
-    def _model(self, message: Message):
+    def _model(self, message: Message) -> nn.Module:
         model = self.task.build_model(self.config)
         shared = messages.unpack(message.content[messages.ARRAYS])
         model.load_state_dict({**model.state_dict(), **shared}, strict=True)
         return model
+
+    def _private(self) -> dict[str, Tensor]:
+        if messages.PRIVATE not in self.state:
+            return {}
+        return messages.unpack(self.state[messages.PRIVATE])
 
     def _load(self, split: str) -> ImageSet:
         return self.task.load_split(
@@ -99,14 +110,10 @@ class Workplace:
 
 @lru_cache(maxsize=8)  # an actor serves many sites in turn: its memory must not grow with them
 def _remembered(config: RunConfig, site: Site, split: str) -> ImageSet:
-    return load_task(config.task).load_split(
-        site.name, site.data_dir, split, config, cache_dir()
-    )
+    return load_task(config.task).load_split(site.name, site.data_dir, split, config, cache_dir())
 
 
 def _phantom(name: str, subjects: int) -> Path:
     from common.imaging.phantom_cache import ensure_site
 
-    return ensure_site(
-        cache_dir(), name, n=subjects, n_test=PHANTOM_TEST, seed=PHANTOM_SEED
-    )
+    return ensure_site(cache_dir(), name, n=subjects, n_test=PHANTOM_TEST, seed=PHANTOM_SEED)

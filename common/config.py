@@ -48,11 +48,11 @@ class RunConfig(BaseModel):
     proximal_mu: NonNegative = Field(
         0.0, description="FedProx: weight of the pull towards the round's global model"
     )
-    num_server_rounds: int = Field(16, ge=1, le=100_000, description="communication rounds")
-    local_steps: int = Field(20, ge=1, le=1_000_000, description="optimizer steps a site and round")
+    num_server_rounds: int = Field(30, ge=1, le=100_000, description="communication rounds")
+    local_steps: int = Field(40, ge=1, le=1_000_000, description="optimizer steps a site and round")
     batch_size: int = Field(16, ge=1, le=4096, description="images an optimizer step at a site")
     learning_rate: Positive = Field(1e-3, le=10.0, description="AdamW's peak, cosine-decayed")
-    weight_decay: NonNegative = Field(1e-2, le=10.0, description="AdamW's decoupled weight decay")
+    weight_decay: NonNegative = Field(0.3, le=10.0, description="AdamW's decoupled weight decay")
     image_size: int = Field(48, ge=16, le=256, description="voxels a side of the prepared cube")
     classifier: Literal["small", "efficientnet-b2"] = Field(
         "small", description="small: GroupNorm CNN for CPUs; efficientnet-b2: MONAI's, in 3-D"
@@ -115,9 +115,7 @@ class RunConfig(BaseModel):
         """
         # TOML knows 1 and 1.0 apart, users do not: an int is a fine value for a float.
         values = {
-            key: float(value)
-            if type(value) is int and key in _FLOAT_KEYS
-            else value
+            key: float(value) if type(value) is int and key in _FLOAT_KEYS else value
             for key, value in run_config.items()
         }
         try:

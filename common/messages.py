@@ -24,6 +24,7 @@ TRAIN = MessageType.TRAIN
 EVALUATE = MessageType.EVALUATE
 
 WEIGHT = "num-examples"  # the metric that weights a reply in an average
+PRIVATE = "private"  # in a site's own state, never in a message
 ARRAYS, CONFIG, METRICS, IDENTITY, FAILURE = "arrays", "config", "metrics", "identity", "failure"
 
 
@@ -79,9 +80,7 @@ def identity_reply(message: Message, site: str, counts: Mapping[str, int], devic
     """Compose the answer to :data:`HELLO`: a name, numbers of scans, a device, a source hash."""
     identity = {"site": site, "source-hash": source_hash(), "device": device}
     return Message(
-        content=RecordDict(
-            {IDENTITY: ConfigRecord(identity), METRICS: MetricRecord(dict(counts))}
-        ),
+        content=RecordDict({IDENTITY: ConfigRecord(identity), METRICS: MetricRecord(dict(counts))}),
         reply_to=message,
     )
 

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one row a round, site, split and metric; the source of every table and plot."""
+"""``metrics.jsonl``: a row a round, site, split and metric; the source of every table and plot."""
 
 from __future__ import annotations
 

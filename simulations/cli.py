@@ -78,8 +78,8 @@ def run(
 ) -> None:
     """Run a federation of simulated hospitals through Flower, and show each site's test result.
 
-    Examples:
-
+    Examples
+    --------
     - `fedscan run` — three phantom hospitals
     - `fedscan run --cohort ~/hospitals --set num-server-rounds=30`
     - `fedscan run --gpus-per-site 0.33 --set classifier=efficientnet-b2`
@@ -196,7 +196,7 @@ def main() -> None:
         from simulations.console import err
         from simulations.federate import RunFailed
 
-        err.print(f"[bold red]Error:[/] ", end="")
+        err.print("[bold red]Error:[/] ", end="")
         err.print(str(error), markup=False, soft_wrap=True)
         sys.exit(1 if isinstance(error, RunFailed) else 2)
 

@@ -72,9 +72,7 @@ def sensitivity_at(
     return float(sensitivity[false_positive_rate <= 1 - specificity + 1e-12].max())
 
 
-def calibration_error(
-    labels: NDArray[np.integer], probabilities: NDArray[np.floating]
-) -> float:
+def calibration_error(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> float:
     """Expected calibration error: Σ_b n_b/N · |mean label - mean probability| over bins b."""
     bins = np.minimum((probabilities * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)

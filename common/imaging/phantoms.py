@@ -50,7 +50,7 @@ SEXES = ("F", "M")
 VOLUME_D = 1.3  # Cohen's d of log total brain volume, men minus women
 VOLUME_CV = 0.08  # within-sex SD of log total brain volume
 VOLUME_ML = 1175.0  # geometric mean over both sexes, of GM + WM at the template's age
-REGION_D = 0.5  # Cohen's d of each regional deviation
+REGION_D = 1.0  # Cohen's d of each regional deviation
 REGION_SD = 0.15  # within-sex SD of each regional deviation, as a fraction of the regional GM
 
 TEMPLATE_AGE = 25.0  # years; MNI152 are young adults

@@ -7,6 +7,7 @@ one hospital by itself, all data in one pool) decides only which images it may s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +25,9 @@ from common.seeding import derive_seed
 if TYPE_CHECKING:
     from common.imaging.prepare import ImageSet
 
-SHIFT_VOXELS = 2  # augmentation: at most, along each axis
-GAMMA_SPREAD = 0.2  # SD of log gamma
-NOISE_SD = 0.03  # at most, of intensities in [0, 1]
+SHIFT_VOXELS = 1  # augmentation: at most, along each axis
+GAMMA_SD = 0.1  # augmentation: SD of log gamma
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -48,9 +49,15 @@ def load_split(site: str, data_dir: Path, split: str, config: RunConfig, cache: 
     from common.imaging.bids import read_site
     from common.imaging.prepare import load_images
 
-    return load_images(
-        read_site(data_dir, site), split, image_size=config.image_size, cache=cache
-    )
+    return load_images(read_site(data_dir, site), split, image_size=config.image_size, cache=cache)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one call of :func:`fit` gives: numbers to report, and state that stays at the site."""
+
+    metrics: dict[str, float]
+    private: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class _Batches:
     size: int
     generator: np.random.Generator
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[np.ndarray]:
         pending = np.empty(0, dtype=np.int64)
         while True:
             while len(pending) < self.size:
@@ -79,13 +86,14 @@ def fit(
     steps: int,
     seed: int,
     device: torch.device,
-) -> dict[str, float]:
+    private: Mapping[str, Tensor],
+) -> Fit:
     """Train a classifier in place for a number of optimizer steps.
 
     AdamW on the cross-entropy, each class weighted by n / (2 · n_class) so that a hospital's mix
     of sexes does not become a prior; the learning rate follows one cosine over the whole run. The
-    moments start anew in every call: weights have been averaged in between, and every arm of a
-    comparison is called in the same way.
+    moments are the caller's to keep: a site's own, never averaged, since starting them anew every
+    round makes its first steps as large as the learning rate in every direction.
 
     Parameters
     ----------
@@ -100,20 +108,21 @@ def fit(
         Steps of the run that came before this call, for the schedule.
     steps : int
     seed : int
-        Decides batches, augmentation and dropout.
+        Decides batches and augmentation.
     device : torch.device
+    private : mapping of str to Tensor
+        What the last call gave back as ``private``; empty at first.
 
     Returns
     -------
-    dict of str to float
-        ``loss``: mean training loss; ``images-seen``: images in all batches.
+    Fit
+        With metrics ``loss``, the mean training loss, and ``images-seen``, images in all batches.
 
     Raises
     ------
     FloatingPointError
         If the loss is not finite: the run has diverged.
     """
-    # Contiguous, not views of the loaded arrays, so that a kernel meets the same alignment always.
     images = torch.from_numpy(data.images).unsqueeze(1)
     labels = torch.from_numpy(data.labels)
     present = torch.bincount(labels, minlength=CLASSES).clamp(min=1)
@@ -124,17 +133,17 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
+    _restore_moments(optimizer, model, private)
     batches = iter(_Batches(len(labels), config.batch_size, np.random.default_rng(seed)))
     augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
     losses = []
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        torch.manual_seed(derive_seed(seed, purpose="dropout"))
+        torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
         for step in range(first_step, first_step + steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * cosine(step, config.total_steps)
             index = torch.from_numpy(next(batches))
-            batch = augment(images[index], augmentation).to(device)
-            logits = model(batch)
+            logits = model(augment(images[index], augmentation).to(device))
             loss = F.cross_entropy(logits, labels[index].to(device), weight=class_weights)
             if start:
                 drift = sum(
@@ -152,7 +161,31 @@ def fit(
             f"the training loss is {mean_loss} after step {first_step + steps}: the run has "
             "diverged. Try a lower learning-rate"
         )
-    return {"loss": mean_loss, "images-seen": float(steps * config.batch_size)}
+    metrics = {"loss": mean_loss, "images-seen": float(steps * config.batch_size)}
+    return Fit(metrics, _moments(optimizer, model))
+
+
+def _moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{name}/{moment}": optimizer.state[parameter][moment].detach().cpu()
+        for name, parameter in model.named_parameters()
+        for moment in MOMENTS
+        if parameter in optimizer.state
+    }
+
+
+def _restore_moments(
+    optimizer: torch.optim.Optimizer, model: nn.Module, private: Mapping[str, Tensor]
+) -> None:
+    for name, parameter in model.named_parameters():
+        if f"{name}/step" in private:
+            optimizer.state[parameter] = {
+                # The count of steps stays on the CPU, where AdamW keeps it.
+                moment: private[f"{name}/{moment}"].clone()
+                if moment == "step"
+                else private[f"{name}/{moment}"].to(parameter.device, copy=True)
+                for moment in MOMENTS
+            }
 
 
 def cosine(step: int, total: int) -> float:
@@ -161,7 +194,7 @@ def cosine(step: int, total: int) -> float:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Vary what does not carry the label: side, place, contrast and noise.
+    """Vary what does not carry the label: side, place and contrast.
 
     Parameters
     ----------
@@ -175,33 +208,33 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     Tensor
         A new tensor of the same shape. Sizes are left alone: they carry sex.
     """
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
     count = len(images)
     shifts = torch.randint(-SHIFT_VOXELS, SHIFT_VOXELS + 1, (count, 3), generator=generator)
-    flips = uniform(count) < 0.5
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    gamma = torch.exp(GAMMA_SD * torch.randn(count, 1, 1, 1, 1, generator=generator))
     out = torch.stack(
         [
             # The border of a prepared cube is empty, so rolling is shifting.
-            torch.roll(image.flip(1) if flip else image, tuple(shift.tolist()), (1, 2, 3))
-            for image, flip, shift in zip(images, flips, shifts, strict=True)
+            torch.roll(image.flip(1) if mirror else image, tuple(shift.tolist()), (1, 2, 3))
+            for image, mirror, shift in zip(images, mirrored, shifts, strict=True)
         ]
     )
-    gamma = torch.exp(GAMMA_SPREAD * torch.randn(count, 1, 1, 1, 1, generator=generator))
-    noise = NOISE_SD * uniform(count, 1, 1, 1, 1) * torch.randn(out.shape, generator=generator)
-    return out.pow(gamma) + noise
+    return out.pow_(gamma)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarray:
-    """Return probabilities of class 1 (male), (N,) float64, in the order of the data."""
+    """Return probabilities of class 1 (male), (N,) float64, in the order of the data.
+
+    The mean over an image and its mirror image, which show the same person.
+    """
     model.to(device).eval()
-    images = torch.from_numpy(data.images).unsqueeze(1)
-    logits = [model(part.to(device)).double().cpu() for part in images.split(32)]
+    probabilities = [
+        (model(part).double().softmax(1) + model(part.flip(2)).double().softmax(1))[:, 1].cpu() / 2
+        for part in torch.from_numpy(data.images).unsqueeze(1).to(device).split(32)
+    ]
     model.cpu()
-    return torch.cat(logits).softmax(1)[:, 1].numpy()
+    return torch.cat(probabilities).numpy()
 
 
 def evaluate(model: nn.Module, data: ImageSet, device: torch.device) -> dict[str, float]:
