@@ -7,11 +7,14 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from common.errors import FedscanError
+
+if TYPE_CHECKING:
+    from common.imaging.check import CohortReport
 
 app = typer.Typer(
     name="fedscan",
@@ -112,7 +115,7 @@ def run(
     typer.echo(str(folder))
 
 
-def _show_summary(summary: dict) -> None:
+def _show_summary(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     from simulations.console import out
@@ -174,8 +177,13 @@ def check(
     Example: `fedscan check ~/hospitals --format json`
     """
     from common.imaging.check import check_cohort
+    from simulations.console import counting
 
-    report = check_cohort(folder.expanduser().absolute())
+    with counting("Opening scans") as count:
+        report = check_cohort(
+            folder.expanduser().absolute(),
+            progress=lambda site, done, total: count(done, total, site),
+        )
     if output_format is Format.json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -183,13 +191,41 @@ def check(
     raise typer.Exit(0 if report.usable else 2)
 
 
-def _show_report(report) -> None:
-    raise NotImplementedError
+def _show_report(report: CohortReport) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from simulations.console import out
+
+    if report.sites:
+        table = Table("site", "", "left out")
+        table.add_column("voxels, mm", no_wrap=True)
+        table.add_column("stored as")
+        for name in ("train", "val", "test"):
+            table.add_column(f"{name}\nF / M", justify="right")
+        for site in report.sites:
+            table.add_row(
+                escape(site.site),
+                "[green]usable[/]" if site.usable else "[red]not usable[/]",
+                str(sum(site.left_out.values())),
+                "\n".join(map(escape, site.voxel_sizes_mm)) or "–",
+                "\n".join(map(escape, site.orientations)) or "–",
+                *(" / ".join(map(str, counts.values())) for counts in site.n.values()),
+            )
+        out.print(table)
+    for site in report.sites:
+        for reason, count in site.left_out.items():
+            out.print(f"site '{site.site}': {count} left out: {reason}", markup=False)
+    for line in [*report.problems, *(line for site in report.sites for line in site.problems)]:
+        out.print(line, markup=False, soft_wrap=True)
+    out.print("[bold green]usable[/]" if report.usable else "[bold red]not usable[/]")
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one clear message, not a traceback."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # An exception, so that every block is left in order and nothing started is left behind.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         app()
     except FedscanError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import (
@@ -53,6 +53,23 @@ class Steps:
             self._bar.update(self._task, note=note)
         else:
             err.print(f"{self.title}: {note}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show progress of work in parts, each told as: done, total, part."""
+    bar: Steps | None = None
+    part = ""
+    with contextlib.ExitStack() as stack:
+
+        def count(done: int, total: int, name: str) -> None:
+            nonlocal bar, part
+            if name != part:
+                stack.close()  # one bar a part: the total is known part by part
+                part, bar = name, stack.enter_context(steps(f"{title}, {name}", total))
+            bar.advance(done - bar.done)
+
+        yield count
 
 
 @contextlib.contextmanager

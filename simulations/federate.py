@@ -89,6 +89,7 @@ def federate(config: RunConfig, resources: Resources) -> tuple[Path, dict[str, A
     RunFailed
         With the failed site's name, phase and traceback, or the end of Flower's log.
     """
+    resources.check()
     if not config.cohort_dir:
         prepare_phantoms(resources.sites)
     folder: Path | None = None

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
 }
+STATUS_SECONDS = 30.0
 ROOT = Path(__file__).parents[1]
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
@@ -125,10 +127,26 @@ class FlowerRun:
         return bool(ready)
 
     def succeeded(self) -> bool:
-        """Ask Flower for the run's final status: ``flwr run --stream`` exits 0 even on failure."""
+        """Ask Flower for the run's final status: ``flwr run --stream`` exits 0 even on failure.
+
+        Raises
+        ------
+        FedscanError
+            If Flower does not tell, or tells no final status for half a minute.
+        """
         run_id = self.run_id()
         if run_id is None:
             return False
+        deadline = time.monotonic() + STATUS_SECONDS
+        while True:  # the log may end a moment before the status is final
+            status = self._status(run_id)
+            if status.startswith("finished"):
+                return status == "finished:completed"
+            if time.monotonic() > deadline:
+                raise FedscanError(f"Flower's log ended but run {run_id} is still '{status}'")
+            time.sleep(1.0)
+
+    def _status(self, run_id: str) -> str:
         answer = subprocess.run(
             [_flwr(), "list", "--run-id", run_id, "--format", "json"],
             env=self._environment,
@@ -138,7 +156,7 @@ class FlowerRun:
             check=False,
         )
         try:
-            return json.loads(answer.stdout)["runs"][0]["status"] == "finished:completed"
+            return str(json.loads(answer.stdout)["runs"][0]["status"])
         except (ValueError, LookupError) as error:
             raise FedscanError(
                 f"Flower did not tell the status of run {run_id}: {answer.stdout}{answer.stderr}"

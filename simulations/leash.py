@@ -1,8 +1,9 @@
 """Run a command so that nothing it started outlives the one who asked for it.
 
 ``flwr run`` starts a SuperLink that detaches itself, which starts the simulation, which starts
-Ray's daemons. This little process stands above them all: on Linux their orphans become its children, and
-when its standard input closes, because the launcher is done or was killed, it ends every one.
+Ray's daemons. This little process stands above them all: on Linux their orphans become its
+children, and when its standard input closes, because the launcher is done or was killed, it ends
+every one.
 
 Usage: ``python -m simulations.leash COMMAND ARG …``. It prints ``exit CODE`` when the command has
 ended and then waits for the end of its input, so that questions can still be put to the SuperLink.

@@ -1,10 +1,8 @@
-"""How much of sex shows in phantom images: the figures on which the phantom's effect was set.
+"""How much of sex shows in phantom images: the figures by which to judge the phantom's effect.
 
 ``python -m simulations.phantom_calibration`` makes fresh subjects of one scanner, prepares their
-scans as a site does and measures what the literature reports of real ones: the accuracy of brain
-size alone, the size of voxelwise differences once brain size is accounted for, and the accuracy of
-a linear classifier of whole images for several numbers of training scans. No network and no
-federation enters, nor any subject of the cohort on which these are compared.
+scans as a site does and measures what the literature reports of real ones. Neither a network nor a
+federation enters, nor any subject of the cohort on which those are compared.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import typer
@@ -26,39 +23,32 @@ from common.imaging.cohorts import Subject, plan_site, subject_volume, usable_co
 from common.imaging.prepare import prepare_volume
 from common.sites import PHANTOM_SEED
 
-IMAGE_SIZE = 48  # as the networks see them
-POOLED = 24  # voxels along a side after pooling: 9 mm, near the smoothing that VBM uses
+IMAGE_SIZE = 48  # voxels along a side, as the networks see them
+POOLED = 24  # the same after pooling: 9 mm, about the smoothing of voxel-based morphometry
 TRAINING_SIZES = (150, 270, 500, 1000, 1500)
-ALPHAS = np.logspace(1, 4, 7)
-BRAIN = 0.3  # a voxel is brain where the mean image exceeds this (white matter is about 1)
+PENALTIES = np.logspace(1, 4, 7)
+BRAIN = 0.3  # voxels of a mean intensity above this; white matter has about 1
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What :func:`calibrate` measures; accuracies are those on the held-out subjects.
+    """What :func:`calibrate` measures; accuracies are those on the held-out subjects."""
 
-    Parameters
-    ----------
-    volume_only : float
-        Accuracy of a threshold on the head's volume.
-    effects : ndarray, shape (V,)
-        Volume-adjusted \\|d| of every brain voxel, see :func:`adjusted_effects`.
-    ridge : dict of int to float
-        Accuracy of ridge regression on whole images by training scans, each the mean over as many
-        disjoint training sets as there are.
-    """
+    size_only: float  # accuracy of a threshold on the volume of the head
+    effects: np.ndarray  # (V,) size-adjusted |d| of each brain voxel, of all subjects
+    ridge: dict[int, float]  # accuracy on whole images, by number of training scans
 
-    volume_only: float
-    effects: np.ndarray
-    ridge: dict[int, float]
+    def table(self) -> str:
+        """Plain text, a figure a line."""
+        rows = {"accuracy of head size alone": self.size_only}
+        for name, quantile in (("median", 0.5), ("99th percentile", 0.99), ("largest", 1.0)):
+            rows[f"size-adjusted voxelwise |d|, {name}"] = np.quantile(self.effects, quantile)
+        rows |= {f"ridge accuracy, {n} training scans": value for n, value in self.ridge.items()}
+        return "\n".join(f"{name:<46}{value:.3f}" for name, value in rows.items())
 
 
 def calibrate(
-    subjects: int,
-    held_out: int,
-    site: str,
-    seed: int,
-    progress: Callable[[int], None] = lambda _: None,
+    subjects: int, held_out: int, site: str, seed: int, progress: Callable[[int], None]
 ) -> Calibration:
     """Make subjects of one site in memory and measure how well their images tell sex.
 
@@ -70,38 +60,30 @@ def calibrate(
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     if seed == PHANTOM_SEED:
-        raise ConfigError(
-            f"seed {seed} is the default cohort's, which must not be calibrated on: use another"
-        )
+        raise ConfigError(f"seed {seed} is the default cohort's: calibrate on another")
     plan = plan_site(site, n=subjects - held_out, n_test=held_out, seed=seed)
-    volumes, images = np.empty(subjects), np.empty((subjects, POOLED**3 // 2), np.float32)
+    size, images = np.empty((subjects, 1)), np.empty((subjects, *(POOLED,) * 3), np.float32)
     with _mapping(subjects) as run:
-        for i, seen in enumerate(run(_see, [(site, subject, seed) for subject in plan])):
-            volumes[i], images[i] = seen
+        for i, (voxels, image) in enumerate(run(_see, [(site, one, seed) for one in plan])):
+            size[i], images[i] = np.log(voxels), image
             progress(1)
     men = np.array([subject.sex == "M" for subject in plan])
     held = np.array([subject.split == "test" for subject in plan])
-    size = np.log(volumes)[:, None]
     threshold = LinearDiscriminantAnalysis().fit(size[~held], men[~held])
-    brain = images.mean(axis=0) > BRAIN
+    # The regions differ alike on both sides, so half a brain, the mean of both, tells as much.
+    half = (images + images[:, ::-1])[:, : POOLED // 2].reshape(subjects, -1) / 2
     return Calibration(
-        volume_only=threshold.score(size[held], men[held]),
-        effects=adjusted_effects(images[:, brain], size[:, 0], men),
-        ridge=_learning_curve(images[~held], men[~held], images[held], men[held]),
+        threshold.score(size[held], men[held]),
+        adjusted_effects(images[:, images.mean(axis=0) > BRAIN], size[:, 0], men),
+        learning_curve(half[~held], men[~held], half[held], men[held]),
     )
 
 
 def adjusted_effects(images: np.ndarray, size: np.ndarray, men: np.ndarray) -> np.ndarray:
-    """Cohen's \\|d| between the sexes at equal brain size (analysis of covariance).
+    """Absolute Cohen's d of sex at equal head size: analysis of covariance, each voxel.
 
-    The coefficient of sex over the residual SD of ``voxel ~ 1 + sex + size``.
-
-    Parameters
-    ----------
-    images : ndarray, shape (N, V)
-    size : ndarray, shape (N,)
-        Log volume of the head.
-    men : ndarray of bool, shape (N,)
+    The coefficient of sex over the residual SD of ``voxel ~ 1 + sex + size``, for images of shape
+    (N, V), log volumes (N,) and booleans (N,); returns (V,).
     """
     design = np.column_stack([np.ones(len(men)), men, size - size.mean()])
     coefficients = np.linalg.lstsq(design, images, rcond=None)[0]
@@ -110,10 +92,14 @@ def adjusted_effects(images: np.ndarray, size: np.ndarray, men: np.ndarray) -> n
     return np.abs(coefficients[1]) / sd
 
 
-def _learning_curve(
+def learning_curve(
     images: np.ndarray, men: np.ndarray, held_images: np.ndarray, held_men: np.ndarray
 ) -> dict[int, float]:
-    """Held-out accuracy by training scans; the penalty is chosen inside each training set."""
+    """Held-out accuracy of ridge regression on images (N, V), by number of training scans.
+
+    The mean over as many disjoint training sets of each size as there are. Each chooses its own
+    penalty, by leave-one-out, and its own scale, so the held-out part has no say in either.
+    """
     from sklearn.linear_model import RidgeClassifierCV
 
     curve = {}
@@ -122,19 +108,43 @@ def _learning_curve(
         for start in range(0, len(men) - n + 1, n):
             part = slice(start, start + n)
             scale = np.sqrt(images[part].var(axis=0).mean())  # one for all voxels
-            model = RidgeClassifierCV(ALPHAS)  # leave-one-out
-            model.fit(images[part] / scale, men[part])
+            model = RidgeClassifierCV(PENALTIES).fit(images[part] / scale, men[part])
             scores.append(model.score(held_images / scale, held_men))
-            if "-v" in sys.argv: print(n, model.alpha_)
         curve[n] = float(np.mean(scores))
     return curve
 
 
 def _see(work: tuple[str, Subject, int]) -> tuple[int, np.ndarray]:
-    """Voxels of a subject's head, and its image averaged with its mirror image and pooled."""
-    site, subject, seed = work
-    image = prepare_volume(*subject_volume(site, subject, seed), image_size=IMAGE_SIZE)
+    """Voxels of a subject's head, and its prepared image, pooled."""
+    image = prepare_volume(*subject_volume(*work), image_size=IMAGE_SIZE)
     k = IMAGE_SIZE // POOLED
     pooled = image.reshape(POOLED, k, POOLED, k, POOLED, k).mean(axis=(1, 3, 5))
-    half = (pooled + pooled[::-1])[: POOLED // 2] / 2  # the regions differ alike on both sides
-    return np.count_nonzero(image), half.ravel()
+    return np.count_nonzero(image), pooled
+
+
+@contextmanager
+def _mapping(subjects: int) -> Iterator[Callable]:
+    """Yield an ordered map over one process, or over all cores where that pays; one thread each."""
+    workers = min(usable_cores(), 1 + subjects // 80)
+    if workers == 1:
+        yield map
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, threadpool_limits, (1,)) as executor:
+        yield lambda function, work: executor.map(function, work, chunksize=8)
+
+
+def main(subjects: int = 2000, held_out: int = 500, site: str = "north", seed: int = 7) -> None:
+    """Measure how much of sex shows in the phantom's images; the held-out are among SUBJECTS."""
+    from simulations import console
+
+    with console.steps("Making phantom scans", subjects) as bar:
+        calibration = calibrate(subjects, held_out, site, seed, bar.advance)
+    typer.echo(calibration.table())
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except FedscanError as error:
+        sys.exit(f"Error: {error}")

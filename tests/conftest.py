@@ -1,0 +1,30 @@
+"""Tiny phantoms, made once; one thread a process, as two spinning thread pools crawl."""
+
+from __future__ import annotations
+
+import os
+
+# Before the first import of torch or numpy, here and in every process that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+
+from pathlib import Path
+
+import pytest
+
+TINY = ["num-server-rounds=2", "local-steps=2", "batch-size=4", "image-size=16"]
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites, north with 8 and island with 4 training and validation scans, 4 to test each."""
+    from common.imaging.cohorts import write_cohort
+
+    out = tmp_path_factory.mktemp("cohort") / "cohort"
+    return write_cohort(out, {"north": 8, "island": 4}, n_test=4, seed=5, workers=1)
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that the processes of every test share, and no user's."""
+    return tmp_path_factory.mktemp("cache")

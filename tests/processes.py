@@ -1,0 +1,58 @@
+"""Start commands as a user does, and see what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+SCRIPTS = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
+
+
+def environment(cache: Path, **extra: str) -> dict[str, str]:
+    """Return this environment with its commands on the path, offline, with a cache of its own."""
+    from simulations.launch import OFFLINE
+
+    path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, **OFFLINE, "PATH": path, "FEDSCAN_CACHE": str(cache), **extra}
+
+
+def fedscan(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``fedscan`` to its end."""
+    return subprocess.run(
+        [str(SCRIPTS / "fedscan"), *arguments],
+        cwd=cwd,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def flower_processes() -> set[int]:
+    """Numbers of all processes of Flower and Ray, whoever started them."""
+    found = set()
+    for process in psutil.process_iter(["pid", "name", "cmdline", "status"]):
+        if process.info["status"] == psutil.STATUS_ZOMBIE:
+            continue
+        command = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
+        head = command.split(" -")[0][:200]
+        if any(word in head for word in ("flower-", "flwr", "ray::", "raylet", "gcs_server")):
+            found.add(process.info["pid"])
+        elif "simulations.leash" in command or "/ray/" in head:
+            found.add(process.info["pid"])
+    return found
+
+
+def wait_until_gone(before: set[int], seconds: float = 30.0) -> set[int]:
+    """Return the processes of Flower and Ray that are not in ``before``, after a grace."""
+    deadline = time.monotonic() + seconds
+    while (left := flower_processes() - before) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left

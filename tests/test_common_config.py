@@ -1,0 +1,236 @@
+"""The run configuration: one set of defaults, every refusal in words, nothing lost on the way."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from common.config import RunConfig, accepted_values
+from common.errors import ConfigError
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+DEFAULTS = RunConfig().to_flower()
+FLOAT_KEYS = [key for key, value in DEFAULTS.items() if isinstance(value, float)]
+INTEGER_KEYS = [key for key, value in DEFAULTS.items() if isinstance(value, int)]
+TEXT_KEYS = [key for key, value in DEFAULTS.items() if isinstance(value, str)]
+
+
+def refusal(run_config: dict) -> str:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_flower(run_config)
+    return str(caught.value)
+
+
+def test_defaults_are_those_that_flower_reads_in_pyproject():
+    flower = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
+    assert flower == DEFAULTS
+    # 1 == 1.0 in Python, but Flower checks the type of an override against the default's.
+    assert {k: type(v) for k, v in flower.items()} == {k: type(v) for k, v in DEFAULTS.items()}
+
+
+def test_nothing_given_is_the_defaults():
+    assert RunConfig.from_flower({}) == RunConfig() == RunConfig.from_flower(DEFAULTS)
+
+
+def test_every_key_says_what_it_accepts_and_means():
+    for key in DEFAULTS:
+        assert accepted_values(key)
+    for name, field in RunConfig.model_fields.items():
+        assert field.description, name
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_unknown_key_names_the_nearest_known_one(key):
+    text = refusal({f"{key}x": 1})
+    assert f"unknown key '{key}x'" in text
+    assert f"did you mean '{key}'?" in text
+
+
+def test_unknown_key_without_a_neighbour_lists_the_known_ones():
+    text = refusal({"colour": "red"})
+    assert "did you mean" not in text
+    assert all(key in text for key in DEFAULTS)
+
+
+def test_field_names_are_not_keys():
+    """Flower's keys are kebab-case, and two spellings of one key would be one too many."""
+    assert "did you mean 'local-steps'?" in refusal({"local_steps": 5})
+
+
+@pytest.mark.parametrize("key", INTEGER_KEYS + FLOAT_KEYS)
+@pytest.mark.parametrize("wrong", [True, "3", "three"])
+def test_text_or_bool_is_no_number(key, wrong):
+    text = refusal({key: wrong})
+    assert f"{key} = {wrong!r}: accepted is a" in text
+    assert "number" in text
+
+
+@pytest.mark.parametrize("key", INTEGER_KEYS)
+def test_fraction_is_no_whole_number(key):
+    assert "a whole number" in refusal({key: 2.5})
+
+
+@pytest.mark.parametrize("key", TEXT_KEYS)
+@pytest.mark.parametrize("wrong", [1, 1.5, True])
+def test_number_is_no_text(key, wrong):
+    assert f"{key} = {wrong!r}" in refusal({key: wrong})
+
+
+@pytest.mark.parametrize("key", FLOAT_KEYS)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_numbers_are_finite(key, wrong):
+    assert f"{key} = {wrong!r}" in refusal({key: wrong})
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "accepted"),
+    [
+        ("num-server-rounds", 0, "from 1"),
+        ("local-steps", 0, "from 1"),
+        ("batch-size", 0, "from 1"),
+        ("batch-size", 5000, "up to 4096"),
+        ("learning-rate", 0.0, "above 0"),
+        ("learning-rate", -1e-3, "above 0"),
+        ("learning-rate", 11.0, "up to 10"),
+        ("weight-decay", -0.1, "from 0"),
+        ("proximal-mu", -1.0, "from 0"),
+        ("image-size", 15, "from 16"),
+        ("image-size", 257, "up to 256"),
+        ("seed", -1, "from 0"),
+        ("seed", 2**53 + 1, "from 0"),
+        ("threads", 0, "from 1"),
+        ("min-sites", 0, "from 1"),
+        ("connect-timeout", 0.0, "above 0"),
+        ("reply-timeout", 0.0, "above 0"),
+    ],
+)
+def test_out_of_range_says_the_range(key, wrong, accepted):
+    text = refusal({key: wrong})
+    assert f"{key} = {wrong!r}" in text
+    assert accepted in text
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("task", ["classification"]),
+        ("strategy", ["fedavg", "fedprox"]),
+        ("classifier", ["small", "efficientnet-b2"]),
+        ("device", ["auto", "cpu"]),
+    ],
+)
+def test_unknown_option_lists_the_options(key, options):
+    text = refusal({key: "none of these"})
+    assert "accepted is one of " + ", ".join(map(repr, options)) in text
+
+
+@pytest.mark.parametrize("key", ["output-dir", "cohort-dir"])
+@pytest.mark.parametrize("relative", ["runs", "./runs", "../runs", "~/runs"])
+def test_relative_folder_is_refused_and_says_why(key, relative):
+    text = refusal({key: relative})
+    assert f"{key} = {relative!r}" in text
+    assert "an absolute path" in text
+    assert "SuperLink was started" in text
+
+
+@pytest.mark.parametrize("mu", [0, 0.0])
+def test_fedprox_needs_its_mu(mu):
+    assert "needs proximal-mu above 0" in refusal({"strategy": "fedprox", "proximal-mu": mu})
+    assert "needs proximal-mu above 0" in refusal({"strategy": "fedprox"})
+
+
+def test_mu_without_fedprox_is_refused_rather_than_ignored():
+    assert "no effect with strategy 'fedavg'" in refusal({"proximal-mu": 0.1})
+
+
+def test_fedprox_with_its_mu_is_accepted():
+    assert RunConfig.from_flower({"strategy": "fedprox", "proximal-mu": 0.1}).proximal_mu == 0.1
+
+
+def test_several_faults_are_all_named_a_line_each():
+    faults = {"seeds": 1, "threads": True, "image-size": 8, "output-dir": "runs", "device": "tpu"}
+    text = refusal(faults)
+    assert all(key in text for key in faults)
+    lines = text.splitlines()
+    assert len(lines) == len(faults)
+    assert all(line.startswith("run config: ") for line in lines)
+
+
+@pytest.mark.parametrize("key", [key for key in FLOAT_KEYS if key != "proximal-mu"])
+def test_whole_number_is_a_fine_float(key):
+    config = RunConfig.from_flower({key: 2})
+    value = config.to_flower()[key]
+    assert value == 2.0
+    assert isinstance(value, float)
+    assert config == RunConfig.from_flower({key: 2.0})
+
+
+def test_configuration_is_frozen_and_can_key_a_cache():
+    config = RunConfig()
+    with pytest.raises(ValidationError):
+        config.seed = 1
+    assert hash(config) == hash(RunConfig())
+    assert len({config, RunConfig(), RunConfig(seed=1)}) == 2
+
+
+def test_total_steps_are_rounds_times_steps():
+    assert RunConfig.from_flower({"num-server-rounds": 7, "local-steps": 11}).total_steps == 77
+
+
+def _positive(top: float) -> st.SearchStrategy[float]:
+    return st.floats(0, top, exclude_min=True)
+
+
+RUN_CONFIGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "cohort-dir": st.sampled_from(["", "/data/cohort", "/data/ä b"]),
+        "output-dir": st.sampled_from(["", "/runs"]),
+        "num-server-rounds": st.integers(1, 100_000),
+        "local-steps": st.integers(1, 1_000_000),
+        "batch-size": st.integers(1, 4096),
+        "learning-rate": _positive(10) | st.integers(1, 10),
+        "weight-decay": st.floats(0, 10) | st.integers(0, 10),
+        "image-size": st.integers(16, 256),
+        "classifier": st.sampled_from(["small", "efficientnet-b2"]),
+        "seed": st.integers(0, 2**53),
+        "device": st.sampled_from(["auto", "cpu"]),
+        "threads": st.integers(1, 256),
+        "min-sites": st.integers(1, 10_000),
+        "connect-timeout": _positive(1e6),
+        "reply-timeout": _positive(1e6) | st.integers(1, 10**6),
+    },
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(RUN_CONFIGS, st.none() | _positive(1e3))
+def test_flower_round_trip_loses_nothing(run_config, mu):
+    if mu is not None:
+        run_config |= {"strategy": "fedprox", "proximal-mu": mu}
+    config = RunConfig.from_flower(run_config)
+    flat = config.to_flower()
+    assert RunConfig.from_flower(flat) == config
+    assert flat == DEFAULTS | run_config
+    assert {type(value) for value in flat.values()} <= {bool, int, float, str}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.dictionaries(
+        st.sampled_from(list(DEFAULTS)) | st.text(max_size=8),
+        st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=8),
+        max_size=6,
+    )
+)
+def test_whatever_flower_hands_over_is_accepted_or_refused_in_words(run_config):
+    try:
+        RunConfig.from_flower(run_config)
+    except ConfigError as error:
+        assert str(error).startswith("run config: ")  # noqa: PT017

@@ -1,0 +1,193 @@
+"""What is packed comes out bit for bit, and a failure is told in words that fit who reads it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+
+from common import messages
+from common.messages import Failure
+from common.provenance import source_hash
+
+
+@pytest.fixture(autouse=True, scope="module")
+def task_identity():
+    """Flower asks it who sends a message."""
+    with pytest.MonkeyPatch.context() as patch:
+        for number in ("_run_id", "_node_id", "_task_id"):
+            patch.setattr(TaskIdentity, number, 1)
+        yield
+
+
+@pytest.fixture
+def asked() -> Message:
+    return messages.request(messages.TRAIN, 5, round_number=3, split="train")
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().numpy().tobytes()
+
+
+def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert list(one) == list(other)
+    for name, tensor in one.items():
+        assert other[name].dtype == tensor.dtype
+        assert other[name].shape == tensor.shape
+        assert bits(other[name]) == bits(tensor)
+
+
+# Weights
+
+DTYPES = [np.float16, np.float32, np.float64, np.uint8, np.int32, np.int64, np.bool_]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.dictionaries(
+        st.text("abc./_0", min_size=1, max_size=8),
+        st.sampled_from(DTYPES).flatmap(
+            lambda dtype: arrays_of.arrays(
+                dtype, arrays_of.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4)
+            )
+        ),
+        max_size=4,
+    )
+)
+def test_packing_keeps_every_bit_and_the_order(state):
+    """NaN, infinities, signed zeros, scalars and empty tensors included."""
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    assert_same_bits(tensors, messages.unpack(messages.pack(tensors)))
+
+
+def test_scalar_stays_a_scalar():
+    """AdamW counts its steps in a tensor without dimensions, and refuses one with a dimension."""
+    step = messages.unpack(messages.pack({"weight/step": torch.tensor(7.0)}))["weight/step"]
+    assert step.shape == ()
+    assert step == 7
+
+
+@pytest.mark.parametrize(
+    "scattered",
+    [
+        torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+        torch.arange(24.0)[::2],
+        torch.arange(3.0).expand(2, 3),
+    ],
+    ids=["permuted", "strided", "expanded"],
+)
+def test_tensors_that_lie_scattered_in_memory_come_out_as_they_read(scattered):
+    out = messages.unpack(messages.pack({"w": scattered}))["w"]
+    assert torch.equal(out, scattered)
+
+
+def test_packed_weights_are_a_copy_and_unpacked_ones_can_be_trained():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    packed = messages.pack({"w": weight})
+    with torch.no_grad():
+        weight += 1
+    out = messages.unpack(packed)["w"]
+    assert torch.equal(out, torch.zeros(3))
+    out += 1
+    assert torch.equal(messages.unpack(packed)["w"], torch.zeros(3))
+
+
+# Bytes
+
+
+def test_payload_is_the_weights_and_a_header_each(asked):
+    state = {"a": torch.zeros(10, 10), "b": torch.zeros(7, dtype=torch.float64)}
+    reply = messages.reply(asked, {"loss": 1.0}, arrays=messages.pack(state))
+    raw = 4 * 100 + 8 * 7
+    assert raw < messages.payload_bytes(reply) < raw + 2 * 256
+
+
+def test_payload_adds_up_over_tensors(asked):
+    def payload(state):
+        return messages.payload_bytes(messages.reply(asked, {}, arrays=messages.pack(state)))
+
+    one, two = {"a": torch.zeros(5)}, {"b": torch.zeros(3, 3)}
+    assert payload(one | two) == payload(one) + payload(two)
+
+
+def test_numbers_and_errors_weigh_nothing(asked):
+    assert messages.payload_bytes(messages.reply(asked, {"loss": 1.0})) == 0
+    assert messages.payload_bytes(Message(Error(0, "why"), reply_to=asked)) == 0
+
+
+# Requests and replies
+
+
+def test_request_says_round_split_and_sources(asked):
+    assert asked.metadata.dst_node_id == 5
+    assert asked.metadata.message_type == messages.TRAIN
+    assert dict(asked.content[messages.CONFIG]) == {
+        "round": 3,
+        "split": "train",
+        "source-hash": source_hash(),
+    }
+    assert messages.ARRAYS not in asked.content
+
+
+def test_request_carries_weights_and_further_settings():
+    arrays = messages.pack({"w": torch.ones(2)})
+    sent = messages.request(messages.EVALUATE, 5, arrays=arrays, split="val", threshold=0.5)
+    assert_same_bits({"w": torch.ones(2)}, messages.unpack(sent.content[messages.ARRAYS]))
+    assert sent.content[messages.CONFIG]["threshold"] == 0.5
+
+
+def test_reply_goes_back_to_the_sender_with_its_numbers(asked):
+    reply = messages.reply(asked, {"loss": float("nan"), messages.WEIGHT: 4})
+    assert reply.metadata.src_node_id == 5
+    assert reply.metadata.dst_node_id == asked.metadata.src_node_id
+    assert np.isnan(reply.content[messages.METRICS]["loss"])
+    assert reply.content[messages.METRICS][messages.WEIGHT] == 4
+    assert messages.ARRAYS not in reply.content
+
+
+def test_identity_is_name_device_sources_and_counts(asked):
+    reply = messages.identity_reply(asked, "north", {"n_train": 8, "n_val": 2}, "cpu")
+    assert dict(reply.content[messages.IDENTITY]) == {
+        "site": "north",
+        "source-hash": source_hash(),
+        "device": "cpu",
+    }
+    assert dict(reply.content[messages.METRICS]) == {"n_train": 8, "n_val": 2}
+
+
+# Failures
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.builds(Failure, st.text(), st.text(), st.text(), st.text()))
+def test_failure_arrives_as_it_was_sent(failure):
+    asked = messages.request(messages.TRAIN, 5)
+    assert messages.failure_in(messages.failure_reply(asked, failure)) == failure
+
+
+def test_site_that_fails_names_itself(asked):
+    sent = messages.failure_reply(asked, Failure("north", "train, round 3", "why", ""))
+    assert messages.failure_in(sent, "7", "query.hello").site == "north"
+
+
+def test_error_of_flower_takes_the_name_and_phase_that_the_server_knows(asked):
+    found = messages.failure_in(Message(Error(0, "killed"), reply_to=asked), "north", "train")
+    assert found == Failure("north", "train", "killed", "")
+
+
+def test_error_of_flower_without_a_reason_still_says_something(asked):
+    found = messages.failure_in(Message(Error(0), reply_to=asked))
+    assert found.site
+    assert found.error
+
+
+def test_success_is_no_failure(asked):
+    assert messages.failure_in(messages.reply(asked, {"loss": 1.0})) is None
+    assert messages.failure_in(messages.identity_reply(asked, "north", {}, "cpu")) is None
+    other = RecordDict({"config": ConfigRecord({"failure": "none"})})
+    assert messages.failure_in(Message(other, reply_to=asked)) is None
