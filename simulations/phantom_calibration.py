@@ -55,12 +55,15 @@ def calibrate(
     Raises
     ------
     ConfigError
-        For a name or number that no phantom site can have, or the default cohort's seed.
+        For a name or number that no phantom site can have, none held out, or the default
+        cohort's seed.
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     if seed == PHANTOM_SEED:
         raise ConfigError(f"seed {seed} is the default cohort's: calibrate on another")
+    if held_out < 1:
+        raise ConfigError(f"{held_out} held-out subjects: accepted is a whole number of 1 or more")
     plan = plan_site(site, n=subjects - held_out, n_test=held_out, seed=seed)
     size, images = np.empty((subjects, 1)), np.empty((subjects, *(POOLED,) * 3), np.float32)
     with _mapping(subjects) as run:

@@ -11,14 +11,13 @@ import multiprocessing
 import shutil
 from collections import Counter
 from pathlib import Path
+from statistics import NormalDist
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
 
 from common.errors import ConfigError
 from common.imaging import cohorts, phantom_cache, phantoms, shifts
@@ -83,8 +82,8 @@ def test_closed_form_optimum_is_what_discriminant_analysis_reaches(truth):
     features, sexes = truth
     model = LinearDiscriminantAnalysis().fit(features[:3000], sexes[:3000])
     accuracy = model.score(features[3000:], sexes[3000:])
-    assert accuracy == pytest.approx(phantoms.best_accuracy(), abs=0.015)
-    assert phantoms.best_accuracy() == pytest.approx(0.924, abs=0.001)
+    assert accuracy == pytest.approx(phantoms.best_accuracy(), abs=0.005)
+    assert phantoms.best_accuracy() == pytest.approx(0.996, abs=0.001)
 
 
 def test_effect_sizes_are_those_documented(truth):
@@ -93,26 +92,29 @@ def test_effect_sizes_are_those_documented(truth):
     spread = np.sqrt((men.var(axis=0) + women.var(axis=0)) / 2)
     d = (men.mean(axis=0) - women.mean(axis=0)) / spread
     assert d[0] == pytest.approx(1.3, abs=0.1)
-    assert np.abs(d[1:]) == pytest.approx(0.5, abs=0.1)
+    assert np.abs(d[1:]) == pytest.approx(1.0, abs=0.1)
     more_in_men = [region.more_in == "M" for region in phantoms.REGIONS for _ in range(2)]
     assert list(d[1:] > 0) == more_in_men
     assert np.exp(men[:, 0].mean() - women[:, 0].mean()) == pytest.approx(1.11, abs=0.01)
 
 
 def test_volume_alone_stays_under_four_fifths_in_images():
-    plan = cohorts.plan_site("north", n=120, n_test=0, seed=5)
-    counts = []
-    for subject in plan:
-        volume, _ = cohorts.subject_volume("north", subject, 5)
-        smooth = ndimage.uniform_filter(volume, 3)
-        counts.append(np.count_nonzero(smooth > 0.4 * np.percentile(smooth, 99)))
-    latent = [cohorts.subject_latents("north", s, 5).log_volume for s in plan]
-    assert np.corrcoef(np.log(counts), latent)[0, 1] > 0.8  # the image does show the volume
-    size = np.log(counts)[:, None]
-    scores = cross_val_score(
-        LogisticRegression(), (size - size.mean()) / size.std(), [s.sex for s in plan], cv=5
-    )
-    assert 0.65 < scores.mean() < 0.80
+    # Each subject is seen as a woman and as a man with the same nuisance: half the scans tell as
+    # much. The north scanner; what else differs between the sexes must not add to the volume.
+    counts, latent = np.empty((2, 2, 30))
+    for k, subject in enumerate(cohorts.plan_site("north", n=30, n_test=0, seed=5)):
+        for i, sex in enumerate(phantoms.SEXES):
+            one = dataclasses.replace(subject, sex=sex)
+            volume, _ = cohorts.subject_volume("north", one, 5)
+            smooth = ndimage.uniform_filter(volume, 3)
+            counts[i, k] = np.log(np.count_nonzero(smooth > 0.4 * np.percentile(smooth, 99)))
+            latent[i, k] = cohorts.subject_latents("north", one, 5).log_volume
+    within = [values - values.mean(axis=1, keepdims=True) for values in (counts, latent)]
+    assert np.corrcoef(within[0].ravel(), within[1].ravel())[0, 1] > 0.8  # it does show the volume
+    women, men = counts
+    assert 0.65 < ((men > counts.mean()).mean() + (women < counts.mean()).mean()) / 2 < 0.80
+    d = (men.mean() - women.mean()) / np.sqrt((women.var(ddof=1) + men.var(ddof=1)) / 2)
+    assert 0.65 < NormalDist().cdf(d / 2) < 0.80
 
 
 # The anatomy
@@ -184,7 +186,7 @@ def test_left_is_left_whatever_the_orientation_code(site):
 
 
 def test_named_sites_differ_in_all_that_a_scanner_does():
-    scanners = [shifts.site_scanner(site) for site in cohorts.DEFAULT_COHORT]
+    scanners = [shifts.site_scanner(site) for site in shifts.SCANNERS]
     for name in ("contrast", "bias", "noise", "slice_mm", "orientation", "men", "ages"):
         assert len({getattr(scanner, name) for scanner in scanners}) == 3, name
 
@@ -355,26 +357,25 @@ def test_a_failure_leaves_no_half_site(tmp_path):
 # The cache
 
 
-def _ensure(cache: str, barrier, made) -> None:
-    """In a process of its own: ask for a site at the same moment as others."""
+def _ensure(cache: Path, barrier, made) -> None:
+    """Ask for a site at the same moment as another process; count the subjects made here."""
 
     def count(k: int) -> None:
         with made.get_lock():
             made.value += k
 
     barrier.wait(60)
-    phantom_cache.ensure_site(Path(cache), "island", n=4, n_test=1, seed=0, progress=count)
+    phantom_cache.ensure_site(cache, "island", n=4, n_test=1, seed=0, progress=count)
 
 
 def test_two_processes_make_a_site_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier, made = context.Barrier(2), context.Value("i", 0)
-    both = [context.Process(target=_ensure, args=(str(tmp_path), barrier, made)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(120)
-    assert [process.exitcode for process in both] == [0, 0]
+    other = context.Process(target=_ensure, args=(tmp_path, barrier, made))
+    other.start()
+    _ensure(tmp_path, barrier, made)
+    other.join(120)
+    assert other.exitcode == 0
     assert made.value == 5
     folder = phantom_cache.ensure_site(tmp_path, "island", n=4, n_test=1, seed=0)
     assert len(_rows(folder)) == 5
@@ -389,19 +390,3 @@ def test_a_crashed_attempt_is_not_taken_for_whole(tmp_path):
     assert phantom_cache.ensure_site(tmp_path, "island", n=4, n_test=0, seed=0) == folder
     assert _digests(folder) == whole
     assert not partial.exists()
-
-
-def test_cached_cohort_has_one_folder_a_site_and_shares_their_files(tmp_path):
-    sites = {"north": 4, "island": 5}
-    made: list[int] = []
-    spec = {"n_test": 0, "seed": 0}
-    site = phantom_cache.ensure_site(tmp_path, "island", n=5, **spec)
-    cohort = phantom_cache.ensure_cohort(tmp_path, sites, **spec, progress=made.append)
-    assert sum(made) == 4  # island was there
-    assert {path.name for path in cohort.iterdir()} == set(sites)
-    assert not any(path.is_symlink() for path in cohort.rglob("*"))
-    assert _digests(cohort / "island") == _digests(site)
-    again = phantom_cache.ensure_cohort(tmp_path, dict(reversed(sites.items())), **spec)
-    assert again == cohort
-    other = phantom_cache.ensure_site(tmp_path, "island", n=5, n_test=0, seed=1)
-    assert other != site

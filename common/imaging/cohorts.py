@@ -29,8 +29,6 @@ from common.imaging import phantoms, shifts
 from common.seeding import derive_seed
 
 PHANTOM_VERSION = 2  # raise it with every change of the bytes written: caches are keyed by it
-DEFAULT_COHORT: dict[str, int] = {"north": 200, "south": 120, "island": 20}
-DEFAULT_TEST = 60
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 _LOGGER = logging.getLogger(__name__)

@@ -20,20 +20,21 @@ hippocampus, temporal pole, fusiform gyrus, primary visual and motor cortex, put
 cerebellum. Each varies independently, within-sex SD 15 % of the regional GM, and differs by
 d = 1.0. Region centres are rounded MNI coordinates; that all share one d is a simplification.
 
-That d is set by what shows in images, for the literature measures there: deformation, pose, noise
-and misregistration attenuate it, and classifiers learn from finite samples. Fresh subjects of the
-one scanner ``north`` (``python -m simulations.phantom_calibration``, 500 held out), 9 mm voxels:
+That d was set by what shows in images, where the literature measures too: pose, deformation, noise
+and misregistration attenuate it, and classifiers learn from finite samples. Measured on fresh
+subjects of the one scanner ``north`` by ``python -m simulations.phantom_calibration``:
 
-- Size-adjusted voxelwise \|d\| is 0.05 at the median voxel, 0.39 at the 99th percentile and 0.59 at
-  the largest, where voxel-based morphometry reports about 0.2 to 0.4 in such regions.
-- Ridge regression on whole images reaches 0.76, 0.85, 0.92, 0.94 and 0.95 with 150, 270, 500,
-  1000 and 1500 training scans. Published are 0.89 with 140 (Wang et al. 2012, NeuroImage 61:931)
-  and 0.93 with 1300 to 1600 (Chekroud et al. 2016, PNAS 113:E1968; Anderson et al. 2019, Hum
-  Brain Mapp 40:1496): the phantom is harder to learn from few scans and slightly easier from many.
+- At equal brain size, sexes differ voxelwise (9 mm) by |d| = 0.05 at the median, 0.39 at the 99th
+  percentile and 0.59 at most; voxel-based morphometry finds about 0.2 to 0.4 where they differ.
+- Ridge regression on whole images has an accuracy of 0.76, 0.85, 0.92, 0.94 and 0.95 after
+  training on 150, 270, 500, 1000 and 1500 scans, ± 0.01 to 0.02. Published are 0.89 for 140 (Wang
+  et al. 2012, NeuroImage 61:931) and 0.93 for some 1500 (Chekroud et al. 2016, PNAS 113:E1968;
+  Anderson et al. 2019, Hum Brain Mapp 40:1496): the phantom is harder with few scans and
+  slightly easier with many. With ``REGION_D = 0.8`` it would be 0.80 for 270, 0.91 for 1500.
 
-The latents themselves are Gaussian with one covariance for both sexes, so the best classifier of
-them is linear and its accuracy at even odds is Φ(√(1.3² + 26 · 1.0²) / 2) = Φ(2.631) = 0.996: a
-bound that no classifier of images can pass.
+The latents are Gaussian with one covariance for both sexes, so the best classifier of them is
+linear. Its accuracy at even odds, Φ(d' / 2) = 0.996 with d' = √(1.3² + 26 · 1.0²) = 5.26, bounds
+that of any classifier of images.
 
 Age widens the lateral ventricles (1.8-fold from 30 to 80 years) and lowers GM by 2 % a decade after
 25, the age of the template (Walhovd et al. 2011, Neurobiol Aging 32:916). Head shape, pose,

@@ -1,0 +1,70 @@
+"""The bundle that Flower sends to a site: whole, and enough by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle, unpacked."""
+    folder = tmp_path_factory.mktemp("bundle")
+    with zipfile.ZipFile(BytesIO(build_fab_from_disk(ROOT))) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_bundle_holds_every_source_that_the_apps_need(bundle: Path) -> None:
+    for package in ("common", "server", "clients"):
+        ours = {p.relative_to(ROOT) for p in (ROOT / package).rglob("*.py")}
+        theirs = {p.relative_to(bundle) for p in (bundle / package).rglob("*.py")}
+        assert ours == theirs
+
+
+def test_bundle_holds_no_data_and_no_tests(bundle: Path) -> None:
+    suffixes = {p.suffix for p in bundle.rglob("*") if p.is_file() and ".info" not in p.parts}
+    assert suffixes <= {".py", ".toml", ".md", ""}
+    assert not list(bundle.rglob("test_*.py"))
+
+
+def test_both_apps_import_from_the_bundle_alone(bundle: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        f"root, bundle = {str(ROOT)!r}, {str(bundle)!r}\n"
+        "sys.path[:] = [bundle] + [p for p in sys.path if p not in ('', root)]\n"
+        "import server.app, clients.app, server.rounds, clients.local\n"
+        "from common.tasks import load_task\n"
+        "from common.provenance import source_hash\n"
+        "modules = [server.app, clients.app, load_task('classification')]\n"
+        "assert all(pathlib.Path(m.__file__).is_relative_to(bundle) for m in modules), modules\n"
+        "assert type(server.app.app).__name__ == 'ServerApp'\n"
+        "assert type(clients.app.app).__name__ == 'ClientApp'\n"
+        "assert not any(m in sys.modules for m in ('nilearn', 'monai', 'sklearn.linear_model'))\n"
+        "print(source_hash())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    from common.provenance import source_hash
+
+    assert done.stdout.strip() == source_hash()
+
+
+def test_generic_package_names_resolve_to_this_repository() -> None:
+    import clients
+    import common
+    import server
+    import simulations
+
+    for package in (common, server, clients, simulations):
+        assert Path(package.__file__).parents[1] == ROOT

@@ -1,0 +1,563 @@
+"""Whole federations in one process: who takes part, what is averaged, chosen, tested and told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from clients import local
+from clients.app import app as client_app
+from common import messages
+from common.config import RunConfig
+from common.errors import ConfigError, ProvenanceError
+from common.messages import EVALUATE, HELLO, TRAIN, Failure
+from common.metrics_log import read_rows
+from common.tasks import load_task
+from server import roll_call
+from server.roll_call import SiteFailure
+from server.rounds import federate
+from server.selection import BestRound, pooled
+from server.strategies import make_strategy
+
+TINY = {
+    "num-server-rounds": 3,
+    "local-steps": 2,
+    "batch-size": 4,
+    "image-size": 16,
+    "reply-timeout": 7.0,
+    "connect-timeout": 0.05,
+}
+Answer = Callable[[Message], Message | None]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def task_identity():
+    """Flower asks it who sends a message."""
+    with pytest.MonkeyPatch.context() as patch:
+        for number in ("_run_id", "_node_id", "_task_id"):
+            patch.setattr(TaskIdentity, number, 1)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(roll_call, "SETTLE_SECONDS", 0.0)
+
+
+class InProcessGrid:
+    """Stands in for Flower's Grid: SuperNodes are functions, and every message is written down."""
+
+    def __init__(self, nodes: dict[int, Answer], *, shuffle: int | None = None) -> None:
+        self.nodes = nodes
+        self.requests: list[Message] = []
+        self.replies: list[Message] = []
+        self.timeouts: set[float | None] = set()
+        self._random = random.Random(shuffle) if shuffle is not None else None
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        self.timeouts.add(timeout)
+        sent = list(messages)
+        if self._random:
+            self._random.shuffle(sent)
+        replies = [self.nodes[message.metadata.dst_node_id](message) for message in sent]
+        self.requests += sent
+        self.replies += (received := [reply for reply in replies if reply is not None])
+        return received
+
+    def asked(self) -> list[tuple[str, str, int]]:
+        """What was asked for, in order: kind, split, round; once for all nodes."""
+        seen = []
+        for message in self.requests:
+            config = message.content[messages.CONFIG]
+            what = (message.metadata.message_type, str(config["split"]), int(config["round"]))
+            if not seen or seen[-1] != what:
+                seen.append(what)
+        return seen
+
+
+@dataclass
+class ScriptedSite:
+    """A hospital that answers from a script.
+
+    After training in round r, its weights are the global ones plus noise of its own; with
+    ``mark``, they are all r instead.
+    """
+
+    name: str
+    n_train: int = 10
+    n_val: int = 5
+    val_loss: list[float] = field(default_factory=lambda: [0.5, 0.4, 0.3])
+    mark: bool = False
+
+    def __call__(self, message: Message) -> Message:
+        config = message.content[messages.CONFIG]
+        round_number, split = int(config["round"]), str(config["split"])
+        if message.metadata.message_type == HELLO:
+            counts = {"n_train": self.n_train, "n_val": self.n_val}
+            return messages.identity_reply(message, self.name, counts, "cpu")
+        if message.metadata.message_type == TRAIN:
+            return self.train(message, round_number)
+        loss = self.val_loss[round_number - 1] if split == "val" else 0.7
+        metrics = {"loss": loss, "balanced_accuracy": 0.5, "auroc": float("nan")}
+        return messages.reply(message, {messages.WEIGHT: self.n_val, **metrics})
+
+    def train(self, message: Message, round_number: int) -> Message:
+        generator = torch.Generator().manual_seed(sum(self.name.encode()) + round_number)
+        weights = {
+            name: torch.full_like(weight, round_number)
+            if self.mark
+            else weight + torch.randn(weight.shape, generator=generator)
+            for name, weight in messages.unpack(message.content[messages.ARRAYS]).items()
+        }
+        metrics = {messages.WEIGHT: self.n_train, "loss": 0.6, "images-seen": 8.0}
+        return messages.reply(message, metrics, arrays=messages.pack(weights))
+
+
+def nodes(*sites: Answer) -> dict[int, Answer]:
+    return {101 + 7 * i: site for i, site in enumerate(sites)}
+
+
+def run_config(folder: Path, **changes) -> RunConfig:
+    changed = {key.replace("_", "-"): value for key, value in changes.items()}
+    return RunConfig.from_flower(TINY | {"output-dir": str(folder)} | changed)
+
+
+def run(folder: Path, grid: InProcessGrid, **changes) -> Path:
+    federate(grid, run_config(folder, **changes), run_id="run")
+    return folder / "run"
+
+
+def fail(folder: Path, grid: InProcessGrid, error: type[Exception], **changes) -> dict:
+    """Run a federation that must end in an error; return what it left in failure.json."""
+    with pytest.raises(error):
+        run(folder, grid, **changes)
+    assert not (folder / "run" / "summary.json").exists()
+    return json.loads((folder / "run" / "failure.json").read_text())
+
+
+# A run that goes well
+
+
+def test_run_leaves_its_whole_folder(tmp_path):
+    grid = InProcessGrid(nodes(ScriptedSite("south"), ScriptedSite("north", n_train=30)))
+    folder = run(tmp_path, grid)
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json",
+        "metrics.jsonl",
+        "model.json",
+        "model.safetensors",
+        "summary.json",
+    }
+    sites = json.loads((folder / "manifest.json").read_text())["sites"]
+    assert sites["north"] == {"n_train": 30, "n_val": 5, "device": "cpu"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["sites"]) == ["north", "south"]
+    assert summary["sites"]["north"]["n_train"] == 30
+    assert summary["sites"]["north"]["n_test"] == 5
+    assert summary["sites"]["north"]["auroc"] is None  # not a number is null, not a crash
+    assert grid.timeouts == {7.0}
+
+
+def test_rounds_train_and_validate_and_test_scans_are_asked_for_once_at_the_end(tmp_path):
+    grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south")))
+    run(tmp_path, grid)
+    assert grid.asked() == [
+        (HELLO, "", 0),
+        (TRAIN, "train", 1),
+        (EVALUATE, "val", 1),
+        (TRAIN, "train", 2),
+        (EVALUATE, "val", 2),
+        (TRAIN, "train", 3),
+        (EVALUATE, "val", 3),
+        (EVALUATE, "test", 3),
+    ]
+    splits = [message.content[messages.CONFIG]["split"] for message in grid.requests]
+    assert splits.count("test") == 2  # once a site
+
+
+def test_log_holds_every_number_of_every_site(tmp_path):
+    folder = run(tmp_path, InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south"))))
+    rows = list(read_rows(folder / "metrics.jsonl"))
+    losses = [(r.round, r.site, r.split, r.value, r.n) for r in rows if r.name == "loss"]
+    assert ("train", 10) in {(split, n) for _, _, split, _, n in losses}
+    assert [(r, s, v) for r, s, split, v, _ in losses if split == "val"] == [
+        (number, site, loss)
+        for number, loss in ((1, 0.5), (2, 0.4), (3, 0.3))
+        for site in ("north", "south")
+    ]
+    assert {r.round for r in rows if r.split == "test"} == {3}
+    assert messages.WEIGHT not in {r.name for r in rows}
+    assert all(a.seconds <= b.seconds for a, b in zip(rows, rows[1:], strict=False))
+
+
+def test_bytes_are_those_of_the_weights(tmp_path):
+    folder = run(tmp_path, InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south"))))
+    summary = json.loads((folder / "summary.json").read_text())
+    model = load_task("classification").build_model(run_config(tmp_path))
+    one = sum(len(array.data) for array in messages.pack(model.state_dict()).values())
+    assert summary["bytes_up"] == one * 2 * 3  # two sites, three rounds of training
+    assert summary["bytes_down"] == one * 2 * (3 + 3 + 1)  # and of validation, and the test
+
+
+# Averaging
+
+
+def test_order_of_replies_changes_no_bit_of_the_result(tmp_path):
+    """Sums of floats depend on their order; sites are summed in order of name."""
+    names = ["a", "b", "c", "d", "e"]
+    results = set()
+    for shuffle in range(4):
+        order = names[shuffle:] + names[:shuffle]  # and whoever connects first
+        sites = [ScriptedSite(name, n_train=7 + 3 * names.index(name)) for name in order]
+        grid = InProcessGrid(nodes(*sites), shuffle=shuffle)
+        folder = run(tmp_path / str(shuffle), grid)
+        results.add((folder / "model.safetensors").read_bytes())
+    assert len(results) == 1
+
+
+def training_replies(states: list[dict[str, torch.Tensor]], weights: list[int]) -> list[Message]:
+    return [
+        messages.reply(
+            messages.request(TRAIN, 5 + number),
+            {messages.WEIGHT: weight, "loss": 1.0},
+            arrays=messages.pack(state),
+        )
+        for number, (state, weight) in enumerate(zip(states, weights, strict=True))
+    ]
+
+
+STRATEGIES = [RunConfig(), RunConfig(strategy="fedprox", proximal_mu=0.1)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.sampled_from(STRATEGIES),
+    st.lists(st.integers(1, 500), min_size=1, max_size=6),
+    st.integers(0, 2**32),
+)
+def test_average_of_identical_replies_is_the_reply(config, weights, seed):
+    generator = torch.Generator().manual_seed(seed)
+    state = {"a": torch.randn(3, 4, generator=generator), "b": torch.randn(2, generator=generator)}
+    replies = training_replies([state] * len(weights), weights)
+    averaged, _ = make_strategy(config).aggregate_train(1, replies)
+    for name, tensor in messages.unpack(averaged).items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor, state[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("config", STRATEGIES)
+def test_average_is_weighted_by_training_scans(config):
+    replies = training_replies([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], [30, 10])
+    averaged, _ = make_strategy(config).aggregate_train(1, replies)
+    torch.testing.assert_close(messages.unpack(averaged)["w"], torch.full((2,), 0.25))
+
+
+def test_next_round_starts_from_the_average(tmp_path):
+    grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south", n_train=30)))
+    run(tmp_path, grid)
+
+    def sent(messages_: list[Message], kind: str, round_number: int) -> list[ArrayRecord]:
+        return [
+            m.content[messages.ARRAYS]
+            for m in messages_
+            if m.metadata.message_type == kind and m.metadata.group_id == str(round_number)
+        ]
+
+    north, south = (messages.unpack(a) for a in sent(grid.replies, TRAIN, 1))
+    for arrays in sent(grid.requests, TRAIN, 2) + sent(grid.requests, EVALUATE, 1):
+        for name, weight in messages.unpack(arrays).items():
+            torch.testing.assert_close(weight, 0.25 * north[name] + 0.75 * south[name])
+
+
+# The best round
+
+
+@pytest.mark.parametrize(
+    ("north", "south", "best"),
+    [
+        ([0.5, 0.3, 0.4], [0.5, 0.3, 0.4], 2),
+        ([0.3, 0.2, 0.1], [0.3, 0.2, 0.1], 3),
+        ([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], 1),
+        ([0.4, 0.3, 0.3], [0.4, 0.3, 0.3], 2),  # the earlier of two equal ones
+        ([0.3, 0.3, 0.3], [0.3, 0.3, 0.3], 1),
+        ([0.4, 0.5, 0.5], [0.9, 0.2, 0.3], 1),  # north has nine tenths of the scans
+        ([float("nan"), 0.9, 1.0], [0.1, 0.9, 1.0], 2),  # a loss that is none is never the lowest
+        ([float("inf"), 0.9, 1.0], [0.1, 0.9, 1.0], 2),
+    ],
+)
+def test_result_is_the_round_of_the_lowest_pooled_validation_loss(tmp_path, north, south, best):
+    sites = (
+        ScriptedSite("north", n_val=90, val_loss=north, mark=True),
+        ScriptedSite("south", n_val=10, val_loss=south, mark=True),
+    )
+    grid = InProcessGrid(nodes(*sites))
+    folder = run(tmp_path, grid)
+    assert json.loads((folder / "summary.json").read_text())["best_round"] == best
+    assert json.loads((folder / "model.json").read_text())["round"] == best
+    assert grid.asked()[-1] == (EVALUATE, "test", best)
+    tested = messages.unpack(grid.requests[-1].content[messages.ARRAYS])
+    for state in (tested, load_file(folder / "model.safetensors")):
+        assert all(torch.all(weight == best) for weight in state.values())
+
+
+def test_run_without_one_finite_loss_has_no_result(tmp_path):
+    grid = InProcessGrid(nodes(*(ScriptedSite(n, val_loss=[float("nan")] * 3) for n in "ab")))
+    failure = fail(tmp_path, grid, FloatingPointError)
+    assert "diverged" in failure["error"]
+    assert (failure["site"], failure["phase"]) == ("", "server")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert "test" not in {split for _, split, _ in grid.asked()}
+
+
+@given(st.lists(st.floats(0, 10) | st.just(float("nan")), min_size=1, max_size=12))
+def test_best_round_is_the_first_minimum(losses):
+    best: BestRound[int] = BestRound()
+    taken = [best.offer(number, loss, number) for number, loss in enumerate(losses, start=1)]
+    finite = [loss for loss in losses if loss == loss]
+    if not finite:
+        assert best.model is None
+        return
+    assert best.loss == min(finite)
+    assert best.model == best.round_number == losses.index(min(finite)) + 1
+    assert taken[best.round_number - 1]
+    assert not any(taken[best.round_number :])
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 99)), min_size=1, max_size=6))
+def test_pooled_mean_is_the_mean_over_scans(sites):
+    table = {str(i): {"loss": loss, "n": n} for i, (loss, n) in enumerate(sites)}
+    every_scan = np.repeat([loss for loss, _ in sites], [n for _, n in sites])
+    assert pooled(table, "loss", "n") == pytest.approx(every_scan.mean(), abs=1e-9)
+
+
+# Who takes part
+
+
+def test_two_sites_cannot_claim_one_name(tmp_path):
+    grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("north")))
+    failure = fail(tmp_path, grid, ConfigError)
+    assert "two SuperNodes say that they are site 'north'" in failure["error"]
+    assert grid.asked() == [(HELLO, "", 0)]
+
+
+def test_too_few_sites_in_time_end_the_run_before_a_question(tmp_path):
+    grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south")))
+    failure = fail(tmp_path, grid, ConfigError, min_sites=3)
+    assert failure["phase"] == "server"
+    assert "2 sites connected within 0.05 s, min-sites = 3" in failure["error"]
+    assert grid.requests == []
+
+
+def test_site_that_connects_late_is_waited_for(tmp_path, monkeypatch):
+    grid = InProcessGrid(nodes(ScriptedSite("north")))
+    monkeypatch.setattr(
+        roll_call.time, "sleep", lambda _: grid.nodes.update({9: ScriptedSite("south")})
+    )
+    folder = run(tmp_path, grid, connect_timeout=600.0)
+    assert list(json.loads((folder / "manifest.json").read_text())["sites"]) == ["north", "south"]
+
+
+def test_more_sites_than_needed_all_take_part(tmp_path):
+    grid = InProcessGrid(nodes(*(ScriptedSite(name) for name in "abcd")))
+    folder = run(tmp_path, grid, min_sites=2)
+    assert list(json.loads((folder / "summary.json").read_text())["sites"]) == list("abcd")
+
+
+def test_enough_sites_start_the_run_even_where_time_is_too_short_to_settle(tmp_path, monkeypatch):
+    """Waiting for more sites than min-sites is a courtesy, which no timeout turns into an error."""
+    monkeypatch.setattr(roll_call, "SETTLE_SECONDS", 30.0)
+    grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south")))
+    assert (run(tmp_path, grid) / "summary.json").exists()
+
+
+def test_site_with_other_sources_is_refused_before_training(tmp_path):
+    class Outdated(ScriptedSite):
+        def __call__(self, message: Message) -> Message:
+            reply = super().__call__(message)
+            reply.content[messages.IDENTITY]["source-hash"] = "0" * 64
+            return reply
+
+    grid = InProcessGrid(nodes(ScriptedSite("north"), Outdated("south")))
+    failure = fail(tmp_path, grid, ProvenanceError)
+    assert "site 'south' runs other fedscan sources (000000000000)" in failure["error"]
+    assert grid.asked() == [(HELLO, "", 0)]
+
+
+# Sites that fail
+
+
+@dataclass
+class FailingSite(ScriptedSite):
+    """Answers as scripted, but for one kind of question in one round."""
+
+    kind: str = TRAIN
+    round_number: int = 2
+    how: Callable[[Message], Message | None] = lambda message: None
+
+    def __call__(self, message: Message) -> Message | None:
+        asked = message.metadata.message_type, int(message.content[messages.CONFIG]["round"])
+        if asked == (self.kind, self.round_number):
+            return self.how(message)
+        return super().__call__(message)
+
+
+def failing(how, **where) -> InProcessGrid:
+    return InProcessGrid(nodes(ScriptedSite("north"), FailingSite("south", how=how, **where)))
+
+
+def own_words(message: Message) -> Message:
+    failure = Failure("south", "train, round 2", "disk full", "fit (classification.py:1)")
+    return messages.failure_reply(message, failure)
+
+
+def words_of_flower(message: Message) -> Message:
+    return Message(Error(0, "killed"), reply_to=message)
+
+
+def test_failing_site_ends_the_run_and_is_named(tmp_path):
+    grid = failing(own_words)
+    failure = fail(tmp_path, grid, SiteFailure)
+    assert failure == {
+        "site": "south",
+        "phase": "train, round 2",
+        "error": "disk full",
+        "traceback": "fit (classification.py:1)",
+    }
+    assert grid.asked()[-1] == (TRAIN, "train", 2)  # nothing is averaged without south
+    assert {row.round for row in read_rows(tmp_path / "run" / "metrics.jsonl")} == {1}
+
+
+def test_site_that_flower_lost_is_named(tmp_path):
+    failure = fail(tmp_path, failing(words_of_flower), SiteFailure)
+    assert (failure["site"], failure["error"]) == ("south", "killed")
+    assert "train" in failure["phase"]
+    assert "round 2" in failure["phase"]
+
+
+@pytest.mark.parametrize("kind", [TRAIN, EVALUATE])
+def test_site_that_does_not_answer_is_named(tmp_path, kind):
+    failure = fail(tmp_path, failing(lambda message: None, kind=kind), SiteFailure)
+    assert (failure["site"], failure["error"]) == ("south", "no answer within 7 s")
+    assert kind in failure["phase"]
+    assert "round 2" in failure["phase"]
+
+
+def test_failure_at_hello_ends_the_run(tmp_path):
+    grid = failing(lambda message: None, kind=HELLO, round_number=0)
+    failure = fail(tmp_path, grid, SiteFailure)
+    assert failure["phase"] == HELLO
+    assert grid.asked() == [(HELLO, "", 0)]
+
+
+def test_first_failure_in_order_of_name_is_told(tmp_path):
+    sites = [FailingSite(name, how=words_of_flower) for name in ("c", "b")]
+    grid = InProcessGrid(nodes(*sites, ScriptedSite("a")), shuffle=0)
+    assert fail(tmp_path, grid, SiteFailure)["site"] == "b"
+
+
+# With the clients themselves
+
+
+@pytest.fixture
+def client_cache(monkeypatch, session_cache):
+    monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+    local._remembered.cache_clear()
+
+
+def clients(node_configs: list[dict], config: RunConfig) -> tuple[dict[int, Answer], list[Context]]:
+    """SuperNodes that run the ClientApp in this process, each with a context of its own."""
+    contexts = [
+        Context(1, number, node_config, RecordDict(), config.to_flower())
+        for number, node_config in enumerate(node_configs)
+    ]
+    return nodes(
+        *(lambda message, context=context: client_app(message, context) for context in contexts)
+    ), contexts
+
+
+def simulated(count: int = 2) -> list[dict]:
+    return [{"partition-id": i, "num-partitions": count} for i in range(count)]
+
+
+def test_deployed_and_simulated_sites_learn_the_same_bits(tmp_path, tiny_cohort, client_cache):
+    """Who asks, in which order, and how a site is started decide nothing."""
+    deployed = [{"site": s, "data-dir": str(tiny_cohort / s)} for s in ("north", "island")]
+    models, tables, grids = set(), [], []
+    for name, node_configs, cohort in (
+        ("simulated", simulated(), str(tiny_cohort)),
+        ("deployed", deployed, ""),
+    ):
+        folder = tmp_path / name
+        config = run_config(folder, cohort_dir=cohort)
+        answers, contexts = clients(node_configs, config)
+        grids.append(InProcessGrid(answers, shuffle=len(grids)))
+        federate(grids[-1], config, run_id="run")
+        models.add((folder / "run" / "model.safetensors").read_bytes())
+        sites = json.loads((folder / "run" / "summary.json").read_text())["sites"]
+        tables.append(sites)
+        for context in contexts:  # six steps of AdamW stay at the site
+            steps = messages.unpack(context.state[messages.PRIVATE])
+            assert {float(v) for k, v in steps.items() if k.endswith("/step")} == {6.0}
+    assert len(models) == 1
+    assert tables[0] == tables[1]
+    assert {name: site["n_test"] for name, site in tables[0].items()} == {"island": 4, "north": 4}
+    for grid in grids:
+        assert_nothing_private(grid)
+
+
+def assert_nothing_private(grid: InProcessGrid) -> None:
+    """Of replies, only weights leave after training, else numbers; and no participant ever."""
+    model = load_task("classification").build_model(RunConfig(image_size=16))
+    for reply in grid.replies:
+        kind = reply.metadata.message_type
+        extra = {TRAIN: {messages.ARRAYS}, HELLO: {messages.IDENTITY}}.get(kind, set())
+        assert set(reply.content) == {messages.METRICS} | extra
+        if kind == TRAIN:
+            assert set(reply.content[messages.ARRAYS]) == set(model.state_dict())
+            assert set(reply.content[messages.METRICS]) == {messages.WEIGHT, "loss", "images-seen"}
+        for record in reply.content.values():
+            if isinstance(record, ConfigRecord):
+                assert "sub-" not in str(dict(record))
+
+
+def test_bad_data_of_a_deployed_site_end_the_run_in_public_words(tmp_path, client_cache, caplog):
+    caplog.set_level(logging.CRITICAL, logger="clients.guard")
+    for name in ("north", "south"):
+        (tmp_path / name).mkdir()
+        table = "participant_id\tsex\nsub-007\tunheard-of\n"
+        (tmp_path / name / "participants.tsv").write_text(table)
+    node_configs = [{"site": n, "data-dir": str(tmp_path / n)} for n in ("south", "north")]
+    answers, _ = clients(node_configs, run_config(tmp_path))
+    failure = fail(tmp_path / "runs", InProcessGrid(answers), SiteFailure)
+    assert failure["site"] in ("north", "south")
+    assert failure["phase"] == HELLO
+    told = json.dumps(failure)
+    assert "unheard-of" not in told
+    assert "sub-007" not in told
+    assert str(tmp_path) not in told

@@ -1,0 +1,102 @@
+"""The command line: what it refuses before anything starts, and how it says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from processes import fedscan
+
+from common.errors import ConfigError
+from simulations import launch
+from simulations.launch import Resources
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--set", "sede=1"], "did you mean 'seed'?"),
+        (["--set", "seed"], "accepted is key=value"),
+        (["--set", "seed=-1"], "seed = -1"),
+        (["--set", "learning-rate=fast"], "learning-rate = 'fast'"),
+        (["--set", "output-dir=/tmp"], "use --cohort and --out"),
+        (["--set", "threads=4096"], "threads = 4096"),
+        (["--set", "threads=256", "--cpus", "1"], "256 CPUs a site cannot be had: 1"),
+        (["--cpus", "100000"], "100000 CPUs cannot be had"),
+        (["--gpus-per-site", "1000"], "1000 GPUs a site cannot be had"),
+        (["--cohort", "nowhere"], "nowhere"),
+    ],
+)
+def test_run_refuses_with_one_clear_message(
+    words: list[str], expected: str, tmp_path: Path
+) -> None:
+    done = fedscan("run", *words, cwd=tmp_path, cache=tmp_path / "cache")
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_run_refuses_another_number_of_sites_than_the_cohort_has(
+    tiny_cohort: Path, tmp_path: Path
+) -> None:
+    words = ("run", "--cohort", str(tiny_cohort), "--sites", "3")
+    done = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    assert done.returncode == 2
+    assert "holds 2: island, north" in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["prepare"], ["prepare", "phantom"], ["check"]])
+def test_help_has_an_example(command: list[str], tmp_path: Path) -> None:
+    done = fedscan(*command, "--help", cwd=tmp_path, cache=tmp_path)
+    assert done.returncode == 0
+    if command not in ([], ["prepare"]):
+        assert "xample" in done.stdout
+
+
+def test_prepared_phantoms_are_found_usable(tmp_path: Path) -> None:
+    words = ("prepare", "phantom", "cohort", "--sites", "a=5,b=4", "--test", "2", "--seed", "3")
+    made = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines()[-1] == "cohort"
+    checked = fedscan("check", "cohort", "--format", "json", cwd=tmp_path, cache=tmp_path)
+    assert checked.returncode == 0
+    report = json.loads(checked.stdout)
+    assert [site["site"] for site in report["sites"]] == ["a", "b"]
+    assert sum(report["sites"][0]["n"]["train"].values()) == 3
+
+
+@pytest.mark.parametrize("sites", ["a", "a=", "a=4,a=5", "a=-4", "a=3", "../a=5"])
+def test_prepare_refuses_sites_that_cannot_be(sites: str, tmp_path: Path) -> None:
+    done = fedscan("prepare", "phantom", "out", "--sites", sites, cwd=tmp_path, cache=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_names_the_file_and_exits_2(tiny_cohort: Path, tmp_path: Path) -> None:
+    import shutil
+
+    cohort = tmp_path / "cohort"
+    shutil.copytree(tiny_cohort, cohort)
+    scans = sorted((cohort / "island").rglob("*.nii.gz"))
+    for scan in scans:
+        scan.write_bytes(b"")
+    done = fedscan("check", str(cohort), cwd=tmp_path, cache=tmp_path / "cache")
+    assert done.returncode == 2
+    assert scans[0].name in done.stdout
+    assert "not usable" in done.stdout
+
+
+def test_resources_become_flowers_federation_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "usable_cpus", lambda: 8)
+    words = Resources(sites=3, cpus_per_site=2, gpus_per_site=0.5).federation_config().split()
+    assert words == [
+        "num-supernodes=3",
+        "client-resources-num-cpus=2",
+        "client-resources-num-gpus=0.5",
+        "init-args-num-cpus=8",
+    ]
+    with pytest.raises(ConfigError, match="9 CPUs a site"):
+        Resources(sites=3, cpus_per_site=9).check()

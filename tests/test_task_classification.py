@@ -1,0 +1,453 @@
+"""The training loop: what decides it, what it carries on, and when it gives up."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from common.config import RunConfig
+from common.imaging.prepare import ImageSet
+from common.tasks import classification, load_task
+from common.tasks.classification import (
+    MOMENTS,
+    SHIFT_VOXELS,
+    Fit,
+    _Batches,
+    augment,
+    build_model,
+    cosine,
+    evaluate,
+    fit,
+    predict,
+    shared_state,
+)
+
+CPU = torch.device("cpu")
+SIDE = 16
+TINY = {
+    "image-size": SIDE,
+    "batch-size": 4,
+    "learning-rate": 3e-3,
+    "num-server-rounds": 2,
+    "local-steps": 10,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_images(count: int, seed: int, *, blob: bool = True, men: float = 0.5) -> ImageSet:
+    """Noisy cubes in air; with ``blob``, a bright place in the lower half tells class 1."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(count) < round(men * count)).astype(np.int64)
+    images = np.zeros((count, SIDE, SIDE, SIDE), dtype=np.float32)
+    images[:, 2:-2, 2:-2, 2:-2] = rng.uniform(0.3, 0.6, (count, 12, 12, 12))
+    if blob:
+        images[labels == 1, 5:11, 5:11, 3:7] += 0.3
+    return ImageSet(images, labels, tuple(f"sub-{i:03d}" for i in range(count)))
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    return make_images(12, seed=0)
+
+
+def config(**changes) -> RunConfig:
+    return RunConfig.from_flower(TINY | {k.replace("_", "-"): v for k, v in changes.items()})
+
+
+def train(
+    data: ImageSet,
+    run: RunConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    first_step: int = 0,
+    steps: int = 10,
+    seed: int = 1,
+    private: dict[str, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], Fit]:
+    run = run or config()
+    model = model or build_model(run)
+    done = fit(
+        model,
+        data,
+        run,
+        first_step=first_step,
+        steps=steps,
+        seed=seed,
+        device=CPU,
+        private=private or {},
+    )
+    return {name: weight.clone() for name, weight in model.state_dict().items()}, done
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    assert one.keys() == other.keys()
+    return all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+# A task is found by its name
+
+
+def test_task_of_the_configuration_has_the_five_functions():
+    task = load_task(config().task)
+    for name in ("build_model", "shared_state", "load_split", "fit", "evaluate"):
+        assert callable(getattr(task, name))
+
+
+def test_initial_weights_are_the_runs_and_shared_whole():
+    model = build_model(config(seed=5))
+    assert same(model.state_dict(), build_model(config(seed=5, local_steps=3)).state_dict())
+    assert not same(model.state_dict(), build_model(config(seed=6)).state_dict())
+    assert shared_state(model).keys() == model.state_dict().keys()
+
+
+# Learning
+
+
+def test_training_learns_what_tells_the_classes_apart(data):
+    run = config(local_steps=40)
+    model, unseen = build_model(run), make_images(20, seed=9)
+    before = evaluate(model, unseen, CPU)
+    _, early = train(data, run, model=model, steps=5)
+    _, late = train(data, run, model=model, first_step=5, steps=75, private=early.private)
+    after = evaluate(model, unseen, CPU)
+    assert late.metrics["loss"] < early.metrics["loss"]
+    assert after["loss"] < 0.5 * before["loss"]
+    assert after["balanced_accuracy"] > 0.9
+
+
+def test_fit_reports_the_images_it_saw_and_leaves_the_data_alone(data):
+    images, labels = data.images.copy(), data.labels.copy()
+    _, done = train(data, steps=7)
+    assert done.metrics.keys() == {"loss", "images-seen"}
+    assert done.metrics["images-seen"] == 7 * 4
+    np.testing.assert_array_equal(data.images, images)
+    np.testing.assert_array_equal(data.labels, labels)
+
+
+def test_batch_may_be_larger_than_the_data(data):
+    _, done = train(data, config(batch_size=30), steps=2)
+    assert math.isfinite(done.metrics["loss"])
+
+
+# Repeatability
+
+
+def test_same_seed_is_the_same_bits_and_another_seed_is_not(data):
+    one, fit_one = train(data, seed=1)
+    torch.manual_seed(1234)  # no draw comes from the global generator
+    two, fit_two = train(data, seed=1)
+    other, _ = train(data, seed=2)
+    assert same(one, two)
+    assert same(fit_one.private, fit_two.private)
+    assert fit_one.metrics == fit_two.metrics
+    assert not same(one, other)
+
+
+def test_training_leaves_the_global_generator_alone(data):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    train(data, steps=2)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_network_that_drops_paths_is_repeatable_too():
+    run = config(classifier="efficientnet-b2", batch_size=2)
+    small = make_images(4, seed=0)
+    one, _ = train(small, run, steps=1)
+    torch.manual_seed(1234)
+    two, _ = train(small, run, steps=1)
+    assert same(one, two)
+
+
+# What is carried from one call to the next
+
+
+def test_private_state_is_three_moments_of_every_weight(data):
+    weights, done = train(data)
+    assert set(done.private) == {f"{name}/{m}" for name in weights for m in MOMENTS}
+    assert not set(done.private) & set(weights)
+    for name, weight in weights.items():
+        assert done.private[f"{name}/exp_avg"].shape == weight.shape
+        assert done.private[f"{name}/step"] == 10
+
+
+def test_steps_count_on_and_private_state_changes_the_result(data):
+    run = config()
+    start, first = train(data, run)
+    again = {"first_step": 10, "seed": 2}
+
+    def resume(private):
+        model = build_model(run)
+        model.load_state_dict(start)
+        return train(data, run, model=model, private=private, **again)
+
+    carried, second = resume(first.private)
+    anew, _ = resume({})
+    assert all(value == 20 for name, value in second.private.items() if name.endswith("/step"))
+    assert not same(carried, anew)
+    assert same(carried, resume(first.private)[0])  # the first call's moments were not changed
+
+
+def test_two_calls_are_one_long_call_where_batches_do_not_matter(data):
+    """What a fit draws anew is batches and augmentation; moments and schedule go on."""
+    run = config(batch_size=12)
+    together, parted = KnowsOnlyFrequency(torch.tensor([0.3, -0.2])), KnowsOnlyFrequency(torch.tensor([0.3, -0.2]))
+    train(data, run, model=together, steps=20)
+    _, first = train(data, run, model=parted, steps=10)
+    train(data, run, model=parted, first_step=10, steps=10, private=first.private, seed=2)
+    torch.testing.assert_close(parted.bias, together.bias, rtol=0, atol=1e-7)
+    anew = KnowsOnlyFrequency(torch.tensor([0.3, -0.2]))
+    train(data, run, model=anew, steps=10)
+    train(data, run, model=anew, first_step=10, steps=10, seed=2)
+    assert not torch.allclose(anew.bias, together.bias, rtol=0, atol=1e-7)
+
+
+# The schedule
+
+
+@given(st.integers(1, 10**6), st.data())
+def test_learning_rate_falls_from_the_peak_to_zero(total, draw):
+    assert cosine(0, total) == 1
+    assert cosine(total, total) == cosine(total + 5, total) == pytest.approx(0, abs=1e-12)
+    step = draw.draw(st.integers(0, total))
+    assert 0 <= cosine(step + 1, total) <= cosine(step, total) <= 1
+    # No jump, least of all where one round ends and the next begins: |cos'| <= 1.
+    assert cosine(step, total) - cosine(step + 1, total) <= math.pi / 2 / total + 1e-12
+
+
+def test_half_way_is_half_the_peak():
+    assert cosine(50, 100) == pytest.approx(0.5)
+
+
+def test_rounds_follow_one_schedule(data, monkeypatch):
+    rates = []
+    step_of_adamw = torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step_of_adamw(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    run = config()
+    train(data, run, steps=10)
+    train(data, run, first_step=10, steps=10)
+    assert rates == [run.learning_rate * cosine(step, 20) for step in range(20)]
+    assert all(later < earlier for earlier, later in pairwise(rates))
+    assert rates[-1] < 0.01 * run.learning_rate
+
+
+# The mix of classes
+
+
+class KnowsOnlyFrequency(nn.Module):
+    """Two numbers and no eyes: all it can learn is how frequent the classes are."""
+
+    def __init__(self, start: Tensor | None = None) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(2) if start is None else start.clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.bias.expand(len(images), 2)
+
+
+def learnt_frequency(men: float, batch_size: int) -> float:
+    """Probability of class 1 after many small steps from no preference."""
+    run = config(
+        batch_size=batch_size,
+        learning_rate=0.02,
+        weight_decay=0,
+        num_server_rounds=1,
+        local_steps=400,
+    )
+    noise = np.zeros((40, 2, 2, 2), dtype=np.float32)
+    labels = (np.arange(40) < 40 * men).astype(np.int64)
+    model = KnowsOnlyFrequency()
+    train(ImageSet(noise, labels, ("",) * 40), run, model=model, steps=400)
+    return float(model.bias.detach().softmax(0)[1])
+
+
+@pytest.mark.parametrize("men", [0.1, 0.3, 0.5, 0.9])
+def test_mix_of_classes_is_no_prior_with_batches_of_all_data(men):
+    assert learnt_frequency(men, batch_size=40) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("men", [0.1, 0.3, 0.7, 0.9])
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_mix_of_classes_is_no_prior_with_small_batches(men, batch_size):
+    """A batch without the rare class must not pull with full weight towards the other."""
+    assert learnt_frequency(men, batch_size) == pytest.approx(0.5, abs=0.03)
+
+
+def test_network_on_noise_has_no_preference_for_the_larger_class():
+    run = config(batch_size=16, learning_rate=1e-3)
+    model, noise = build_model(run), make_images(40, seed=1, blob=False, men=0.9)
+    train(noise, run, model=model, steps=20)
+    fresh = predict(model, make_images(40, seed=2, blob=False), CPU)
+    assert fresh.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_site_with_one_class_can_train():
+    weights, done = train(make_images(6, seed=0, men=1.0), steps=3)
+    assert math.isfinite(done.metrics["loss"])
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+# FedProx
+
+
+def moved(data: ImageSet, run: RunConfig) -> float:
+    start = build_model(run).state_dict()
+    weights, _ = train(data, run, steps=20)
+    return math.sqrt(sum(float((w - start[n]).square().sum()) for n, w in weights.items()))
+
+
+def test_pull_towards_the_start_keeps_the_weights_near_it(data):
+    free = moved(data, config(weight_decay=0))
+    leashed = [
+        moved(data, config(strategy="fedprox", proximal_mu=mu, weight_decay=0))
+        for mu in (1e-6, 1.0, 1e4)
+    ]
+    assert leashed[0] == pytest.approx(free, rel=1e-2)
+    assert leashed[2] < leashed[1] < leashed[0]
+    assert leashed[2] < 0.2 * free
+
+
+def test_proximal_term_is_half_mu_times_squared_distance(data):
+    """Li et al. 2020, eq. 2: the second step's loss has it, the first is at the start itself."""
+    run = config(strategy="fedprox", proximal_mu=50.0, batch_size=12)
+    start = torch.tensor([0.3, -0.2])
+
+    def loss_after(steps: int) -> tuple[float, Tensor]:
+        model = KnowsOnlyFrequency(start)
+        _, done = train(data, run, model=model, steps=steps)
+        return done.metrics["loss"], model.bias.detach()
+
+    def cross_entropy(bias: Tensor) -> float:
+        return float(-bias.log_softmax(0).mean())  # of as many women as men
+
+    first, bias = loss_after(1)
+    mean_of_two, _ = loss_after(2)
+    term = 50.0 / 2 * float((bias - start).square().sum())
+    assert first == pytest.approx(cross_entropy(start))
+    assert 2 * mean_of_two - first == pytest.approx(cross_entropy(bias) + term, rel=1e-5)
+    assert term > 1e-4
+
+
+# Divergence
+
+
+def test_images_that_are_not_numbers_end_the_fit(data):
+    broken = ImageSet(np.full_like(data.images, np.nan), data.labels, data.ids)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        train(broken, steps=1)
+
+
+def test_learning_rate_that_explodes_ends_the_fit(data):
+    run = config(learning_rate=10, weight_decay=10)
+    with pytest.raises(FloatingPointError, match="lower learning-rate"):
+        train(data, run, model=build_model(run), steps=40)
+
+
+# Batches
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**32))
+def test_every_image_once_before_any_twice(count, size, seed):
+    batches = list(islice(iter(_Batches(count, size, np.random.default_rng(seed))), 12))
+    assert all(len(batch) == size for batch in batches)
+    stream = np.concatenate(batches)
+    for start in range(0, len(stream) - count + 1, count):
+        assert sorted(stream[start : start + count]) == list(range(count))
+    seen = Counter(stream.tolist())
+    assert max(seen.values()) - min(seen.get(i, 0) for i in range(count)) <= 1
+
+
+def test_each_pass_has_an_order_of_its_own():
+    stream = list(islice(iter(_Batches(30, 30, np.random.default_rng(0))), 3))
+    assert len({tuple(one) for one in stream}) == 3
+
+
+# Augmentation
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def images(data) -> Tensor:
+    return torch.from_numpy(data.images).unsqueeze(1)
+
+
+def test_augmentation_keeps_shape_range_and_its_input(images):
+    before = images.clone()
+    out = augment(images, generator())
+    assert out.shape == images.shape
+    assert out.dtype == images.dtype
+    assert torch.equal(images, before)
+    assert out.data_ptr() != images.data_ptr()
+    assert out.min() >= 0
+    assert out.max() <= 1
+    assert not torch.equal(out, before)
+
+
+def test_generator_decides_every_draw(images):
+    torch.manual_seed(0)
+    one = augment(images, generator(4))
+    torch.manual_seed(99)
+    assert torch.equal(augment(images, generator(4)), one)
+    assert not torch.equal(augment(images, generator(5)), one)
+
+
+def test_without_gamma_every_voxel_is_kept(images, monkeypatch):
+    monkeypatch.setattr(classification, "GAMMA_SD", 0.0)
+    out = augment(images, generator())
+    for image, moved_image in zip(images, out, strict=True):
+        assert torch.equal(moved_image.flatten().sort().values, image.flatten().sort().values)
+
+
+def test_gamma_keeps_air_and_the_order_of_intensities(images, monkeypatch):
+    monkeypatch.setattr(classification, "GAMMA_SD", 0.5)
+    out = augment(images, generator())
+    for image, varied in zip(images, out, strict=True):
+        assert (varied == 0).sum() == (image == 0).sum()
+    monkeypatch.setattr(torch, "randint", lambda low, high, size, **_: torch.zeros(size).long())
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.ones(count))  # nobody mirrored
+    varied = augment(images, generator())
+    order = images[0].flatten().argsort()
+    assert (varied[0].flatten()[order].diff() >= 0).all()
+
+
+def test_head_moves_by_a_voxel_at_most_and_is_mirrored_left_to_right_only(images, monkeypatch):
+    monkeypatch.setattr(classification, "GAMMA_SD", 0.0)
+    image = images[:1]
+    steps = range(-SHIFT_VOXELS, SHIFT_VOXELS + 1)
+    possible = {
+        torch.roll(one, (x, y, z), (2, 3, 4)).numpy().tobytes()
+        for one in (image, image.flip(2))
+        for x in steps
+        for y in steps
+        for z in steps
+    }
+    drawn = {
+        varied.numpy().tobytes() for varied in augment(image.expand(400, -1, -1, -1, -1), generator())
+    }
+    assert drawn <= possible
+    assert len(drawn) > 0.9 * len(possible)
