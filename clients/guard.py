@@ -13,7 +13,7 @@ from common.config import RunConfig
 from common.errors import FedscanError
 from common.messages import Failure
 from common.provenance import require_same_source
-from common.sites import site_name
+from common.sites import SITE_NAME, site_name
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,10 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
     deployed one tells the public words of fedscan's own errors, of others only the type and the
     lines of code passed, and keeps the rest in its own log.
     """
-    simulated = "partition-id" in context.node_config
+    # A hospital's own node config may hold a partition-id too; that simulates nothing.
+    simulated = "partition-id" in context.node_config and not (
+        {"site", "data-dir"} & context.node_config.keys()
+    )
     site = _site_name(context)
     phase = message.metadata.message_type
     try:
@@ -51,8 +54,10 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
 def _site_name(context: Context) -> str:
     try:
         return site_name(context.node_config, RunConfig.from_flower(context.run_config))
-    except FedscanError:  # it will be met again, and told, by whoever answers the message
-        return str(context.node_config.get("partition-id", "unnamed"))
+    except Exception:  # it will be met again, and told, by whoever answers the message
+        node_config = context.node_config
+        name = str(node_config.get("site", node_config.get("partition-id", "")))
+        return name if SITE_NAME.fullmatch(name) else "unnamed"
 
 
 def _public(error: Exception) -> str:

@@ -13,7 +13,8 @@ from flwr.app import Context, Message
 from clients.resources import compute_device, granted
 from common import messages
 from common.config import RunConfig
-from common.paths import cache_dir
+from common.paths import cache_dir, site_records
+from common.predictions import save_predictions
 from common.seeding import derive_seed
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, Site, locate_site
 from common.tasks import load_task
@@ -42,7 +43,7 @@ class Workplace:
     """
 
     def __init__(self, context: Context) -> None:
-        self.state = context.state
+        self.state, self.run_id = context.state, context.run_id
         self.config = RunConfig.from_flower(context.run_config)
         self.site: Site = locate_site(context.node_config, self.config, _phantom)
         self.task: ModuleType = load_task(self.config.task)
@@ -80,12 +81,20 @@ class Workplace:
         )
 
     def evaluate(self, message: Message) -> Message:
-        """Judge the model that came with the message on one split."""
+        """Judge the model that came with the message on one split.
+
+        What it predicts for each test scan stays in the site's own records.
+        """
         split = str(message.content[messages.CONFIG]["split"])
         # Test scans are read once: there is nothing to keep them in memory for.
         data = self._split(split) if split != "test" else self._load(split)
         with compute_device(self.config, granted()) as device:
-            metrics = self.task.evaluate(self._model(message), data, device)
+            predictions = self.task.predict(self._model(message), data, device)
+        if split == "test":
+            save_predictions(
+                site_records(self.site.name) / f"{self.run_id}.csv", data.labels, predictions
+            )
+        metrics = self.task.score(data, predictions)
         return messages.reply(message, {messages.WEIGHT: len(data.labels), **metrics})
 
     def _model(self, message: Message) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Where a site keeps what it can make again: one folder a user, never inside a data set."""
+"""Where a site keeps what is its own: one folder a user, never inside a data set."""
 
 from __future__ import annotations
 
@@ -16,3 +16,15 @@ def cache_dir() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("fedscan")
+
+
+def site_records(site: str) -> Path:
+    """Folder for what a site keeps to itself about its scans, such as predictions.
+
+    ``FEDSCAN_RECORDS`` names the folder above it; without that it is in the user's data folder.
+    """
+    if named := os.environ.get("FEDSCAN_RECORDS"):
+        return Path(named).expanduser().absolute() / site
+    from platformdirs import user_data_path
+
+    return user_data_path("fedscan") / "sites" / site

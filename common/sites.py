@@ -107,7 +107,7 @@ def locate_site(
         As :func:`site_name`, or if the folder that a deployed site names cannot be used.
     """
     name = site_name(node_config, config)
-    if "partition-id" not in node_config:
+    if "site" in node_config or "data-dir" in node_config:
         return _deployed(node_config)
     if config.cohort_dir:
         return Site(name, _cohort(config)[name], simulated=True)
@@ -126,7 +126,8 @@ def _deployed(node_config: Mapping[str, object]) -> Site:
     if not isinstance(name, str) or not SITE_NAME.fullmatch(name):
         raise ConfigError(
             f"node config: site = {name!r}: accepted is a name of up to 64 letters, digits, "
-            "'.', '_' and '-', beginning with a letter or digit"
+            "'.', '_' and '-', beginning with a letter or digit",
+            public="node config: site is not a usable name",  # it may be a path, by mistake
         )
     if not isinstance(data_dir, str) or not Path(data_dir).is_absolute():
         raise ConfigError(

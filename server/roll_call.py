@@ -120,9 +120,10 @@ class RollCall:
             if connected != known:
                 known, since = connected, time.monotonic()
             enough = len(known) >= self._config.min_sites
-            if enough and time.monotonic() - since >= SETTLE_SECONDS:
+            late = time.monotonic() > deadline
+            if enough and (late or time.monotonic() - since >= SETTLE_SECONDS):
                 return sorted(known)
-            if time.monotonic() > deadline:
+            if late:
                 raise ConfigError(
                     f"{len(known)} sites connected within {self._config.connect_timeout:g} s, "
                     f"min-sites = {self._config.min_sites}. Start the missing SuperNodes, or "

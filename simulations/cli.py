@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Federated learning on medical scans: hospitals keep their scans, share what they learn.",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_show_locals=False,  # a value may identify somebody
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -133,6 +134,106 @@ def _show_summary(summary: dict[str, Any]) -> None:
         numbers = ["–" if site[m] is None else f"{site[m]:.3f}" for m in metrics]
         table.add_row(name, str(site["n_train"]), str(site["n_test"]), *numbers)
     out.print(table)
+
+
+@app.command()
+def benchmark(
+    preset: Annotated[
+        str, typer.Option(help="A plan that comes with fedscan; see the names with --dry-run.")
+    ] = "default",
+    arms: Annotated[
+        str | None, typer.Option(help="Of centralized,local,federated; the preset's by default.")
+    ] = None,
+    strategies: Annotated[str | None, typer.Option(help="Of fedavg,fedprox.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions, seeds 0, 1, …")] = None,
+    centralized_batch: Annotated[
+        str | None,
+        typer.Option(help="large: equal steps and images; small: equal images, more steps."),
+    ] = None,
+    cohort: Annotated[
+        Path | None,
+        typer.Option(help="Folder with one BIDS data set a site. Without it: phantom hospitals."),
+    ] = None,
+    sites: Annotated[
+        int | None, typer.Option(min=2, help="Phantom hospitals to simulate; 3 by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("benchmark"),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
+    ] = None,
+    gpus_per_cell: Annotated[
+        float, typer.Option(min=0.0, help="Share of a GPU for each training, for example 0.5.")
+    ] = 0.0,
+    cell_timeout: Annotated[
+        float, typer.Option(min=1.0, help="Seconds after which one training is ended.")
+    ] = 3600.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Run only what is missing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and an estimate of the time.")
+    ] = False,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Compare centralized, local-only and federated training, and write a report.
+
+    Every arm makes the same optimizer steps and sees the same number of images.
+
+    For example:
+
+    - `fedscan benchmark` — one repetition on three phantom hospitals
+    - `fedscan benchmark --seeds 5 --out headline`
+    - `fedscan benchmark --strategies fedavg,fedprox --set proximal-mu=0.1`
+    - `fedscan benchmark --cohort ~/hospitals --dry-run`
+    """
+    from simulations import compare
+
+    folder = compare.compare(
+        compare.Request(
+            preset=preset,
+            overrides={
+                "arms": arms and arms.split(","),
+                "strategies": strategies and strategies.split(","),
+                "seeds": seeds,
+                "centralized-batch": centralized_batch,
+            },
+            run=_parse_set(set_ or []),
+            cohort=cohort and cohort.expanduser().absolute(),
+            sites=sites,
+            out=out.expanduser().absolute(),
+            gpus_per_cell=gpus_per_cell,
+            cell_timeout=cell_timeout,
+        ),
+        resume=resume,
+        dry_run=dry_run,
+    )
+    if folder is None:
+        return
+    summary = (folder / "summary.json").read_text()
+    if output_format is Format.json:
+        typer.echo(json.dumps(json.loads(summary)))
+    else:
+        compare.show(json.loads(summary))
+        typer.echo(str(folder / "report.html"))
+    if unfinished := compare.unfinished(folder):
+        from common.errors import FedscanError
+
+        raise FedscanError(
+            f"{len(unfinished)} of the trainings did not end well: {', '.join(unfinished)}. "
+            f"Their tracebacks are in {folder / 'cells'}; --resume runs them again"
+        )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")],
+) -> None:
+    """Draw the report of a comparison again from its results.
+
+    Example: `fedscan report benchmark`
+    """
+    from simulations.report import write_report
+
+    typer.echo(str(write_report(folder.expanduser().absolute())))
 
 
 @prepare.command()

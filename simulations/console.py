@@ -28,11 +28,17 @@ class Steps:
     ----------
     title : str
     total : int
+    bar : Progress or None
+        Where to show it; None for plain lines.
+    quiet : bool
+        Show nothing at all.
     """
 
-    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
+    def __init__(
+        self, title: str, total: int, bar: Progress | None, *, quiet: bool = False
+    ) -> None:
         self.title, self.total, self.done = title, total, 0
-        self._bar = bar
+        self._bar, self._quiet = bar, quiet
         self._task = bar.add_task(title, total=total, note="") if bar else None
         self._last_line = time.monotonic()
 
@@ -41,6 +47,8 @@ class Steps:
         self.done += count
         if self._bar:
             self._bar.update(self._task, advance=count, note=note)
+            return
+        if self._quiet:
             return
         now = time.monotonic()
         if always or self.done == self.total or now - self._last_line > PLAIN_EVERY:
@@ -51,7 +59,7 @@ class Steps:
         """Say what goes on, without counting."""
         if self._bar:
             self._bar.update(self._task, note=note)
-        else:
+        elif not self._quiet:
             err.print(f"{self.title}: {note}", soft_wrap=True)
 
 
@@ -73,10 +81,10 @@ def counting(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextlib.contextmanager
-def steps(title: str, total: int) -> Iterator[Steps]:
+def steps(title: str, total: int, *, quiet: bool = False) -> Iterator[Steps]:
     """Show progress over ``total`` steps until the block is left."""
-    if not err.is_terminal:
-        yield Steps(title, total, None)
+    if quiet or not err.is_terminal:
+        yield Steps(title, total, None, quiet=quiet)
         return
     bar = Progress(
         TextColumn("{task.description}"),

@@ -45,16 +45,23 @@ def count_sites(cohort: Path | None, sites: int | None) -> int:
     return len(found)
 
 
-def prepare_phantoms(count: int) -> None:
-    """Make the default cohort's sites in the user's cache, where they are not yet there."""
+def prepare_phantoms(count: int, *, quiet: bool = False) -> dict[str, Path]:
+    """Make the default cohort's sites in the user's cache, where they are not yet there.
+
+    Returns
+    -------
+    dict of str to Path
+        Each site's folder.
+    """
     from common.imaging.phantom_cache import ensure_site
 
     sites = phantom_sites(count)
+    folders: dict[str, Path] = {}
     total = sum(n + PHANTOM_TEST for n in sites.values())
-    with console.steps("Making phantom scans", total) as bar:
+    with console.steps("Making phantom scans", total, quiet=quiet) as bar:
         for name, n in sites.items():
             before = bar.done
-            ensure_site(
+            folders[name] = ensure_site(
                 cache_dir(),
                 name,
                 n=n,
@@ -66,9 +73,12 @@ def prepare_phantoms(count: int) -> None:
             missing = n + PHANTOM_TEST - (bar.done - before)
             if missing:
                 bar.advance(missing, f"{name} (cached)")
+    return folders
 
 
-def federate(config: RunConfig, resources: Resources) -> tuple[Path, dict[str, Any]]:
+def federate(
+    config: RunConfig, resources: Resources, *, quiet: bool = False
+) -> tuple[Path, dict[str, Any]]:
     """Run a federation through Flower and wait for its end.
 
     Parameters
@@ -76,6 +86,8 @@ def federate(config: RunConfig, resources: Resources) -> tuple[Path, dict[str, A
     config : RunConfig
         ``output_dir`` must be set.
     resources : Resources
+    quiet : bool
+        Show nothing on the way.
 
     Returns
     -------
@@ -91,11 +103,11 @@ def federate(config: RunConfig, resources: Resources) -> tuple[Path, dict[str, A
     """
     resources.check()
     if not config.cohort_dir:
-        prepare_phantoms(resources.sites)
+        prepare_phantoms(resources.sites, quiet=quiet)
     folder: Path | None = None
     with flower_run(config, resources) as run:
         try:
-            with console.steps("Round", config.num_server_rounds) as bar:
+            with console.steps("Round", config.num_server_rounds, quiet=quiet) as bar:
                 bar.say("starting Flower and Ray")
                 folder = _follow(run, Path(config.output_dir), bar)
             completed = run.succeeded()

@@ -189,8 +189,14 @@ def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
     # Short: Ray keeps Unix sockets below it, and their paths may have 107 characters.
     home = Path(tempfile.mkdtemp(prefix="fedscan-"))
     port = _free_port()
+    # Within a Ray worker (a benchmark's cell), what that Ray tells its workers is not for ours.
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if "RAY_JOB_ID" not in os.environ or not key.startswith("RAY_")
+    }
     environment = {
-        **os.environ,
+        **inherited,
         **OFFLINE,
         # Flower finds its own commands by PATH, which need not hold this environment.
         "PATH": f"{_scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",

@@ -171,7 +171,9 @@ def test_seed_decides_the_weights():
 
 def test_seed_decides_the_weights_of_the_large_network(efficientnet):
     same = build_classifier("efficientnet-b2", **SMALL).state_dict()
-    assert all(torch.equal(weight, same[name]) for name, weight in efficientnet.state_dict().items())
+    assert all(
+        torch.equal(weight, same[name]) for name, weight in efficientnet.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("before", [0, 1])

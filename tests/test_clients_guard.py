@@ -274,4 +274,3 @@ def test_folder_that_may_not_be_looked_at_is_not_told(deployed, monkeypatch):
     failure = messages.failure_in(app(asked(messages.HELLO), context(deployed)))
     assert failure.site == "north"
     assert_keeps_secrets(failure)
-

@@ -233,4 +233,4 @@ def test_whatever_flower_hands_over_is_accepted_or_refused_in_words(run_config):
     try:
         RunConfig.from_flower(run_config)
     except ConfigError as error:
-        assert str(error).startswith("run config: ")  # noqa: PT017
+        assert str(error).startswith("run config: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import math
@@ -10,9 +11,10 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
@@ -23,7 +25,8 @@ from common.config import RunConfig
 from common.errors import DataContractError, FedscanError, ProvenanceError
 from common.files import without_nan, write_atomically, write_json
 from common.metrics_log import MetricsLog, Row, read_rows
-from common.paths import cache_dir
+from common.paths import cache_dir, site_records
+from common.predictions import save_predictions
 from common.provenance import require_same_source, source_hash
 from common.run_folder import RunFolder
 from common.seeding import derive_seed
@@ -40,7 +43,11 @@ AXES = st.dictionaries(
 
 def test_public_words_of_a_data_error_hold_nothing_read_from_the_data():
     error = DataContractError(
-        "north", "sex is neither F nor M", where="participants.tsv, sub-007", got="'X'", remedy="Fix"
+        "north",
+        "sex is neither F nor M",
+        where="participants.tsv, sub-007",
+        got="'X'",
+        remedy="Fix",
     )
     assert "sub-007" in str(error)
     assert "'X'" in str(error)
@@ -101,6 +108,14 @@ def test_cache_is_where_the_variable_says(monkeypatch, tmp_path):
     monkeypatch.delenv("FEDSCAN_CACHE")
     assert cache_dir().is_absolute()
     assert cache_dir().name == "fedscan"
+
+
+def test_records_of_a_site_are_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path))
+    assert site_records("north") == tmp_path / "north"
+    monkeypatch.delenv("FEDSCAN_RECORDS")
+    assert site_records("north").is_absolute()
+    assert site_records("north") != site_records("south")
 
 
 # Files
@@ -225,6 +240,23 @@ def test_line_still_being_written_is_left_for_later_wherever_it_ends(tmp_path):
     for length in range(first, len(whole)):
         log.path.write_bytes(whole[:length])
         assert list(read_rows(log.path)) == [row()]
+
+
+# Predictions
+
+
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1)), max_size=6))
+def test_predictions_are_read_back_to_the_last_bit(tmp_path, scans):
+    labels = np.array([label for label, _ in scans], dtype=np.int64)
+    probabilities = np.array([probability for _, probability in scans], dtype=np.float64)
+    save_predictions(tmp_path / "run.csv", labels, probabilities)
+    with (tmp_path / "run.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["scan"]) for row in rows] == list(range(len(scans)))
+    assert [(int(row["label"]), float(row["probability"])) for row in rows] == scans
 
 
 # Checkpoints

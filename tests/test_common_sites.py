@@ -48,13 +48,22 @@ def test_deployed_site_ignores_the_cohort_of_the_run(tmp_path, cohort):
     assert site.data_dir == tmp_path
 
 
+def test_hospital_is_deployed_also_where_its_node_has_a_number(tmp_path, cohort):
+    """Flower's guides start SuperNodes with a partition-id; that simulates nothing."""
+    config = node(0, 3) | {"site": "mine", "data-dir": str(tmp_path)}
+    for run in (PHANTOMS, RunConfig(cohort_dir=str(cohort))):
+        assert site_name(config, run) == "mine"
+        assert locate_site(config, run, no_phantom) == Site("mine", tmp_path, simulated=False)
+
+
 @pytest.mark.parametrize("name", ["a", "7T", "st.-mary_2", "x" * 64])
 def test_usable_names(name, tmp_path):
     assert site_name({"site": name, "data-dir": str(tmp_path)}, PHANTOMS) == name
 
 
 @pytest.mark.parametrize(
-    "name", ["", "-north", ".north", "a b", "a/b", "../north", "x" * 65, "north\n", "nörth", 3, True]
+    "name",
+    ["", "-north", ".north", "a b", "a/b", "../north", "x" * 65, "north\n", "nörth", 3, True],
 )
 def test_unusable_name_is_refused(name, tmp_path):
     with pytest.raises(ConfigError, match="letters, digits"):

@@ -134,7 +134,7 @@ def test_probability_one_falls_into_the_last_bin():
     assert calibration_error(np.array([1, 0]), np.array([1.0, 0.95])) == pytest.approx(0.975 - 0.5)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(predictions())
 def test_calibration_is_its_definition(case):
     labels, probabilities = case
@@ -159,7 +159,7 @@ def test_sensitivity_at_a_specificity_by_hand():
     assert sensitivity_at(labels, probabilities, 0.0) == 1.0
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(predictions(), st.sampled_from([0.0, 0.5, 0.8, 0.9, 1.0]))
 def test_sensitivity_is_the_best_over_all_thresholds(case, specificity):
     expected = best_sensitivity(*case, specificity)
@@ -174,7 +174,7 @@ def test_ties_along_a_straight_roc_curve_hide_no_threshold():
 # Agreement and symmetries
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(predictions())
 def test_agreement_with_scikit_learn(case):
     labels, probabilities = case
@@ -189,7 +189,7 @@ def test_agreement_with_scikit_learn(case):
     assert found["f1"] == pytest.approx(reference.f1_score(labels, decided, zero_division=0.0))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(predictions())
 def test_auroc_is_how_often_a_positive_outranks_a_negative(case):
     labels, probabilities = case
@@ -198,7 +198,7 @@ def test_auroc_is_how_often_a_positive_outranks_a_negative(case):
     assert classification_metrics(labels, probabilities)["auroc"] == pytest.approx(wins)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(predictions())
 def test_swapping_the_labels_mirrors_auroc(case):
     labels, probabilities = case
@@ -206,7 +206,7 @@ def test_swapping_the_labels_mirrors_auroc(case):
     assert classification_metrics(1 - labels, probabilities)["auroc"] == pytest.approx(1 - auroc)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(predictions(), st.randoms())
 def test_order_of_scans_is_irrelevant(case, random):
     labels, probabilities = case
@@ -217,7 +217,7 @@ def test_order_of_scans_is_irrelevant(case, random):
     )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(predictions())
 def test_every_metric_but_the_loss_is_a_fraction(case):
     found = classification_metrics(*case)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import random
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +215,7 @@ def test_log_holds_every_number_of_every_site(tmp_path):
     ]
     assert {r.round for r in rows if r.split == "test"} == {3}
     assert messages.WEIGHT not in {r.name for r in rows}
-    assert all(a.seconds <= b.seconds for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a.seconds <= b.seconds for a, b in pairwise(rows))
 
 
 def test_bytes_are_those_of_the_weights(tmp_path):
@@ -485,8 +487,9 @@ def test_first_failure_in_order_of_name_is_told(tmp_path):
 
 
 @pytest.fixture
-def client_cache(monkeypatch, session_cache):
+def client_folders(monkeypatch, session_cache, tmp_path):
     monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
     local._remembered.cache_clear()
 
 
@@ -505,10 +508,10 @@ def simulated(count: int = 2) -> list[dict]:
     return [{"partition-id": i, "num-partitions": count} for i in range(count)]
 
 
-def test_deployed_and_simulated_sites_learn_the_same_bits(tmp_path, tiny_cohort, client_cache):
+def test_deployed_and_simulated_sites_learn_the_same_bits(tmp_path, tiny_cohort, client_folders):
     """Who asks, in which order, and how a site is started decide nothing."""
     deployed = [{"site": s, "data-dir": str(tiny_cohort / s)} for s in ("north", "island")]
-    models, tables, grids = set(), [], []
+    models, tables, records, grids = set(), [], set(), []
     for name, node_configs, cohort in (
         ("simulated", simulated(), str(tiny_cohort)),
         ("deployed", deployed, ""),
@@ -521,10 +524,16 @@ def test_deployed_and_simulated_sites_learn_the_same_bits(tmp_path, tiny_cohort,
         models.add((folder / "run" / "model.safetensors").read_bytes())
         sites = json.loads((folder / "run" / "summary.json").read_text())["sites"]
         tables.append(sites)
+        records.add(
+            tuple(
+                (tmp_path / "records" / site / "1.csv").read_bytes() for site in ("north", "island")
+            )
+        )
+        shutil.rmtree(tmp_path / "records")  # a second run must write its own
         for context in contexts:  # six steps of AdamW stay at the site
             steps = messages.unpack(context.state[messages.PRIVATE])
             assert {float(v) for k, v in steps.items() if k.endswith("/step")} == {6.0}
-    assert len(models) == 1
+    assert len(models) == len(records) == 1
     assert tables[0] == tables[1]
     assert {name: site["n_test"] for name, site in tables[0].items()} == {"island": 4, "north": 4}
     for grid in grids:
@@ -546,7 +555,7 @@ def assert_nothing_private(grid: InProcessGrid) -> None:
                 assert "sub-" not in str(dict(record))
 
 
-def test_bad_data_of_a_deployed_site_end_the_run_in_public_words(tmp_path, client_cache, caplog):
+def test_bad_data_of_a_deployed_site_end_the_run_in_public_words(tmp_path, client_folders, caplog):
     caplog.set_level(logging.CRITICAL, logger="clients.guard")
     for name in ("north", "south"):
         (tmp_path / name).mkdir()

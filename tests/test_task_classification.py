@@ -24,9 +24,9 @@ from common.tasks.classification import (
     augment,
     build_model,
     cosine,
-    evaluate,
     fit,
     predict,
+    score,
     shared_state,
 )
 
@@ -102,9 +102,9 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # A task is found by its name
 
 
-def test_task_of_the_configuration_has_the_five_functions():
+def test_task_of_the_configuration_has_every_function():
     task = load_task(config().task)
-    for name in ("build_model", "shared_state", "load_split", "fit", "evaluate"):
+    for name in ("build_model", "shared_state", "load_split", "fit", "predict", "score"):
         assert callable(getattr(task, name))
 
 
@@ -121,10 +121,10 @@ def test_initial_weights_are_the_runs_and_shared_whole():
 def test_training_learns_what_tells_the_classes_apart(data):
     run = config(local_steps=40)
     model, unseen = build_model(run), make_images(20, seed=9)
-    before = evaluate(model, unseen, CPU)
+    before = score(unseen, predict(model, unseen, CPU))
     _, early = train(data, run, model=model, steps=5)
     _, late = train(data, run, model=model, first_step=5, steps=75, private=early.private)
-    after = evaluate(model, unseen, CPU)
+    after = score(unseen, predict(model, unseen, CPU))
     assert late.metrics["loss"] < early.metrics["loss"]
     assert after["loss"] < 0.5 * before["loss"]
     assert after["balanced_accuracy"] > 0.9
@@ -207,7 +207,10 @@ def test_steps_count_on_and_private_state_changes_the_result(data):
 def test_two_calls_are_one_long_call_where_batches_do_not_matter(data):
     """What a fit draws anew is batches and augmentation; moments and schedule go on."""
     run = config(batch_size=12)
-    together, parted = KnowsOnlyFrequency(torch.tensor([0.3, -0.2])), KnowsOnlyFrequency(torch.tensor([0.3, -0.2]))
+    together, parted = (
+        KnowsOnlyFrequency(torch.tensor([0.3, -0.2])),
+        KnowsOnlyFrequency(torch.tensor([0.3, -0.2])),
+    )
     train(data, run, model=together, steps=20)
     _, first = train(data, run, model=parted, steps=10)
     train(data, run, model=parted, first_step=10, steps=10, private=first.private, seed=2)
@@ -447,7 +450,8 @@ def test_head_moves_by_a_voxel_at_most_and_is_mirrored_left_to_right_only(images
         for z in steps
     }
     drawn = {
-        varied.numpy().tobytes() for varied in augment(image.expand(400, -1, -1, -1, -1), generator())
+        varied.numpy().tobytes()
+        for varied in augment(image.expand(400, -1, -1, -1, -1), generator())
     }
     assert drawn <= possible
     assert len(drawn) > 0.9 * len(possible)

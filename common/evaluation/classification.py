@@ -68,7 +68,8 @@ def sensitivity_at(
     """Highest sensitivity among thresholds with at least the given specificity."""
     from sklearn.metrics import roc_curve
 
-    false_positive_rate, sensitivity, _ = roc_curve(labels, probabilities)
+    # Points on a straight stretch of the curve are thresholds too: keep them.
+    false_positive_rate, sensitivity, _ = roc_curve(labels, probabilities, drop_intermediate=False)
     return float(sensitivity[false_positive_rate <= 1 - specificity + 1e-12].max())
 
 

@@ -28,7 +28,7 @@ from common.errors import ConfigError
 from common.imaging import phantoms, shifts
 from common.seeding import derive_seed
 
-PHANTOM_VERSION = 2  # raise it with every change of the bytes written: caches are keyed by it
+PHANTOM_VERSION = 3  # raise it with every change of the bytes written: caches are keyed by it
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 _LOGGER = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
-"""A task is one module: how to build the model, load a split, fit, evaluate, and what is shared.
+"""A task is one module: how to build, load, fit, predict and score, and what sites share.
 
-Server, clients and the arms of a comparison know a task by these five functions only, so none of
-them grows when a task is added.
+Server, clients and the arms of a comparison know a task by these functions only, so none of them
+grows when a task is added.
 """
 
 from __future__ import annotations

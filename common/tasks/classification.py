@@ -237,6 +237,6 @@ def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarra
     return torch.cat(probabilities).numpy()
 
 
-def evaluate(model: nn.Module, data: ImageSet, device: torch.device) -> dict[str, float]:
-    """Return the metrics of a model on one split; see ``common.evaluation.classification``."""
-    return classification_metrics(data.labels, predict(model, data, device))
+def score(data: ImageSet, predictions: np.ndarray) -> dict[str, float]:
+    """Return the metrics of predictions; see ``common.evaluation.classification``."""
+    return classification_metrics(data.labels, predictions)

@@ -1,0 +1,336 @@
+"""Run the cells of a comparison side by side on Ray, each in its own process; collect, resume.
+
+A cell ends as *done*, *diverged*, *timeout* or *error*, and leaves its rows and status in its own
+folder, whole or not at all. What is missing there is what ``--resume`` runs; ``results.csv`` and
+what follows from it are made anew from the cells each time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.errors import ConfigError
+from common.files import write_atomically, write_json
+from common.paths import cache_dir
+from common.provenance import source_hash, versions
+from common.tasks import load_task
+from simulations import console
+from simulations.arms import COLUMNS, Work, run_cell
+from simulations.launch import usable_cpus
+from simulations.plan import Cell, Plan
+
+RESULTS, SUMMARY, MANIFEST, SAMPLES = (
+    "results.csv",
+    "summary.json",
+    "manifest.json",
+    "samples.npz",
+)
+FINAL = ("done", "diverged")  # running such a cell again would end in the same way
+SAMPLE_SCANS = 6
+POLL_SECONDS = 1.0
+
+
+class Benchmark:
+    """One comparison in one folder.
+
+    Parameters
+    ----------
+    plan : Plan
+    sites : dict of str to Path
+        Folder of each site's data set.
+    base : dict
+        Run-config values that hold for every cell, under the plan's own.
+    folder : Path
+    gpus_per_cell : float
+    cell_timeout : float
+        Seconds after which a cell is ended.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sites: Mapping[str, Path],
+        base: Mapping[str, Any],
+        folder: Path,
+        *,
+        gpus_per_cell: float = 0.0,
+        cell_timeout: float = 3600.0,
+    ) -> None:
+        self.plan, self.base, self.folder = plan, base, folder
+        self.sites = {name: str(path) for name, path in sorted(sites.items())}
+        self.gpus_per_cell, self.cell_timeout = gpus_per_cell, cell_timeout
+        self.config = plan.config(plan.cells()[0], base)
+
+    def run(self, *, resume: bool) -> None:
+        """Run every cell that is missing, then write results, summary and samples.
+
+        Raises
+        ------
+        ConfigError
+            If the folder holds another comparison, or one that was not asked to be resumed.
+        """
+        self._begin(resume)
+        missing = [cell for cell in self.plan.cells() if self._status(cell) not in FINAL]
+        for cell in missing:  # what an interrupted attempt left is no part of the result
+            shutil.rmtree(self._cell(cell), ignore_errors=True)
+            for site in self.sites:
+                shutil.rmtree(self._records / site / cell.name, ignore_errors=True)
+        if missing:
+            self._schedule(missing)
+        self._collect()
+
+    @property
+    def _records(self) -> Path:
+        return self.folder / "sites"
+
+    def _cell(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
+
+    def _status(self, cell: Cell) -> str:
+        path = self._cell(cell) / "status.json"
+        return json.loads(path.read_text())["status"] if path.is_file() else "missing"
+
+    def _begin(self, resume: bool) -> None:
+        manifest = self._manifest()
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise ConfigError(
+                    f"{self.folder} holds other files. Give --out a folder that does not exist"
+                )
+            write_json(path, manifest)
+            return
+        if not resume:
+            raise ConfigError(
+                f"{self.folder} holds a comparison. Continue it with --resume, or give another "
+                "--out"
+            )
+        before = json.loads(path.read_text())
+        for key in ("config", "arms", "strategies", "seeds", "budget", "source_hash", "sites"):
+            if before[key] != json.loads(json.dumps(manifest[key])):
+                raise ConfigError(
+                    f"{self.folder} holds a comparison with another {key.replace('_', ' ')}. "
+                    "Resume it as it was begun, or give another --out"
+                )
+
+    def _manifest(self) -> dict[str, Any]:
+        config, plan = self.config, self.plan
+        from common.imaging.bids import read_site
+
+        counts = {}
+        for name, path in self.sites.items():
+            found = [p.split for p in read_site(Path(path), name).participants]
+            counts[name] = {f"n_{split}": found.count(split) for split in ("train", "val", "test")}
+        images = config.total_steps * config.batch_size
+        return {
+            "description": plan.description,
+            "config": {**config.to_flower(), "seed": 0},
+            "arms": list(plan.arms),
+            "strategies": list(plan.strategies),
+            "seeds": list(range(plan.seeds)),
+            "sites": counts,
+            "poor_site": min(counts, key=lambda name: (counts[name]["n_train"], name)),
+            "budget": {
+                "steps": config.total_steps,
+                "batch_size": config.batch_size,
+                "centralized_batch": plan.centralized_batch,
+                "images_by_arm": {
+                    "centralized": images * len(self.sites),
+                    "local": images,
+                    "federated": images * len(self.sites),
+                },
+            },
+            "versions": versions(),
+            "source_hash": source_hash(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "machine": {
+                "cpus": usable_cpus(),
+                "gpus_per_cell": self.gpus_per_cell,
+                "processor": _processor(),
+            },
+        }
+
+    def _schedule(self, cells: list[Cell]) -> None:
+        """Run cells on Ray, as many at a time as the CPUs and GPUs allow."""
+        import ray
+
+        ray.init(
+            num_cpus=usable_cpus(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        threads = self.config.threads
+        remote = ray.remote(
+            num_cpus=threads,
+            num_gpus=self.gpus_per_cell,
+            max_calls=1,  # a process of its own: nothing of one cell can leak into the next
+            max_retries=0,
+        )(_guarded)
+        rounds = self.config.num_server_rounds
+        try:
+            with console.steps("Comparing", rounds * sum(map(self._models, cells))) as bar:
+                waiting = {remote.remote(self._work(cell, threads)): cell for cell in cells}
+                while waiting:
+                    finished, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
+                    for reference in finished:
+                        cell = waiting.pop(reference)
+                        self._settle(cell, reference)
+                        bar.say(f"{cell.name}: {self._status(cell)}")
+                    for reference, cell in list(waiting.items()):
+                        if self._overdue(cell):
+                            ray.cancel(reference, force=True)
+                            waiting.pop(reference)
+                            self._end(cell, "timeout", f"ended after {self.cell_timeout:g} s")
+                    self._show_rounds(cells, bar)
+        finally:
+            ray.shutdown()
+
+    def _models(self, cell: Cell) -> int:
+        return len(self.sites) if cell.arm == "local" else 1
+
+    def _work(self, cell: Cell, cpus: int) -> Work:
+        return Work(
+            cell,
+            self.plan.config(cell, self.base),
+            self.sites,
+            str(self._cell(cell)),
+            str(self._records),
+            self.plan.centralized_batch,
+            cpus,
+            self.gpus_per_cell,
+        )
+
+    def _settle(self, cell: Cell, reference: Any) -> None:
+        import ray
+
+        try:
+            ray.get(reference)
+        except Exception:  # the process died: memory, a signal, Ray itself
+            self._end(cell, "error", traceback.format_exc())
+
+    def _overdue(self, cell: Cell) -> bool:
+        began = self._cell(cell) / "began"
+        return began.is_file() and time.time() - began.stat().st_mtime > self.cell_timeout
+
+    def _end(self, cell: Cell, status: str, why: str) -> None:
+        end_cell(self._cell(cell), cell, status, why)
+
+    def _show_rounds(self, cells: list[Cell], bar: console.Steps) -> None:
+        done = 0
+        for cell in cells:
+            if self._status(cell) != "missing":
+                done += self._models(cell) * self.config.num_server_rounds
+            else:
+                done += sum(map(_rounds_in, self._cell(cell).glob("*/metrics.jsonl")))
+        running = [
+            cell.name
+            for cell in cells
+            if (self._cell(cell) / "began").is_file() and self._status(cell) == "missing"
+        ]
+        if done > bar.done:
+            bar.advance(done - bar.done, ", ".join(running))
+
+    def _collect(self) -> None:
+        """Write results, summary and sample scans from the cells' folders."""
+        from simulations.statistics import summarize
+
+        cells = self.plan.cells()
+        parts = [
+            pd.read_csv(self._cell(cell) / RESULTS)
+            for cell in cells
+            if (self._cell(cell) / RESULTS).is_file()
+        ]
+        order = ["arm", "strategy", "seed", "trained_on", "split", "rounds", "tested_on", "metric"]
+        results = pd.concat(parts)[COLUMNS].sort_values(order, kind="stable", ignore_index=True)
+        write_atomically(self.folder / RESULTS, results.to_csv(index=False).encode())
+        predictions = {site: self._predictions(site) for site in self.sites}
+        for site, frame in predictions.items():
+            write_atomically(
+                self._records / site / "predictions.csv", frame.to_csv(index=False).encode()
+            )
+        manifest = json.loads((self.folder / MANIFEST).read_text())
+        manifest["seconds"] = round(float(_cell_seconds(results).sum()), 1)
+        write_json(self.folder / MANIFEST, manifest)
+        write_json(
+            self.folder / SUMMARY,
+            summarize(results, predictions, poor_site=manifest["poor_site"]),
+        )
+        self._write_samples()
+
+    def _predictions(self, site: str) -> pd.DataFrame:
+        parts = []
+        for cell in self.plan.cells():
+            for path in sorted((self._records / site / cell.name).glob("*.csv")):
+                identity = {"arm": cell.arm, "strategy": cell.strategy, "seed": cell.seed}
+                frame = pd.read_csv(path)
+                parts.append(frame.assign(**identity, trained_on=path.stem))
+        columns = ["arm", "strategy", "seed", "trained_on", "scan", "label", "probability"]
+        return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+
+    def _write_samples(self) -> None:
+        """Keep the middle axial slice of a few training scans a site, for the report's strip."""
+        import io
+
+        task = load_task(self.config.task)
+        strips = {}
+        for site, path in self.sites.items():
+            data = task.load_split(site, Path(path), "train", self.config, cache_dir())
+            middle = data.images.shape[3] // 2
+            strips[site] = np.ascontiguousarray(data.images[:SAMPLE_SCANS, :, :, middle])
+        file = io.BytesIO()
+        np.savez_compressed(file, **strips)
+        write_atomically(self.folder / SAMPLES, file.getvalue())
+
+
+def _guarded(work: Work) -> None:
+    """Run a cell in its own process and leave its rows or its traceback."""
+    folder = Path(work.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "began").touch()
+    try:
+        rows = run_cell(work)
+    except Exception as error:
+        diverged = isinstance(error, FloatingPointError) or "has diverged" in str(error)
+        end_cell(folder, work.cell, "diverged" if diverged else "error", traceback.format_exc())
+        return
+    write_atomically(folder / RESULTS, rows.to_csv(index=False).encode())
+    write_json(folder / "status.json", {"status": "done", "why": ""})
+
+
+def end_cell(folder: Path, cell: Cell, status: str, why: str) -> None:
+    """Leave a cell's folder with a status that is not *done*, and the reason."""
+    row = {"arm": cell.arm, "strategy": cell.strategy, "seed": cell.seed, "status": status}
+    frame = pd.DataFrame([row], columns=COLUMNS)
+    write_atomically(folder / RESULTS, frame.to_csv(index=False).encode())
+    write_json(folder / "status.json", {"status": status, "why": why})
+
+
+def _rounds_in(path: Path) -> int:
+    from common.metrics_log import read_rows
+
+    return len({row.round for row in read_rows(path) if row.split == "val"})
+
+
+def _cell_seconds(results: pd.DataFrame) -> pd.Series:
+    return results.groupby(["arm", "strategy", "seed"], dropna=False)["seconds"].max()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,269 @@
+"""The report's page: Jinja template and style sheet, as Python strings.
+
+Flower's bundle keeps no ``.j2``, so a template is a module. No script, no font, no file from
+elsewhere: the Content-Security-Policy forbids them all. What is filled in is escaped by Jinja; only
+the figures, built escaped, arrive as markup.
+"""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #ffffff; --panel: #f5f7f9; --ink: #16202a; --soft: #55626f; --rule: #d5dce3;
+  --accent: #0067a8; --warn: #fff3d6; --warn-ink: #5f4300;
+  --centralized: #007a5a; --local: #c05000; --fedavg: #0067a8; --fedprox: #a3478a; --other: #6b7480;
+  --shade: 0 103 168;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #10161c; --panel: #19212a; --ink: #e8edf2; --soft: #a3b0bd; --rule: #36424e;
+    --accent: #6cbcf5; --warn: #3d3010; --warn-ink: #ffdf94;
+    --centralized: #3ec79c; --local: #ff9a4d; --fedavg: #5cb3f2; --fedprox: #e59ccf;
+    --other: #9aa5b1; --shade: 70 150 215;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+}
+main, header, footer { max-width: 70rem; margin: 0 auto; padding: 0 1.25rem; }
+header { padding-top: 2.5rem; }
+p, li, dd { max-width: 46rem; overflow-wrap: anywhere; }
+h1 { font-size: clamp(1.5rem, 1.1rem + 2vw, 2.3rem); line-height: 1.18; margin: .2rem 0 1rem;
+  letter-spacing: -.015em; max-width: 52rem; text-wrap: balance; overflow-wrap: anywhere; }
+h2 { font-size: 1.35rem; line-height: 1.25; margin: 3.2rem 0 .6rem; padding-top: 1rem;
+  border-top: 1px solid var(--rule); letter-spacing: -.01em; }
+h3 { font-size: 1rem; margin: 1.8rem 0 .4rem; }
+a { color: var(--accent); text-underline-offset: .15em; }
+.eyebrow { color: var(--soft); font-size: .85rem; margin: 0; }
+.lead { font-size: 1.2rem; line-height: 1.5; margin: 0 0 .6rem; max-width: 50rem; }
+.soft, figcaption, caption, .note { color: var(--soft); font-size: .875rem; line-height: 1.5; }
+.notice { background: var(--warn); color: var(--warn-ink); padding: .7rem 1rem; border-radius: 6px;
+  max-width: 50rem; }
+.notice p { margin: .2rem 0; }
+nav { margin: 1.4rem 0 0; font-size: .9rem; }
+nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 0;
+  padding: 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr));
+  gap: .9rem; margin: 1.5rem 0 .6rem; padding: 0; }
+.tile { background: var(--panel); border-radius: 8px; padding: .9rem 1.1rem; margin: 0;
+  display: flex; flex-direction: column; }
+.tile dt { font-size: .875rem; color: var(--soft); }
+.tile dd { margin: 0; }
+.tile .big { font-size: 1.9rem; font-weight: 650; letter-spacing: -.02em; line-height: 1.25;
+  font-variant-numeric: tabular-nums; }
+figure { margin: 1.2rem 0 1.6rem; }
+figcaption { max-width: 50rem; margin-top: .5rem; }
+figcaption b, caption b { color: var(--ink); font-weight: 650; }
+.panels { display: grid; gap: 1.2rem 2rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
+.panel { min-width: 0; max-width: 26rem; }
+.panel h4, .panel-title { font-size: .95rem; font-weight: 650; margin: 0 0 .3rem;
+  overflow-wrap: anywhere; }
+.panel-title span { color: var(--soft); font-weight: 400; font-size: .85rem; }
+svg.figure { display: block; width: 100%; height: auto; font-family: inherit;
+  font-variant-numeric: tabular-nums; overflow: visible; }
+svg text { fill: currentColor; font-size: 13px; }
+svg .small { fill: var(--soft, currentColor); font-size: 11.5px; }
+svg .value { font-size: 14px; font-weight: 650; }
+svg .grid { stroke: var(--rule, #ccc); stroke-width: 1; }
+svg .chance { stroke: var(--soft, #777); stroke-width: 1; stroke-dasharray: 1 3; }
+svg .marker { stroke: var(--paper, #fff); stroke-width: 1; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0;
+  margin: 0 0 .9rem; font-size: .9rem; }
+.legend li { display: flex; align-items: center; gap: .45rem; }
+.scroll { overflow-x: auto; margin: 1rem 0 1.4rem; }
+.scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .5rem; max-width: 50rem; }
+th, td { padding: .42rem .8rem .42rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--rule); }
+th { font-weight: 500; }
+thead th { color: var(--soft); font-size: .82rem; vertical-align: bottom;
+  border-bottom: 1.5px solid var(--soft); }
+td.n, th.n { text-align: right; white-space: nowrap; }
+td small { color: var(--soft); font-size: .8em; display: block; }
+tbody.group + tbody.group > tr:first-child > * { border-top: 1.5px solid var(--soft); }
+th.site { font-weight: 650; }
+.key { display: inline-block; width: .65em; height: .65em; border-radius: 2px;
+  margin-right: .45em; }
+.matrix td { text-align: center; padding: .55rem .9rem; border: 2px solid var(--paper);
+  min-width: 5.6rem; background: rgb(var(--shade) / calc(var(--v) * .62));
+  print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.matrix td.own { outline: 2px solid var(--ink); outline-offset: -3px; }
+.matrix thead th { text-align: center; }
+.matrix thead th:first-child { text-align: left; }
+.matrix td small { color: inherit; opacity: .85; }
+.scans img { display: block; width: 100%; height: auto; border-radius: 4px; background: #000; }
+dl.facts { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr;
+  gap: .25rem 1.4rem; font-size: .9rem; margin: .6rem 0 1rem; }
+dl.facts dt { color: var(--soft); }
+dl.facts dd { margin: 0; overflow-wrap: anywhere; }
+.columns { display: grid; gap: 0 3rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; }
+footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size: .85rem; }
+@media (max-width: 30rem) {
+  main, header, footer { padding-left: 1rem; padding-right: 1rem; }
+  header { padding-top: 1.4rem; }
+  .lead { font-size: 1.08rem; }
+  .tile { padding: .7rem .9rem; }
+  dl.facts { grid-template-columns: 1fr; gap: 0; }
+  dl.facts dd { margin-bottom: .5rem; }
+  .matrix td { min-width: 4.4rem; padding: .5rem; }
+}
+@media print {
+  :root {
+    color-scheme: light;
+    --paper: #ffffff; --panel: #f3f5f7; --ink: #000000; --soft: #45505a; --rule: #c9d0d6;
+    --accent: #00558a; --warn: #fff3d6; --warn-ink: #4a3500; --shade: 0 103 168;
+    --centralized: #007a5a; --local: #c05000; --fedavg: #0067a8; --fedprox: #a3478a;
+    --other: #6b7480;
+  }
+  @page { size: A4; margin: 16mm 15mm; }
+  body { font-size: 10pt; }
+  main, header, footer { max-width: none; padding: 0; }
+  nav { display: none; }
+  h2 { margin-top: 1.6rem; break-after: avoid; }
+  figure, tbody.group, .tile, .panel, .keep { break-inside: avoid; }
+  .panels { grid-template-columns: repeat(3, 1fr); gap: .8rem 1.1rem; }
+  .tiles { grid-template-columns: repeat(3, 1fr); }
+  .scroll { overflow: visible; }
+  table { font-size: 8.5pt; }
+  .tile, .notice { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""
+
+PAGE = """\
+{%- macro legend() -%}
+<ul class="legend">{% for one in series %}<li>{{ one.key }}{{ one.name }}</li>{% endfor %}</ul>
+{%- endmacro -%}
+{%- macro panels(figure) -%}
+<div class="panels">
+{% for panel in figure.panels %}<div class="panel">
+<p class="panel-title">{{ panel.site }}{% if panel.note %} <span>{{ panel.note }}</span>{% endif %}\
+</p>
+{{ panel.svg }}
+</div>
+{% endfor %}</div>
+{%- endmacro -%}
+{%- macro facts(pairs) -%}
+<dl class="facts">
+{% for name, value in pairs %}<dt>{{ name }}</dt><dd>{{ value }}</dd>
+{% endfor %}</dl>
+{%- endmacro -%}
+{%- macro table(t) -%}
+<div class="scroll" tabindex="0" role="region" aria-label="{{ t.title }}">
+<table{% if t.kind %} class="{{ t.kind }}"{% endif %}>
+<caption><b>{{ t.title }}.</b> {{ t.caption }}</caption>
+<thead><tr>{% for head in t.heads %}<th scope="col"{% if head.n %} class="n"{% endif %}>\
+{{ head.text }}</th>{% endfor %}</tr></thead>
+{% for group in t.groups %}<tbody class="group">
+{% for row in group %}<tr>{% for cell in row -%}
+{% if cell.scope %}<th scope="{{ cell.scope }}"{% if cell.span %} rowspan="{{ cell.span }}"{% endif %}\
+{% if cell.kind %} class="{{ cell.kind }}"{% endif %}>\
+{% if cell.colour %}<span class="key" style="background: {{ cell.colour }}"></span>{% endif %}\
+{{ cell.text }}</th>
+{%- else %}<td class="{{ cell.kind }}"{% if cell.shade is not none %} style="--v: {{ cell.shade }}"\
+{% endif %}>{{ cell.text }}{% if cell.small %}<small>{{ cell.small }}</small>{% endif %}</td>
+{%- endif %}{% endfor %}</tr>
+{% endfor %}</tbody>
+{% endfor %}</table>
+</div>
+{%- endmacro -%}
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
+img-src data:; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<header>
+<p class="eyebrow">{{ eyebrow }}</p>
+<h1>{{ title }}</h1>
+{% for sentence in headline %}<p class="lead">{{ sentence }}</p>
+{% endfor %}
+{%- if tiles %}<dl class="tiles">
+{% for tile in tiles %}<div class="tile"><dt>{{ tile.name }}</dt><dd class="big">{{ tile.value }}</dd>\
+<dd class="soft">{{ tile.note }}</dd></div>
+{% endfor %}</dl>
+{% endif %}
+{%- if notices %}<div class="notice" role="note">{% for line in notices %}<p>{{ line }}</p>\
+{% endfor %}</div>
+{% endif %}<nav aria-label="Contents"><ul>
+{% for id, name in contents %}<li><a href="#{{ id }}">{{ name }}</a></li>
+{% endfor %}</ul></nav>
+</header>
+<main>
+<section aria-labelledby="results"><h2 id="results">Results at every site</h2>
+<p>{{ text.results }}</p>
+{% for figure in comparisons %}<figure>
+{{ legend() if loop.first }}
+{{ panels(figure) }}
+<figcaption><b>{{ figure.title }}.</b> {{ figure.caption }}</figcaption>
+</figure>
+{% else %}<p>No model ended well, so there is no test result to show.</p>
+{% endfor %}
+{% for t in result_tables %}{{ table(t) }}
+{% endfor %}
+</section>
+<section aria-labelledby="curves"><h2 id="curves">Learning curves</h2>
+{% for figure in curves %}<figure>
+{{ legend() if loop.first }}
+{{ panels(figure) }}
+<figcaption><b>{{ figure.title }}.</b> {{ figure.caption }}</figcaption>
+</figure>
+{% else %}<p>The results hold no validation metrics.</p>
+{% endfor %}
+</section>
+<section aria-labelledby="matrix"><h2 id="matrix">Every model at every site</h2>
+{% if matrix %}<p>{{ text.matrix }}</p>
+{{ table(matrix) }}
+{% else %}<p>No model ended well, so there is nothing to cross.</p>
+{% endif %}
+</section>
+<section aria-labelledby="scans"><h2 id="scans">What the sites' scans look like</h2>
+{% if scans %}<figure class="scans">
+<div class="panels">
+{% for scan in scans %}<div class="panel">
+<p class="panel-title">{{ scan.site }}</p>
+<img src="{{ scan.uri }}" width="{{ scan.width }}" height="{{ scan.height }}" alt="{{ scan.alt }}">
+</div>
+{% endfor %}</div>
+<figcaption><b>{{ scans_title }}.</b> {{ text.scans }}</figcaption>
+</figure>
+{% else %}<p>{{ text.no_scans }}</p>
+{% endif %}
+</section>
+<section aria-labelledby="costs"><h2 id="costs">Bytes and time</h2>
+{{ table(costs) }}
+</section>
+<section aria-labelledby="budget"><h2 id="budget">Equal budgets</h2>
+<p>{{ text.budget }}</p>
+{{ table(budget) }}
+</section>
+<section aria-labelledby="provenance"><h2 id="provenance">Configuration and provenance</h2>
+<div class="columns">
+<div><h3>Run configuration</h3>{{ facts(config) }}</div>
+<div><h3>What ran</h3>{{ facts(provenance) }}</div>
+</div>
+{{ table(site_table) if site_table }}
+</section>
+<section aria-labelledby="limits"><h2 id="limits">Limits</h2>
+<ul>
+{% for limit in limits %}<li>{{ limit }}</li>
+{% endfor %}</ul>
+</section>
+</main>
+<footer><p>{{ text.footer }}</p></footer>
+</body>
+</html>
+"""

@@ -1,0 +1,519 @@
+"""What the comparison of the arms says: means, paired differences, and how sure one may be.
+
+Everything is computed from two tables: ``results.csv`` (one row a number; the means come from it)
+and each site's ``predictions.csv`` (one row a test scan and model; the intervals come from it).
+
+Two things are left to chance in a benchmark: which people were tested, and the seed of a
+repetition. Both are resampled. All arms and repetitions are tested on the same scans, and a seed
+means the same in every arm, so the two are crossed, not nested: one draw of the bootstrap takes K
+of the K seeds and, at each site and within each class, n of the n test scans, with replacement,
+and every arm is measured on that same draw. A paired difference therefore keeps what the arms
+share out of its interval.
+
+The interval is the percentile interval (Efron & Tibshirani 1993, *An Introduction to the
+Bootstrap*, ch. 13), its levels resampled as in the hierarchical bootstrap (Saravanan, Berman &
+Sober 2020, *Neurons, Behavior, Data Analysis, and Theory* 3(5)); for crossed factors this is the
+pigeonhole bootstrap (Owen 2007, *Annals of Applied Statistics* 1:386-411), which errs towards
+intervals that are too wide where seed and scan interact. The bootstrap of K seeds sees only
+(K-1)/K of their variance, so with two or three repetitions an interval is somewhat too narrow.
+Sites are fixed: nothing here speaks of a hospital outside the benchmark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from common.errors import DataContractError, FedscanError
+from common.evaluation.classification import CALIBRATION_BINS, METRICS
+from common.seeding import derive_seed
+
+LEVEL = 0.95
+# n signs, all equal, have the two-sided probability 2 / 2^n: below 0.05 from n = 6 on.
+SEEDS_FOR_P = 6
+MATRIX_METRICS = ("balanced_accuracy", "auroc")
+
+
+def resampling_weights(labels: ArrayLike, draws: int, rng: np.random.Generator) -> NDArray:
+    """How often each scan is in each bootstrap sample, resampled within its class.
+
+    Parameters
+    ----------
+    labels : (N,) integers
+    draws : int
+        Number of bootstrap samples D.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    (D, N) floats
+        Whole numbers. In every row the weights of a class sum to that class's number of scans, so
+        a class never vanishes and balanced accuracy and AUROC stay defined.
+    """
+    labels = np.asarray(labels)
+    weights = np.zeros((draws, len(labels)))
+    for value in np.unique(labels):
+        (members,) = np.nonzero(labels == value)
+        n = len(members)
+        weights[:, members] = rng.multinomial(n, np.full(n, 1 / n), size=draws)
+    return weights
+
+
+def weighted_metrics(
+    labels: ArrayLike, probabilities: ArrayLike, weights: NDArray
+) -> dict[str, NDArray]:
+    """Every metric of :data:`METRICS`, on many weightings of the same scans at once.
+
+    Parameters
+    ----------
+    labels : (N,) integers 0 or 1
+    probabilities : (N,) floats
+        Of class 1; the decision threshold is 0.5.
+    weights : (D, N) whole numbers
+        Row d counts how often each scan is in sample d.
+
+    Returns
+    -------
+    dict of str to (D,) floats
+        Row d is what :func:`common.evaluation.classification.classification_metrics` gives for
+        sample d with its scans repeated; NaN where a missing class leaves a metric undefined.
+
+    Notes
+    -----
+    All but three are sums over scans, hence products with the weights. AUROC (trapezoids), AUPRC
+    (Σ_k (R_k - R_{k-1}) P_k) and the sensitivity read the cumulated weights of both classes from
+    the highest probability down, taken where a run of equal probabilities ends.
+    """
+    y = np.asarray(labels) == 1
+    p = np.asarray(probabilities, dtype=float)
+    w = np.asarray(weights, dtype=float)
+    total, positives = w.sum(axis=1), w @ y
+    negatives = total - positives
+    decided = p >= 0.5
+    hits, false_alarms = w @ (y & decided), w @ (~y & decided)
+
+    clipped = np.clip(p, np.finfo(float).eps, 1 - np.finfo(float).eps)
+    cross_entropy = -np.where(y, np.log(clipped), np.log1p(-clipped))
+    bins = np.minimum((p * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = (bins[:, None] == np.arange(CALIBRATION_BINS)) * (y - p)[:, None]  # (N, bins)
+
+    order = np.argsort(-p, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(p[order]) != 0, True))
+    ordered = w[:, order]
+    above = np.cumsum(ordered, axis=1)[:, ends]
+    tp = np.pad(np.cumsum(ordered * y[order], axis=1)[:, ends], ((0, 0), (1, 0)))
+    fp = np.pad(above, ((0, 0), (1, 0))) - tp  # (D, thresholds + 1), like tp
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sensitivity, specificity = hits / positives, (negatives - false_alarms) / negatives
+        # With one class only, balanced accuracy is the recall of that class.
+        balanced = np.where(
+            positives == 0,
+            specificity,
+            np.where(negatives == 0, sensitivity, (sensitivity + specificity) / 2),
+        )
+        one_class = np.where(positives * negatives == 0, math.nan, 0.0)
+        area = (np.diff(fp, axis=1) * (tp[:, 1:] + tp[:, :-1]) / 2).sum(axis=1)
+        precision = np.nan_to_num(tp[:, 1:] / above)
+        recall_steps = np.diff(tp, axis=1) / positives[:, None]
+        allowed = fp / negatives[:, None] <= 0.1 + 1e-12
+        return {
+            "loss": w @ cross_entropy / total,
+            "balanced_accuracy": balanced,
+            "auroc": area / (positives * negatives) + one_class,
+            "auprc": (recall_steps * precision).sum(axis=1) + one_class,
+            "sensitivity_at_90_specificity": np.where(allowed, tp, 0).max(axis=1) / positives
+            + one_class,
+            "f1": np.nan_to_num(2 * hits / (hits + false_alarms + positives)),
+            "calibration_error": np.abs(w @ gaps).sum(axis=1) / total,
+        }
+
+
+def signed_rank_p(differences: ArrayLike) -> float:
+    """Two-sided p of the Wilcoxon signed-rank test (Wilcoxon 1945, *Biometrics Bulletin* 1:80-83).
+
+    The test asks whether chance in training alone explains the differences on these test scans; it
+    does not speak of other people. Differences of zero are left out, as Wilcoxon does; where there
+    is nothing else p is 1. Exact up to 13 differences, ties or not (all signs are tried); above,
+    exact without ties.
+    """
+    from scipy.stats import PermutationMethod, wilcoxon
+
+    # Metrics move in steps of 1/n: equal steps must tie, however their floats were rounded.
+    d = np.round(np.asarray(differences, dtype=float), 12)
+    if not d.any():
+        return 1.0
+    return float(wilcoxon(d, method=PermutationMethod() if len(d) <= 13 else "auto").pvalue)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A number measured once a repetition, and what it becomes on resampled test scans.
+
+    Parameters
+    ----------
+    values : dict of int to float
+        Seed to value; a seed with an undefined value is absent.
+    resampled : dict of int to (D,) floats
+        Seed to the value on each bootstrap sample of the test scans; may lack seeds.
+    missing : str
+        Why there is no value, in words; empty where there is one.
+    """
+
+    values: dict[int, float]
+    resampled: dict[int, NDArray] = field(default_factory=dict)
+    missing: str = ""
+
+    @classmethod
+    def combine(cls, parts: Iterable[Repeated], factors: Iterable[float]) -> Repeated:
+        """Σ_i factor_i · part_i within each seed that all parts have: what makes it paired."""
+        parts, factors = list(parts), list(factors)
+        if absent := [part.missing for part in parts if not part.values]:
+            return cls({}, missing="; ".join(dict.fromkeys(absent)))
+
+        def shared(tables: list[dict]) -> dict:
+            seeds = sorted(set.intersection(*map(set, tables)))
+            return {k: sum(f * t[k] for f, t in zip(factors, tables, strict=True)) for k in seeds}
+
+        values = shared([part.values for part in parts])
+        missing = "" if values else "no repetition ended well in all that is compared"
+        return cls(values, shared([part.resampled for part in parts]), missing)
+
+    def record(self, seed: int) -> dict:
+        """Mean over repetitions with its percentile interval; None where there is none.
+
+        The mean is (1/K) Σ_k value_k; draw d of the bootstrap is (1/K) Σ_k c_dk · value_k^(d), with
+        c_d the counts of K seeds resampled with replacement, the same counts for all that has K.
+        """
+        seeds = sorted(self.values)
+        found = {
+            "mean": _number(np.mean([self.values[k] for k in seeds])) if seeds else None,
+            "low": None,
+            "high": None,
+            "seeds": len(seeds),
+            "over": None,
+        }
+        if seeds and all(k in self.resampled for k in seeds):
+            scans = np.stack([self.resampled[k] for k in seeds], axis=1)  # (D, K)
+            draws, k = scans.shape
+            rng = np.random.default_rng(derive_seed(seed, purpose="bootstrap of seeds", seeds=k))
+            counts = rng.multinomial(k, np.full(k, 1 / k), size=draws)
+            tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+            low, high = np.quantile((counts * scans).sum(axis=1) / k, tails)
+            found |= {"low": _number(low), "high": _number(high)}
+            found["over"] = "seeds and test scans" if k > 1 else "test scans"
+        return found
+
+    def compared(self, seed: int) -> dict:
+        """:meth:`record` of a paired difference, with Wilcoxon's p or the reason for its lack."""
+        found = self.record(seed) | {"p": None, "note": self.missing or None}
+        if 0 < (k := len(self.values)) < SEEDS_FOR_P:
+            found["note"] = f"p needs at least {SEEDS_FOR_P} seeds, there are {k}"
+        elif k:
+            found["p"] = _number(signed_rank_p(list(self.values.values())))
+        if k and found["low"] is None:
+            reason = "no interval: the predictions of the test scans are missing"
+            found["note"] = "; ".join(filter(None, [found["note"], reason]))
+        return found
+
+
+def summarize(
+    results: pd.DataFrame,
+    predictions: Mapping[str, pd.DataFrame],
+    *,
+    poor_site: str,
+    reference_strategy: str | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict:
+    """Compute ``summary.json`` from what a benchmark wrote.
+
+    Parameters
+    ----------
+    results : DataFrame
+        ``results.csv``, with its columns as they are.
+    predictions : mapping of str to DataFrame
+        Site to its ``predictions.csv``. A site without one has means but no intervals.
+    poor_site : str
+        The site with few training scans.
+    reference_strategy : str, optional
+        The strategy that stands for the federated arm; ``fedavg`` by default, without it the first.
+    draws : int
+        Number of bootstrap samples.
+    seed : int
+        Of the resampling; the same seed gives the same summary.
+
+    Returns
+    -------
+    dict
+        Ready for JSON (None for what is undefined). A *model* is ``local`` (the site's own),
+        ``centralized`` or ``federated/STRATEGY``; a *contrast* is ``federated - local``,
+        ``federated - centralized`` or ``OTHER - REFERENCE`` for further strategies.
+
+        - ``scores[site][model][metric]``: mean, low, high, seeds, over, n
+        - ``differences[site][contrast][metric]``: mean, low, high, seeds, over, p, note
+        - ``differences_over_sites[contrast][metric]``: the same for the mean over sites, each
+          site counting once, with ``sites``, the names that are in it
+        - ``headline``: ``gain_of_data_poor_site`` (balanced accuracy, federated - local, at
+          ``poor_site``) and ``loss_against_pooling`` (centralized - federated over the sites;
+          positive: federation loses): value, low, high, seeds, excludes_zero, sentence
+        - ``cross_site``: a record a model and tested site, means over seeds
+        - ``cells``: ``by_model[model][status]``, ``left_out`` and a ``note``
+
+    Raises
+    ------
+    FedscanError
+        A number or a prediction is there twice, or models were not tested on the same scans.
+
+    Notes
+    -----
+    The p-values are not corrected for the number of metrics and sites: the two headline figures
+    are the questions of the benchmark, the rest describes. A resample repeats scans, which raises
+    the binned calibration error; its interval may therefore lie above its mean.
+    """
+    table = _named(results)
+    table[["value", "n"]] = table[["value", "n"]].apply(pd.to_numeric)
+    table["model"] = _model_names(table)
+    done = table[table["status"] == "done"]
+    tests = done[done["split"] == "test"].astype({"seed": int})
+    if tests.duplicated(["model", "trained_on", "tested_on", "seed", "metric"]).any():
+        raise FedscanError("the results hold a test value twice. Remove the repeated rows")
+    strategies = sorted(set(table.loc[table["arm"] == "federated", "strategy"]))
+    if reference_strategy is None and strategies:
+        reference_strategy = "fedavg" if "fedavg" in strategies else strategies[0]
+    reference = f"federated/{reference_strategy}"
+    contrasts = {
+        "federated - local": (reference, "local"),
+        "federated - centralized": (reference, "centralized"),
+    } | {
+        f"{other} - {reference_strategy}": (f"federated/{other}", reference)
+        for other in strategies
+        if other != reference_strategy
+    }
+    named_sites = {*done["tested_on"], *done["trained_on"], *predictions, poor_site}
+    sites = sorted(named_sites - {"", "all"})
+    models = sorted(set(table["model"]))
+
+    measured, scores, differences = {}, {}, {}
+    for site in sites:
+        own = tests[
+            (tests["tested_on"] == site)
+            & ((tests["arm"] != "local") | (tests["trained_on"] == site))
+        ]
+        measured[site] = _measured(site, own, predictions.get(site), draws, seed)
+        n = int(own["n"].max()) if own["n"].notna().any() else 0
+        scores[site] = {
+            model: {m: _of(measured, site, model, m).record(seed) | {"n": n} for m in METRICS}
+            for model in models
+        }
+    paired = {
+        (site, name, m): Repeated.combine(
+            [_of(measured, site, model, m) for model in pair], [1.0, -1.0]
+        )
+        for site in sites
+        for name, pair in contrasts.items()
+        for m in METRICS
+    }
+    for site in sites:
+        differences[site] = {
+            name: {m: paired[site, name, m].compared(seed) for m in METRICS} for name in contrasts
+        }
+    over_sites = {
+        name: {m: _over_sites({s: paired[s, name, m] for s in sites}, seed) for m in METRICS}
+        for name in contrasts
+    }
+    return {
+        "level": LEVEL,
+        "draws": draws,
+        "poor_site": poor_site,
+        "reference_strategy": reference_strategy,
+        "seeds": sorted({int(k) for k in tests["seed"]}),
+        "scores": scores,
+        "differences": differences,
+        "differences_over_sites": over_sites,
+        "headline": {
+            "gain_of_data_poor_site": _gain(
+                differences[poor_site]["federated - local"]["balanced_accuracy"], poor_site
+            ),
+            "loss_against_pooling": _loss(
+                over_sites["federated - centralized"]["balanced_accuracy"]
+            ),
+        },
+        "cross_site": _cross_site(tests),
+        "cells": _cells(table),
+    }
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """Copy with empty names as "": pandas reads an empty cell of a CSV as NaN."""
+    names = {"arm", "strategy", "trained_on", "tested_on", "split", "metric", "status"}
+    columns = [c for c in table.columns if c in names]
+    return table.assign(**{c: table[c].astype(object).fillna("").astype(str) for c in columns})
+
+
+def _model_names(table: pd.DataFrame) -> pd.Series:
+    named = table["arm"] + "/" + table["strategy"]
+    return named.where(table["strategy"] != "", table["arm"])
+
+
+def _measured(
+    site: str, own: pd.DataFrame, predicted: pd.DataFrame | None, draws: int, seed: int
+) -> dict[tuple[str, str], Repeated]:
+    """Model and metric to what the site's test scans say of it."""
+    resampled: dict[tuple[str, int], dict[str, NDArray]] = {}
+    if predicted is not None and len(predicted) and len(own):
+        frame = _named(predicted).astype({"seed": int})
+        frame["model"] = _model_names(frame)
+        frame = frame[(frame["arm"] != "local") | (frame["trained_on"] == site)]
+        wanted = pd.MultiIndex.from_frame(own[["model", "seed"]].drop_duplicates())
+        frame = frame[pd.MultiIndex.from_frame(frame[["model", "seed"]]).isin(wanted)]
+        if len(frame):
+            labels, probabilities = _aligned(site, frame)
+            rng = np.random.default_rng(
+                derive_seed(seed, purpose="bootstrap of test scans", site=site)
+            )
+            weights = resampling_weights(labels, draws, rng)
+            resampled = {
+                key: weighted_metrics(labels, column.to_numpy(), weights)
+                for key, column in probabilities.items()
+            }
+    return {
+        (model, metric): Repeated(
+            values={
+                int(k): float(v)
+                for k, v in zip(rows["seed"], rows["value"], strict=True)
+                if np.isfinite(v)
+            },
+            resampled={k: found[metric] for (m, k), found in resampled.items() if m == model},
+            missing=f"{model} has no defined {metric} at {site}",
+        )
+        for (model, metric), rows in own.groupby(["model", "metric"])
+        if metric in METRICS
+    }
+
+
+def _aligned(site: str, frame: pd.DataFrame) -> tuple[NDArray, pd.DataFrame]:
+    """Labels (N,) and probabilities (N scans, a column a model and seed), checked to be paired."""
+    remedy = "Every model is to be tested once on each of the same scans"
+    if frame.duplicated(["model", "seed", "scan"]).any():
+        raise DataContractError(site, "a prediction is there twice", remedy=remedy)
+    if (frame.groupby("scan")["label"].nunique(dropna=False) != 1).any():
+        raise DataContractError(site, "the label of a test scan changes", remedy=remedy)
+    wide = frame.pivot(index="scan", columns=["model", "seed"], values="probability").sort_index()
+    if wide.isna().any(axis=None):
+        raise DataContractError(site, "a model lacks predictions of test scans", remedy=remedy)
+    return frame.groupby("scan")["label"].first().sort_index().to_numpy(), wide
+
+
+def _of(measured: dict, site: str, model: str, metric: str) -> Repeated:
+    nothing = Repeated({}, missing=f"{model} has no test result at {site}")
+    return measured[site].get((model, metric), nothing)
+
+
+def _over_sites(parts: dict[str, Repeated], seed: int) -> dict:
+    """Mean over the sites that have a value, in the repetitions that all of them have."""
+    present = {site: part for site, part in parts.items() if part.values}
+    if not present:
+        reasons = "; ".join(dict.fromkeys(part.missing for part in parts.values()))
+        return Repeated({}, missing=reasons).compared(seed) | {"sites": []}
+    share = [1 / len(present)] * len(present)
+    found = Repeated.combine(present.values(), share).compared(seed)
+    if without := [site for site in parts if site not in present]:
+        found["note"] = "; ".join(filter(None, [found["note"], f"without {', '.join(without)}"]))
+    return found | {"sites": list(present)}
+
+
+def _gain(difference: dict, site: str) -> dict:
+    found = _headline(difference, sign=1)
+    if (value := found["value"]) is None:
+        sentence = f"What {site} gains by joining cannot be told: {difference['note']}."
+    else:
+        changed = "raised" if value >= 0 else "lowered"
+        size, certainty = _in_words(found)
+        sentence = f"At {site}, joining {changed} balanced accuracy by {size} {certainty}"
+    return found | {"sentence": sentence}
+
+
+def _loss(difference: dict) -> dict:
+    found = _headline(difference, sign=-1)
+    if (value := found["value"]) is None:
+        sentence = f"What federation loses against pooling cannot be told: {difference['note']}."
+    else:
+        sites = difference["sites"]
+        where = f"On average over {len(sites)} sites" if len(sites) > 1 else f"At {sites[0]}"
+        relation = "lower" if value >= 0 else "higher"
+        size, certainty = _in_words(found)
+        sentence = (
+            f"{where}, balanced accuracy was {size} {relation} with federation than with all "
+            f"scans in one place {certainty}"
+        )
+    return found | {"sentence": sentence}
+
+
+def _headline(difference: dict, sign: int) -> dict:
+    value, low, high = (difference[key] for key in ("mean", "low", "high"))
+    if sign < 0:
+        value, low, high = (None if v is None else 0.0 - v for v in (value, high, low))
+    clear = None if low is None else bool(low > 0 or high < 0)
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "seeds": difference["seeds"],
+        "excludes_zero": clear,
+    }
+
+
+def _in_words(found: dict) -> tuple[str, str]:
+    """Size of a difference, without its sign, and the rest of the sentence on how sure it is."""
+    value, low, high, k = (found[key] for key in ("value", "low", "high", "seeds"))
+    size = f"{abs(value):.2f}"
+    times = "1 repetition" if k == 1 else f"{k} repetitions"
+    if low is None:
+        return size, f"(no interval, as predictions are missing; {times})."
+    if value < 0:  # "lowered by 0.03" reads with the interval of the lowering
+        low, high = -high, -low
+    # + 0.0 turns the -0.0 of rounding into 0.0
+    span = f"{round(low, 2) + 0.0:.2f} to {round(high, 2) + 0.0:.2f}"
+    certainty = f"({100 * LEVEL:.0f} % interval {span}; {times})"
+    warnings = [] if found["excludes_zero"] else ["the interval includes zero, so it may be chance"]
+    if k == 1:
+        warnings.append("one repetition cannot show how much chance in training matters")
+    return size, f"{certainty}; {', and '.join(warnings)}." if warnings else f"{certainty}."
+
+
+def _cross_site(tests: pd.DataFrame) -> list[dict]:
+    """Every model on every site: balanced accuracy and AUROC, means over seeds."""
+    rows = []
+    axes = ["arm", "strategy", "trained_on", "tested_on"]
+    for key, group in tests.groupby(axes):
+        means = group.groupby("metric")["value"].mean()
+        found = {m: _number(means.get(m, math.nan)) for m in MATRIX_METRICS}
+        rows.append(
+            dict(zip(axes, key, strict=True)) | found | {"seeds": int(group["seed"].nunique())}
+        )
+    return rows
+
+
+def _cells(table: pd.DataFrame) -> dict:
+    """Count how the trainings ended; a local cell is the training of one site."""
+    cells = table.drop_duplicates(["model", "trained_on", "seed", "status"])
+    counts = cells.groupby(["model", "status"]).size()
+    by_model: dict[str, dict[str, int]] = {}
+    failures = []
+    for (model, status), count in counts.items():
+        by_model.setdefault(model, {})[status] = int(count)
+        if status != "done":
+            failures.append(f"{model}: {count} {status}")
+    left_out = int((cells["status"] != "done").sum())
+    note = f"{left_out} of {len(cells)} trainings are in no mean ({'; '.join(failures)})"
+    return {"by_model": by_model, "left_out": left_out, "note": note if failures else None}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
