@@ -13,6 +13,7 @@ import platform
 import shutil
 import time
 import traceback
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -165,12 +166,14 @@ class Benchmark:
         """Run cells on Ray, as many at a time as the CPUs and GPUs allow."""
         import ray
 
-        ray.init(
-            num_cpus=usable_cpus(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of devices; cells ask for theirs
+            ray.init(
+                num_cpus=usable_cpus(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         threads = self.config.threads
         remote = ray.remote(
             num_cpus=threads,

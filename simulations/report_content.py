@@ -1,0 +1,276 @@
+"""What the report says: headline, figures with captions, tables, limits, all from the files.
+
+Words follow from what was run: one repetition is called one, an interval is named with what it
+was resampled over, and phantoms are called phantoms.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulations import figures, report_tables
+from simulations.figures import METRIC_NAMES, signed_number
+from simulations.report_tables import MEAN_OVER_SITES, Table, duration, whole
+
+LEADING = ("balanced_accuracy", "auroc")
+CURVES = ("loss", "balanced_accuracy")
+MOST_FAILURES = 12  # lines in the notice; the table of costs counts them all
+CONTENTS = {
+    "results": "Results",
+    "curves": "Learning curves",
+    "matrix": "Every model at every site",
+    "scans": "Scans",
+    "costs": "Bytes and time",
+    "budget": "Budgets",
+    "provenance": "Provenance",
+    "limits": "Limits",
+}
+TILES = {
+    "gain_of_data_poor_site": "Gain of the data-poor site: federated − local",
+    "loss_against_pooling": "Loss against pooling: centralized − federated",
+}
+
+
+class Content:
+    """Everything that the page shows; :meth:`parts` gives the template's variables.
+
+    Parameters
+    ----------
+    results : DataFrame
+        Rows of ``results.csv``.
+    summary, manifest : mapping
+        As in the folder; may lack anything.
+    samples : mapping of str to (K, S, S) floats
+        Site to slices of its training scans; may be empty.
+    """
+
+    def __init__(
+        self,
+        results: pd.DataFrame,
+        summary: Mapping[str, Any],
+        manifest: Mapping[str, Any],
+        samples: Mapping[str, np.ndarray],
+    ) -> None:
+        self.results, self.summary, self.manifest = results, summary, manifest
+        self.scores = report_tables.scores_frame(summary, results)
+        self.differences = report_tables.differences_frame(summary)
+        self.config = _mapping(manifest.get("config"))
+        self.counts = {site: _mapping(n) for site, n in _mapping(manifest.get("sites")).items()}
+        self.sites = [*self.counts, *sorted(set(results["tested_on"]) - {"", *self.counts})]
+        self.poor = str(manifest.get("poor_site") or summary.get("poor_site") or "")
+        self.samples = {s: np.asarray(samples[s]) for s in self.sites if s in samples}
+        self.phantoms = self.config.get("cohort-dir") == ""
+        seeds = results.loc[results["status"] == "done", "seed"].dropna()
+        self.seeds = sorted(set(seeds.astype(int)))
+        self.times = _plural(len(self.seeds), "repetition")
+
+    def parts(self) -> dict[str, Any]:
+        """Return the template's variables, figures and tables numbered in reading order."""
+        figure, table = itertools.count(1), itertools.count(1)
+        place = _plural(len(self.sites), "site")
+        found = {
+            "title": f"Federated training against pooled and local training at {place}",
+            "eyebrow": " · ".join(filter(None, ("fedscan benchmark", self._date(), self.times))),
+            "headline": self._headline(),
+            "tiles": self._tiles(),
+            "notices": self._notices(),
+            "contents": CONTENTS.items(),
+            "series": [
+                {"name": one.name, "key": figures.legend_key(one)}
+                for one in figures.series_of(self.results)
+            ],
+            "comparisons": list(self._comparisons(figure)),
+            "differences": list(self._differences(figure)),
+            "result_tables": list(self._result_tables(table)),
+            "curves": list(self._curves(figure)),
+            "matrix": self._matrix(table),
+            "scans": [self._scan(site) for site in self.samples if len(self.samples[site])],
+            "scans_title": f"Figure {next(figure)}. Sample scans of every site",
+            "config": list(self._config()),
+            "provenance": list(self._provenance()),
+            "limits": list(self._limits()),
+        }
+        found["costs"] = report_tables.costs_table(
+            self.results,
+            len(self.sites),
+            f"Table {next(table)}. Bytes and time of a repetition",
+            "Means over the repetitions that ended well. Bytes are model updates and metrics of "
+            "all sites together. Times are of this machine; a local repetition trains every "
+            "site's model, one after another.",
+        )
+        found["budget"] = report_tables.budget_table(
+            self.results,
+            f"Table {next(table)}. Optimizer steps and training images",
+            "As counted in the results. Steps are those of one participant; images of a model are "
+            "summed over the sites that train it, a repetition's over its models.",
+        )
+        found["site_table"] = report_tables.sites_table(
+            self.counts, self.poor, f"Table {next(table)}. Scans a site"
+        )
+        return found | {"text": self._texts()}
+
+    def _headline(self) -> list[str]:
+        told = _mapping(self.summary.get("headline"))
+        sentences = [_mapping(told.get(key)).get("sentence") for key in TILES]
+        return [str(s) for s in sentences if s] or [
+            "The summary holds no headline: compare the arms site by site below."
+        ]
+
+    def _tiles(self) -> Iterator[dict[str, str]]:
+        told = _mapping(self.summary.get("headline"))
+        for key, name in TILES.items():
+            found = _mapping(told.get(key))
+            if not _is_number(found.get("value")):
+                continue
+            note = "balanced accuracy"
+            if _is_number(found.get("low")) and _is_number(found.get("high")):
+                span = f"{signed_number(found['low'])} to {signed_number(found['high'])}"
+                zero = "excludes" if found.get("excludes_zero") else "includes"
+                note += f"; {self._level()} interval {span}, {zero} zero"
+            yield {"name": name, "value": signed_number(found["value"]), "note": note}
+        tested = [whole(n.get("n_test")) for n in self.counts.values()]
+        yield {
+            "name": "Repetitions",
+            "value": str(len(self.seeds)),
+            "note": f"test scans a site: {', '.join(tested)}" if tested else "of every arm",
+        }
+
+    def _notices(self) -> list[str]:
+        lines = report_tables.failures(self.results)
+        if not lines:
+            return []
+        more = [f"And {len(lines) - MOST_FAILURES} more."] * (len(lines) > MOST_FAILURES)
+        note = _mapping(self.summary.get("cells")).get("note")
+        head = "Not every training ended well. What failed is in no mean, figure or table of scores"
+        return [f"{head}{f': {note}' if note else ''}.", *lines[:MOST_FAILURES], *more]
+
+    def _comparisons(self, number: Iterator[int]) -> Iterator[dict[str, Any]]:
+        if not np.isfinite(self.scores["mean"]).any():
+            return
+        for metric in LEADING:
+            shown = self.scores[self.scores["metric"] == metric]
+            if shown.empty:
+                continue
+            tests = self.results[
+                (self.results["split"] == "test") & (self.results["metric"] == metric)
+            ]
+            own = tests[(tests["arm"] != "local") | (tests["trained_on"] == tests["tested_on"])]
+            values = pd.concat([shown["mean"], shown["low"], shown["high"], own["value"]])
+            limits = figures.axis_limits(values, metric)
+            panels = []
+            for site in self.sites:
+                drawn = figures.comparison(self.results, self.scores, site, metric, limits)
+                panels.append({"site": site, "note": self._site_note(site), "svg": drawn})
+            yield {
+                "title": f"Figure {next(number)}. Test {METRIC_NAMES[metric]} of every arm, by site",
+                "caption": f"Means over {self.times}; {self._interval_words()}. Small dots: single "
+                "repetitions. Dotted: chance, where the axis reaches it. The local model is the "
+                "site's own.",
+                "panels": panels,
+            }
+
+    def _differences(self, number: Iterator[int]) -> Iterator[dict[str, Any]]:
+        shown = self.differences[self.differences["metric"] == LEADING[0]]
+        shown = shown[np.isfinite(shown["mean"])]
+        if shown.empty:
+            return
+        limits = figures.difference_limits(pd.concat([shown[k] for k in ("mean", "low", "high")]))
+        panels = []
+        for contrast, rows in shown.groupby("contrast", sort=False):
+            name = report_tables.contrast_name(contrast)
+            drawn = figures.differences(rows, LEADING[0], limits)
+            panels.append({"site": name, "note": "", "svg": drawn})
+        yield {
+            "title": f"Figure {next(number)}. Paired differences between arms",
+            "caption": "Right of zero: the arm named first is better. Both arms of a pair are "
+            "measured on the same resampled scans and repetitions, so these intervals, not the "
+            f"overlap of those above, tell the arms apart. Diamond: {MEAN_OVER_SITES}, each site "
+            "counting once.",
+            "panels": panels,
+        }
+
+    def _curves(self, number: Iterator[int]) -> Iterator[dict[str, Any]]:
+        for metric in CURVES:
+            rows = self.results[
+                (self.results["split"] == "val")
+                & (self.results["metric"] == metric)
+                & (self.results["status"] == "done")
+            ]
+            if rows.empty:
+                continue
+            limits = figures.axis_limits(rows["value"], metric)
+            panels = []
+            for site in self.sites:
+                n = self.counts.get(site, {}).get("n_val")
+                note = _plural(n, "validation scan") if n is not None else ""
+                drawn = figures.learning_curve(self.results, site, metric, limits)
+                panels.append({"site": site, "note": note, "svg": drawn})
+            band = "; bands: their range" if len(self.seeds) > 1 else ""
+            log = " Logarithmic axis." if metric == "loss" else ""
+            name = METRIC_NAMES[metric]
+            yield {
+                "title": f"Figure {next(number)}. Validation {name} over the rounds",
+                "caption": f"Lines: means over {self.times}{band}.{log} Every arm keeps the round "
+                "of its lowest validation loss and is tested with that one.",
+                "panels": panels,
+            }
+
+    def _result_tables(self, number: Iterator[int]) -> Iterator[Table]:
+        if np.isfinite(self.scores["mean"]).any():
+            yield report_tables.scores_table(
+                self.scores,
+                self.sites,
+                f"Table {next(number)}. Every metric on the test scans",
+                f"Means over {self.times}; {self._interval_words()}. Less is better for the "
+                "calibration error and the cross-entropy, more for the rest.",
+            )
+        if np.isfinite(self.differences["mean"]).any():
+            notes = sorted({str(n) for n in self.differences["note"].dropna() if n})
+            p = "p: Wilcoxon's signed-rank test over repetitions, not corrected for the number of "
+            p = f"{p}metrics and sites. " if self.differences["p"].notna().any() else ""
+            yield report_tables.differences_table(
+                self.differences,
+                f"Table {next(number)}. Paired differences on the test scans",
+                f"Means over repetitions with {self._level()} bootstrap intervals. {p}"
+                + " ".join(f"{note[:1].upper()}{note[1:]}." for note in notes[:4]),
+            )
+
+    def _matrix(self, number: Iterator[int]) -> Table | None:
+        title = f"Table {next(number)}. Test balanced accuracy of every model at every site"
+        caption = f"Means over {self.times}; shaded from lowest to highest. Framed: at home."
+        return report_tables.matrix_table(self.results, LEADING[0], self.sites, title, caption)
+
+    def _scan(self, site: str) -> dict[str, Any]:
+        uri, width, height = figures.scan_strip(self.samples[site])
+        count = _plural(len(self.samples[site]), "axial slice")
+        alt = f"{count} through the middle of training scans of site {site}"
+        return {"site": site, "uri": uri, "width": width, "height": height, "alt": alt}
+
+    def _config(self) -> Iterator[tuple[str, str]]:
+        for key, value in self.config.items():
+            if key in ("output-dir", "seed", "strategy"):  # of the machine, of a cell
+                continue
+            if key == "cohort-dir":  # a whole path would tell of the machine and its user
+                value = PurePath(str(value)).name or "none: phantoms"
+            yield key, str(value)
+
+    def _provenance(self) -> Iterator[tuple[str, str]]:
+        manifest, machine = self.manifest, _mapping(self.manifest.get("machine"))
+        yield "arms", _listed(manifest.get("arms"))
+        yield "strategies", _listed(manifest.get("strategies"))
+        yield "seeds", _listed(manifest.get("seeds"))
+        yield "started", str(manifest.get("started", "–"))
+        yield "took", duration(manifest["seconds"]) if _is_number(manifest.get("seconds")) else "–"
+        for key in ("processor", "cpus", "gpus"):
+            value = machine.get(key)
+            told = _listed(value) if isinstance(value, list) else str("–" if value is None else value)
+            yield key, told or "none"
+        yield "source hash", str(manifest.get("source_hash", "–"))
+        for name, version in _mapping(manifest.get("versions")).items():
+            yield str(name), str(version)
