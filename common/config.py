@@ -154,7 +154,7 @@ def accepted_values(key: str) -> str:
         )
     words = {"integer": "a whole number", "number": "a number", "string": "a text"}[schema["type"]]
     bounds = [
-        f"{phrase} {schema[name]:g}"
+        f"{phrase} {schema[name]}"
         for name, phrase in (
             ("minimum", "from"),
             ("exclusiveMinimum", "above"),

@@ -61,3 +61,7 @@ class DataContractError(FedscanError):
 
 class ProvenanceError(FedscanError):
     """Two parties of a run do not run the same code."""
+
+
+class DivergedError(FedscanError, FloatingPointError):
+    """Training left the finite numbers: the same run would do so again."""

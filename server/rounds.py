@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from common import messages
 from common.config import RunConfig
+from common.errors import DivergedError
 from common.metrics_log import Row
 from common.run_folder import RunFolder
 from common.tasks import load_task
@@ -92,7 +93,7 @@ class Federation:
                 ", ".join(f"{n} {m['balanced_accuracy']:.2f}" for n, m in validation.items()),
             )
         if best.model is None:
-            raise FloatingPointError("no round had a finite validation loss: the run has diverged")
+            raise DivergedError("no round had a finite validation loss: the run has diverged")
         self._finish(best)
 
     def _train(self, round_number: int, arrays: ArrayRecord) -> ArrayRecord:

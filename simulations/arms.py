@@ -19,6 +19,7 @@ import pandas as pd
 
 from clients.resources import compute_device, granted
 from common.config import RunConfig
+from common.errors import DivergedError
 from common.metrics_log import MetricsLog, Row, read_rows
 from common.paths import cache_dir
 from common.predictions import save_predictions
@@ -48,7 +49,8 @@ class Work:
     Parameters
     ----------
     cell : Cell
-    config : RunConfig
+    run : dict
+        The run config, as Flower has it.
     sites : dict of str to str
         Folder of each site's data set, in order of name.
     folder : str
@@ -58,16 +60,24 @@ class Work:
     centralized_batch : {"large", "small"}
     cpus, gpus : int, float
         What the cell may use.
+    timeout : float
+        Seconds after which it is ended.
     """
 
     cell: Cell
-    config: RunConfig
+    run: dict[str, bool | int | float | str]
     sites: dict[str, str]
     folder: str
     records: str
     centralized_batch: str
     cpus: int
     gpus: float
+    timeout: float
+
+    @property
+    def config(self) -> RunConfig:
+        """The run config, validated."""
+        return RunConfig.from_flower(self.run)
 
 
 def run_cell(work: Work) -> pd.DataFrame:
@@ -140,7 +150,7 @@ def _alone(work: Work, trained_on: str, members: list[str]) -> list[dict[str, An
             log.append(curve)
             rows += [_result(trained_on, row, config, number) for row in curve]
         if best.model is None:
-            raise FloatingPointError("no round had a finite validation loss: the run has diverged")
+            raise DivergedError("no round had a finite validation loss: the run has diverged")
         model.load_state_dict(best.model)
         for site in work.sites:
             data = load(site, "test")

@@ -1,34 +1,32 @@
-"""Run the cells of a comparison side by side on Ray, each in its own process; collect, resume.
+"""One comparison in one folder: begin, run what is missing, collect.
 
-A cell ends as *done*, *diverged*, *timeout* or *error*, and leaves its rows and status in its own
-folder, whole or not at all. What is missing there is what ``--resume`` runs; ``results.csv`` and
-what follows from it are made anew from the cells each time.
+A cell leaves its rows and status in its own folder, whole or not at all. What is missing there is
+what ``--resume`` runs; ``results.csv`` and what follows from it are made anew from the cells.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import platform
 import shutil
+import sys
 import time
-import traceback
-import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from common.errors import ConfigError
+from common.errors import ConfigError, FedscanError
 from common.files import write_atomically, write_json
 from common.paths import cache_dir
 from common.provenance import source_hash, versions
 from common.tasks import load_task
 from simulations import console
-from simulations.arms import COLUMNS, Work, run_cell
-from simulations.launch import usable_cpus
+from simulations.arms import COLUMNS, Work
+from simulations.launch import leashed, neutral_home, offline_environment, usable_cpus
 from simulations.plan import Cell, Plan
 
 RESULTS, SUMMARY, MANIFEST, SAMPLES = (
@@ -37,6 +35,7 @@ RESULTS, SUMMARY, MANIFEST, SAMPLES = (
     "manifest.json",
     "samples.npz",
 )
+WORK = "work.json"  # what the scheduler is to do; there only while it does
 FINAL = ("done", "diverged")  # running such a cell again would end in the same way
 SAMPLE_SCANS = 6
 POLL_SECONDS = 1.0
@@ -163,72 +162,45 @@ class Benchmark:
         }
 
     def _schedule(self, cells: list[Cell]) -> None:
-        """Run cells on Ray, as many at a time as the CPUs and GPUs allow."""
-        import ray
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of devices; cells ask for theirs
-            ray.init(
-                num_cpus=usable_cpus(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        threads = self.config.threads
-        remote = ray.remote(
-            num_cpus=threads,
-            num_gpus=self.gpus_per_cell,
-            max_calls=1,  # a process of its own: nothing of one cell can leak into the next
-            max_retries=0,
-        )(_guarded)
+        """Run cells in a process of their own, on the leash, and show how far they are."""
+        work = self.folder / WORK
+        write_json(work, [asdict(self._work(cell)) for cell in cells])
         rounds = self.config.num_server_rounds
-        try:
-            with console.steps("Comparing", rounds * sum(map(self._models, cells))) as bar:
-                waiting = {remote.remote(self._work(cell, threads)): cell for cell in cells}
-                while waiting:
-                    finished, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
-                    for reference in finished:
-                        cell = waiting.pop(reference)
-                        self._settle(cell, reference)
-                        bar.say(f"{cell.name}: {self._status(cell)}")
-                    for reference, cell in list(waiting.items()):
-                        if self._overdue(cell):
-                            ray.cancel(reference, force=True)
-                            waiting.pop(reference)
-                            self._end(cell, "timeout", f"ended after {self.cell_timeout:g} s")
+        with (
+            neutral_home() as home,
+            console.steps("Comparing", rounds * sum(map(self._models, cells))) as bar,
+        ):
+            command = [sys.executable, "-m", "simulations.schedule", str(work)]
+            log = self.folder / "cells" / "ray.log"
+            log.parent.mkdir(exist_ok=True)
+            with leashed(
+                command, cwd=home, environment=offline_environment(home), log_path=log
+            ) as leash:
+                while not leash.ended(POLL_SECONDS):
                     self._show_rounds(cells, bar)
-        finally:
-            ray.shutdown()
+                self._show_rounds(cells, bar)
+        work.unlink()
+        if lost := [cell.name for cell in cells if self._status(cell) == "missing"]:
+            raise FedscanError(
+                f"the scheduler ended before {', '.join(lost)}; see {log}. Go on with --resume"
+            )
 
     def _models(self, cell: Cell) -> int:
         return len(self.sites) if cell.arm == "local" else 1
 
-    def _work(self, cell: Cell, cpus: int) -> Work:
+    def _work(self, cell: Cell) -> Work:
+        config = self.plan.config(cell, self.base)
         return Work(
-            cell,
-            self.plan.config(cell, self.base),
-            self.sites,
-            str(self._cell(cell)),
-            str(self._records),
-            self.plan.centralized_batch,
-            cpus,
-            self.gpus_per_cell,
+            cell=cell,
+            run=config.to_flower(),
+            sites=self.sites,
+            folder=str(self._cell(cell)),
+            records=str(self._records),
+            centralized_batch=self.plan.centralized_batch,
+            cpus=config.threads,
+            gpus=self.gpus_per_cell,
+            timeout=self.cell_timeout,
         )
-
-    def _settle(self, cell: Cell, reference: Any) -> None:
-        import ray
-
-        try:
-            ray.get(reference)
-        except Exception:  # the process died: memory, a signal, Ray itself
-            self._end(cell, "error", traceback.format_exc())
-
-    def _overdue(self, cell: Cell) -> bool:
-        began = self._cell(cell) / "began"
-        return began.is_file() and time.time() - began.stat().st_mtime > self.cell_timeout
-
-    def _end(self, cell: Cell, status: str, why: str) -> None:
-        end_cell(self._cell(cell), cell, status, why)
 
     def _show_rounds(self, cells: list[Cell], bar: console.Steps) -> None:
         done = 0
@@ -295,29 +267,6 @@ class Benchmark:
         file = io.BytesIO()
         np.savez_compressed(file, **strips)
         write_atomically(self.folder / SAMPLES, file.getvalue())
-
-
-def _guarded(work: Work) -> None:
-    """Run a cell in its own process and leave its rows or its traceback."""
-    folder = Path(work.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "began").touch()
-    try:
-        rows = run_cell(work)
-    except Exception as error:
-        diverged = isinstance(error, FloatingPointError) or "has diverged" in str(error)
-        end_cell(folder, work.cell, "diverged" if diverged else "error", traceback.format_exc())
-        return
-    write_atomically(folder / RESULTS, rows.to_csv(index=False).encode())
-    write_json(folder / "status.json", {"status": "done", "why": ""})
-
-
-def end_cell(folder: Path, cell: Cell, status: str, why: str) -> None:
-    """Leave a cell's folder with a status that is not *done*, and the reason."""
-    row = {"arm": cell.arm, "strategy": cell.strategy, "seed": cell.seed, "status": status}
-    frame = pd.DataFrame([row], columns=COLUMNS)
-    write_atomically(folder / RESULTS, frame.to_csv(index=False).encode())
-    write_json(folder / "status.json", {"status": status, "why": why})
 
 
 def _rounds_in(path: Path) -> int:

@@ -110,7 +110,8 @@ def comparison(
         mine = (shown["arm"] == one.arm) & (shown["strategy"] == one.strategy)
         parts.append(svg.text(one.label, 0, y - 2 if one.note else y + 4, "label"))
         parts.append(svg.text(one.note, 0, y + 13, "small"))
-        for value in final_values(results, one, site, metric):
+        values = final_values(results, one, site, metric)
+        for value in values if len(values) > 1 else []:
             dot = {"cx": at(value), "cy": y + 12, "r": 2.2, "fill": one.colour, "opacity": 0.6}
             parts.append(svg.tag("circle", **dot))
         drawn, told = _estimate(shown[mine].iloc[0], (one.marker, one.colour), y, at, signed=False)
@@ -128,7 +129,8 @@ def differences(table: pd.DataFrame, metric: str, limits: Limits) -> Markup:
     Parameters
     ----------
     table : DataFrame
-        Columns site, metric, mean, low, high; of one contrast, in the order of the rows.
+        Columns site, metric, mean, low, high and over_sites (true of means over sites); of one
+        contrast, in the order of the rows.
     metric : str
     limits : (low, high)
         Of the axis, around zero.
@@ -138,12 +140,12 @@ def differences(table: pd.DataFrame, metric: str, limits: Limits) -> Markup:
     Markup
         An ``<svg>``.
     """
-    left, right, top = 90, 270, 4
+    left, right, top = 96, 256, 4
     shown = table[table["metric"] == metric]
     bottom = top + 34 * len(shown)
     at = svg.scale(limits, (left, right))
     name = f"difference in {METRIC_NAMES.get(metric, metric)}"
-    parts = _value_axis(name, limits, (left, right), (top, bottom))
+    parts = _value_axis(name, limits, (left, right), (top, bottom), most=5)
     parts.append(svg.line(at(0), top, at(0), bottom, class_="zero"))
     words = []
     for index, (_, row) in enumerate(shown.iterrows()):
@@ -284,6 +286,7 @@ def _curves(results: pd.DataFrame, site: str, metric: str) -> dict[Series, pd.Da
         & (results["metric"] == metric)
         & (results["tested_on"] == site)
         & (results["status"] == "done")
+        & ((results["arm"] != "local") | (results["trained_on"] == site))
         & np.isfinite(results["value"])
     ]
     found = {}
@@ -294,11 +297,13 @@ def _curves(results: pd.DataFrame, site: str, metric: str) -> dict[Series, pd.Da
     return found
 
 
-def _value_axis(name: str, limits: Limits, across: Limits, down: Limits) -> list[Markup]:
+def _value_axis(
+    name: str, limits: Limits, across: Limits, down: Limits, most: int = 7
+) -> list[Markup]:
     """Return vertical grid lines with their numbers, and the axis' name."""
     at = svg.scale(limits, across)
     parts = [svg.text(name, sum(across) / 2, down[1] + 32, "small", "middle")]
-    for tick in svg.tenths(limits):
+    for tick in svg.tenths(limits, most):
         parts.append(svg.line(at(tick), down[0], at(tick), down[1], class_="grid"))
         label = f"{tick + 0.0:.1f}".replace("-", "−")
         parts.append(svg.text(label, at(tick), down[1] + 16, "small", "middle"))

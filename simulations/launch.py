@@ -99,13 +99,56 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+class Leashed:
+    """A command on the leash: see :mod:`simulations.leash`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ended(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds; say whether the command has ended."""
+        import select
+
+        if self._process.poll() is not None:
+            return True
+        ready, _, _ = select.select([self._process.stdout], [], [], timeout)
+        return bool(ready)
+
+
+@contextlib.contextmanager
+def leashed(
+    command: list[str], *, cwd: Path, environment: Mapping[str, str], log_path: Path
+) -> Iterator[Leashed]:
+    """Run a command with its output in a file; on leaving, end it and all that it started.
+
+    That holds however the block is left, and when this very process is killed.
+    """
+    with log_path.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "simulations.leash", *command],
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches us, and we close the leash's input
+        )
+    try:
+        yield Leashed(process)
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
 @dataclass
 class FlowerRun:
     """A run in progress: its id as soon as it has one, its exit code once it has ended."""
 
     log_path: Path
     _environment: Mapping[str, str]
-    _leash: subprocess.Popen[str]
+    _leash: Leashed
     _home: Path
 
     def run_id(self) -> str | None:
@@ -119,12 +162,7 @@ class FlowerRun:
 
     def ended(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds; say whether ``flwr run`` has ended."""
-        import select
-
-        if self._leash.poll() is not None:
-            return True
-        ready, _, _ = select.select([self._leash.stdout], [], [], timeout)
-        return bool(ready)
+        return self._leash.ended(timeout)
 
     def succeeded(self) -> bool:
         """Ask Flower for the run's final status: ``flwr run --stream`` exits 0 even on failure.
@@ -186,50 +224,52 @@ def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
             "Flower runs fedscan from its folder. Install it with `pip install -e .` there"
         )
     resources.check()
+    with neutral_home() as home:
+        port = _free_port()
+        environment = {
+            **offline_environment(home),
+            "FLWR_HOME": str(home / "flwr"),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port(taken=port)),
+        }
+        overrides = home / "run-config.toml"
+        overrides.write_text(_toml(config.to_flower()))
+        command = [_flwr(), "run", str(ROOT), "--stream", "--run-config", str(overrides)]
+        command += ["--federation-config", resources.federation_config()]
+        log_path = home / "flower.log"
+        # A neutral folder: Ray's workers may import what lies in the working directory.
+        with leashed(command, cwd=home, environment=environment, log_path=log_path) as leash:
+            yield FlowerRun(log_path, environment, leash, home)
+
+
+@contextlib.contextmanager
+def neutral_home() -> Iterator[Path]:
+    """Make a folder for what Flower and Ray leave on disk, and remove it with all of that."""
     # Short: Ray keeps Unix sockets below it, and their paths may have 107 characters.
     home = Path(tempfile.mkdtemp(prefix="fedscan-"))
-    port = _free_port()
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def offline_environment(home: Path) -> dict[str, str]:
+    """Return the environment for Flower and Ray: offline, this Python's commands, disk at home."""
     # Within a Ray worker (a benchmark's cell), what that Ray tells its workers is not for ours.
     inherited = {
         key: value
         for key, value in os.environ.items()
         if "RAY_JOB_ID" not in os.environ or not key.startswith("RAY_")
     }
-    environment = {
+    return {
         **inherited,
         **OFFLINE,
         # Flower finds its own commands by PATH, which need not hold this environment.
         "PATH": f"{_scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "FLWR_HOME": str(home / "flwr"),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port(taken=port)),
         "RAY_TMPDIR": str(home),
         "RAY_DEDUP_LOGS": "0",
         "PYTHONUNBUFFERED": "1",
     }
-    log_path = home / "flower.log"
-    overrides = home / "run-config.toml"
-    overrides.write_text(_toml(config.to_flower()))
-    command = [_flwr(), "run", str(ROOT), "--stream", "--run-config", str(overrides)]
-    command += ["--federation-config", resources.federation_config()]
-    with log_path.open("w") as log:
-        leash = subprocess.Popen(
-            [sys.executable, "-m", "simulations.leash", *command],
-            cwd=home,  # neutral: Ray's workers may import what lies in the working directory
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches us, and we close the leash's input
-        )
-    try:
-        yield FlowerRun(log_path, environment, leash, home)
-    finally:
-        leash.stdin.close()
-        leash.wait()
-        leash.stdout.close()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def _scripts() -> Path:

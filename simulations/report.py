@@ -7,10 +7,9 @@ network for nothing. Everything read from a file is escaped: a site's name is th
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,22 @@ import pandas as pd
 
 from common.errors import FedscanError
 from common.files import write_atomically
-from simulations import figures, report_tables
+from simulations.report_content import Content
 from simulations.report_page import PAGE, STYLE
 
 REPORT = "report.html"
 TEXTS = ("arm", "strategy", "trained_on", "tested_on", "split", "metric", "status")
 NUMBERS = (
-    "seed value n steps images_seen rounds seconds bytes_up bytes_down".split()  # fmt: skip
+    "seed",
+    "value",
+    "n",
+    "steps",
+    "images_seen",
+    "rounds",
+    "seconds",
+    "bytes_up",
+    "bytes_down",
 )
-LEADING = ("balanced_accuracy", "auroc")
 
 
 def write_report(folder: Path) -> Path:
@@ -71,7 +77,7 @@ def read_results(folder: Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         if absent := [name for name in (*TEXTS, *NUMBERS) if name not in table]:
             raise ValueError(f"lacks the columns {', '.join(absent)}")
-        numbers = {name: pd.to_numeric(table[name].replace("", "nan")) for name in NUMBERS}
+        numbers = {name: pd.to_numeric(table[name].mask(table[name] == "")) for name in NUMBERS}
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise FedscanError(f"{path}: {error}. Accepted is a table by fedscan benchmark") from None
     if table.empty:
@@ -100,7 +106,42 @@ def render(
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    content = _Content(results, summary, manifest)
-    return environment.from_string(PAGE).render(
-        style=Markup(STYLE), scans=_scans(samples, content), **content.parts()
-    )
+    parts = Content(results, summary, manifest, samples).parts()
+    return environment.from_string(PAGE).render(style=Markup(STYLE), **parts)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = _existing(folder, name)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise FedscanError(f"{path}: {error}. Accepted is JSON by fedscan benchmark") from None
+    if not isinstance(value, dict):
+        raise FedscanError(f"{path} holds no JSON object, as fedscan benchmark would write it")
+    return value
+
+
+def _read_samples(folder: Path) -> dict[str, np.ndarray]:
+    path = folder / "samples.npz"
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: np.asarray(arrays[name], dtype=float) for name in arrays.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise FedscanError(f"{path}: {error}. Delete it to report without scans") from None
+    if flat := [name for name, slices in found.items() if slices.ndim != 3]:
+        raise FedscanError(f"{path}: {flat[0]} holds no stack of slices (K, S, S)")
+    return found
+
+
+def _existing(folder: Path, name: str) -> Path:
+    """Return the path of a file that must be there."""
+    if not folder.is_dir():
+        raise FedscanError(f"{folder} is no folder. Give the one that fedscan benchmark wrote")
+    if not (folder / name).is_file():
+        raise FedscanError(
+            f"{folder} holds no {name}, so it is not the folder of a finished benchmark. "
+            "Give the one that fedscan benchmark wrote"
+        )
+    return folder / name

@@ -7,16 +7,18 @@ was resampled over, and phantoms are called phantoms.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from simulations import figures, report_tables
+from simulations import figures, report_tables, report_words
 from simulations.figures import METRIC_NAMES, signed_number
-from simulations.report_tables import MEAN_OVER_SITES, Table, duration, whole
+from simulations.report_tables import MEAN_OVER_SITES, Table, duration
+from simulations.report_words import is_number, listed, mapping, plural, sentence, whole
 
 LEADING = ("balanced_accuracy", "auroc")
 CURVES = ("loss", "balanced_accuracy")
@@ -32,8 +34,14 @@ CONTENTS = {
     "limits": "Limits",
 }
 TILES = {
-    "gain_of_data_poor_site": "Gain of the data-poor site: federated − local",
-    "loss_against_pooling": "Loss against pooling: centralized − federated",
+    "gain_of_data_poor_site": (
+        "Gain of the data-poor site: federated − local",
+        {"federated", "local"},
+    ),
+    "loss_against_pooling": (
+        "Loss against pooling: centralized − federated",
+        {"federated", "centralized"},
+    ),
 }
 
 
@@ -60,23 +68,35 @@ class Content:
         self.results, self.summary, self.manifest = results, summary, manifest
         self.scores = report_tables.scores_frame(summary, results)
         self.differences = report_tables.differences_frame(summary)
-        self.config = _mapping(manifest.get("config"))
-        self.counts = {site: _mapping(n) for site, n in _mapping(manifest.get("sites")).items()}
+        self.config = mapping(manifest.get("config"))
+        self.counts = {site: mapping(n) for site, n in mapping(manifest.get("sites")).items()}
         self.sites = [*self.counts, *sorted(set(results["tested_on"]) - {"", *self.counts})]
         self.poor = str(manifest.get("poor_site") or summary.get("poor_site") or "")
         self.samples = {s: np.asarray(samples[s]) for s in self.sites if s in samples}
         self.phantoms = self.config.get("cohort-dir") == ""
         seeds = results.loc[results["status"] == "done", "seed"].dropna()
         self.seeds = sorted(set(seeds.astype(int)))
-        self.times = _plural(len(self.seeds), "repetition")
+        self.times = report_words.repetitions(results)
+        self.means = f"means over {self.times}" if len(self.seeds) > 1 else "one repetition"
+        self.level = report_words.level(summary)
+        self._intervals = report_words.intervals(self.scores, self.level)
 
     def parts(self) -> dict[str, Any]:
         """Return the template's variables, figures and tables numbered in reading order."""
         figure, table = itertools.count(1), itertools.count(1)
-        place = _plural(len(self.sites), "site")
+        place = plural(len(self.sites), "site")
         found = {
             "title": f"Federated training against pooled and local training at {place}",
-            "eyebrow": " · ".join(filter(None, ("fedscan benchmark", self._date(), self.times))),
+            "eyebrow": " · ".join(
+                filter(
+                    None,
+                    (
+                        "fedscan benchmark",
+                        report_words.day(self.manifest.get("started")),
+                        self.times,
+                    ),
+                )
+            ),
             "headline": self._headline(),
             "tiles": self._tiles(),
             "notices": self._notices(),
@@ -94,7 +114,15 @@ class Content:
             "scans_title": f"Figure {next(figure)}. Sample scans of every site",
             "config": list(self._config()),
             "provenance": list(self._provenance()),
-            "limits": list(self._limits()),
+            "limits": list(
+                report_words.limits(
+                    phantoms=self.phantoms,
+                    counts=self.counts,
+                    seeds=len(self.seeds),
+                    has_p=bool(self.differences["p"].notna().any()),
+                    budget=mapping(self.manifest.get("budget")),
+                )
+            ),
         }
         found["costs"] = report_tables.costs_table(
             self.results,
@@ -113,31 +141,45 @@ class Content:
         found["site_table"] = report_tables.sites_table(
             self.counts, self.poor, f"Table {next(table)}. Scans a site"
         )
-        return found | {"text": self._texts()}
+        found["text"] = {
+            "results": report_words.results(self.means, self._intervals),
+            "matrix": report_words.MATRIX,
+            "scans": report_words.scans(self.phantoms),
+            "no_scans": report_words.NO_SCANS,
+            "budget": report_words.budget(self.manifest, len(self.sites)),
+            "footer": report_words.FOOTER,
+        }
+        return found
 
     def _headline(self) -> list[str]:
-        told = _mapping(self.summary.get("headline"))
-        sentences = [_mapping(told.get(key)).get("sentence") for key in TILES]
-        return [str(s) for s in sentences if s] or [
-            "The summary holds no headline: compare the arms site by site below."
-        ]
+        told = mapping(self.summary.get("headline"))
+        arms = set(self.results["arm"])
+        sentences = []
+        for key, (_, needed) in TILES.items():
+            found = mapping(told.get(key)).get("sentence")
+            if found and needed <= arms:
+                # A true minus, as everywhere on the page; the summary's is for any terminal.
+                sentences.append(re.sub(r"(?<![\w-])-(?=\d)", "−", str(found)))
+        alone = f"This folder holds no comparison of the arms: it is of {listed(sorted(arms))}."
+        absent = "The summary holds no headline: compare the arms site by site below."
+        return sentences or [absent if len(arms) > 1 else alone]
 
     def _tiles(self) -> Iterator[dict[str, str]]:
-        told = _mapping(self.summary.get("headline"))
-        for key, name in TILES.items():
-            found = _mapping(told.get(key))
-            if not _is_number(found.get("value")):
+        told = mapping(self.summary.get("headline"))
+        for key, (name, _) in TILES.items():
+            found = mapping(told.get(key))
+            if not is_number(found.get("value")):
                 continue
             note = "balanced accuracy"
-            if _is_number(found.get("low")) and _is_number(found.get("high")):
+            if is_number(found.get("low")) and is_number(found.get("high")):
                 span = f"{signed_number(found['low'])} to {signed_number(found['high'])}"
                 zero = "excludes" if found.get("excludes_zero") else "includes"
-                note += f"; {self._level()} interval {span}, {zero} zero"
+                note += f"; {self.level} interval {span}, {zero} zero"
             yield {"name": name, "value": signed_number(found["value"]), "note": note}
         tested = [whole(n.get("n_test")) for n in self.counts.values()]
         yield {
             "name": "Repetitions",
-            "value": str(len(self.seeds)),
+            "value": self.times.removesuffix("s").removesuffix(" repetition"),
             "note": f"test scans a site: {', '.join(tested)}" if tested else "of every arm",
         }
 
@@ -146,9 +188,8 @@ class Content:
         if not lines:
             return []
         more = [f"And {len(lines) - MOST_FAILURES} more."] * (len(lines) > MOST_FAILURES)
-        note = _mapping(self.summary.get("cells")).get("note")
-        head = "Not every training ended well. What failed is in no mean, figure or table of scores"
-        return [f"{head}{f': {note}' if note else ''}.", *lines[:MOST_FAILURES], *more]
+        head = "Not every training ended well. What failed is in no mean and in no figure:"
+        return [head, *lines[:MOST_FAILURES], *more]
 
     def _comparisons(self, number: Iterator[int]) -> Iterator[dict[str, Any]]:
         if not np.isfinite(self.scores["mean"]).any():
@@ -163,15 +204,16 @@ class Content:
             own = tests[(tests["arm"] != "local") | (tests["trained_on"] == tests["tested_on"])]
             values = pd.concat([shown["mean"], shown["low"], shown["high"], own["value"]])
             limits = figures.axis_limits(values, metric)
-            panels = []
+            name, panels = METRIC_NAMES[metric], []
             for site in self.sites:
+                note = report_words.site(self.counts.get(site, {}), poor=site == self.poor)
                 drawn = figures.comparison(self.results, self.scores, site, metric, limits)
-                panels.append({"site": site, "note": self._site_note(site), "svg": drawn})
+                panels.append({"site": site, "note": note, "svg": drawn})
+            dots = " Small dots: single repetitions." if len(self.seeds) > 1 else ""
             yield {
-                "title": f"Figure {next(number)}. Test {METRIC_NAMES[metric]} of every arm, by site",
-                "caption": f"Means over {self.times}; {self._interval_words()}. Small dots: single "
-                "repetitions. Dotted: chance, where the axis reaches it. The local model is the "
-                "site's own.",
+                "title": f"Figure {next(number)}. Test {name} of every arm, by site",
+                "caption": f"{sentence(self.means)}; {self._intervals}.{dots} Dotted line: chance. "
+                "The local model is the site's own.",
                 "panels": panels,
             }
 
@@ -208,7 +250,7 @@ class Content:
             panels = []
             for site in self.sites:
                 n = self.counts.get(site, {}).get("n_val")
-                note = _plural(n, "validation scan") if n is not None else ""
+                note = plural(n, "validation scan") if n is not None else ""
                 drawn = figures.learning_curve(self.results, site, metric, limits)
                 panels.append({"site": site, "note": note, "svg": drawn})
             band = "; bands: their range" if len(self.seeds) > 1 else ""
@@ -216,7 +258,7 @@ class Content:
             name = METRIC_NAMES[metric]
             yield {
                 "title": f"Figure {next(number)}. Validation {name} over the rounds",
-                "caption": f"Lines: means over {self.times}{band}.{log} Every arm keeps the round "
+                "caption": f"Lines: {self.means}{band}.{log} Every arm keeps the round "
                 "of its lowest validation loss and is tested with that one.",
                 "panels": panels,
             }
@@ -227,7 +269,7 @@ class Content:
                 self.scores,
                 self.sites,
                 f"Table {next(number)}. Every metric on the test scans",
-                f"Means over {self.times}; {self._interval_words()}. Less is better for the "
+                f"{sentence(self.means)}; {self._intervals}. Less is better for the "
                 "calibration error and the cross-entropy, more for the rest.",
             )
         if np.isfinite(self.differences["mean"]).any():
@@ -237,18 +279,18 @@ class Content:
             yield report_tables.differences_table(
                 self.differences,
                 f"Table {next(number)}. Paired differences on the test scans",
-                f"Means over repetitions with {self._level()} bootstrap intervals. {p}"
-                + " ".join(f"{note[:1].upper()}{note[1:]}." for note in notes[:4]),
+                f"Means over repetitions with {self.level} bootstrap intervals. {p}"
+                + (f"Note: {'; '.join(notes[:4])}." if notes else ""),
             )
 
     def _matrix(self, number: Iterator[int]) -> Table | None:
         title = f"Table {next(number)}. Test balanced accuracy of every model at every site"
-        caption = f"Means over {self.times}; shaded from lowest to highest. Framed: at home."
+        caption = f"{sentence(self.means)}; shaded from lowest to highest. Framed: at home."
         return report_tables.matrix_table(self.results, LEADING[0], self.sites, title, caption)
 
     def _scan(self, site: str) -> dict[str, Any]:
         uri, width, height = figures.scan_strip(self.samples[site])
-        count = _plural(len(self.samples[site]), "axial slice")
+        count = plural(len(self.samples[site]), "axial slice")
         alt = f"{count} through the middle of training scans of site {site}"
         return {"site": site, "uri": uri, "width": width, "height": height, "alt": alt}
 
@@ -261,16 +303,17 @@ class Content:
             yield key, str(value)
 
     def _provenance(self) -> Iterator[tuple[str, str]]:
-        manifest, machine = self.manifest, _mapping(self.manifest.get("machine"))
-        yield "arms", _listed(manifest.get("arms"))
-        yield "strategies", _listed(manifest.get("strategies"))
-        yield "seeds", _listed(manifest.get("seeds"))
+        manifest, machine = self.manifest, mapping(self.manifest.get("machine"))
+        if manifest.get("description"):
+            yield "question", str(manifest["description"])
+        yield "arms", listed(manifest.get("arms"))
+        yield "strategies", listed(manifest.get("strategies"))
+        yield "seeds", listed(manifest.get("seeds"))
         yield "started", str(manifest.get("started", "–"))
-        yield "took", duration(manifest["seconds"]) if _is_number(manifest.get("seconds")) else "–"
-        for key in ("processor", "cpus", "gpus"):
-            value = machine.get(key)
-            told = _listed(value) if isinstance(value, list) else str("–" if value is None else value)
-            yield key, told or "none"
+        took = manifest.get("seconds")
+        yield "time of all trainings", duration(took) if is_number(took) else "–"
+        for key, value in machine.items():
+            yield key.replace("_", " "), listed(value) if isinstance(value, list) else str(value)
         yield "source hash", str(manifest.get("source_hash", "–"))
-        for name, version in _mapping(manifest.get("versions")).items():
+        for name, version in mapping(manifest.get("versions")).items():
             yield str(name), str(version)

@@ -69,14 +69,19 @@ svg .small { fill: var(--soft, currentColor); font-size: 11.5px; }
 svg .value { font-size: 14px; font-weight: 650; }
 svg .grid { stroke: var(--rule, #ccc); stroke-width: 1; }
 svg .chance { stroke: var(--soft, #777); stroke-width: 1; stroke-dasharray: 1 3; }
+svg .zero { stroke: var(--soft, #777); stroke-width: 1.5; }
 svg .marker { stroke: var(--paper, #fff); stroke-width: 1; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0;
   margin: 0 0 .9rem; font-size: .9rem; }
 .legend li { display: flex; align-items: center; gap: .45rem; }
 .scroll { overflow-x: auto; margin: 1rem 0 1.4rem; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .5rem; max-width: 50rem; }
+table { border-collapse: collapse; font-size: .9rem; min-width: min(100%, 36rem);
+  font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .5rem; }
+caption span { display: block; position: sticky; left: 0; max-width: min(50rem, 100vw - 2rem); }
+tbody th[scope="row"] { white-space: nowrap; }
+.matrix tbody th[scope="row"] { white-space: normal; }
 th, td { padding: .42rem .8rem .42rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 th { font-weight: 500; }
@@ -127,9 +132,11 @@ footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size
   nav { display: none; }
   h2 { margin-top: 1.6rem; break-after: avoid; }
   figure, tbody.group, .tile, .panel, .keep { break-inside: avoid; }
-  .panels { grid-template-columns: repeat(3, 1fr); gap: .8rem 1.1rem; }
+  .panels { grid-template-columns: repeat(2, 1fr); gap: .8rem 1.6rem; }
+  .scans .panels { grid-template-columns: repeat(3, 1fr); gap: .8rem 1rem; }
   .tiles { grid-template-columns: repeat(3, 1fr); }
   .scroll { overflow: visible; }
+  caption span { position: static; }
   table { font-size: 8.5pt; }
   .tile, .notice { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
@@ -156,12 +163,13 @@ PAGE = """\
 {%- macro table(t) -%}
 <div class="scroll" tabindex="0" role="region" aria-label="{{ t.title }}">
 <table{% if t.kind %} class="{{ t.kind }}"{% endif %}>
-<caption><b>{{ t.title }}.</b> {{ t.caption }}</caption>
+<caption><span><b>{{ t.title }}.</b> {{ t.caption }}</span></caption>
 <thead><tr>{% for head in t.heads %}<th scope="col"{% if head.n %} class="n"{% endif %}>\
 {{ head.text }}</th>{% endfor %}</tr></thead>
 {% for group in t.groups %}<tbody class="group">
 {% for row in group %}<tr>{% for cell in row -%}
-{% if cell.scope %}<th scope="{{ cell.scope }}"{% if cell.span %} rowspan="{{ cell.span }}"{% endif %}\
+{% if cell.scope %}<th scope="{{ cell.scope }}"\
+{% if cell.span %} rowspan="{{ cell.span }}"{% endif %}\
 {% if cell.kind %} class="{{ cell.kind }}"{% endif %}>\
 {% if cell.colour %}<span class="key" style="background: {{ cell.colour }}"></span>{% endif %}\
 {{ cell.text }}</th>
@@ -192,7 +200,8 @@ img-src data:; base-uri 'none'; form-action 'none'">
 {% for sentence in headline %}<p class="lead">{{ sentence }}</p>
 {% endfor %}
 {%- if tiles %}<dl class="tiles">
-{% for tile in tiles %}<div class="tile"><dt>{{ tile.name }}</dt><dd class="big">{{ tile.value }}</dd>\
+{% for tile in tiles %}<div class="tile"><dt>{{ tile.name }}</dt>\
+<dd class="big">{{ tile.value }}</dd>\
 <dd class="soft">{{ tile.note }}</dd></div>
 {% endfor %}</dl>
 {% endif %}
@@ -211,6 +220,11 @@ img-src data:; base-uri 'none'; form-action 'none'">
 <figcaption><b>{{ figure.title }}.</b> {{ figure.caption }}</figcaption>
 </figure>
 {% else %}<p>No model ended well, so there is no test result to show.</p>
+{% endfor %}
+{% for figure in differences %}<figure>
+{{ panels(figure) }}
+<figcaption><b>{{ figure.title }}.</b> {{ figure.caption }}</figcaption>
+</figure>
 {% endfor %}
 {% for t in result_tables %}{{ table(t) }}
 {% endfor %}

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from simulations.figures import METRIC_NAMES, Series, final_values, series, series_of, signed_number
+from simulations.report_words import mapping, sentence, whole
 
 SCORES = ["site", "arm", "strategy", "metric", "mean", "low", "high", "seeds", "over", "n"]
 DIFFERENCES = ["site", "contrast", "metric", "mean", "low", "high", "p", "note", "over_sites"]
@@ -54,11 +55,11 @@ def scores_frame(summary: Mapping[str, Any], results: pd.DataFrame) -> pd.DataFr
     Of what the summary lacks, the means come from the results, without intervals.
     """
     rows = []
-    for site, models in _mapping(summary.get("scores")).items():
-        for model, metrics in _mapping(models).items():
+    for site, models in mapping(summary.get("scores")).items():
+        for model, metrics in mapping(models).items():
             arm, _, strategy = model.partition("/")
-            for metric, found in _mapping(metrics).items():
-                if _mapping(found):
+            for metric, found in mapping(metrics).items():
+                if mapping(found):
                     keys = {"site": site, "arm": arm, "strategy": strategy, "metric": metric}
                     rows.append({**found, **keys})
     if not rows:
@@ -76,14 +77,14 @@ def scores_frame(summary: Mapping[str, Any], results: pd.DataFrame) -> pd.DataFr
 def differences_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
     """Return the paired differences as a tidy frame with the columns :data:`DIFFERENCES`."""
     rows = []
-    by_site = _mapping(summary.get("differences"))
-    over = {MEAN_OVER_SITES: _mapping(summary.get("differences_over_sites"))}
+    by_site = mapping(summary.get("differences"))
+    over = {MEAN_OVER_SITES: mapping(summary.get("differences_over_sites"))}
     for over_sites, table in ((False, by_site), (True, over)):
         for site, contrasts in table.items():
-            for contrast, metrics in _mapping(contrasts).items():
-                for metric, found in _mapping(metrics).items():
+            for contrast, metrics in mapping(contrasts).items():
+                for metric, found in mapping(metrics).items():
                     keys = {"site": site, "contrast": contrast, "metric": metric}
-                    rows.append({**_mapping(found), **keys, "over_sites": over_sites})
+                    rows.append({**mapping(found), **keys, "over_sites": over_sites})
     frame = _frame(rows, DIFFERENCES)
     return frame.assign(p=pd.to_numeric(frame["p"], errors="coerce").astype(float))
 
@@ -107,7 +108,7 @@ def scores_table(scores: pd.DataFrame, sites: Sequence[str], title: str, caption
         if group:
             groups.append(group)
     heads = [Head("Tested at", n=False), Head("Model", n=False)]
-    heads += [Head(_sentence(METRIC_NAMES[metric])) for metric in metrics]
+    heads += [Head(sentence(METRIC_NAMES[metric])) for metric in metrics]
     return Table(title, caption, heads, groups)
 
 
@@ -121,9 +122,7 @@ def differences_table(differences: pd.DataFrame, title: str, caption: str) -> Ta
         group = []
         for index, site in enumerate(places):
             name = contrast_name(contrast)
-            row = (
-                [Cell(name, kind="site", scope="rowgroup", span=len(places))] if not index else []
-            )
+            row = [Cell(name, kind="site", scope="rowgroup", span=len(places))] if not index else []
             row.append(Cell(site, kind="", scope="row"))
             for metric in metrics:
                 found = table[(table["site"] == site) & (table["metric"] == metric)]
@@ -135,7 +134,7 @@ def differences_table(differences: pd.DataFrame, title: str, caption: str) -> Ta
         groups.append(group)
     heads = [Head("Difference", n=False), Head("Tested at", n=False)]
     for metric in metrics:
-        heads += [Head(_sentence(METRIC_NAMES[metric]))] + [Head("p")] * bool(with_p)
+        heads += [Head(sentence(METRIC_NAMES[metric]))] + [Head("p")] * bool(with_p)
     return Table(title, caption, heads, groups)
 
 
@@ -169,7 +168,9 @@ def matrix_table(
                 row.append(Cell(_number(value), kind=own, shade=shade))
             group.append(row)
         groups.append(group)
-    heads = [Head("Trained on", n=False)] + [Head(f"Tested at {site}", n=False) for site in sites]
+    heads = [Head("Model, trained on", n=False)] + [
+        Head(f"Tested at {site}", n=False) for site in sites
+    ]
     return Table(title, caption, heads, groups, "matrix")
 
 
@@ -180,11 +181,11 @@ def costs_table(results: pd.DataFrame, sites: int, title: str, caption: str) -> 
         cells = _finished(results, one)
         up, down = cells["bytes_up"].mean(), cells["bytes_down"].mean()
         seconds = cells["seconds"].dropna()
-        spread = f"{duration(seconds.min())} to {duration(seconds.max())}"
+        ends = dict.fromkeys((duration(seconds.min()), duration(seconds.max())))
         exchanges = cells["rounds"].max() * sites
         row = [Cell(one.name, kind="", scope="row", colour=one.colour)]
         row.append(Cell(f"{len(cells)} of {_planned(results, one)}"))
-        row.append(Cell(duration(seconds.mean()), spread if len(seconds) > 1 else ""))
+        row.append(Cell(duration(seconds.mean()), " to ".join(ends) if len(ends) > 1 else ""))
         for total in (up, down):
             each = f"{data_size(total / exchanges)} a site and round" if total > 0 else ""
             row.append(Cell(data_size(total), each))
@@ -212,7 +213,7 @@ def sites_table(sites: Mapping[str, Any], poor: str, title: str) -> Table | None
     """How many scans each site has in each split; None when nothing is known."""
     rows = []
     for site, counts in sites.items():
-        known = _mapping(counts)
+        known = mapping(counts)
         row = [Cell(site, kind="", scope="row")]
         row += [Cell(whole(known.get(f"n_{split}"))) for split in ("train", "val", "test")]
         rows.append(row)
@@ -236,25 +237,17 @@ def failures(results: pd.DataFrame) -> list[str]:
 def contrast_name(contrast: str) -> str:
     """Return a contrast with a true minus sign and its arms' usual spelling."""
     names = {"fedavg": "FedAvg", "fedprox": "FedProx"}
-    return _sentence(" − ".join(names.get(part, part) for part in contrast.split(" - ")))
-
-
-def whole(value: object) -> str:
-    """Return a whole number with thin spaces between thousands, or a dash."""
-    try:
-        return f"{int(value):,}".replace(",", "\u202f")  # type: ignore[call-overload]
-    except (TypeError, ValueError, OverflowError):
-        return "–"
+    return sentence(" −\u00a0".join(names.get(part, part) for part in contrast.split(" - ")))
 
 
 def data_size(count: float) -> str:
     """Return bytes with an SI unit and three digits."""
     if not math.isfinite(count):
         return "–"
-    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}" if count < 999.5 * factor else f"1000 {unit}"
-    return f"{count:.0f} B" if count else "none"
+    if count < 999.5:
+        return f"{count:.0f} B" if count else "none"
+    power = min(4, int((math.log10(count) + 0.0003) // 3))  # 999.5 kB reads 1.00 MB
+    return f"{count / 1000**power:#.3g}".rstrip(".") + f" {' kMGT'[power]}B"
 
 
 def duration(seconds: float) -> str:
@@ -305,14 +298,6 @@ def _span(values: pd.Series) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "–"
-
-
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:

@@ -14,8 +14,9 @@ The interval is the percentile interval (Efron & Tibshirani 1993, *An Introducti
 Bootstrap*, ch. 13), its levels resampled as in the hierarchical bootstrap (Saravanan, Berman &
 Sober 2020, *Neurons, Behavior, Data Analysis, and Theory* 3(5)); for crossed factors this is the
 pigeonhole bootstrap (Owen 2007, *Annals of Applied Statistics* 1:386-411), which errs towards
-intervals that are too wide where seed and scan interact. The bootstrap of K seeds sees only
-(K-1)/K of their variance, so with two or three repetitions an interval is somewhat too narrow.
+intervals that are too wide, as it counts what is particular to one scan in one repetition up to
+three times. The other way round, K seeds resampled show only (K-1)/K of their variance: where
+seeds matter more than people, two or three repetitions make an interval that is too narrow.
 Sites are fixed: nothing here speaks of a hospital outside the benchmark.
 """
 
@@ -294,7 +295,7 @@ def summarize(
     strategies = sorted(set(table.loc[table["arm"] == "federated", "strategy"]))
     if reference_strategy is None and strategies:
         reference_strategy = "fedavg" if "fedavg" in strategies else strategies[0]
-    reference = f"federated/{reference_strategy}"
+    reference = f"federated/{reference_strategy}" if reference_strategy else "federated"
     contrasts = {
         "federated - local": (reference, "local"),
         "federated - centralized": (reference, "centralized"),
@@ -412,10 +413,11 @@ def _aligned(site: str, frame: pd.DataFrame) -> tuple[NDArray, pd.DataFrame]:
         raise DataContractError(site, "a prediction is there twice", remedy=remedy)
     if (frame.groupby("scan")["label"].nunique(dropna=False) != 1).any():
         raise DataContractError(site, "the label of a test scan changes", remedy=remedy)
-    wide = frame.pivot(index="scan", columns=["model", "seed"], values="probability").sort_index()
+    # Both by scan in ascending order, as pivot and groupby sort.
+    wide = frame.pivot(index="scan", columns=["model", "seed"], values="probability")
     if wide.isna().any(axis=None):
         raise DataContractError(site, "a model lacks predictions of test scans", remedy=remedy)
-    return frame.groupby("scan")["label"].first().sort_index().to_numpy(), wide
+    return frame.groupby("scan")["label"].first().to_numpy(), wide
 
 
 def _of(measured: dict, site: str, model: str, metric: str) -> Repeated:
@@ -509,8 +511,8 @@ def _cross_site(tests: pd.DataFrame) -> list[dict]:
 
 
 def _cells(table: pd.DataFrame) -> dict:
-    """Count how the trainings ended; a local cell is the training of one site."""
-    cells = table.drop_duplicates(["model", "trained_on", "seed", "status"])
+    """Count how the cells (arm, strategy, seed) ended; a local cell trains one model a site."""
+    cells = table.drop_duplicates(["model", "seed", "status"])
     counts = cells.groupby(["model", "status"]).size()
     by_model: dict[str, dict[str, int]] = {}
     failures = []
@@ -519,7 +521,7 @@ def _cells(table: pd.DataFrame) -> dict:
         if status != "done":
             failures.append(f"{model}: {count} {status}")
     left_out = int((cells["status"] != "done").sum())
-    note = f"{left_out} of {len(cells)} trainings are in no mean ({'; '.join(failures)})"
+    note = f"{left_out} of {len(cells)} cells are in no mean ({'; '.join(failures)})"
     return {"by_model": by_model, "left_out": left_out, "note": note if failures else None}
 
 

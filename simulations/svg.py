@@ -98,10 +98,10 @@ def scale(limits: Limits, span: Limits, *, log: bool = False) -> Callable[[float
     return at
 
 
-def tenths(limits: Limits) -> list[float]:
-    """Ticks at tenths, or at even tenths where more than seven would crowd."""
+def tenths(limits: Limits, most: int = 7) -> list[float]:
+    """Ticks at tenths; at every second or fifth where they would be more than ``most``."""
     low, high = round(limits[0] * 10), round(limits[1] * 10)
-    step = 2 if high - low > 6 else 1
+    step = next((step for step in (1, 2) if (high - low) // step < most), 5)
     return [tenth / 10 for tenth in range(low, high + 1) if tenth % step == 0]
 
 

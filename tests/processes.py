@@ -12,6 +12,7 @@ import psutil
 
 SCRIPTS = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
+OURS = ("flower-", "flwr", "ray::", "raylet", "gcs_server", "/ray/")
 
 
 def environment(cache: Path, **extra: str) -> dict[str, str]:
@@ -43,9 +44,7 @@ def flower_processes() -> set[int]:
             continue
         command = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
         head = command.split(" -")[0][:200]
-        if any(word in head for word in ("flower-", "flwr", "ray::", "raylet", "gcs_server")):
-            found.add(process.info["pid"])
-        elif "simulations.leash" in command or "/ray/" in head:
+        if "simulations.leash" in command or any(word in head for word in OURS):
             found.add(process.info["pid"])
     return found
 

@@ -27,6 +27,8 @@ from common.config import RunConfig
 from common.errors import ConfigError, ProvenanceError
 from common.messages import EVALUATE, HELLO, TRAIN, Failure
 from common.metrics_log import read_rows
+from common.paths import cache_dir
+from common.seeding import derive_seed
 from common.tasks import load_task
 from server import roll_call
 from server.roll_call import SiteFailure
@@ -553,6 +555,37 @@ def assert_nothing_private(grid: InProcessGrid) -> None:
         for record in reply.content.values():
             if isinstance(record, ConfigRecord):
                 assert "sub-" not in str(dict(record))
+
+
+def test_federation_of_one_site_is_plain_training(tmp_path, tiny_cohort, client_folders):
+    """The same fit, seeds, schedule and moments: only who holds the scans differs."""
+    config = run_config(tmp_path, min_sites=1)
+    answers, _ = clients([{"site": "north", "data-dir": str(tiny_cohort / "north")}], config)
+    grid = InProcessGrid(answers)
+    federate(grid, config, run_id="run")
+    validated = [  # the global model of each round
+        messages.unpack(message.content[messages.ARRAYS])
+        for message in grid.requests
+        if message.content[messages.CONFIG]["split"] == "val"
+    ]
+
+    task, cpu = load_task(config.task), torch.device("cpu")
+    scans = task.load_split("north", tiny_cohort / "north", "train", config, cache_dir())
+    model, private = task.build_model(config), {}
+    for round_number, federated in enumerate(validated, start=1):
+        private = task.fit(
+            model,
+            scans,
+            config,
+            first_step=(round_number - 1) * config.local_steps,
+            steps=config.local_steps,
+            seed=derive_seed(config.seed, site="north", round=round_number, purpose="fit"),
+            device=cpu,
+            private=private,
+        ).private
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, federated[name])
+    assert len(validated) == 3
 
 
 def test_bad_data_of_a_deployed_site_end_the_run_in_public_words(tmp_path, client_folders, caplog):

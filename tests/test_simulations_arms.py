@@ -23,13 +23,14 @@ def work(tiny_cohort: Path, session_cache: Path, tmp_path: Path, monkeypatch: py
     def compose(arm: str, sites: tuple[str, ...] = ("island", "north"), batch: str = "large"):
         return Work(
             cell=Cell(arm, "", 0),
-            config=RunConfig.from_flower(TINY),
+            run=RunConfig.from_flower(TINY).to_flower(),
             sites={site: str(tiny_cohort / site) for site in sites},
             folder=str(tmp_path / arm / batch),
             records=str(tmp_path / "records"),
             centralized_batch=batch,
             cpus=1,
             gpus=0.0,
+            timeout=600.0,
         )
 
     return compose

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from processes import SCRIPTS, environment, fedscan, flower_processes, wait_until_gone
 
-from simulations.benchmark import end_cell
 from simulations.plan import Cell
+from simulations.schedule import end_cell
 
 TIMINGS = ["seconds"]
 

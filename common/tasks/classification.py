@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.config import RunConfig
+from common.errors import DivergedError
 from common.evaluation.classification import classification_metrics
 from common.models.classifier import CLASSES, build_classifier
 from common.seeding import derive_seed
@@ -120,7 +121,7 @@ def fit(
 
     Raises
     ------
-    FloatingPointError
+    DivergedError
         If the loss is not finite: the run has diverged.
     """
     images = torch.from_numpy(data.images).unsqueeze(1)
@@ -144,7 +145,11 @@ def fit(
                 group["lr"] = config.learning_rate * cosine(step, config.total_steps)
             index = torch.from_numpy(next(batches))
             logits = model(augment(images[index], augmentation).to(device))
-            loss = F.cross_entropy(logits, labels[index].to(device), weight=class_weights)
+            # Divided by the batch, not by its own weights as "mean" would: a batch without the
+            # rarer class would else pull towards the other at full strength.
+            targets = labels[index].to(device)
+            loss = F.cross_entropy(logits, targets, weight=class_weights, reduction="sum")
+            loss = loss / len(targets)
             if start:
                 drift = sum(
                     (p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True)
@@ -157,7 +162,7 @@ def fit(
     mean_loss = float(torch.stack(losses).mean())
     model.cpu()
     if not math.isfinite(mean_loss):
-        raise FloatingPointError(
+        raise DivergedError(
             f"the training loss is {mean_loss} after step {first_step + steps}: the run has "
             "diverged. Try a lower learning-rate"
         )
@@ -227,6 +232,11 @@ def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarra
     """Return probabilities of class 1 (male), (N,) float64, in the order of the data.
 
     The mean over an image and its mirror image, which show the same person.
+
+    Raises
+    ------
+    DivergedError
+        If a probability is not finite.
     """
     model.to(device).eval()
     probabilities = [
@@ -234,7 +244,10 @@ def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarra
         for part in torch.from_numpy(data.images).unsqueeze(1).to(device).split(32)
     ]
     model.cpu()
-    return torch.cat(probabilities).numpy()
+    found = torch.cat(probabilities)
+    if not found.isfinite().all():
+        raise DivergedError("the model predicts NaN: the run has diverged. Lower learning-rate")
+    return found.numpy()
 
 
 def score(data: ImageSet, predictions: np.ndarray) -> dict[str, float]:

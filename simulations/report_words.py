@@ -1,0 +1,210 @@
+"""Sentences of the report that follow from numbers, and how numbers become words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+FEW_SCANS = 20  # a validation split below moves in steps of 5 % of a class and more
+
+MATRIX = (
+    "A local model that does well at home and poorly elsewhere has learned its own scanner and "
+    "patients; one model for all sites should do well in every column."
+)
+NO_SCANS = "The folder holds no samples.npz, so there are no scans to show."
+FOOTER = (
+    "Made by fedscan report from results.csv, summary.json, manifest.json and samples.npz of "
+    "this folder. The file is complete in itself and asks the network for nothing."
+)
+
+
+def repetitions(results: pd.DataFrame) -> str:
+    """Say how many repetitions the means are over; "2 to 3" where some arm lost one."""
+    done = results[(results["status"] == "done") & (results["split"] == "test")]
+    counts = done.groupby(["arm", "strategy"])["seed"].nunique()
+    low, high = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
+    return f"{low} to {high} repetitions" if low < high else plural(high, "repetition")
+
+
+def results(means: str, intervals: str) -> str:
+    """Say how the test was done."""
+    return (
+        "Every model is tested once, on scans that neither training nor the choice of a round has "
+        f"seen. Shown are {means}; {intervals}. Balanced accuracy is the mean of "
+        "sensitivity and specificity at a threshold of 0.5; AUROC needs no threshold."
+    )
+
+
+def intervals(scores: pd.DataFrame, level: str) -> str:
+    """Say what the intervals of the scores were resampled over."""
+    over = sorted({str(value) for value in scores["over"].dropna() if value})
+    if not over or scores["low"].isna().all():
+        return "there are no intervals, as the summary holds none"
+    return f"bars are {level} bootstrap intervals over {' or over '.join(over)}"
+
+
+def level(summary: Mapping[str, Any]) -> str:
+    """Return the intervals' level as a percentage."""
+    found = summary.get("level")
+    return f"{100 * found:.3g} %" if is_number(found) else "95 %"
+
+
+def site(counts: Mapping[str, Any], *, poor: bool) -> str:
+    """Return a panel's note: whether the site is the data-poor one, and how many scans it has."""
+    known = [
+        f"{whole(counts[key])} {word}"
+        for key, word in (("n_train", "training"), ("n_test", "test"))
+        if counts.get(key) is not None
+    ]
+    return " · ".join(["data-poor"] * poor + ([f"{' and '.join(known)} scans"] if known else []))
+
+
+def scans(phantoms: bool) -> str:
+    """Return the caption of the sample scans."""
+    seen = (
+        "Middle axial slices of a few training scans as the models get them, after preparation; "
+        "front is up, left is left. What differs from site to site is scanner, resolution and "
+        "patients: the domain shift. "
+    )
+    if phantoms:
+        return seen + "The scans are synthetic: no person is shown."
+    return seen + (
+        "These are training scans, shown only on the machine that holds them: keep this file as "
+        "you keep the scans. To pass it on, delete samples.npz and run fedscan report again."
+    )
+
+
+def budget(manifest: Mapping[str, Any], sites: int) -> str:
+    """Say what equal budgets mean in this comparison."""
+    known = mapping(manifest.get("budget"))
+    steps, batch = known.get("steps"), known.get("batch_size")
+    told = f"{whole(steps)} optimizer steps" if is_number(steps) else "optimizer steps"
+    images = f"{whole(batch)} images" if is_number(batch) else "batch-size images"
+    begun = f"A site's model makes {told} of {images} each, whether it trains alone or federated. "
+    if known.get("centralized_batch") == "small":
+        return begun + (
+            f"The centralized model saw as many images as all {sites} sites together, in batches "
+            f"of the same size and so with {sites} times as many optimizer steps "
+            "(centralized-batch = small). The other reading, large, keeps the steps equal too and "
+            "makes the batches larger."
+        )
+    return begun + (
+        "The centralized model makes as many steps, with batches as large as all "
+        f"{sites} sites' together, so that it sees as many images as they do: equal optimizer "
+        "steps and equal images (centralized-batch = large). The other reading, "
+        "centralized-batch = small, keeps the batch size and multiplies the steps: equal images "
+        "only. A site with few scans passes over them more often than the others."
+    )
+
+
+def limits(
+    *,
+    phantoms: bool,
+    counts: Mapping[str, Mapping[str, Any]],
+    seeds: int,
+    has_p: bool,
+    budget: Mapping[str, Any],
+) -> Iterator[str]:
+    """Say what the comparison does not show."""
+    if phantoms:
+        yield (
+            "The scans are phantoms: real template anatomy with simulated people and scanners. "
+            "What is measured here is how the arms compare under known conditions, not how well "
+            "sex or a disease is told in patients."
+        )
+    else:
+        yield "The result is of these sites' scans and says nothing of other hospitals or devices."
+    few = {s: n["n_val"] for s, n in counts.items() if is_number(n.get("n_val"))}
+    few = {s: n for s, n in few.items() if n < FEW_SCANS}
+    if few:
+        told = ", ".join(f"{s} has {whole(n)}" for s, n in few.items())
+        yield (
+            f"Few validation scans: {told}. Curves there are coarse, and a local model's round is "
+            "chosen on them alone, which is part of what having little data means."
+        )
+    if seeds <= 1:
+        yield (
+            "One repetition: the intervals are over test scans only and do not hold the chance of "
+            "initial weights and batches."
+        )
+    elif seeds <= 3:
+        yield (
+            f"{seeds} repetitions show little of the chance in training, so intervals that "
+            "resample them are somewhat too narrow."
+        )
+    yield (
+        "Sites are fixed: the intervals speak of other people at these sites and of other "
+        "repetitions, not of other sites."
+    )
+    if has_p:
+        yield (
+            "p-values speak of chance in training on these test scans alone, not of other people, "
+            "and are not corrected for the number of sites and metrics. There is none for the "
+            "scores themselves, only for paired differences."
+        )
+    else:
+        yield (
+            "No p-values are computed: with so few repetitions no rank test can tell a difference "
+            "from chance. The intervals of the paired differences are the evidence."
+        )
+    other = "large" if budget.get("centralized_batch") == "small" else "small"
+    yield (
+        "Equal budgets are one reading of a fair comparison: the centralized arm may do better or "
+        f"worse under the other one (centralized-batch = {other}). All arms share one set of "
+        "hyperparameters; each arm tuned for itself might do better."
+    )
+    yield (
+        "The federation is simulated on one machine. Bytes are what a network would carry; times "
+        "hold no network and no waiting for a hospital."
+    )
+    yield (
+        "Accuracy is compared, not privacy: that scans stay at their site does not show what "
+        "could be learned from the updates that leave it."
+    )
+
+
+def day(started: object) -> str:
+    """Return the date of a time stamp in ISO 8601, else nothing."""
+    text = started if isinstance(started, str) else ""
+    try:
+        return pd.Timestamp(text).date().isoformat() if text else ""
+    except ValueError:
+        return ""
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return the value if it is a mapping, else an empty one: files may lack a part."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def plural(count: object, word: str) -> str:
+    """Return a count with its word: 1 site, 3 sites."""
+    return f"{whole(count)} {word}{'' if count == 1 else 's'}"
+
+
+def listed(values: object) -> str:
+    """Return the items of a list in one line, or a dash."""
+    if isinstance(values, list | tuple) and values:
+        return ", ".join(str(value) for value in values)
+    return "–"
+
+
+def whole(value: object) -> str:
+    """Return a whole number with thin spaces between thousands, or a dash."""
+    try:
+        return f"{int(value):,}".replace(",", "\u202f")  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        return "–"
+
+
+def sentence(words: str) -> str:
+    """Begin with a capital."""
+    return words[:1].upper() + words[1:]

@@ -1,0 +1,93 @@
+"""Run cells side by side on Ray, as many as CPUs and GPUs allow, each in its own process.
+
+``python -m simulations.schedule WORK.json``, started by :mod:`simulations.benchmark`. A cell ends
+as *done*, *diverged*, *timeout* or *error*; one bad cell does not stop the others.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from common.errors import DivergedError
+from common.files import write_atomically, write_json
+from simulations.arms import COLUMNS, Work, run_cell
+from simulations.launch import usable_cpus
+from simulations.plan import Cell
+
+POLL_SECONDS = 1.0
+
+
+def schedule(works: list[Work]) -> None:
+    """Run every cell to its end, whatever that is."""
+    import ray
+
+    ray.init(num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False)
+    try:
+        waiting = {_start(ray, work): work for work in works}
+        while waiting:
+            finished, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
+            for reference in finished:
+                work = waiting.pop(reference)
+                try:
+                    ray.get(reference)
+                except Exception:  # the process died: memory, a signal, Ray itself
+                    end_cell(Path(work.folder), work.cell, "error", traceback.format_exc())
+            for reference, work in list(waiting.items()):
+                if _overdue(work):
+                    waiting.pop(reference)
+                    ray.cancel(reference, force=True)
+                    why = f"ended after {work.timeout:g} s"
+                    end_cell(Path(work.folder), work.cell, "timeout", why)
+    finally:
+        ray.shutdown()
+
+
+def _start(ray: Any, work: Work) -> Any:
+    # max_calls=1: a process of its own, so that nothing of one cell can leak into the next.
+    options = {"num_cpus": work.cpus, "num_gpus": work.gpus, "max_calls": 1, "max_retries": 0}
+    return ray.remote(**options)(attempt).remote(work)
+
+
+def _overdue(work: Work) -> bool:
+    began = Path(work.folder) / "began"
+    return began.is_file() and time.time() - began.stat().st_mtime > work.timeout
+
+
+def attempt(work: Work) -> None:
+    """Run a cell and leave its rows, or why there are none, in its folder."""
+    folder = Path(work.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "began").touch()
+    try:
+        rows = run_cell(work)
+    except Exception as error:
+        diverged = isinstance(error, DivergedError) or "has diverged" in str(error)
+        end_cell(folder, work.cell, "diverged" if diverged else "error", traceback.format_exc())
+        return
+    write_atomically(folder / "results.csv", rows.to_csv(index=False).encode())
+    write_json(folder / "status.json", {"status": "done", "why": ""})
+
+
+def end_cell(folder: Path, cell: Cell, status: str, why: str) -> None:
+    """Leave a cell's folder with a status that is not *done*, and the reason."""
+    row = {"arm": cell.arm, "strategy": cell.strategy, "seed": cell.seed, "status": status}
+    frame = pd.DataFrame([row], columns=COLUMNS)
+    write_atomically(folder / "results.csv", frame.to_csv(index=False).encode())
+    write_json(folder / "status.json", {"status": status, "why": why})
+
+
+def main() -> None:
+    """Read the work and do it."""
+    items = json.loads(Path(sys.argv[1]).read_text())
+    schedule([Work(**{**item, "cell": Cell(**item["cell"])}) for item in items])
+
+
+if __name__ == "__main__":
+    main()

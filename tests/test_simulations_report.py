@@ -1,0 +1,342 @@
+"""The report: whole, escaped, the same for the same files, quiet in a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from benchmark_folders import MODELS, Page, make_folder
+from browser import Browser
+from PIL import Image
+
+from common.errors import FedscanError
+from simulations import figures, svg
+from simulations.report import read_results, write_report
+from simulations.report_tables import data_size, duration
+
+HOSTILE = "<img src=x onerror=alert(1)>&'\"{{ 7*7 }}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("report") / "benchmark")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return Page(write_report(folder).read_text())
+
+
+def words_of_images(page: Page) -> list[str]:
+    return [str(a["aria-label"]) for a in page.all("svg") if a.get("role") == "img"]
+
+
+def test_every_part_that_was_promised_is_there(page: Page) -> None:
+    headings = {a["id"] for a in page.all("h2")}
+    assert headings == {
+        "results",
+        "curves",
+        "matrix",
+        "scans",
+        "costs",
+        "budget",
+        "provenance",
+        "limits",
+    }
+    assert "At island, joining" in page.text
+    assert "95 % bootstrap intervals over seeds and test scans" in page.text
+    assert "3 repetitions" in page.text
+    assert "224 kB a site and round" not in page.text  # 20 149 200 bytes in 6 rounds of 3 sites:
+    assert "1.12 MB a site and round" in page.text
+    assert "0123456789abcdef" * 4 in page.text
+    assert "phantoms" in page.text
+    assert "island has 4" in page.text
+
+
+def test_every_figure_is_told_in_words(page: Page) -> None:
+    for attributes in page.all("svg"):
+        labelled = attributes.get("role") == "img" and attributes.get("aria-label")
+        assert labelled or attributes.get("aria-hidden") == "true"
+    images = words_of_images(page)
+    # Two metrics and two curves at three sites, two contrasts.
+    assert len(images) == 2 * 3 + 2 * 3 + 2
+    assert all(re.search(r"\d\.\d\d", words) for words in images)
+    scans = page.all("img")
+    assert len(scans) == 3
+    assert all("training scans of site" in str(a["alt"]) for a in scans)
+
+
+def test_headings_and_tables_are_in_order(page: Page) -> None:
+    levels = [int(name[1]) for name, _ in page.elements if re.fullmatch("h[1-6]", name)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert len(page.all("caption")) == len(page.all("table")) == 6
+    assert all(a.get("scope") for a in page.all("th"))
+    assert page.all("html")[0]["lang"] == "en"
+    assert any(a.get("name") == "viewport" for a in page.all("meta"))
+    numbers = re.findall(r"(?:Figure|Table) (\d)\. ", page.text)
+    assert sorted(numbers) == sorted("123456" * 2)
+
+
+def test_nothing_points_outside_the_file(folder: Path, page: Page) -> None:
+    text = re.sub(r"data:image/png;base64,[^\"]*", "", (folder / "report.html").read_text())
+    assert not re.search(r"(https?:)?//\w", text)
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = next(a for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert str(policy["content"]).startswith("default-src 'none'")
+    assert not page.all("script")
+    for name in ("src", "href"):
+        targets = [str(a[name]) for _, a in page.elements if a.get(name)]
+        assert all(target.startswith(("data:", "#")) for target in targets)
+
+
+def test_same_files_same_bytes(folder: Path) -> None:
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    samples = {HOSTILE: np.zeros((2, 8, 8), np.float32)}
+    folder = make_folder(tmp_path / "b", sites={HOSTILE: 4, "north": 8}, seeds=1)
+    np.savez(folder / "samples.npz", **samples)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for key in ("source_hash", "started", "description"):
+        manifest[key] = HOSTILE
+    manifest["config"][HOSTILE] = HOSTILE
+    manifest["versions"] = {HOSTILE: HOSTILE}
+    manifest["machine"] = {HOSTILE: [HOSTILE]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    table = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    table["strategy"] = table["strategy"].replace("fedavg", HOSTILE)
+    table.loc[0, "status"] = HOSTILE
+    table.to_csv(folder / "results.csv", index=False)
+    page = Page(write_report(folder).read_text())
+    assert len(page.all("img")) == 1  # the strip of scans, no other
+    assert not any("onerror" in attributes for _, attributes in page.elements)
+    assert page.text.count(HOSTILE) >= 10
+
+
+def test_na_is_a_name_and_no_missing_value(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "b", sites={"NA": 4, "north": 8}, seeds=1)
+    assert set(read_results(folder)["tested_on"]) == {"NA", "north"}
+    assert "At NA, joining" in Page(write_report(folder).read_text()).text
+
+
+def test_one_arm_alone(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "b", models=(("local", ""),), seeds=1, samples={})
+    page = Page(write_report(folder).read_text())
+    assert "no comparison of the arms: it is of local" in page.text
+    assert "Paired differences" not in page.text
+    assert "no samples.npz" in page.text
+    assert len(words_of_images(page)) == 2 * 3 + 2 * 3
+
+
+def test_one_repetition_is_called_one(tmp_path: Path) -> None:
+    page = Page(write_report(make_folder(tmp_path / "b", seeds=1)).read_text())
+    assert "means over" not in page.text
+    assert "95 % bootstrap intervals over test scans" in page.text
+    assert "One repetition: the intervals" in page.text
+
+
+def test_failed_cells_are_told_and_left_out(tmp_path: Path) -> None:
+    failed = (("federated", "fedavg", 1, "diverged"), ("centralized", "", 0, "timeout"))
+    folder = make_folder(tmp_path / "b", failed=failed)
+    page = Page(write_report(folder).read_text())
+    assert "Federated (FedAvg), seed 1: diverged." in page.text
+    assert "Centralized, seed 0: timeout." in page.text
+    assert "means over 2 to 3 repetitions" in page.text
+    assert page.text.count("2 of 3") == 2
+
+
+def test_all_cells_failed(tmp_path: Path) -> None:
+    failed = tuple((*model, seed, "error") for model in MODELS for seed in range(3))
+    page = Page(write_report(make_folder(tmp_path / "b", failed=failed)).read_text())
+    assert "there is no test result to show" in page.text
+    assert words_of_images(page) == []
+
+
+def test_a_summary_without_parts_leaves_them_out(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "b")
+    (folder / "summary.json").write_text("{}")
+    (folder / "manifest.json").write_text("{}")
+    page = Page(write_report(folder).read_text())
+    assert "The summary holds no headline" in page.text
+    assert "there are no intervals" in page.text
+    assert len(words_of_images(page)) == 2 * 3 + 2 * 3  # means still come from the results
+
+
+@pytest.mark.parametrize("name", ["results.csv", "summary.json", "manifest.json"])
+def test_a_missing_or_broken_file_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(folder, tmp_path / "b")
+    (copy / name).write_text("[]\n")
+    with pytest.raises(FedscanError, match=re.escape(name)):
+        write_report(copy)
+    (copy / name).unlink()
+    (copy / "report.html").unlink()
+    with pytest.raises(FedscanError, match=f"holds no {re.escape(name)}"):
+        write_report(copy)
+    assert not (copy / "report.html").exists()
+    with pytest.raises(FedscanError, match="no folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_scans_of_people_are_called_so(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "b")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["config"]["cohort-dir"] = "/home/someone/hospitals"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    page = Page(write_report(copy).read_text())
+    assert "shown only on the machine that holds them" in page.text
+    assert "synthetic" not in page.text
+    assert "someone" not in page.text
+
+
+def marks(drawn: str) -> list[tuple[str, dict[str, str]]]:
+    """Every element of a figure, read as XML: so it is well-formed, too."""
+    return [(e.tag, e.attrib) for e in ElementTree.fromstring(drawn).iter()]
+
+
+def one_site(values: list[float], low: float, high: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Results and scores of a local model at site a."""
+    base = {"arm": "local", "strategy": "", "metric": "auroc"}
+    where = {"trained_on": "a", "tested_on": "a", "split": "test", "status": "done"}
+    results = pd.DataFrame(
+        [{**base, **where, "seed": seed, "value": value} for seed, value in enumerate(values)]
+    )
+    interval = {"site": "a", "mean": float(np.mean(values)), "low": low, "high": high}
+    return results, pd.DataFrame([{**base, **interval}])
+
+
+def test_positions_follow_values() -> None:
+    results, scores = one_site([0.6, 0.8], 0.5, 1.0)
+    drawn = figures.comparison(results, scores, "a", "auroc", (0.5, 1.0))
+    elements = marks(drawn)
+    dots = [float(a["cx"]) for name, a in elements if name == "circle"]
+    whiskers = [a for name, a in elements if name == "line" and a.get("stroke-width") == "2"]
+    left, right = float(whiskers[0]["x1"]), float(whiskers[0]["x2"])
+    assert [(x - left) / (right - left) for x in dots] == pytest.approx([0.2, 0.6], abs=1e-4)
+    assert "Local only 0.70, interval 0.50 to 1.00" in elements[0][1]["aria-label"]
+
+
+def test_figures_are_pure() -> None:
+    results, scores = one_site([0.6, 0.8], 0.5, 1.0)
+    before = results.copy(), scores.copy()
+    drawn = [figures.comparison(results, scores, "a", "auroc", (0.4, 1.0)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    pd.testing.assert_frame_equal(results, before[0])
+    pd.testing.assert_frame_equal(scores, before[1])
+
+
+def test_arms_differ_in_marker_and_dash() -> None:
+    looks = [figures.series(*model) for model in (*MODELS, ("federated", "fedprox"))]
+    for key in ("marker", "dash", "colour"):
+        assert len({getattr(look, key) for look in looks}) == len(looks)
+
+
+def test_limits_hold_what_they_show() -> None:
+    assert figures.axis_limits([0.83, 0.97, float("nan")], "auroc") == (0.4, 1.0)
+    assert figures.axis_limits([0.3], "auroc") == (0.3, 1.0)
+    assert figures.axis_limits([], "auroc") == (0.4, 1.0)
+    low, high = figures.axis_limits([0.1, 7.0], "loss")
+    assert 0 < low < 0.1
+    assert high > 7.0
+    assert figures.difference_limits([-0.13, 0.2]) == (-0.2, 0.2)
+    assert svg.log_ticks((0.19, 1.05)) == [0.2, 0.5, 1.0]
+    assert svg.count_ticks(30) == [0, 10, 20, 30]
+    assert svg.count_ticks(6) == [0, 2, 4, 6]
+
+
+def test_scans_stand_upright() -> None:
+    """The front right voxel is at the top right of the picture."""
+    slices = np.zeros((1, 8, 8))
+    slices[0, 7, 7] = 1.0
+    uri, width, height = figures.scan_strip(slices)
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert picture.size == (width, height) == (32, 32)
+    assert picture.getpixel((31, 0)) == 255
+    assert picture.getpixel((0, 0)) == picture.getpixel((31, 31)) == 0
+
+
+def test_sizes_and_times_read_well() -> None:
+    assert [data_size(n) for n in (0, 999, 1000, 224_000, 20_149_200, 999_800)] == [
+        "none",
+        "999 B",
+        "1.00 kB",
+        "224 kB",
+        "20.1 MB",
+        "1.00 MB",
+    ]
+    assert [duration(s) for s in (94.5, 812, 7200)] == ["94 s", "14 min", "2.0 h"]
+    assert figures.signed_number(-0.034) == "−0.03"
+    assert figures.signed_number(-0.001) == "0.00"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if shutil.which("chromium") is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.mark.browser
+def test_the_browser_hears_of_errors_and_requests(browser: Browser, tmp_path: Path) -> None:
+    """Without this, silence below would prove nothing."""
+    page = tmp_path / "loud.html"
+    page.write_text("<img src='http://127.0.0.1:9/x.png'><script>throw Error('loud')</script>")
+    browser.open(page)
+    assert browser.requests() == [page.as_uri(), "http://127.0.0.1:9/x.png"]
+    assert any("exceptionDetails" in complaint for complaint in browser.complaints())
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_quiet_and_whole_in_a_browser(
+    browser: Browser, folder: Path, page: Page, width: int, scheme: str
+) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.ask("Emulation.setDeviceMetricsOverride", **size)
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.ask("Emulation.setEmulatedMedia", features=[feature])
+    report = write_report(folder)
+    browser.open(report)
+    assert browser.requests() == [report.as_uri()]
+    assert browser.complaints() == []
+    page_width = "document.documentElement.{}Width"  # wider than the window: one has to pan
+    wide, window = (browser.evaluate(page_width.format(kind)) for kind in ("scroll", "client"))
+    assert wide == window > 0.9 * width
+    drawn = "[...document.querySelectorAll('svg.figure')].filter(f => f.clientHeight > 50).length"
+    assert browser.evaluate(drawn) == len(words_of_images(page))
+    seen = "[...document.images].filter(i => i.complete && i.naturalWidth > 0).length"
+    assert browser.evaluate(seen) == 3
+    paper = str(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")
+
+
+@pytest.mark.browser
+def test_hostile_names_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+    report = write_report(make_folder(tmp_path / "b", sites={HOSTILE: 4, "north": 8}, seeds=1))
+    browser.open(report)
+    assert browser.requests() == [report.as_uri()]
+    assert browser.complaints() == []
+
+
+@pytest.mark.browser
+def test_prints(browser: Browser, folder: Path) -> None:
+    browser.open(write_report(folder))
+    printed = browser.ask("Page.printToPDF", preferCSSPageSize=True, printBackground=False)
+    assert base64.b64decode(printed["data"])[:5] == b"%PDF-"

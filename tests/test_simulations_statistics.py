@@ -1,0 +1,505 @@
+"""The comparison's statistics on cases with a known answer, and against scikit-learn and SciPy."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import PermutationMethod, norm, wilcoxon
+from sklearn import metrics as sk
+
+from common.errors import FedscanError
+from common.evaluation.classification import METRICS, classification_metrics
+from simulations.statistics import (
+    Repeated,
+    resampling_weights,
+    signed_rank_p,
+    summarize,
+    weighted_metrics,
+)
+
+SITES = ("island", "north", "south")
+LOCAL, CENTRALIZED = ("local", ""), ("centralized", "")
+FEDAVG, FEDPROX = ("federated", "fedavg"), ("federated", "fedprox")
+LABELS = np.array([0, 1] * 15)
+SCANS = len(LABELS)
+
+
+def right(correct: int) -> np.ndarray:
+    """Probabilities that decide `correct` of the 15 scans of each class rightly."""
+    wrong = np.arange(SCANS) // 2 >= correct
+    return np.where(LABELS ^ wrong, 0.8, 0.2)
+
+
+@functools.cache
+def evaluated(labels: bytes, probabilities: bytes) -> dict[str, float]:
+    return classification_metrics(np.frombuffer(labels, int), np.frombuffer(probabilities))
+
+
+def benchmark(probabilities, *, arms=(LOCAL, CENTRALIZED, FEDAVG), seeds=1, labels=LABELS):
+    """Both tables of a benchmark, where probabilities(model, seed, site) says what a model says.
+
+    Models are named by their strategy, or by their arm where they have none.
+    """
+    rows, sides = [], {site: [] for site in SITES}
+    for arm, strategy in arms:
+        for trained_on in SITES if arm == "local" else ("all",):
+            for k in range(seeds):
+                for site in SITES:
+                    p = probabilities(strategy or arm, k, site)
+                    cell = {"arm": arm, "strategy": strategy, "seed": k, "trained_on": trained_on}
+                    test = cell | {"tested_on": site, "split": "test", "n": len(p)}
+                    rows += [
+                        test | {"metric": m, "value": v, "status": "done"}
+                        for m, v in evaluated(labels.tobytes(), p.tobytes()).items()
+                    ]
+                    scans = {"scan": np.arange(len(p)), "label": labels, "probability": p}
+                    sides[site].append(pd.DataFrame(cell | scans))
+    return pd.DataFrame(rows), {site: pd.concat(frames) for site, frames in sides.items()}
+
+
+def noisy(model: str, k: int, site: str) -> np.ndarray:
+    """A model that tells the classes apart somewhat, otherwise in every seed, model and site."""
+    rng = np.random.default_rng([*model.encode(), k, *site.encode()])
+    return 1 / (1 + np.exp(-(2 * LABELS - 1 + rng.normal(size=SCANS))))
+
+
+def run(tables, **options):
+    return summarize(*tables, **{"poor_site": "island", "draws": 200} | options)
+
+
+@pytest.fixture(scope="module")
+def five_seeds():
+    return run(benchmark(noisy, arms=(LOCAL, CENTRALIZED, FEDAVG, FEDPROX), seeds=5))
+
+
+# Metrics on weights
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), size=st.integers(2, 40), values=st.sampled_from([None, 7]))
+def test_weighted_metrics_equal_the_metrics_of_repeated_scans(seed, size, values):
+    rng = np.random.default_rng(seed)
+    labels = np.append([0, 1], rng.integers(0, 2, size - 2))
+    p = rng.random(size)
+    if values:  # many ties, 0 and 1 among them, and 0.5
+        p = np.round(p * (values - 1)) / (values - 1)
+    weights = resampling_weights(labels, 3, rng)
+    found = weighted_metrics(labels, p, weights)
+    assert set(found) == set(METRICS)
+    for row, counts in enumerate(weights.astype(int)):
+        y, q = np.repeat(labels, counts), np.repeat(p, counts)
+        expected = classification_metrics(y, q)
+        # Every threshold: without this argument roc_curve leaves out points on straight lines.
+        fpr, tpr, _ = sk.roc_curve(y, q, drop_intermediate=False)
+        expected["sensitivity_at_90_specificity"] = tpr[fpr <= 0.1 + 1e-12].max()
+        for metric, value in expected.items():
+            assert found[metric][row] == pytest.approx(value, abs=1e-9), metric
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_weighted_metrics_of_one_class_are_those_of_the_evaluation(only):
+    labels, p = np.full(10, only), np.linspace(0.05, 0.95, 10)
+    found = weighted_metrics(labels, p, np.ones((1, 10)))
+    for metric, value in classification_metrics(labels, p).items():
+        assert found[metric][0] == pytest.approx(value, nan_ok=True), metric
+    assert math.isnan(found["auroc"][0])
+
+
+def test_resampling_keeps_the_number_of_scans_of_each_class():
+    labels = np.array([0] * 3 + [1] * 11)
+    weights = resampling_weights(labels, 500, np.random.default_rng(0))
+    assert (weights[:, :3].sum(axis=1) == 3).all() and (weights[:, 3:].sum(axis=1) == 11).all()
+    assert weights.mean(axis=0) == pytest.approx(np.ones(14), abs=0.15)
+    assert len(np.unique(weights, axis=0)) > 100
+
+
+# Wilcoxon
+
+
+@pytest.mark.parametrize("n", [6, 7, 10])
+def test_differences_of_one_sign_have_p_of_two_patterns_among_all(n):
+    assert signed_rank_p(np.arange(1, n + 1)) == 2 / 2**n
+    assert signed_rank_p(np.full(n, -0.1)) == 2 / 2**n
+
+
+def test_six_equal_signs_are_the_first_below_five_percent():
+    assert signed_rank_p([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) == 0.03125
+    assert signed_rank_p([0.1, 0.2, 0.3, 0.4, 0.5]) > 0.05
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=6, max_size=14))
+def test_signed_rank_p_is_scipys_exact_one_without_ties(values):
+    d = np.round(values, 6)
+    d = d[np.unique(np.abs(d), return_index=True)[1]]
+    d = d[d != 0]
+    if len(d):
+        assert signed_rank_p(d) == pytest.approx(wilcoxon(d, method="exact").pvalue)
+
+
+def test_signed_rank_p_is_scipys_permutation_with_ties_and_zeros():
+    d = [0.1, 0.2, -0.1, 0.0, 0.1, 0.3, 0.1]
+    exact = wilcoxon(d, method=PermutationMethod()).pvalue
+    assert signed_rank_p(d) == pytest.approx(exact)
+    # 0.3 - 0.2 and 0.2 - 0.1 differ in the last bit, and yet they tie.
+    assert signed_rank_p([0.3 - 0.2, -(0.2 - 0.1)] * 3) == 1.0
+
+
+def test_no_difference_at_all_has_p_one():
+    assert signed_rank_p(np.zeros(8)) == 1.0
+
+
+# Differences with a known answer
+
+
+def test_identical_arms_differ_by_exactly_nothing():
+    found = run(benchmark(lambda _, k, site: noisy("same", k, site), seeds=6))
+    every = [*found["differences"].values(), found["differences_over_sites"]]
+    for contrast in [contrast for part in every for contrast in part.values()]:
+        for metric in METRICS:
+            record = contrast[metric]
+            assert (record["mean"], record["low"], record["high"]) == (0, 0, 0), metric
+            assert record["p"] == 1.0
+    for part in found["headline"].values():
+        assert part["excludes_zero"] is False
+        assert "may be chance" in part["sentence"]
+
+
+def test_perfect_against_chance_is_half_and_the_perfect_arm_has_no_width():
+    def say(model, k, site):
+        return right(15) if model == "fedavg" else np.full(SCANS, 0.9)  # always "ill"
+
+    found = run(benchmark(say))
+    perfect = found["scores"]["island"]["federated/fedavg"]
+    for metric in ("balanced_accuracy", "auroc", "f1"):
+        assert (perfect[metric]["low"], perfect[metric]["high"]) == (1, 1)
+    # "Always ill" has sensitivity 1 and specificity 0 in every resample: half, without width.
+    gain = found["differences"]["island"]["federated - local"]
+    for metric in ("balanced_accuracy", "auroc"):
+        assert (gain[metric]["mean"], gain[metric]["low"], gain[metric]["high"]) == (0.5, 0.5, 0.5)
+    assert found["headline"]["gain_of_data_poor_site"]["excludes_zero"] is True
+
+
+def test_a_shift_of_two_scans_a_class_in_every_seed():
+    found = run(
+        benchmark(lambda model, k, _: right(12 if model == "fedavg" else 10), seeds=6), draws=4000
+    )
+    gain = found["differences"]["island"]["federated - local"]["balanced_accuracy"]
+    assert gain["mean"] == pytest.approx(2 / 15)
+    assert gain["p"] == 0.03125 and gain["note"] is None
+    assert (gain["seeds"], gain["over"]) == (6, "seeds and test scans")
+    # The difference of a pair is 1 for 2 of 15 scans and 0 else: mean of two binomials over 30.
+    spread = math.sqrt(2 / 15 * 13 / 15 / 30)
+    assert gain["low"] == pytest.approx(2 / 15 - 1.96 * spread, abs=0.04)
+    assert gain["high"] == pytest.approx(2 / 15 + 1.96 * spread, abs=0.04)
+    # Three sites of their own people: narrower by about √3 for the mean over sites.
+    loss = found["headline"]["loss_against_pooling"]
+    assert loss["value"] == pytest.approx(-2 / 15)
+    assert (loss["high"] - loss["low"]) / (gain["high"] - gain["low"]) == pytest.approx(
+        1 / math.sqrt(3), abs=0.08
+    )
+    assert loss["low"] < loss["value"] < loss["high"] < 0 and loss["excludes_zero"]
+    assert "0.13 higher with federation" in loss["sentence"]
+
+
+def test_the_interval_of_a_binomial_is_close_to_the_normal_approximation():
+    n, share = 400, 0.8
+    labels = np.arange(n) % 2
+    wrong = np.arange(n) // 2 >= share * n / 2
+    p = np.where(labels ^ wrong, 0.8, 0.2)
+    tables = benchmark(lambda *_: p, labels=labels)
+    record = run(tables, draws=4000)["scores"]["north"]["centralized"]["balanced_accuracy"]
+    half = norm.ppf(0.975) * math.sqrt(share * (1 - share) / n)
+    assert record["mean"] == pytest.approx(share)
+    assert record["low"] == pytest.approx(share - half, abs=0.006)
+    assert record["high"] == pytest.approx(share + half, abs=0.006)
+    assert (record["n"], record["seeds"], record["over"]) == (n, 1, "test scans")
+
+
+def test_the_interval_of_seeds_alone_is_the_percentile_interval_of_their_mean():
+    values = np.array([0.6, 0.7, 0.8, 0.9])
+    record = Repeated(
+        dict(enumerate(values)), {k: np.full(20000, v) for k, v in enumerate(values)}
+    ).record(seed=0)
+    # All 4^4 resamples of the seeds, counted.
+    means = np.stack(np.meshgrid(*[values] * 4)).reshape(4, -1).mean(axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert record["mean"] == pytest.approx(0.75)
+    assert record["low"] == pytest.approx(low, abs=0.011)
+    assert record["high"] == pytest.approx(high, abs=0.011)
+
+
+def test_seeds_widen_the_interval_only_where_predictions_differ_by_seed():
+    one = run(benchmark(lambda *_: right(11)))
+    same = run(benchmark(lambda *_: right(11), seeds=5))
+    other = run(benchmark(lambda model, k, _: right(7 + 2 * k), seeds=5))  # 7 to 15, mean 11
+
+    def width(found):
+        record = found["scores"]["south"]["local"]["balanced_accuracy"]
+        assert record["mean"] == pytest.approx(11 / 15)
+        return record["high"] - record["low"]
+
+    assert width(same) == pytest.approx(width(one))
+    assert width(other) > 1.2 * width(same)
+
+
+def test_intervals_of_difference_cover_the_truth():
+    rng, people, hits = np.random.default_rng(3), 60, 0
+    for trial in range(150):
+        weights = resampling_weights(np.arange(people) % 2, 300, rng)
+        scans, values = rng.normal(0.1, 0.4, people), {}
+        resampled = {}
+        for k in range(5):
+            each = scans + rng.normal(0, 0.05) + rng.normal(0, 0.2, people)
+            values[k], resampled[k] = each.mean(), weights @ each / people
+        record = Repeated(values, resampled).record(trial)
+        hits += record["low"] <= 0.1 <= record["high"]
+    assert 0.9 <= hits / 150 <= 1.0
+
+
+# What is told, and what is not
+
+
+def test_every_number_is_there_and_fits_json(five_seeds):
+    found = json.loads(json.dumps(five_seeds, allow_nan=False))
+    models = {"local", "centralized", "federated/fedavg", "federated/fedprox"}
+    contrasts = {"federated - local", "federated - centralized", "fedprox - fedavg"}
+    assert set(found["scores"]) == set(found["differences"]) == set(SITES)
+    for site in SITES:
+        assert set(found["scores"][site]) == models
+        assert set(found["differences"][site]) == contrasts
+        for record in found["scores"][site]["local"].values():
+            assert record["low"] <= record["high"] and record["n"] == SCANS
+    assert set(found["differences_over_sites"]) == contrasts
+    assert found["seeds"] == [0, 1, 2, 3, 4] and found["reference_strategy"] == "fedavg"
+
+
+def test_differences_are_those_of_the_means(five_seeds):
+    means = {m: r["auroc"]["mean"] for m, r in five_seeds["scores"]["north"].items()}
+    found = five_seeds["differences"]["north"]
+    fedavg = means["federated/fedavg"]
+    for name, other in (("federated - local", "local"), ("federated - centralized", "centralized")):
+        assert found[name]["auroc"]["mean"] == pytest.approx(fedavg - means[other])
+    fedprox = found["fedprox - fedavg"]["auroc"]["mean"]
+    assert fedprox == pytest.approx(means["federated/fedprox"] - fedavg)
+    over = five_seeds["differences_over_sites"]["fedprox - fedavg"]["auroc"]
+    each = [five_seeds["differences"][s]["fedprox - fedavg"]["auroc"]["mean"] for s in SITES]
+    assert over["mean"] == pytest.approx(np.mean(each)) and over["sites"] == list(SITES)
+
+
+def test_too_few_seeds_say_so_instead_of_p(five_seeds):
+    record = five_seeds["differences"]["south"]["federated - centralized"]["loss"]
+    assert record["p"] is None and record["low"] < record["high"]
+    assert record["note"] == "p needs at least 6 seeds, there are 5"
+
+
+def test_headline_is_taken_from_the_differences_and_says_how_sure_it_is(five_seeds):
+    gain = five_seeds["headline"]["gain_of_data_poor_site"]
+    source = five_seeds["differences"]["island"]["federated - local"]["balanced_accuracy"]
+    assert [gain[k] for k in ("value", "low", "high")] == [
+        source[k] for k in ("mean", "low", "high")
+    ]
+    span = f"{source['low']:.2f} to {source['high']:.2f}"
+    verb = "raised" if gain["value"] >= 0 else "lowered"
+    assert gain["sentence"].startswith(f"At island, joining {verb} balanced accuracy by ")
+    if verb == "raised":
+        assert f"(95 % interval {span}; 5 repetitions)" in gain["sentence"]
+    loss = five_seeds["headline"]["loss_against_pooling"]
+    over = five_seeds["differences_over_sites"]["federated - centralized"]["balanced_accuracy"]
+    assert (loss["value"], loss["low"]) == (-over["mean"], -over["high"])
+
+
+def test_sentences_of_a_clear_gain_and_of_harm():
+    found = run(benchmark(lambda model, k, _: right({"fedavg": 12}.get(model, 8)), seeds=2))
+    gain = found["headline"]["gain_of_data_poor_site"]
+    assert gain["sentence"] == (
+        f"At island, joining raised balanced accuracy by 0.27 (95 % interval {gain['low']:.2f} "
+        f"to {gain['high']:.2f}; 2 repetitions)."
+    )
+    found = run(benchmark(lambda model, k, _: right({"fedavg": 8}.get(model, 12))))
+    harm = found["headline"]["gain_of_data_poor_site"]
+    assert harm["sentence"] == (
+        f"At island, joining lowered balanced accuracy by 0.27 (95 % interval {-harm['high']:.2f} "
+        f"to {-harm['low']:.2f}; 1 repetition); one repetition cannot show how much chance in "
+        "training matters."
+    )
+    assert "0.27 lower with federation" in found["headline"]["loss_against_pooling"]["sentence"]
+
+
+def test_the_seed_repeats_the_summary_and_the_order_of_rows_does_not_matter():
+    results, sides = benchmark(noisy, seeds=2)
+    shuffled = {site: frame.sample(frac=1, random_state=1) for site, frame in sides.items()}
+    first = run((results, sides), seed=4)
+    assert run((results.sample(frac=1, random_state=0), shuffled), seed=4) == first
+    assert run((results, sides), seed=5) != first
+
+
+def test_tables_read_back_from_csv_give_the_same_summary(tmp_path):
+    results, sides = benchmark(noisy, seeds=2)
+    results.to_csv(tmp_path / "results.csv", index=False)
+    read = {}
+    for site, frame in sides.items():
+        frame.to_csv(tmp_path / f"{site}.csv", index=False)
+        read[site] = pd.read_csv(tmp_path / f"{site}.csv")
+    table = pd.read_csv(tmp_path / "results.csv")
+    assert table["strategy"].isna().any()  # the empty strategy of the other arms
+
+    def rounded(found):  # a CSV may cost a float its last bit
+        return json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 9))
+
+    assert rounded(run((table, read))) == rounded(run((results, sides)))
+
+
+def test_cross_site_matrix_has_every_model_on_every_site():
+    def say(model, k, site):
+        return right(15 if site == "north" else 12 + k)
+
+    matrix = run(benchmark(say, seeds=2))["cross_site"]
+    assert len(matrix) == 9 + 3 + 3
+    by_pair = {(r["arm"], r["trained_on"], r["tested_on"]): r for r in matrix}
+    assert by_pair["local", "island", "north"]["balanced_accuracy"] == 1.0
+    assert by_pair["local", "south", "island"]["balanced_accuracy"] == pytest.approx(12.5 / 15)
+    assert by_pair["federated", "all", "south"]["seeds"] == 2
+
+
+def test_local_means_the_sites_own_model():
+    results, sides = benchmark(lambda *_: right(12))
+    foreign = (results["arm"] == "local") & (results["trained_on"] != results["tested_on"])
+    results.loc[foreign, "value"] = 0.0
+    found = run((results, sides))
+    assert found["scores"]["island"]["local"]["balanced_accuracy"]["mean"] == pytest.approx(0.8)
+
+
+def test_the_learning_curve_is_in_no_mean():
+    results, sides = benchmark(lambda *_: right(12))
+    curve = results.assign(split="val", value=0.0)
+    assert run((pd.concat([results, curve]), sides)) == run((results, sides))
+
+
+# What is missing
+
+
+def failed(status, arm=FEDAVG, seed=0, trained_on="all"):
+    row = {"arm": arm[0], "strategy": arm[1], "seed": seed, "trained_on": trained_on}
+    return pd.DataFrame(
+        [row | {"tested_on": None, "metric": None, "value": None, "status": status}]
+    )
+
+
+def test_failed_cells_are_counted_and_in_no_mean():
+    results, sides = benchmark(noisy, seeds=3)
+    kept = results[(results["arm"] != "federated") | (results["seed"] != 1)]
+    found = run((pd.concat([kept, failed("diverged", seed=1)]), sides))
+    assert found["cells"]["by_model"] == {
+        "centralized": {"done": 3},
+        "federated/fedavg": {"done": 2, "diverged": 1},
+        "local": {"done": 3},
+    }
+    assert found["cells"]["left_out"] == 1
+    assert found["cells"]["note"] == ("1 of 9 cells are in no mean (federated/fedavg: 1 diverged)")
+    # Paired: only the repetitions that both arms have.
+    both = kept[(kept["seed"] != 1) & (kept["tested_on"] == "island") & (kept["metric"] == "auroc")]
+    own = both[(both["arm"] == "local") & (both["trained_on"] == "island")]["value"].mean()
+    federated = both[both["arm"] == "federated"]["value"].mean()
+    record = found["differences"]["island"]["federated - local"]["auroc"]
+    assert record["seeds"] == 2 and record["mean"] == pytest.approx(federated - own)
+    assert found["scores"]["island"]["local"]["auroc"]["seeds"] == 3
+
+
+def test_a_difference_takes_the_repetitions_that_both_arms_have():
+    results, sides = benchmark(noisy, seeds=3)
+    lost = (results["arm"] == "local") & (results["trained_on"] == "island")
+    found = run((results[~(lost & (results["seed"] == 0))], sides))
+    seeds = {s: found["differences"][s]["federated - local"]["f1"]["seeds"] for s in SITES}
+    assert seeds == {"island": 2, "north": 3, "south": 3}
+    over = found["differences_over_sites"]["federated - local"]["f1"]
+    assert over["seeds"] == 2 and over["sites"] == list(SITES) and over["low"] < over["high"]
+    assert found["headline"]["loss_against_pooling"]["seeds"] == 3
+
+
+def test_only_federated_has_scores_but_no_differences():
+    found = run(benchmark(noisy, arms=(FEDAVG,), seeds=2))
+    assert found["scores"]["north"]["federated/fedavg"]["auroc"]["low"] is not None
+    record = found["differences"]["north"]["federated - local"]["auroc"]
+    assert record["mean"] is record["low"] is record["p"] is None
+    assert record["note"] == "local has no test result at north"
+    assert found["headline"]["gain_of_data_poor_site"]["value"] is None
+    assert found["headline"]["loss_against_pooling"]["sentence"].startswith(
+        "What federation loses against pooling cannot be told: centralized has no test result"
+    )
+
+
+def test_no_federated_run_at_all_names_what_is_missing():
+    results, sides = benchmark(noisy, arms=(LOCAL, CENTRALIZED))
+    found = run((pd.concat([results, failed("timeout")]), sides))
+    assert found["reference_strategy"] == "fedavg"
+    sentence = found["headline"]["gain_of_data_poor_site"]["sentence"]
+    assert "federated/fedavg has no test result at island" in sentence
+    without = run((results, sides))["headline"]["gain_of_data_poor_site"]["sentence"]
+    assert without.endswith("cannot be told: federated has no test result at island.")
+
+
+def test_a_site_without_test_scans_is_left_out_of_the_mean_over_sites_by_name():
+    results, sides = benchmark(noisy, seeds=2)
+    del sides["south"]
+    found = run((results[results["tested_on"] != "south"], sides))
+    assert found["scores"]["south"]["local"]["auroc"]["mean"] is None
+    record = found["differences_over_sites"]["federated - local"]["auroc"]
+    assert record["sites"] == ["island", "north"] and record["mean"] is not None
+    assert record["note"].endswith("without south")
+
+
+def test_one_class_leaves_auroc_undefined_and_the_rest_defined():
+    ill = np.ones(SCANS, dtype=int)
+    found = run(benchmark(noisy, seeds=2, labels=ill))
+    scores = found["scores"]["island"]["local"]
+    assert scores["auroc"]["mean"] is scores["auroc"]["low"] is None
+    assert scores["balanced_accuracy"]["low"] is not None
+    record = found["differences"]["island"]["federated - local"]["auroc"]
+    assert record["mean"] is None and "auroc" in record["note"]
+    assert found["cross_site"][0]["auroc"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_without_predictions_there_are_means_and_no_intervals():
+    results, _ = benchmark(noisy, seeds=6)
+    found = run((results, {}))
+    record = found["differences"]["north"]["federated - centralized"]["loss"]
+    assert record["mean"] is not None and record["low"] is None and 0 < record["p"] <= 1
+    assert record["note"] == "no interval: the predictions of the test scans are missing"
+    gain = found["headline"]["gain_of_data_poor_site"]
+    assert gain["excludes_zero"] is None and "no interval" in gain["sentence"]
+
+
+def test_nothing_but_failures_is_a_summary_too():
+    found = run((failed("error").assign(split=None, n=0), {}))
+    assert found["cells"]["left_out"] == 1 and found["seeds"] == []
+    assert found["headline"]["gain_of_data_poor_site"]["value"] is None
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("flaw", ["twice", "missing", "label"])
+def test_models_that_were_not_tested_on_the_same_scans_are_refused(flaw):
+    results, sides = benchmark(noisy)
+    frame = sides["north"].reset_index(drop=True)
+    if flaw == "twice":
+        frame = pd.concat([frame, frame.iloc[-1:]])
+    elif flaw == "missing":
+        frame = frame.iloc[:-1]
+    else:
+        frame.loc[len(frame) - 1, "label"] = 0
+    with pytest.raises(FedscanError, match=r"'north'.*same scans"):
+        run((results, sides | {"north": frame}))
+
+
+def test_a_test_value_that_is_there_twice_is_refused():
+    results, sides = benchmark(noisy)
+    with pytest.raises(FedscanError, match="twice"):
+        run((pd.concat([results, results.iloc[:1]]), sides))
