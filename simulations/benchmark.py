@@ -135,7 +135,7 @@ class Benchmark:
         images = config.total_steps * config.batch_size
         return {
             "description": plan.description,
-            "config": {**config.to_flower(), "seed": 0},
+            "config": {**config.to_flower(), **self._proximal(), "seed": 0},
             "arms": list(plan.arms),
             "strategies": list(plan.strategies),
             "seeds": list(range(plan.seeds)),
@@ -160,6 +160,11 @@ class Benchmark:
                 "processor": _processor(),
             },
         }
+
+    def _proximal(self) -> dict[str, float]:
+        """FedProx's μ, where a cell uses it, whichever cell's configuration is shown."""
+        mus = [self.plan.config(cell, self.base).proximal_mu for cell in self.plan.cells()]
+        return {"proximal-mu": max(mus)}
 
     def _schedule(self, cells: list[Cell]) -> None:
         """Run cells in a process of their own, on the leash, and show how far they are."""

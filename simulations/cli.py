@@ -231,7 +231,7 @@ def report(
 
     Example: `fedscan report benchmark`
     """
-    from simulations.report import write_report
+    from simulations.report.document import write_report
 
     typer.echo(str(write_report(folder.expanduser().absolute())))
 

@@ -72,7 +72,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
         gpus_per_cell=request.gpus_per_cell,
         cell_timeout=request.cell_timeout,
     ).run(resume=resume)
-    from simulations.report import write_report
+    from simulations.report.document import write_report
 
     write_report(request.out)
     return request.out

@@ -20,9 +20,9 @@ from browser import Browser
 from PIL import Image
 
 from common.errors import FedscanError
-from simulations import figures, svg
-from simulations.report import read_results, write_report
-from simulations.report_tables import data_size, duration
+from simulations.report import figures, svg
+from simulations.report.document import read_results, write_report
+from simulations.report.tables import data_size, duration
 
 HOSTILE = "<img src=x onerror=alert(1)>&'\"{{ 7*7 }}"
 

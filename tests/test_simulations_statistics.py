@@ -16,13 +16,13 @@ from sklearn import metrics as sk
 
 from common.errors import FedscanError
 from common.evaluation.classification import METRICS, classification_metrics
-from simulations.statistics import (
+from simulations.bootstrap import (
     Repeated,
     resampling_weights,
     signed_rank_p,
-    summarize,
     weighted_metrics,
 )
+from simulations.statistics import summarize
 
 SITES = ("island", "north", "south")
 LOCAL, CENTRALIZED = ("local", ""), ("centralized", "")

@@ -19,8 +19,8 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from simulations import svg
-from simulations.svg import WIDTH, Limits
+from simulations.report import svg
+from simulations.report.svg import WIDTH, Limits
 
 METRIC_NAMES = {
     "balanced_accuracy": "balanced accuracy",

@@ -18,8 +18,8 @@ import pandas as pd
 
 from common.errors import FedscanError
 from common.files import write_atomically
-from simulations.report_content import Content
-from simulations.report_page import PAGE, STYLE
+from simulations.report.content import Content
+from simulations.report.page import PAGE, STYLE
 
 REPORT = "report.html"
 TEXTS = ("arm", "strategy", "trained_on", "tested_on", "split", "metric", "status")

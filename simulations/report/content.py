@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulations import figures, report_tables, report_words
-from simulations.figures import METRIC_NAMES, signed_number
-from simulations.report_tables import MEAN_OVER_SITES, Table, duration
-from simulations.report_words import is_number, listed, mapping, plural, sentence, whole
+from simulations.report import figures, tables, words
+from simulations.report.figures import METRIC_NAMES, signed_number
+from simulations.report.tables import MEAN_OVER_SITES, Table, duration
+from simulations.report.words import is_number, listed, mapping, plural, sentence, whole
 
 LEADING = ("balanced_accuracy", "auroc")
 CURVES = ("loss", "balanced_accuracy")
@@ -66,8 +66,8 @@ class Content:
         samples: Mapping[str, np.ndarray],
     ) -> None:
         self.results, self.summary, self.manifest = results, summary, manifest
-        self.scores = report_tables.scores_frame(summary, results)
-        self.differences = report_tables.differences_frame(summary)
+        self.scores = tables.scores_frame(summary, results)
+        self.differences = tables.differences_frame(summary)
         self.config = mapping(manifest.get("config"))
         self.counts = {site: mapping(n) for site, n in mapping(manifest.get("sites")).items()}
         self.sites = [*self.counts, *sorted(set(results["tested_on"]) - {"", *self.counts})]
@@ -76,10 +76,10 @@ class Content:
         self.phantoms = self.config.get("cohort-dir") == ""
         seeds = results.loc[results["status"] == "done", "seed"].dropna()
         self.seeds = sorted(set(seeds.astype(int)))
-        self.times = report_words.repetitions(results)
+        self.times = words.repetitions(results)
         self.means = f"means over {self.times}" if len(self.seeds) > 1 else "one repetition"
-        self.level = report_words.level(summary)
-        self._intervals = report_words.intervals(self.scores, self.level)
+        self.level = words.level(summary)
+        self._intervals = words.intervals(self.scores, self.level)
 
     def parts(self) -> dict[str, Any]:
         """Return the template's variables, figures and tables numbered in reading order."""
@@ -92,7 +92,7 @@ class Content:
                     None,
                     (
                         "fedscan benchmark",
-                        report_words.day(self.manifest.get("started")),
+                        words.day(self.manifest.get("started")),
                         self.times,
                     ),
                 )
@@ -115,7 +115,7 @@ class Content:
             "config": list(self._config()),
             "provenance": list(self._provenance()),
             "limits": list(
-                report_words.limits(
+                words.limits(
                     phantoms=self.phantoms,
                     counts=self.counts,
                     seeds=len(self.seeds),
@@ -124,7 +124,7 @@ class Content:
                 )
             ),
         }
-        found["costs"] = report_tables.costs_table(
+        found["costs"] = tables.costs_table(
             self.results,
             len(self.sites),
             f"Table {next(table)}. Bytes and time of a repetition",
@@ -132,22 +132,22 @@ class Content:
             "all sites together. Times are of this machine; a local repetition trains every "
             "site's model, one after another.",
         )
-        found["budget"] = report_tables.budget_table(
+        found["budget"] = tables.budget_table(
             self.results,
             f"Table {next(table)}. Optimizer steps and training images",
             "As counted in the results. Steps are those of one participant; images of a model are "
             "summed over the sites that train it, a repetition's over its models.",
         )
-        found["site_table"] = report_tables.sites_table(
+        found["site_table"] = tables.sites_table(
             self.counts, self.poor, f"Table {next(table)}. Scans a site"
         )
         found["text"] = {
-            "results": report_words.results(self.means, self._intervals),
-            "matrix": report_words.MATRIX,
-            "scans": report_words.scans(self.phantoms),
-            "no_scans": report_words.NO_SCANS,
-            "budget": report_words.budget(self.manifest, len(self.sites)),
-            "footer": report_words.FOOTER,
+            "results": words.results(self.means, self._intervals),
+            "matrix": words.MATRIX,
+            "scans": words.scans(self.phantoms),
+            "no_scans": words.NO_SCANS,
+            "budget": words.budget(self.manifest, len(self.sites)),
+            "footer": words.FOOTER,
         }
         return found
 
@@ -184,7 +184,7 @@ class Content:
         }
 
     def _notices(self) -> list[str]:
-        lines = report_tables.failures(self.results)
+        lines = tables.failures(self.results)
         if not lines:
             return []
         more = [f"And {len(lines) - MOST_FAILURES} more."] * (len(lines) > MOST_FAILURES)
@@ -206,7 +206,7 @@ class Content:
             limits = figures.axis_limits(values, metric)
             name, panels = METRIC_NAMES[metric], []
             for site in self.sites:
-                note = report_words.site(self.counts.get(site, {}), poor=site == self.poor)
+                note = words.site(self.counts.get(site, {}), poor=site == self.poor)
                 drawn = figures.comparison(self.results, self.scores, site, metric, limits)
                 panels.append({"site": site, "note": note, "svg": drawn})
             dots = " Small dots: single repetitions." if len(self.seeds) > 1 else ""
@@ -225,7 +225,7 @@ class Content:
         limits = figures.difference_limits(pd.concat([shown[k] for k in ("mean", "low", "high")]))
         panels = []
         for contrast, rows in shown.groupby("contrast", sort=False):
-            name = report_tables.contrast_name(contrast)
+            name = tables.contrast_name(contrast)
             drawn = figures.differences(rows, LEADING[0], limits)
             panels.append({"site": name, "note": "", "svg": drawn})
         yield {
@@ -265,7 +265,7 @@ class Content:
 
     def _result_tables(self, number: Iterator[int]) -> Iterator[Table]:
         if np.isfinite(self.scores["mean"]).any():
-            yield report_tables.scores_table(
+            yield tables.scores_table(
                 self.scores,
                 self.sites,
                 f"Table {next(number)}. Every metric on the test scans",
@@ -276,7 +276,7 @@ class Content:
             notes = sorted({str(n) for n in self.differences["note"].dropna() if n})
             p = "p: Wilcoxon's signed-rank test over repetitions, not corrected for the number of "
             p = f"{p}metrics and sites. " if self.differences["p"].notna().any() else ""
-            yield report_tables.differences_table(
+            yield tables.differences_table(
                 self.differences,
                 f"Table {next(number)}. Paired differences on the test scans",
                 f"Means over repetitions with {self.level} bootstrap intervals. {p}"
@@ -286,7 +286,7 @@ class Content:
     def _matrix(self, number: Iterator[int]) -> Table | None:
         title = f"Table {next(number)}. Test balanced accuracy of every model at every site"
         caption = f"{sentence(self.means)}; shaded from lowest to highest. Framed: at home."
-        return report_tables.matrix_table(self.results, LEADING[0], self.sites, title, caption)
+        return tables.matrix_table(self.results, LEADING[0], self.sites, title, caption)
 
     def _scan(self, site: str) -> dict[str, Any]:
         uri, width, height = figures.scan_strip(self.samples[site])
@@ -297,6 +297,8 @@ class Content:
     def _config(self) -> Iterator[tuple[str, str]]:
         for key, value in self.config.items():
             if key in ("output-dir", "seed", "strategy"):  # of the machine, of a cell
+                continue
+            if key == "proximal-mu" and not value:  # of fedavg's cells, where both were run
                 continue
             if key == "cohort-dir":  # a whole path would tell of the machine and its user
                 value = PurePath(str(value)).name or "none: phantoms"

@@ -9,8 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from simulations.figures import METRIC_NAMES, Series, final_values, series, series_of, signed_number
-from simulations.report_words import mapping, sentence, whole
+from simulations.report.figures import (
+    METRIC_NAMES,
+    Series,
+    final_values,
+    series,
+    series_of,
+    signed_number,
+)
+from simulations.report.words import mapping, sentence, whole
 
 SCORES = ["site", "arm", "strategy", "metric", "mean", "low", "high", "seeds", "over", "n"]
 DIFFERENCES = ["site", "contrast", "metric", "mean", "low", "high", "p", "note", "over_sites"]
