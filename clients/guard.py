@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Mapping
+from pathlib import PureWindowsPath
 
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
+from clients.resources import declared
 from common import messages
 from common.config import RunConfig
 from common.errors import FedscanError
@@ -26,11 +29,9 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
     deployed one tells the public words of fedscan's own errors, of others only the type and the
     lines of code passed, and keeps the rest in its own log.
     """
-    # A hospital's own node config may hold a partition-id too; that simulates nothing.
-    simulated = "partition-id" in context.node_config and not (
-        {"site", "data-dir"} & context.node_config.keys()
-    )
-    site = _site_name(context)
+    node_config = declared(context.node_config)
+    simulated = "partition-id" in node_config and not {"site", "data-dir"} & node_config.keys()
+    site = _site_name(node_config, context.run_config)
     phase = message.metadata.message_type
     try:
         config = message.content.config_records.get(messages.CONFIG, {})
@@ -51,11 +52,10 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
         )
 
 
-def _site_name(context: Context) -> str:
+def _site_name(node_config: Mapping[str, object], run_config: Mapping[str, object]) -> str:
     try:
-        return site_name(context.node_config, RunConfig.from_flower(context.run_config))
+        return site_name(node_config, RunConfig.from_flower(run_config))
     except Exception:  # it will be met again, and told, by whoever answers the message
-        node_config = context.node_config
         name = str(node_config.get("site", node_config.get("partition-id", "")))
         return name if SITE_NAME.fullmatch(name) else "unnamed"
 
@@ -69,6 +69,6 @@ def _public(error: Exception) -> str:
 def _frames(error: Exception) -> str:
     """Lines of code that an exception passed: names of files and functions, no values."""
     return "".join(
-        f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})\n"
+        f"{frame.name} ({PureWindowsPath(frame.filename).name}:{frame.lineno})\n"
         for frame in traceback.extract_tb(error.__traceback__)
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 
-from clients.resources import compute_device, granted
+from clients.resources import compute_device, declared, granted
 from common import messages
 from common.config import RunConfig
 from common.paths import cache_dir, site_records
@@ -45,11 +45,15 @@ class Workplace:
     def __init__(self, context: Context) -> None:
         self.state, self.run_id = context.state, context.run_id
         self.config = RunConfig.from_flower(context.run_config)
-        self.site: Site = locate_site(context.node_config, self.config, _phantom)
+        self.site: Site = locate_site(declared(context.node_config), self.config, _phantom)
         self.task: ModuleType = load_task(self.config.task)
 
     def hello(self, message: Message) -> Message:
-        """Prepare the training and validation scans; answer with counts, never with names."""
+        """Prepare the training and validation scans; answer with counts, never with names.
+
+        That there are test scans is seen now, not after the training; none is opened.
+        """
+        self.task.require_split(self.site.name, self.site.data_dir, "test")
         counts = {f"n_{split}": len(self._split(split).labels) for split in ("train", "val")}
         with compute_device(self.config, granted()) as device:
             return messages.identity_reply(message, self.site.name, counts, str(device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from common.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+PARTITION_KEYS = ("partition-id", "num-partitions")
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,27 @@ class Grant:
     gpus: float
 
 
+def in_simulation() -> bool:
+    """Tell whether this process is an actor of Flower's Simulation Engine, that is, of Ray."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def declared(node_config: Mapping[str, object]) -> dict[str, object]:
+    """Return what a node says of itself, less what only the Simulation Engine may say.
+
+    A number instead of a name means that the server chooses the folder and is told everything. A
+    hospital whose node config holds one, as in many examples of Flower, must not fall for that.
+    """
+    simulated = in_simulation()
+    return {k: v for k, v in node_config.items() if simulated or k not in PARTITION_KEYS}
+
+
 def granted() -> Grant:
     """Ask Ray for this actor's share; without Ray a site has its machine for itself.
 
     Flower's simulation does not tell a client what ``client-resources`` it was given. Ray does.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if in_simulation():
         share = sys.modules["ray"].get_runtime_context().get_assigned_resources()
         return Grant(share.get("CPU", 0.0), share.get("GPU", 0.0))
     import torch

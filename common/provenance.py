@@ -15,7 +15,7 @@ LIBRARIES = ("fedscan", "flwr", "torch", "ray", "numpy", "nibabel", "scipy", "sc
 
 
 @cache
-def source_hash(root: Path | None = None) -> str:
+def source_hash(root: Path | None = None, packages: tuple[str, ...] = PACKAGES) -> str:
     """Hash the sources that decide a run's result: every .py of common, server and clients.
 
     Parameters
@@ -23,6 +23,8 @@ def source_hash(root: Path | None = None) -> str:
     root : Path, optional
         Folder that holds the packages. By default the one that this module was imported from, so
         a client that imports another checkout's code gives itself away.
+    packages : tuple of str
+        Which packages below it.
 
     Returns
     -------
@@ -31,7 +33,7 @@ def source_hash(root: Path | None = None) -> str:
     """
     root = root or Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for package in PACKAGES:
+    for package in packages:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0")
             digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -14,6 +14,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.messages import Failure
 from common.provenance import require_same_source
+from common.sites import SITE_NAME
 
 SETTLE_SECONDS = 1.0  # no new site for so long: everybody who was starting with the others is here
 
@@ -63,8 +64,13 @@ class RollCall:
         )
         sites: dict[str, Participant] = {}
         for label, reply in replies.items():
-            identity = reply.content[messages.IDENTITY]
-            name = str(identity["site"])
+            try:
+                identity = reply.content[messages.IDENTITY]
+                name = str(identity["site"])
+            except KeyError:
+                raise SiteFailure(Failure(label, hello, "its answer has no identity", "")) from None
+            if not SITE_NAME.fullmatch(name):
+                raise SiteFailure(Failure(label, hello, "its name is not one for a site", ""))
             require_same_source(str(identity["source-hash"]), f"site '{name}'")
             if name in sites:
                 raise ConfigError(

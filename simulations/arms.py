@@ -20,13 +20,14 @@ import pandas as pd
 from clients.resources import compute_device, granted
 from common.config import RunConfig
 from common.errors import DivergedError
+from common.messages import WEIGHT
 from common.metrics_log import MetricsLog, Row, read_rows
 from common.paths import cache_dir
 from common.predictions import save_predictions
 from common.run_folder import METRICS
 from common.seeding import derive_seed
 from common.tasks import load_task
-from server.selection import BestRound
+from server.selection import BestRound, pooled
 from simulations.plan import Cell
 
 if TYPE_CHECKING:
@@ -135,15 +136,15 @@ def _alone(work: Work, trained_on: str, members: list[str]) -> list[dict[str, An
             private = fit.private
             metrics = {
                 site: task.score(data, task.predict(model, data, device))
+                | {WEIGHT: len(data.labels)}
                 for site, data in validation.items()
             }
-            counts = {site: len(data.labels) for site, data in validation.items()}
-            loss = sum(metrics[s]["loss"] * counts[s] for s in metrics) / sum(counts.values())
+            loss = pooled(metrics, "loss", WEIGHT)
             state = {name: value.clone() for name, value in model.state_dict().items()}
             best.offer(number, loss, state)
             seconds = round(time.monotonic() - began, 3)
             curve = [
-                Row(number, site, "val", name, values[name], counts[site], seconds)
+                Row(number, site, "val", name, values[name], values[WEIGHT], seconds)
                 for site, values in metrics.items()
                 for name in CURVES
             ]
@@ -228,7 +229,8 @@ def _federated(work: Work) -> list[dict[str, Any]]:
     for row in read_rows(run_folder / METRICS):
         if row.split == "test" or (row.split == "val" and row.name in CURVES):
             rounds = summary["rounds"] if row.split == "test" else row.round
-            rows.append(_result(POOL, row, config, rounds, participants=count) | spent)
+            told = _result(POOL, row, config, rounds, participants=count)
+            rows.append(told | (spent if row.split == "test" else {}))
     for site in work.sites:
         records = Path(work.records) / site
         (records / work.cell.name).mkdir(exist_ok=True)

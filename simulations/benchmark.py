@@ -22,7 +22,7 @@ import pandas as pd
 from common.errors import ConfigError, FedscanError
 from common.files import write_atomically, write_json
 from common.paths import cache_dir
-from common.provenance import source_hash, versions
+from common.provenance import PACKAGES, source_hash, versions
 from common.tasks import load_task
 from simulations import console
 from simulations.arms import COLUMNS, Work
@@ -35,6 +35,7 @@ RESULTS, SUMMARY, MANIFEST, SAMPLES = (
     "manifest.json",
     "samples.npz",
 )
+LOCK = ".lock"
 WORK = "work.json"  # what the scheduler is to do; there only while it does
 FINAL = ("done", "diverged")  # running such a cell again would end in the same way
 SAMPLE_SCANS = 6
@@ -80,6 +81,22 @@ class Benchmark:
         ConfigError
             If the folder holds another comparison, or one that was not asked to be resumed.
         """
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Hidden: our lock, and what a kill may have left of the manifest's writing.
+        others = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
+        if others and not (self.folder / MANIFEST).is_file():
+            raise ConfigError(
+                f"{self.folder} holds other files. Give --out a folder that does not exist"
+            )
+        try:
+            with FileLock(self.folder / LOCK, timeout=0):
+                self._run(resume)
+        except Timeout:
+            raise ConfigError(f"{self.folder} is being worked on by another process") from None
+
+    def _run(self, resume: bool) -> None:
         self._begin(resume)
         missing = [cell for cell in self.plan.cells() if self._status(cell) not in FINAL]
         for cell in missing:  # what an interrupted attempt left is no part of the result
@@ -105,10 +122,6 @@ class Benchmark:
         manifest = self._manifest()
         path = self.folder / MANIFEST
         if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                raise ConfigError(
-                    f"{self.folder} holds other files. Give --out a folder that does not exist"
-                )
             write_json(path, manifest)
             return
         if not resume:
@@ -116,9 +129,12 @@ class Benchmark:
                 f"{self.folder} holds a comparison. Continue it with --resume, or give another "
                 "--out"
             )
-        before = json.loads(path.read_text())
+        try:
+            before = dict(json.loads(path.read_text()))
+        except ValueError:
+            before = {}
         for key in ("config", "arms", "strategies", "seeds", "budget", "source_hash", "sites"):
-            if before[key] != json.loads(json.dumps(manifest[key])):
+            if before.get(key) != json.loads(json.dumps(manifest[key])):
                 raise ConfigError(
                     f"{self.folder} holds a comparison with another {key.replace('_', ' ')}. "
                     "Resume it as it was begun, or give another --out"
@@ -129,7 +145,10 @@ class Benchmark:
         from common.imaging.bids import read_site
 
         counts = {}
+        task = load_task(config.task)
         for name, path in self.sites.items():
+            for split in ("train", "val", "test"):
+                task.require_split(name, Path(path), split)
             found = [p.split for p in read_site(Path(path), name).participants]
             counts[name] = {f"n_{split}": found.count(split) for split in ("train", "val", "test")}
         images = config.total_steps * config.batch_size
@@ -152,7 +171,7 @@ class Benchmark:
                 },
             },
             "versions": versions(),
-            "source_hash": source_hash(),
+            "source_hash": source_hash(packages=(*PACKAGES, "simulations")),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": {
                 "cpus": usable_cpus(),
@@ -238,7 +257,9 @@ class Benchmark:
         predictions = {site: self._predictions(site) for site in self.sites}
         for site, frame in predictions.items():
             write_atomically(
-                self._records / site / "predictions.csv", frame.to_csv(index=False).encode()
+                self._records / site / "predictions.csv",
+                frame.to_csv(index=False).encode(),
+                mode=0o600,
             )
         manifest = json.loads((self.folder / MANIFEST).read_text())
         manifest["seconds"] = round(float(_cell_seconds(results).sum()), 1)
@@ -271,7 +292,7 @@ class Benchmark:
             strips[site] = np.ascontiguousarray(data.images[:SAMPLE_SCANS, :, :, middle])
         file = io.BytesIO()
         np.savez_compressed(file, **strips)
-        write_atomically(self.folder / SAMPLES, file.getvalue())
+        write_atomically(self.folder / SAMPLES, file.getvalue(), mode=0o600)
 
 
 def _rounds_in(path: Path) -> int:

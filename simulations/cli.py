@@ -1,4 +1,4 @@
-"""The command line: ``fedscan run``, ``fedscan prepare``, ``fedscan check``."""
+"""The command line: ``fedscan run``, ``benchmark``, ``report``, ``prepare``, ``check``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.errors import FedscanError
+from common.errors import ConfigError, DataContractError, FedscanError
 
 if TYPE_CHECKING:
     from common.imaging.check import CohortReport
@@ -42,8 +42,6 @@ FormatOption = Annotated[Format, typer.Option("--format", help="json: for machin
 def _parse_set(assignments: list[str]) -> dict[str, bool | int | float | str]:
     """Read ``key=value`` as TOML would; what is no TOML value is a text."""
     import tomllib
-
-    from common.errors import ConfigError
 
     values = {}
     for assignment in assignments:
@@ -90,7 +88,6 @@ def run(
     - `fedscan run --set seed=1 --format json > result.json`
     """
     from common.config import RunConfig
-    from common.errors import ConfigError
     from simulations.federate import count_sites, federate
     from simulations.launch import Resources
 
@@ -117,6 +114,7 @@ def run(
 
 
 def _show_summary(summary: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from simulations.console import out
@@ -132,7 +130,7 @@ def _show_summary(summary: dict[str, Any]) -> None:
     for name, site in summary["sites"].items():
         metrics = ("balanced_accuracy", "auroc", "sensitivity_at_90_specificity")
         numbers = ["–" if site[m] is None else f"{site[m]:.3f}" for m in metrics]
-        table.add_row(name, str(site["n_train"]), str(site["n_test"]), *numbers)
+        table.add_row(escape(name), str(site["n_train"]), str(site["n_test"]), *numbers)
     out.print(table)
 
 
@@ -249,7 +247,6 @@ def phantom(
 
     Example: `fedscan prepare phantom cohort --sites north=200,island=20 --test 60 --seed 0`
     """
-    from common.errors import ConfigError
     from common.imaging.cohorts import write_cohort
     from simulations import console
 
@@ -326,16 +323,17 @@ def main() -> None:
     """Run the command line; a user's mistake ends with one clear message, not a traceback."""
     # An exception, so that every block is left in order and nothing started is left behind.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         app()
     except FedscanError as error:
         from simulations.console import err
-        from simulations.federate import RunFailed
 
         err.print("[bold red]Error:[/] ", end="")
         err.print(str(error), markup=False, soft_wrap=True)
-        sys.exit(1 if isinstance(error, RunFailed) else 2)
+        # 2: what was asked for, or the data, cannot be; 1: it was tried and failed.
+        sys.exit(2 if isinstance(error, ConfigError | DataContractError) else 1)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from common.errors import ConfigError
 from simulations import console
 from simulations.benchmark import Benchmark
 from simulations.federate import count_sites, prepare_phantoms
-from simulations.launch import usable_cpus
+from simulations.launch import Resources, usable_cpus
 from simulations.plan import Plan, load_plan, presets
 
 PROBE_STEPS = 5
-# Start of Flower, Ray and the messages of a federated cell; measured, see the README.
+# Seconds beside the optimizer steps, as seen on two cores: start of Flower, Ray and messages; or a
+# process, its imports and loading.
 FEDERATED_OVERHEAD = 35.0
-CELL_OVERHEAD = 8.0  # a process, imports, loading
+CELL_OVERHEAD = 8.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
         raise ConfigError("a comparison needs at least 2 sites")
     base = {"min-sites": count, "cohort-dir": str(request.cohort or "")}
     for cell in plan.cells():
-        plan.config(cell, base)  # every fault of the configuration is met before anything starts
+        # Every fault of the configuration is met before anything starts.
+        threads = plan.config(cell, base).threads
+    Resources(count, threads, request.gpus_per_cell).check()
     if dry_run:
         _show_plan(plan, count, base)
         return None

@@ -157,6 +157,6 @@ def _why(folder: Path | None, log: str) -> str:
             f"{who} failed in {failure['phase']}: {failure['error']}\n{failure['traceback']}"
             f"Run folder: {folder}"
         )
-    return "the run failed before its first message. The end of Flower's log:\n" + "\n".join(
+    return "the run ended without a result. The end of Flower's log:\n" + "\n".join(
         log.splitlines()[-25:]
     )

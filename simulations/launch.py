@@ -121,11 +121,12 @@ def leashed(
 ) -> Iterator[Leashed]:
     """Run a command with its output in a file; on leaving, end it and all that it started.
 
-    That holds however the block is left, and when this very process is killed.
+    That holds however the block is left, and when this very process is killed; then the folder
+    ``cwd``, which is the command's own, is removed too.
     """
     with log_path.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "simulations.leash", *command],
+            [sys.executable, "-m", "simulations.leash", "--remove", str(cwd), *command],
             cwd=cwd,
             env=environment,
             stdin=subprocess.PIPE,
@@ -185,20 +186,27 @@ class FlowerRun:
             time.sleep(1.0)
 
     def _status(self, run_id: str) -> str:
-        answer = subprocess.run(
-            [_flwr(), "list", "--run-id", run_id, "--format", "json"],
-            env=self._environment,
-            cwd=self._home,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            answer = self._ask_status(run_id)
+        except subprocess.TimeoutExpired:
+            raise FedscanError(f"Flower did not tell the status of run {run_id} in time") from None
         try:
             return str(json.loads(answer.stdout)["runs"][0]["status"])
         except (ValueError, LookupError) as error:
             raise FedscanError(
                 f"Flower did not tell the status of run {run_id}: {answer.stdout}{answer.stderr}"
             ) from error
+
+    def _ask_status(self, run_id: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [_flwr(), "list", "--run-id", run_id, "--format", "json"],
+            env=self._environment,
+            cwd=self._home,
+            capture_output=True,
+            text=True,
+            timeout=STATUS_SECONDS,
+            check=False,
+        )
 
 
 @contextlib.contextmanager
@@ -225,12 +233,12 @@ def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
         )
     resources.check()
     with neutral_home() as home:
-        port = _free_port()
+        port = free_port()
         environment = {
             **offline_environment(home),
             "FLWR_HOME": str(home / "flwr"),
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
-            "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port(taken=port)),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(free_port(taken=port)),
         }
         overrides = home / "run-config.toml"
         overrides.write_text(_toml(config.to_flower()))
@@ -259,7 +267,8 @@ def offline_environment(home: Path) -> dict[str, str]:
     inherited = {
         key: value
         for key, value in os.environ.items()
-        if "RAY_JOB_ID" not in os.environ or not key.startswith("RAY_")
+        if key != "RAY_ADDRESS"  # a cluster that the user has elsewhere is not ours to use
+        and ("RAY_JOB_ID" not in os.environ or not key.startswith("RAY_"))
     }
     return {
         **inherited,
@@ -281,7 +290,8 @@ def _flwr() -> str:
     return str(_scripts() / "flwr")
 
 
-def _free_port(taken: int = 0) -> int:
+def free_port(taken: int = 0) -> int:
+    """Find a port of this machine that nobody listens on, other than ``taken``."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -5,8 +5,9 @@ Ray's daemons. This little process stands above them all: on Linux their orphans
 children, and when its standard input closes, because the launcher is done or was killed, it ends
 every one.
 
-Usage: ``python -m simulations.leash COMMAND ARG …``. It prints ``exit CODE`` when the command has
-ended and then waits for the end of its input, so that questions can still be put to the SuperLink.
+Usage: ``python -m simulations.leash [--remove DIR] COMMAND ARG …``. It prints ``exit CODE`` when
+the command has ended and then waits for the end of its input, so that questions can still be put to the
+SuperLink. At last it removes DIR, which a killed launcher cannot.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ import psutil
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 GRACE_SECONDS = 5.0
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 0.25
 
 
 def _adopt_orphans() -> None:
@@ -56,6 +58,10 @@ def main() -> None:
     _adopt_orphans()
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the launcher decides; it closes our input
+    arguments = sys.argv[1:]
+    remove = None
+    if arguments[0] == "--remove":
+        remove, arguments = arguments[1], arguments[2:]
     known: set[psutil.Process] = set()
     ended = threading.Event()
 
@@ -67,18 +73,21 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     threading.Thread(target=wait_for_end_of_input, daemon=True).start()
     command = subprocess.Popen(
-        sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
+        arguments, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
     )
     reported = False
     try:
-        while not ended.wait(WATCH_SECONDS / 4 if not reported else WATCH_SECONDS):
-            known |= _descendants()
+        while not ended.wait(WATCH_SECONDS):
+            if sys.platform != "linux":  # there orphans are adopted: nobody gets lost
+                known |= _descendants()
             if not reported and command.poll() is not None:
                 reported = True
                 with contextlib.suppress(BrokenPipeError):
                     print(f"exit {command.returncode}", flush=True)
     finally:
         end_all(known)
+        if remove:
+            shutil.rmtree(remove, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,13 @@ from common.errors import ConfigError
 ARMS = ("centralized", "local", "federated")
 STRATEGIES = ("fedavg", "fedprox")
 PRESETS = Path(__file__).parent / "presets"
+OPTIONS = {  # what a comparison decides for all cells alike
+    "seed": "--seeds",
+    "strategy": "--strategies",
+    "cohort-dir": "--cohort",
+    "output-dir": "--out",
+    "min-sites": "every site there is",
+}
 FEDPROX_MU = 0.01  # when fedprox is compared and no proximal-mu is set; of Li et al.'s grid
 
 
@@ -63,7 +70,7 @@ class Plan(BaseModel):
         values = {**base, **self.run, "seed": cell.seed}
         values["strategy"] = cell.strategy or "fedavg"
         if values["strategy"] == "fedprox":
-            values["proximal-mu"] = self.run.get("proximal-mu") or FEDPROX_MU
+            values["proximal-mu"] = self.run.get("proximal-mu", FEDPROX_MU)
         else:
             values["proximal-mu"] = 0.0
         return RunConfig.from_flower(values)
@@ -102,8 +109,9 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     values = tomllib.loads(found[preset].read_text())
     values.update({key: value for key, value in overrides.items() if value is not None})
     values["run"] = {**values.get("run", {}), **run}
-    if clash := {"seed", "strategy"} & values["run"].keys():
-        raise ConfigError(f"--set {min(clash)}: a comparison takes --seeds and --strategies")
+    if clash := OPTIONS.keys() & values["run"].keys():
+        key = min(clash)
+        raise ConfigError(f"--set {key}: a comparison takes {OPTIONS[key]}")
     try:
         plan = Plan.model_validate(values)
     except ValidationError as error:
@@ -112,6 +120,8 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
             for fault in error.errors()
         ]
         raise ConfigError("comparison: " + "\ncomparison: ".join(faults)) from None
+    if "proximal-mu" in plan.run and "fedprox" not in plan.strategies:
+        raise ConfigError("--set proximal-mu has no effect without --strategies fedprox")
     for values in (plan.arms, plan.strategies):
         if len(set(values)) < len(values):
             raise ConfigError(f"comparison: {', '.join(values)}: each may be named once")

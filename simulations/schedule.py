@@ -28,7 +28,7 @@ def schedule(works: list[Work]) -> None:
     """Run every cell to its end, whatever that is."""
     import ray
 
-    ray.init(num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False)
     try:
         waiting = {_start(ray, work): work for work in works}
         while waiting:

@@ -28,3 +28,10 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that the processes of every test share, and no user's."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def in_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take this process for an actor of the Simulation Engine, which may give a site a number."""
+    monkeypatch.setattr("clients.guard.declared", dict)
+    monkeypatch.setattr("clients.local.declared", dict)

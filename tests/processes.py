@@ -20,7 +20,12 @@ def environment(cache: Path, **extra: str) -> dict[str, str]:
     from simulations.launch import OFFLINE
 
     path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **OFFLINE, "PATH": path, "FEDSCAN_CACHE": str(cache), **extra}
+    return {**os.environ, **OFFLINE, "PATH": path, **caches(cache), **extra}
+
+
+def caches(cache: Path) -> dict[str, str]:
+    """Keep what a site stores out of the user's home."""
+    return {"FEDSCAN_CACHE": str(cache), "FEDSCAN_RECORDS": str(cache / "records")}
 
 
 def fedscan(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:

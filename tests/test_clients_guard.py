@@ -8,6 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from clients import resources
 from clients.app import app
 from clients.guard import guard
 from common import messages
@@ -15,6 +16,8 @@ from common.config import RunConfig
 from common.errors import ConfigError, DataContractError
 from common.messages import Failure
 from common.sites import site_name
+
+pytestmark = pytest.mark.usefixtures("in_simulation")
 
 SECRETS = ("secret", "sub-007")
 SIMULATED = {"partition-id": 1, "num-partitions": 3}
@@ -274,3 +277,18 @@ def test_folder_that_may_not_be_looked_at_is_not_told(deployed, monkeypatch):
     failure = messages.failure_in(app(asked(messages.HELLO), context(deployed)))
     assert failure.site == "north"
     assert_keeps_secrets(failure)
+
+
+def test_number_without_the_simulation_engine_is_no_site_and_tells_nothing(monkeypatch, tmp_path):
+    """Else a hospital that started its SuperNode as Flower's guides do lets the server choose."""
+    for module in ("guard", "local"):
+        monkeypatch.setattr(f"clients.{module}.declared", resources.declared)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    run_config = {"cohort-dir": str(tmp_path)}
+    failure = messages.failure_in(
+        app(asked(messages.HELLO), context({"partition-id": 0, "num-partitions": 2}, run_config))
+    )
+    assert "does not say which site it is" in failure.error
+    assert str(tmp_path) not in failure.error + failure.traceback
+    assert failure.site == "unnamed"

@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY
 from processes import SCRIPTS, environment, fedscan, flower_processes, wait_until_gone
 
-from simulations.launch import ROOT, _free_port
+from simulations.launch import ROOT, free_port
 
 pytestmark = pytest.mark.federation
 
@@ -57,7 +57,7 @@ def test_separate_processes_give_the_simulations_weights(
     tiny_cohort: Path, session_cache: Path, tmp_path: Path
 ) -> None:
     before = flower_processes()
-    port = _free_port()
+    port = free_port()
     out = tmp_path / "out"
     with contextlib.ExitStack() as stack:
         start = lambda name, *words, home: stack.enter_context(  # noqa: E731
@@ -71,7 +71,7 @@ def test_separate_processes_give_the_simulations_weights(
         logs = {
             site: start(
                 *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"),
-                *("--port", str(_free_port())),
+                *("--port", str(free_port())),
                 *("--node-config", f'site="{site}" data-dir="{tiny_cohort / site}"'),
                 home=site,
             )

@@ -36,6 +36,8 @@ from server.rounds import federate
 from server.selection import BestRound, pooled
 from server.strategies import make_strategy
 
+pytestmark = pytest.mark.usefixtures("in_simulation")
+
 TINY = {
     "num-server-rounds": 3,
     "local-steps": 2,

@@ -53,11 +53,22 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
         ("default", {"centralized-batch": "huge"}, {}, "'huge'"),
         ("default", {}, {"seed": 1}, "--seeds"),
         ("default", {}, {"strategy": "fedprox"}, "--strategies"),
+        ("default", {}, {"cohort-dir": "/elsewhere"}, "--cohort"),
+        ("default", {}, {"min-sites": 1}, "every site"),
+        ("default", {}, {"proximal-mu": 0.1}, "no effect"),
     ],
 )
 def test_what_cannot_be_is_refused(preset: str, overrides: dict, run: dict, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load_plan(preset, overrides, run)
+
+
+def test_resources_that_do_not_exist_are_refused_before_the_start(tmp_path: Path) -> None:
+    for words in (["--set", "threads=200"], ["--gpus-per-cell", "100"]):
+        done = fedscan("benchmark", *words, cwd=tmp_path, cache=tmp_path / "cache")
+        assert done.returncode == 2
+        assert "cannot be had" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_dry_run_tells_cells_and_time_and_starts_nothing(tmp_path: Path) -> None:

@@ -91,10 +91,10 @@ def test_flwr_run_works_from_the_root_with_flowers_defaults(
     run, tiny_cohort: Path, session_cache: Path, tmp_path: Path
 ) -> None:
     """Two supernodes with two CPUs each, in whatever number of actors fits, same weights."""
-    from simulations.launch import _free_port
+    from simulations.launch import free_port
 
-    ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port())}
-    ports["FLWR_LOCAL_CONTROL_API_PORT"] = str(_free_port())
+    ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port())}
+    ports["FLWR_LOCAL_CONTROL_API_PORT"] = str(free_port())
     overrides = tmp_path / "overrides.toml"
     lines = [*TINY, f"cohort-dir = '{tiny_cohort}'", f"output-dir = '{tmp_path / 'out'}'"]
     overrides.write_text("\n".join(lines))

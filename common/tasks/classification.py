@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.config import RunConfig
-from common.errors import DivergedError
+from common.errors import DataContractError, DivergedError
 from common.evaluation.classification import classification_metrics
 from common.models.classifier import CLASSES, build_classifier
 from common.seeding import derive_seed
@@ -43,6 +43,25 @@ def build_model(config: RunConfig) -> nn.Module:
 def shared_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the part of the model's state that sites share: all of it, in every classifier."""
     return model.state_dict()
+
+
+def require_split(site: str, data_dir: Path, split: str) -> None:
+    """Refuse a site that lists nobody in a split; no scan is opened.
+
+    Raises
+    ------
+    DataContractError
+    """
+    from common.imaging.bids import read_site
+
+    if not any(person.split == split for person in read_site(data_dir, site).participants):
+        raise DataContractError(
+            site,
+            f"no participant with a label and a scan is in split '{split}'",
+            where="participants.tsv",
+            remedy="Each of train, val and test needs some; without a column `split` fedscan "
+            "makes them, from five participants of each label on",
+        )
 
 
 def load_split(site: str, data_dir: Path, split: str, config: RunConfig, cache: Path) -> ImageSet:
