@@ -6,8 +6,8 @@ children, and when its standard input closes, because the launcher is done or wa
 every one.
 
 Usage: ``python -m simulations.leash [--remove DIR] COMMAND ARG …``. It prints ``exit CODE`` when
-the command has ended and then waits for the end of its input, so that questions can still be put to the
-SuperLink. At last it removes DIR, which a killed launcher cannot.
+the command has ended and then waits for the end of its input, so that questions can still be put to
+the SuperLink. At last it removes DIR, which a killed launcher cannot.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def test_data_and_results_below_the_project_do_not_travel_to_the_sites(tmp_path:
     app = tmp_path / "fedscan"
     for package in ("common", "server", "clients"):
         shutil.copytree(ROOT / package, app / package)
-    shutil.copy(ROOT / "pyproject.toml", app)
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, app)
     for name in ("scans/north/sub-anna1950/anat/sub-anna1950_T1w.json", "out/summary.json"):
         (app / name).parent.mkdir(parents=True)
         (app / name).write_text("{}")
