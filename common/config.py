@@ -48,7 +48,7 @@ class RunConfig(BaseModel):
     proximal_mu: NonNegative = Field(
         0.0, description="FedProx: weight of the pull towards the round's global model"
     )
-    num_server_rounds: int = Field(30, ge=1, le=100_000, description="communication rounds")
+    num_server_rounds: int = Field(45, ge=1, le=100_000, description="communication rounds")
     local_steps: int = Field(40, ge=1, le=1_000_000, description="optimizer steps a site and round")
     batch_size: int = Field(16, ge=1, le=4096, description="images an optimizer step at a site")
     learning_rate: Positive = Field(1e-3, le=10.0, description="AdamW's peak, cosine-decayed")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from common.imaging.prepare import ImageSet
 
 SHIFT_VOXELS = 1  # augmentation: at most, along each axis
-GAMMA_SD = 0.1  # augmentation: SD of log gamma
+GAMMA_SD = 0.2  # augmentation: SD of log gamma
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
 
 
