@@ -53,8 +53,11 @@ class Workplace:
 
         That there are test scans is seen now, not after the training; none is opened.
         """
-        self.task.require_split(self.site.name, self.site.data_dir, "test")
-        counts = {f"n_{split}": len(self._split(split).labels) for split in ("train", "val")}
+        counts = self.task.survey(self.site.name, self.site.data_dir)
+        for split in ("train", "val"):
+            data = self._split(split)
+            counts[f"n_{split}"] = len(data.labels)
+            counts["left_out"] += sum(data.left_out.values())
         with compute_device(self.config, granted()) as device:
             return messages.identity_reply(message, self.site.name, counts, str(device))
 

@@ -142,15 +142,8 @@ class Benchmark:
 
     def _manifest(self) -> dict[str, Any]:
         config, plan = self.config, self.plan
-        from common.imaging.bids import read_site
-
-        counts = {}
         task = load_task(config.task)
-        for name, path in self.sites.items():
-            for split in ("train", "val", "test"):
-                task.require_split(name, Path(path), split)
-            found = [p.split for p in read_site(Path(path), name).participants]
-            counts[name] = {f"n_{split}": found.count(split) for split in ("train", "val", "test")}
+        counts = {name: task.survey(name, Path(path)) for name, path in self.sites.items()}
         images = config.total_steps * config.batch_size
         return {
             "description": plan.description,

@@ -18,13 +18,26 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="fedscan",
-    help="Federated learning on medical scans: hospitals keep their scans, share what they learn.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # a value may identify somebody
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def fedscan(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Federated learning on medical scans: hospitals keep their scans, share what they learn."""
+    if version:
+        from importlib import metadata
+
+        typer.echo(metadata.version("fedscan"))
+        raise typer.Exit
+
+
 prepare = typer.Typer(help="Make data to work with.", no_args_is_help=True)
 app.add_typer(prepare, name="prepare")
 
@@ -104,6 +117,8 @@ def run(
             "output-dir": str(out.expanduser().absolute()),
         }
     )
+    if config.min_sites > number:
+        raise ConfigError(f"--set min-sites={config.min_sites}, but {number} sites are simulated")
     resources = Resources(number, config.threads, gpus_per_site, cpus)
     folder, summary = federate(config, resources)
     if output_format is Format.json:
@@ -296,16 +311,17 @@ def _show_report(report: CohortReport) -> None:
     from simulations.console import out
 
     if report.sites:
-        table = Table("site", "", "left out")
+        table = Table("site", "left out")
+        table.add_column("", no_wrap=True)
         table.add_column("voxels, mm", no_wrap=True)
-        table.add_column("stored as")
+        table.add_column("axes")
         for name in ("train", "val", "test"):
             table.add_column(f"{name}\nF / M", justify="right")
         for site in report.sites:
             table.add_row(
                 escape(site.site),
-                "[green]usable[/]" if site.usable else "[red]not usable[/]",
                 str(sum(site.left_out.values())),
+                "[green]usable[/]" if site.usable else "[red]unusable[/]",
                 "\n".join(map(escape, site.voxel_sizes_mm)) or "–",
                 "\n".join(map(escape, site.orientations)) or "–",
                 *(" / ".join(map(str, counts.values())) for counts in site.n.values()),
@@ -314,9 +330,15 @@ def _show_report(report: CohortReport) -> None:
     for site in report.sites:
         for reason, count in site.left_out.items():
             out.print(f"site '{site.site}': {count} left out: {reason}", markup=False)
-    for line in [*report.problems, *(line for site in report.sites for line in site.problems)]:
+    lines = [line for site in report.sites for line in [*site.incomplete, *site.problems]]
+    for line in [*report.problems, *lines]:
         out.print(line, markup=False, soft_wrap=True)
     out.print("[bold green]usable[/]" if report.usable else "[bold red]not usable[/]")
+
+
+def _interrupt(number: int, _: object) -> None:
+    print("Interrupted: ending what was started", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -324,12 +346,17 @@ def main() -> None:
     # An exception, so that every block is left in order and nothing started is left behind.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda received, _: sys.exit(128 + received))
+            signal.signal(number, _interrupt)
+    from simulations.console import err
+
     try:
         app()
+    except OSError as error:  # a full or broken disk: nothing that a traceback would explain
+        where = f": {error.filename}" if error.filename else ""
+        err.print("[bold red]Error:[/] ", end="")
+        err.print(f"{error.strerror or error}{where}", markup=False, soft_wrap=True)
+        sys.exit(1)
     except FedscanError as error:
-        from simulations.console import err
-
         err.print("[bold red]Error:[/] ", end="")
         err.print(str(error), markup=False, soft_wrap=True)
         # 2: what was asked for, or the data, cannot be; 1: it was tried and failed.

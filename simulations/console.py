@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 out = Console(highlight=False)  # results: what a pipe should get
 err = Console(stderr=True, highlight=False)  # everything said on the way
@@ -53,14 +54,20 @@ class Steps:
         now = time.monotonic()
         if always or self.done == self.total or now - self._last_line > PLAIN_EVERY:
             self._last_line = now
-            err.print(f"{self.title} {self.done}/{self.total} {note}".rstrip(), soft_wrap=True)
+            line = f"{self.title} {self.done}/{self.total} {note}".rstrip()
+            err.print(line, markup=False, soft_wrap=True)
+
+    def tell(self, line: str) -> None:
+        """Print a line of its own, above the bar."""
+        if not self._quiet:
+            err.print(line, markup=False, soft_wrap=True)
 
     def say(self, note: str) -> None:
         """Say what goes on, without counting."""
         if self._bar:
             self._bar.update(self._task, note=note)
         elif not self._quiet:
-            err.print(f"{self.title}: {note}", soft_wrap=True)
+            err.print(f"{self.title}: {note}", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -88,12 +95,18 @@ def steps(title: str, total: int, *, quiet: bool = False) -> Iterator[Steps]:
         return
     bar = Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        # The one column that gives way when the terminal is narrow.
+        TextColumn(
+            "{task.fields[note]}",
+            markup=False,
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
         console=err,
+        expand=True,
     )
     with bar:
         yield Steps(title, total, bar)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
+from common.files import write_json
 from common.metrics_log import Row, read_rows
 from common.paths import cache_dir
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
@@ -34,8 +37,13 @@ def count_sites(cohort: Path | None, sites: int | None) -> int:
     """
     if cohort is None:
         return sites or 3
-    from common.imaging.bids import list_sites
+    from common.imaging.bids import is_dataset, list_sites
 
+    if cohort.is_dir() and is_dataset(cohort):
+        raise ConfigError(
+            f"{cohort} is one data set. --cohort takes the folder above it, with one data set a "
+            "site"
+        )
     found = list_sites(cohort)
     if sites not in (None, len(found)):
         raise ConfigError(
@@ -102,6 +110,8 @@ def federate(
         With the failed site's name, phase and traceback, or the end of Flower's log.
     """
     resources.check()
+    require_writable(Path(config.output_dir), "--out")
+    require_writable(cache_dir(), "the cache, FEDSCAN_CACHE")
     if not config.cohort_dir:
         prepare_phantoms(resources.sites, quiet=quiet)
     folder: Path | None = None
@@ -111,15 +121,42 @@ def federate(
                 bar.say("starting Flower and Ray")
                 folder = _follow(run, Path(config.output_dir), bar)
             completed = run.succeeded()
+        except BaseException:
+            _mark_interrupted(Path(config.output_dir) / (run.run_id() or "-"))
+            raise
         finally:
             if folder is None and (run_id := run.run_id()):
                 folder = Path(config.output_dir) / run_id
             if folder and folder.is_dir():
-                shutil.copyfile(run.log_path, folder / LOG)
+                with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+                    shutil.copyfile(run.log_path, folder / LOG)
         log = run.log()
     if completed and folder and (folder / SUMMARY).is_file():
         return folder, json.loads((folder / SUMMARY).read_text())
     raise RunFailed(_why(folder, log))
+
+
+def require_writable(folder: Path, what: str) -> None:
+    """Refuse a folder that nothing can be written to, before hours of work are to end there.
+
+    Raises
+    ------
+    ConfigError
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0" * 4096)
+    except OSError as error:
+        raise ConfigError(f"{what}: {folder} cannot be written to ({error.strerror})") from None
+
+
+def _mark_interrupted(folder: Path) -> None:
+    """Say in a run folder that nobody goes on with it."""
+    if folder.is_dir() and not any((folder / name).is_file() for name in (SUMMARY, FAILURE)):
+        why = {"site": "", "phase": "the launcher", "error": "interrupted", "traceback": ""}
+        with contextlib.suppress(OSError):
+            write_json(folder / FAILURE, why)
 
 
 def _follow(run: FlowerRun, output_dir: Path, bar: console.Steps) -> Path | None:
@@ -136,6 +173,9 @@ def _follow(run: FlowerRun, output_dir: Path, bar: console.Steps) -> Path | None
             sites = json.loads((folder / MANIFEST).read_text())["sites"]
             counts = ", ".join(f"{name} ({site['n_train']})" for name, site in sites.items())
             bar.say(f"training at {counts}")
+            for name, site in sites.items():
+                if site["left_out"]:
+                    bar.tell(f"site '{name}': {site['left_out']} left out; fedscan check tells why")
         if folder and (folder / METRICS).is_file():
             _show_new_rounds(list(read_rows(folder / METRICS)), bar)
         if ended:
@@ -146,7 +186,7 @@ def _show_new_rounds(rows: list[Row], bar: console.Steps) -> None:
     shown = [row for row in rows if row.split == "val" and row.name == "balanced_accuracy"]
     for number in sorted({row.round for row in shown if row.round > bar.done}):
         values = ", ".join(f"{row.site} {row.value:.2f}" for row in shown if row.round == number)
-        bar.advance(1, f"validation balanced accuracy: {values}", always=True)
+        bar.advance(1, f"validation: {values}", always=True)
 
 
 def _why(folder: Path | None, log: str) -> str:

@@ -103,6 +103,7 @@ def test_left_out_without_label_or_scan_is_counted_and_no_problem(north):
     report = check_site(north, "north")
     assert report.usable
     assert report.problems == []
+    assert report.incomplete == ["site 'north': sub-7: no label", "site 'north': sub-8: no scan"]
     assert report.left_out == {"no label": 1, "no scan": 1}
 
 

@@ -100,3 +100,29 @@ def test_resources_become_flowers_federation_config(monkeypatch: pytest.MonkeyPa
     ]
     with pytest.raises(ConfigError, match="9 CPUs a site"):
         Resources(sites=3, cpus_per_site=9).check()
+
+
+def test_run_refuses_one_data_set_where_a_cohort_is_asked_for(
+    tiny_cohort: Path, tmp_path: Path
+) -> None:
+    words = ("run", "--cohort", str(tiny_cohort / "north"))
+    done = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    assert done.returncode == 2
+    assert "one data set" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--out", "file"], ["--set", "min-sites=9"]])
+def test_run_refuses_what_could_only_fail_later(
+    words: list[str], tiny_cohort: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    done = fedscan(
+        *("run", "--cohort", str(tiny_cohort), *words), cwd=tmp_path, cache=tmp_path / "cache"
+    )
+    assert done.returncode == 2
+    assert "Error:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_version_is_told(tmp_path: Path) -> None:
+    done = fedscan("--version", cwd=tmp_path, cache=tmp_path)
+    assert done.returncode == 0 and done.stdout.count(".") == 2

@@ -16,7 +16,7 @@ from common.errors import DataContractError, FedscanError
 from common.imaging.bids import LABELS, SiteIndex, is_dataset, list_sites, read_site, site_name
 from common.imaging.nifti import load_scan, scan_header
 from common.imaging.prepare import check_head, prepare_volume
-from common.imaging.site_files import ESCAPES, UNREADABLE, plain, relative
+from common.imaging.site_files import plain, relative
 from common.imaging.splits import SPLITS
 
 Progress = Callable[[str, int, int], None]
@@ -36,6 +36,8 @@ class SiteReport:
         Usable scans by split and label, such as ``n["train"]["female"]``.
     left_out : dict of str to int
         Participants, folders and scans left out, for each reason.
+    incomplete : list of str
+        One line each: who has no label or no scan.
     problems : list of str
         One line each: bad scans, and why the site is not usable.
     voxel_sizes_mm, orientations : dict of str to int
@@ -46,6 +48,7 @@ class SiteReport:
     usable: bool
     n: dict[str, dict[str, int]]
     left_out: dict[str, int] = field(default_factory=dict)
+    incomplete: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     voxel_sizes_mm: dict[str, int] = field(default_factory=dict)
     orientations: dict[str, int] = field(default_factory=dict)
@@ -133,12 +136,9 @@ def check_site(
         index = read_site(data_dir, site, label=label, session=session)
     except DataContractError as error:
         return SiteReport(site, usable=False, n=n, problems=[str(error)])
-    # Who has no label or scan is only counted; what was refused is named.
-    problems = [
-        f"site '{site}': {plain(one.where)}: {one.reason}"
-        for one in index.skipped
-        if one.reason in (ESCAPES, UNREADABLE)
-    ]
+    # Who has no label or scan is named but no problem; what was refused is one.
+    lines = [(one, f"site '{site}': {plain(one.where)}: {one.reason}") for one in index.skipped]
+    problems = [line for one, line in lines if one.reason in (ESCAPES, UNREADABLE)]
     left_out = Counter(index.left_out)
     sizes: Counter[str] = Counter()
     orientations: Counter[str] = Counter()
@@ -160,6 +160,7 @@ def check_site(
         usable=not reasons,
         n=n,
         left_out=dict(sorted(left_out.items())),
+        incomplete=[line for _, line in lines if line not in problems],
         problems=problems + reasons,
         voxel_sizes_mm=dict(sorted(sizes.items())),
         orientations=dict(sorted(orientations.items())),

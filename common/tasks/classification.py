@@ -45,23 +45,33 @@ def shared_state(model: nn.Module) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def require_split(site: str, data_dir: Path, split: str) -> None:
-    """Refuse a site that lists nobody in a split; no scan is opened.
+def survey(site: str, data_dir: Path) -> dict[str, int]:
+    """Count the participants of each split and those left out, without opening a scan.
+
+    Returns
+    -------
+    dict of str to int
+        ``n_train``, ``n_val``, ``n_test`` and ``left_out`` (no label, no scan, …).
 
     Raises
     ------
     DataContractError
+        If a split has nobody: better now than after the training.
     """
     from common.imaging.bids import read_site
 
-    if not any(person.split == split for person in read_site(data_dir, site).participants):
+    index = read_site(data_dir, site)
+    splits = [person.split for person in index.participants]
+    counts = {f"n_{split}": splits.count(split) for split in ("train", "val", "test")}
+    if empty := [name.removeprefix("n_") for name, count in counts.items() if not count]:
         raise DataContractError(
             site,
-            f"no participant with a label and a scan is in split '{split}'",
+            f"no participant with a label and a scan is in split '{empty[0]}'",
             where="participants.tsv",
             remedy="Each of train, val and test needs some; without a column `split` fedscan "
             "makes them, from five participants of each label on",
         )
+    return {**counts, "left_out": sum(index.left_out.values())}
 
 
 def load_split(site: str, data_dir: Path, split: str, config: RunConfig, cache: Path) -> ImageSet:
