@@ -26,16 +26,22 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def fedscan(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-) -> None:
-    """Federated learning on medical scans: hospitals keep their scans, share what they learn."""
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from importlib import metadata
 
         typer.echo(metadata.version("fedscan"))
         raise typer.Exit
+
+
+@app.callback()
+def fedscan(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Federated learning on medical scans: hospitals keep their scans, share what they learn."""
 
 
 prepare = typer.Typer(help="Make data to work with.", no_args_is_help=True)

@@ -16,7 +16,7 @@ from common.errors import DataContractError, FedscanError
 from common.imaging.bids import LABELS, SiteIndex, is_dataset, list_sites, read_site, site_name
 from common.imaging.nifti import load_scan, scan_header
 from common.imaging.prepare import check_head, prepare_volume
-from common.imaging.site_files import plain, relative
+from common.imaging.site_files import ESCAPES, UNREADABLE, plain, relative
 from common.imaging.splits import SPLITS
 
 Progress = Callable[[str, int, int], None]
