@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -343,7 +344,8 @@ def _show_report(report: CohortReport) -> None:
 
 
 def _interrupt(number: int, _: object) -> None:
-    print("Interrupted: ending what was started", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        print("Interrupted: ending what was started", file=sys.stderr, flush=True)
     sys.exit(128 + number)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import psutil
 
 SCRIPTS = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
+MARK = "FEDSCAN_TEST"  # in the environment of everything that the tests start
 OURS = ("flower-", "flwr", "ray::", "raylet", "gcs_server", "/ray/")
 
 
@@ -25,7 +27,8 @@ def environment(cache: Path, **extra: str) -> dict[str, str]:
 
 def caches(cache: Path) -> dict[str, str]:
     """Keep what a site stores out of the user's home."""
-    return {"FEDSCAN_CACHE": str(cache), "FEDSCAN_RECORDS": str(cache / "records")}
+    records = str(cache / "records")
+    return {"FEDSCAN_CACHE": str(cache), "FEDSCAN_RECORDS": records, MARK: str(os.getpid())}
 
 
 def fedscan(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -42,15 +45,19 @@ def fedscan(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProc
 
 
 def flower_processes() -> set[int]:
-    """Numbers of all processes of Flower and Ray, whoever started them."""
+    """Numbers of the processes of Flower and Ray that these tests started."""
     found = set()
-    for process in psutil.process_iter(["pid", "name", "cmdline", "status"]):
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
         if process.info["status"] == psutil.STATUS_ZOMBIE:
             continue
-        command = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
+        command = " ".join(process.info["cmdline"] or [])
         head = command.split(" -")[0][:200]
         if "simulations.leash" in command or any(word in head for word in OURS):
-            found.add(process.info["pid"])
+            # Others may run Flower on this machine. A Ray worker overwrites its environment with
+            # its title, but it is not there without its raylet.
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == str(os.getpid()):
+                    found.add(process.info["pid"])
     return found
 
 
