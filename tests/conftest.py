@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # Before the first import of torch or numpy, here and in every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -35,3 +36,14 @@ def in_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take this process for an actor of the Simulation Engine, which may give a site a number."""
     monkeypatch.setattr("clients.guard.declared", dict)
     monkeypatch.setattr("clients.local.declared", dict)
+
+
+@pytest.fixture(scope="module")
+def task_identity() -> Iterator[None]:
+    """Tell Flower who sends a message, which it asks when a test composes one."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    with pytest.MonkeyPatch.context() as patch:
+        for number in ("_run_id", "_node_id", "_task_id"):
+            patch.setattr(TaskIdentity, number, 1)
+        yield

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from clients import resources
 from clients.app import app
@@ -17,19 +16,10 @@ from common.errors import ConfigError, DataContractError
 from common.messages import Failure
 from common.sites import site_name
 
-pytestmark = pytest.mark.usefixtures("in_simulation")
+pytestmark = pytest.mark.usefixtures("in_simulation", "task_identity")
 
 SECRETS = ("secret", "sub-007")
 SIMULATED = {"partition-id": 1, "num-partitions": 3}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def task_identity():
-    """Flower asks it who sends a message."""
-    with pytest.MonkeyPatch.context() as patch:
-        for number in ("_run_id", "_node_id", "_task_id"):
-            patch.setattr(TaskIdentity, number, 1)
-        yield
 
 
 @pytest.fixture

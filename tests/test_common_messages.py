@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
@@ -15,14 +14,7 @@ from common import messages
 from common.messages import Failure
 from common.provenance import source_hash
 
-
-@pytest.fixture(autouse=True, scope="module")
-def task_identity():
-    """Flower asks it who sends a message."""
-    with pytest.MonkeyPatch.context() as patch:
-        for number in ("_run_id", "_node_id", "_task_id"):
-            patch.setattr(TaskIdentity, number, 1)
-        yield
+pytestmark = pytest.mark.usefixtures("task_identity")
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -36,7 +35,7 @@ from server.rounds import federate
 from server.selection import BestRound, pooled
 from server.strategies import make_strategy
 
-pytestmark = pytest.mark.usefixtures("in_simulation")
+pytestmark = pytest.mark.usefixtures("in_simulation", "task_identity")
 
 TINY = {
     "num-server-rounds": 3,
@@ -47,15 +46,6 @@ TINY = {
     "connect-timeout": 0.05,
 }
 Answer = Callable[[Message], Message | None]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def task_identity():
-    """Flower asks it who sends a message."""
-    with pytest.MonkeyPatch.context() as patch:
-        for number in ("_run_id", "_node_id", "_task_id"):
-            patch.setattr(TaskIdentity, number, 1)
-        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
