@@ -47,3 +47,19 @@ def task_identity() -> Iterator[None]:
         for number in ("_run_id", "_node_id", "_task_id"):
             patch.setattr(TaskIdentity, number, 1)
         yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let ``pytest -k golden --golden DIR`` judge by other reference numbers."""
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=Path(__file__).parent / "golden" / "stylegan2-ada",
+        help="folder of reference numbers for StyleGAN2-ADA",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_dir(request: pytest.FixtureRequest) -> Path:
+    """Folder of reference numbers that the golden tests reproduce."""
+    return request.config.getoption("--golden")
