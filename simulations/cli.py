@@ -6,13 +6,14 @@ import contextlib
 import json
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from common.errors import ConfigError, DataContractError, FedscanError
+from simulations.gan import commands as gan_commands
+from simulations.options import Format, FormatOption, parse_set
 
 if TYPE_CHECKING:
     from common.imaging.check import CohortReport
@@ -47,32 +48,7 @@ def fedscan(
 
 prepare = typer.Typer(help="Make data to work with.", no_args_is_help=True)
 app.add_typer(prepare, name="prepare")
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    text = "text"
-    json = "json"
-
-
-FormatOption = Annotated[Format, typer.Option("--format", help="json: for machines, on stdout.")]
-
-
-def _parse_set(assignments: list[str]) -> dict[str, bool | int | float | str]:
-    """Read ``key=value`` as TOML would; what is no TOML value is a text."""
-    import tomllib
-
-    values = {}
-    for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--set {assignment}: accepted is key=value, as in --set seed=1")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = text
-    return values
+app.add_typer(gan_commands.app)
 
 
 @app.command()
@@ -112,7 +88,7 @@ def run(
     from simulations.launch import Resources
 
     cohort = cohort and cohort.expanduser().absolute()
-    overrides = _parse_set(set_ or [])
+    overrides = parse_set(set_ or [])
     if clash := {"cohort-dir": "--cohort", "output-dir": "--out"}.keys() & overrides.keys():
         raise ConfigError(f"--set {min(clash)}: use --cohort and --out, which take any path")
     number = count_sites(cohort, sites)
@@ -216,7 +192,7 @@ def benchmark(
                 "seeds": seeds,
                 "centralized-batch": centralized_batch,
             },
-            run=_parse_set(set_ or []),
+            run=parse_set(set_ or []),
             cohort=cohort and cohort.expanduser().absolute(),
             sites=sites,
             out=out.expanduser().absolute(),

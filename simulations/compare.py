@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from common.sites import phantom_sites
 from simulations import console
 from simulations.benchmark import Benchmark
 from simulations.federate import count_sites, prepare_phantoms
@@ -62,7 +63,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
         _show_plan(plan, count, base)
         return None
     if request.cohort is None:
-        sites = prepare_phantoms(count)
+        sites = prepare_phantoms(phantom_sites(count))
     else:
         from common.imaging.bids import list_sites
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,15 @@ def count_sites(cohort: Path | None, sites: int | None) -> int:
     return len(found)
 
 
-def prepare_phantoms(count: int, *, quiet: bool = False) -> dict[str, Path]:
-    """Make the default cohort's sites in the user's cache, where they are not yet there.
+def prepare_phantoms(sites: Mapping[str, int], *, quiet: bool = False) -> dict[str, Path]:
+    """Make phantom sites in the user's cache, where they are not yet there.
+
+    Parameters
+    ----------
+    sites : mapping of str to int
+        Training and validation subjects by site, as :func:`common.sites.phantom_sites` has them.
+    quiet : bool
+        Show nothing on the way.
 
     Returns
     -------
@@ -63,7 +71,6 @@ def prepare_phantoms(count: int, *, quiet: bool = False) -> dict[str, Path]:
     """
     from common.imaging.phantom_cache import ensure_site
 
-    sites = phantom_sites(count)
     folders: dict[str, Path] = {}
     total = sum(n + PHANTOM_TEST for n in sites.values())
     with console.steps("Making phantom scans", total, quiet=quiet) as bar:
@@ -113,7 +120,7 @@ def federate(
     require_writable(Path(config.output_dir), "--out")
     require_writable(cache_dir(), "the cache, FEDSCAN_CACHE")
     if not config.cohort_dir:
-        prepare_phantoms(resources.sites, quiet=quiet)
+        prepare_phantoms(phantom_sites(resources.sites), quiet=quiet)
     folder: Path | None = None
     with flower_run(config, resources) as run:
         try:

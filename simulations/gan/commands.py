@@ -1,0 +1,381 @@
+"""``train-gan``, ``generate``, ``project`` and ``bench-gan``: what is asked for and shown."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.errors import ConfigError
+from simulations.options import (
+    Device,
+    DeviceOption,
+    Format,
+    FormatOption,
+    computing_with,
+    parse_set,
+)
+
+if TYPE_CHECKING:
+    from simulations.gan.bench import Speed
+
+app = typer.Typer()
+
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a training, train-gan's --out.")
+]
+OutOption = Annotated[Path, typer.Option(help="Folder to make for the results.")]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        metavar="[KIND=]VALUE",
+        help="For example F, or sex=F; once a kind. A kind that is not named takes all its values "
+        "in turn.",
+    ),
+]
+ExtractorOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Network whose features tell how far pictures are apart: fedscan's own, or a "
+        "safetensors or TorchScript file. TorchScript is a program: name only files you trust.",
+    ),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="CPU threads.")]
+
+
+@app.command("train-gan")
+def train_gan(
+    out: Annotated[Path, typer.Option(help="Folder of the training.")] = Path("gan"),
+    cohort: Annotated[
+        Path | None,
+        typer.Option(help="Folder with one BIDS data set a site. Without it: phantom hospitals."),
+    ] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="Train on this site; repeat it to pool several. By default: all."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="tiny-32 (the default), brain-64, brain-128 or paper-256."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override the preset; repeatable."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="What the generator is told: sex, site, sex,site or none."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Stop training after this time, even before the preset's kimg."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
+    device: Annotated[Device | None, typer.Option(help="By default a GPU if there is one.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=256, help="CPU threads; 1 by default.")
+    ] = None,
+    extractor: ExtractorOption = "fedscan-brain",
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Train StyleGAN2-ADA on axial slices of one site's scans, or of several sites' pooled.
+
+    Writes a grid of pictures and a checkpoint every few hundred iterations, and at the end
+    distances to the test scans. Ctrl-C saves; --resume goes on as if nothing had happened.
+
+    For example:
+
+    - `fedscan train-gan --site north --minutes 15 --threads 2` — a phantom hospital
+    - `fedscan train-gan --cohort ~/hospitals --site north --site south --out pooled`
+    - `fedscan train-gan --preset brain-64 --labels sex,site --set seed=1 --out brains`
+    - `fedscan train-gan --out brains --resume --set kimg=1000`
+    """
+    from simulations.gan.plan import Request
+    from simulations.gan.train import train
+
+    changes = parse_set(set_ or [])
+    options = {
+        "label-kinds": labels,
+        "device": device and device.value,
+        "threads": threads,
+    }
+    for key, value in options.items():
+        if value is not None:
+            if key in changes:
+                raise ConfigError(f"--set {key} and its option: give one of them")
+            changes[key] = value
+    if minutes is not None and not 0 < minutes < 1e6:
+        raise ConfigError(f"--minutes {minutes:g}: accepted is a time above 0")
+    summary = train(
+        Request(
+            out=out.expanduser().absolute(),
+            cohort=cohort and cohort.expanduser().absolute(),
+            sites=tuple(site or ()),
+            preset=preset,
+            changes=changes,
+            minutes=minutes,
+            resume=resume,
+            extractor=extractor,
+        )
+    )
+    if output_format is Format.json:
+        typer.echo(json.dumps(summary))
+        return
+    _show_summary(summary)
+    typer.echo(str(out.expanduser().absolute()))
+
+
+@app.command()
+def generate(
+    checkpoint: CheckpointArgument,
+    out: OutOption = Path("pictures"),
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Pictures.")] = 64,
+    label: LabelOption = None,
+    truncation: Annotated[
+        float,
+        typer.Option(min=0.0, max=2.0, help="ψ: below 1 for more typical, less varied pictures."),
+    ] = 1.0,
+    seed: SeedOption = 0,
+    nifti: Annotated[
+        bool, typer.Option("--nifti", help="Also NIfTI slices, 216 mm wide, 0 air to 1.")
+    ] = False,
+    device: DeviceOption = Device.auto,
+    threads: ThreadsOption = 1,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Make pictures with a trained generator: a PNG each, grid.png, and pictures.json.
+
+    Picture k depends on the seed, its label and k alone: a larger --count adds pictures.
+
+    For example:
+
+    - `fedscan generate gan --out pictures`
+    - `fedscan generate gan --count 16 --label F --truncation 0.7 --seed 1 --out women`
+    - `fedscan generate gan --label sex=F --label site=north --nifti --out slices`
+    """
+    from simulations.gan.generate import GRID, Request, label_counts
+    from simulations.gan.generate import generate as make
+
+    request = Request(
+        checkpoint=checkpoint.expanduser().absolute(),
+        out=out.expanduser().absolute(),
+        count=count,
+        labels=tuple(label or ()),
+        truncation=truncation,
+        seed=seed,
+        nifti=nifti,
+        device=device.value,
+    )
+    with computing_with(threads):
+        made = make(request)
+    if output_format is Format.json:
+        typer.echo(json.dumps(made))
+        return
+    counts = "; ".join(f"{number} × {name}" for name, number in label_counts(made).items())
+    typer.echo(f"{count} pictures ({counts})")
+    typer.echo(str(request.out / GRID))
+
+
+class Space(StrEnum):
+    """Latent spaces to project into."""
+
+    w = "w"
+    w_plus = "w+"
+
+
+@app.command()
+def project(
+    checkpoint: CheckpointArgument,
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE…", help="PNG, .npy, NIfTI slices, or whole NIfTI scans."),
+    ],
+    out: OutOption = Path("projections"),
+    space: Annotated[
+        Space, typer.Option(help="w: one style; w+: one a layer, closer and less plausible.")
+    ] = Space.w,
+    steps: Annotated[int, typer.Option(min=1, max=100_000, help="Iterations a picture.")] = 1000,
+    label: LabelOption = None,
+    height: Annotated[
+        float, typer.Option(help="Slice of a whole scan: mm above the head's centre of mass.")
+    ] = 0.0,
+    extractor: ExtractorOption = "fedscan-brain",
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+    threads: ThreadsOption = 1,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Find the latent whose picture comes closest to a given one, and show how close.
+
+    Results are numbered in the order of the pictures: 000, 001, … Each holds comparison.png,
+    path.png and w.safetensors; projections.json holds the distances.
+
+    For example:
+
+    - `fedscan project gan picture.png --out projections`
+    - `fedscan project gan pictures/picture-00000.png slice.nii.gz --space w+ --steps 500`
+    - `fedscan project gan ~/hospitals/north/sub-001/anat/sub-001_T1w.nii.gz --height 9 --label F`
+    """
+    from simulations.gan.project import Request, project_all
+
+    request = Request(
+        checkpoint=checkpoint.expanduser().absolute(),
+        images=tuple(path.expanduser().absolute() for path in images),
+        out=out.expanduser().absolute(),
+        space=space.value,
+        steps=steps,
+        labels=tuple(label or ()),
+        height_mm=height,
+        extractor=extractor,
+        seed=seed,
+        device=device.value,
+    )
+    with computing_with(threads):
+        found = project_all(request)
+    if output_format is Format.json:
+        typer.echo(json.dumps(found))
+        return
+    _show_projections(found)
+    typer.echo(str(request.out))
+
+
+@app.command("bench-gan")
+def bench_gan(
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="R/BASE/MAX/BATCH",
+            help="Resolution, channel base, channel maximum, batch; repeatable. By default four.",
+        ),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="float32, bfloat16 or float16; repeatable. By default the first two."),
+    ] = None,
+    device: DeviceOption = Device.auto,
+    threads: ThreadsOption = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each phase is measured.")] = 5,
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Measure how fast StyleGAN2-ADA trains here, and what share of the machine that is.
+
+    The share is the operations of an iteration over its seconds, over the rate of a large float32
+    matrix product in the same process: a figure that travels between machines.
+
+    For example:
+
+    - `fedscan bench-gan --threads 2`
+    - `fedscan bench-gan --size 32/4096/64/16 --precision float32 --format json`
+    - `fedscan bench-gan --device cuda --size 128/8192/128/32 --size 256/16384/512/32`
+    """
+    from simulations.console import steps
+    from simulations.gan import bench
+
+    cases = [
+        bench.Case(one, number, device.value, threads, repeats)
+        for one in size or bench.SIZES
+        for number in precision or bench.PRECISIONS
+    ]
+    speeds = []
+    with steps("Measuring", len(cases)) as bar:
+        for speed in bench.bench(cases):
+            bar.advance(1, f"{speed.size} {speed.precision}", always=True)
+            speeds.append(speed)
+    if output_format is Format.json:
+        typer.echo(json.dumps(bench.as_json(speeds)))
+        return
+    _show_speeds(speeds)
+
+
+def _show_summary(summary: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from simulations.console import out
+
+    table = Table(
+        title=f"{escape('+'.join(summary['sites']))}: {summary['images_seen'] / 1000:.1f} kimg in "
+        f"{summary['seconds']:.0f} s, p {summary['p']:.3f}",
+        caption=f"{summary['real']['n_real']} test slices; extractor "
+        f"{escape(summary['extractor']['name'])} {summary['extractor']['hash'][:12]}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("against the test scans")
+    table.add_column("images", justify="right")
+    measures = ("frechet_distance", "kernel_distance", "precision", "recall")
+    for name in measures:
+        table.add_column(name.replace("_", "\n").replace("frechet", "Fréchet"), justify="right")
+    for title, key in (("generated", "generated"), ("real training slices", "real")):
+        found = summary[key]
+        numbers = ["–" if found[name] is None else f"{found[name]:.3g}" for name in measures]
+        table.add_row(title, str(found["n_generated"]), *numbers)
+    out.print(table)
+    if summary["frechet_ratio"] is not None:
+        out.print(f"Fréchet distance: {summary['frechet_ratio']:.1f} times the real one")
+    for reason in sorted(set(summary["generated"]["reasons"].values())):
+        out.print(f"Not measured: {reason}", markup=False)
+
+
+def _show_projections(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from simulations.console import out
+
+    table = Table(
+        title=f"{found['steps']} steps in {found['space'].upper()}, extractor "
+        f"{found['extractor']['name']}",
+        title_justify="left",
+    )
+    table.add_column("picture")
+    for heading in ("distance, start", "distance, end", "RMS, start", "RMS, end"):
+        table.add_column(heading, justify="right")
+    for one in found["projections"]:
+        numbers = [one[key] for key in ("distance_start", "distance", "rms_start", "rms")]
+        table.add_row(one["folder"], *(f"{number:.4g}" for number in numbers))
+    out.print(table)
+
+
+def _show_speeds(speeds: list[Speed]) -> None:
+    from rich.table import Table
+
+    from simulations.console import out
+
+    first = speeds[0]
+    out.print(f"{first.device}; CPU threads: {first.threads}", markup=False)
+    speed_table = Table(title="Training StyleGAN2-ADA", title_justify="left")
+    phase_table = Table(title="Seconds a phase, optimizer step included", title_justify="left")
+    for table, columns in (
+        (speed_table, ["seconds an\niteration", "images\na second", "GFLOP"]),
+        (speed_table, ["peak,\nGFLOP/s", "share\nof it", "memory,\nGiB"]),
+        (phase_table, ["generator", "discriminator", "R1 (1/16)", "path length (1/4)"]),
+    ):
+        if not table.columns:
+            table.add_column("size", no_wrap=True)
+            table.add_column("precision", no_wrap=True)
+        for column in columns:
+            table.add_column(column, justify="right")
+    for speed in speeds:
+        memory = speed.memory_gib if speed.gpu_memory_gib is None else speed.gpu_memory_gib
+        speed_table.add_row(
+            speed.size,
+            speed.precision,
+            f"{speed.iteration_seconds:.3g}",
+            f"{speed.images_per_second:.3g}",
+            f"{speed.gflop:.1f}",
+            f"{speed.peak_gflops:.0f}",
+            f"{100 * speed.share_of_peak:.0f} %",
+            f"{memory:.2f}",
+        )
+        phases = (speed.seconds[name] for name in ("generator", "discriminator", "r1", "path"))
+        phase_table.add_row(speed.size, speed.precision, *(f"{seconds:.3g}" for seconds in phases))
+    out.print(speed_table)
+    out.print(phase_table)

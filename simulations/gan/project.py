@@ -1,0 +1,156 @@
+"""Projections of a user's pictures into a generator's latent space, and what to keep of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.files import write_atomically, write_json
+from simulations import console
+from simulations.gan.generate import new_folder, open_checkpoint, open_extractor
+from simulations.gan.picture_input import read_picture
+
+if TYPE_CHECKING:
+    from common.training.projector import Projection
+
+ABOUT = "projections.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Parameters
+    ----------
+    checkpoint : Path
+    images : tuple of Path
+    out : Path
+    space : {"w", "w+"}
+    steps : int
+    labels : tuple of str
+        Of the pictures, where they are known: the search starts at the mean of such latents.
+    height_mm : float
+        Of a whole scan, which slice: mm above the head's centre of mass.
+    extractor : str
+        Name or file of the network that tells how far two pictures are apart.
+    seed : int
+    device : str
+    """
+
+    checkpoint: Path
+    images: tuple[Path, ...]
+    out: Path
+    space: str = "w"
+    steps: int = 1000
+    labels: tuple[str, ...] = ()
+    height_mm: float = 0.0
+    extractor: str = "fedscan-brain"
+    seed: int = 0
+    device: str = "auto"
+
+
+def project_all(request: Request) -> dict[str, Any]:
+    """Project each picture and write its folder, ``000``, ``001``, … in the order given.
+
+    Folders are numbered, since a file's name may be a participant's.
+
+    Returns
+    -------
+    dict
+        What ``projections.json`` holds.
+
+    Raises
+    ------
+    ConfigError
+        For a picture, label, checkpoint or folder that cannot be used, before any work.
+    """
+    import torch
+
+    from common.models.architecture import encode_labels
+    from common.training.gan_sampling import combinations, wanted_labels
+    from common.training.projector import project
+
+    generator, about = open_checkpoint(request.checkpoint, request.device)
+    architecture = generator.architecture
+    rows = combinations(architecture, wanted_labels(architecture, request.labels))
+    targets = [
+        read_picture(
+            path,
+            channels=architecture.channels,
+            resolution=architecture.resolution,
+            height_mm=request.height_mm,
+        )
+        for path in request.images
+    ]
+    extractor = open_extractor(request.extractor)
+    new_folder(request.out)
+    found = []
+    with console.steps("Projecting", request.steps * len(targets)) as bar:
+        for number, target in enumerate(targets):
+
+            def tell(step: int, apart: float, number: int = number) -> None:
+                bar.advance(1, f"picture {number + 1} of {len(targets)}, distance {apart:.3g}")
+
+            done = project(
+                generator,
+                torch.from_numpy(target),
+                extractor.perceptual_distance,
+                space=request.space,
+                steps=request.steps,
+                seed=request.seed,
+                labels=encode_labels(architecture, rows),
+                on_step=tell,
+            )
+            found.append(_write(request.out / f"{number:03d}", target, done))
+    description = {
+        "generator": about,
+        "extractor": extractor.identity(),
+        "space": request.space,
+        "steps": request.steps,
+        "seed": request.seed,
+        "projections": found,
+    }
+    write_json(request.out / ABOUT, description)
+    return description
+
+
+def _write(folder: Path, target: np.ndarray, done: Projection) -> dict[str, Any]:
+    """Keep one projection: pictures, latent and noise maps, distances."""
+    from safetensors.torch import save
+
+    from simulations.gan.pictures import write_grid, write_path, write_picture
+
+    reached = done.reconstruction.numpy()
+    write_picture(folder / "target.png", target)
+    write_picture(folder / "reconstruction.png", reached)
+    apart = np.abs(reached - target) * 2 - 1  # black where they agree, white from half the range
+    write_grid(
+        folder / "comparison.png",
+        [np.stack([target, reached, apart])],
+        captions=["target", "reached", "difference"],
+    )
+    write_path(
+        folder / "path.png",
+        target,
+        [point.step for point in done.path],
+        np.stack([point.image.numpy() for point in done.path]),
+        [point.distance for point in done.path],
+    )
+    state = {"w": done.ws, **{f"noise.{k:02d}": one for k, one in enumerate(done.noise)}}
+    write_atomically(folder / "w.safetensors", save(state))
+    return {
+        "folder": folder.name,
+        "distance_start": done.path[0].distance,
+        "distance": done.distance,
+        "rms_start": _rms(target, done.path[0].image.numpy()),
+        "rms": _rms(target, reached),
+        "path": [{"step": point.step, "distance": point.distance} for point in done.path],
+    }
+
+
+def _rms(one: np.ndarray, other: np.ndarray) -> float:
+    """Root of the mean squared difference of pixels, on the scale of [-1, 1]."""
+    return float(np.sqrt(np.mean((one - other) ** 2)))

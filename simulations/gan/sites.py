@@ -1,0 +1,77 @@
+"""The sites that one generator is trained on: a cohort's, or phantom hospitals."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import ConfigError
+from common.paths import cache_dir
+from common.sites import phantom_sites
+from simulations import console
+from simulations.federate import prepare_phantoms
+
+if TYPE_CHECKING:
+    from common.imaging.slices import SliceSet
+
+PHANTOMS = 5  # as many as have names of their own
+DEFAULT_PHANTOMS = 3  # as in `fedscan run`
+
+
+def choose_sites(cohort: Path | None, names: Sequence[str]) -> list[str]:
+    """Names of the sites to pool, sorted: those asked for, or all.
+
+    Raises
+    ------
+    ConfigError, DataContractError
+        For a cohort that cannot be read, or a site that it does not have.
+    """
+    if cohort is None:
+        have, default = list(phantom_sites(PHANTOMS)), list(phantom_sites(DEFAULT_PHANTOMS))
+        where = "the phantom hospitals are"
+    else:
+        have = default = list(_cohort(cohort))
+        where = f"{cohort} holds"
+    if unknown := sorted(set(names) - set(have)):
+        raise ConfigError(f"--site {unknown[0]}: {where} {', '.join(sorted(have))}")
+    return sorted(set(names) or default)
+
+
+def site_folders(cohort: Path | None, names: Sequence[str]) -> dict[str, Path]:
+    """Each site's data set; phantoms are made in the user's cache where they are not yet there."""
+    if cohort is not None:
+        found = _cohort(cohort)
+        return {name: found[name] for name in names}
+    return prepare_phantoms({name: phantom_sites(PHANTOMS)[name] for name in names})
+
+
+def load_pool(folders: Mapping[str, Path], split: str, resolution: int) -> SliceSet:
+    """Slices of one split of all sites together; no file of another split is opened."""
+    from common.imaging.slices import load_slices, pool
+
+    sets = []
+    with console.steps(f"Reading {split} scans, sites", len(folders)) as bar:
+        for name, folder in folders.items():
+            sets.append(load_slices(name, folder, split, resolution=resolution, cache=cache_dir()))
+            bar.advance(1, name)
+    return pool(sets)
+
+
+def digest(data: SliceSet) -> str:
+    """Hash of images and labels: whether a training goes on with the slices it began with."""
+    found = hashlib.sha256(data.images.tobytes())
+    found.update(repr([sorted(row.items()) for row in data.labels]).encode())
+    return found.hexdigest()
+
+
+def _cohort(cohort: Path) -> dict[str, Path]:
+    from common.imaging.bids import is_dataset, list_sites
+
+    if cohort.is_dir() and is_dataset(cohort):
+        raise ConfigError(
+            f"{cohort} is one data set. --cohort takes the folder above it, with one data set a "
+            f"site; then --site {cohort.name} is this one"
+        )
+    return list_sites(cohort)

@@ -1,0 +1,337 @@
+"""One generator's training in one folder: begin, go on, stop at any time without losing it.
+
+The folder holds the checkpoint (networks, optimizers, p: all that is needed to go on bit for bit),
+``manifest.json`` (what was asked for), ``metrics.jsonl``, grids of pictures of the same latents
+from snapshot to snapshot, ``real.png`` and, at the end, ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.errors import ConfigError, DivergedError, FedscanError
+from common.files import write_atomically, write_json
+from common.metrics_log import MetricsLog, Row, read_rows
+from common.provenance import PACKAGES, source_hash, versions
+from common.run_folder import MANIFEST, METRICS, SUMMARY
+from simulations import console
+from simulations.benchmark import LOCK
+from simulations.federate import require_writable
+from simulations.gan.generate import label_name, open_extractor
+from simulations.gan.plan import Plan, Request, require_empty, resolve
+from simulations.gan.sites import digest, load_pool, site_folders
+from simulations.options import computing_with
+from simulations.stopping import signals_noted
+
+if TYPE_CHECKING:
+    from common.imaging.slices import SliceSet
+    from common.training.gan_state import GanTraining
+
+REAL, NEWEST = "real.png", "grid.png"
+GRID_ROWS, GRID_COLUMNS = 4, 8
+
+
+def train(request: Request) -> dict[str, Any]:
+    """Train, or go on training, until the configured number of images or the time is reached.
+
+    Returns
+    -------
+    dict
+        The summary: see :func:`simulations.gan.summary.summarize`.
+
+    Raises
+    ------
+    ConfigError
+        For a request that cannot be met, before anything is written: a folder that holds other
+        files, a training that was not asked to be resumed, or one that was begun otherwise.
+    DivergedError
+        If the losses leave the finite numbers; the last checkpoint stays.
+    SystemExit
+        With 128 and the signal's number, after saving, when interrupted.
+    """
+    from common.evaluation.extractor import DEFAULT
+    from common.training.gan_state import resolve_device
+
+    plan = resolve(request)
+    resolve_device(plan.config.device)
+    if request.extractor != DEFAULT:
+        open_extractor(request.extractor)  # refused before the training, not after it
+    require_writable(request.out, "--out")
+    with locked(request.out), computing_with(plan.config.threads):
+        if not request.resume:
+            require_empty(request.out)  # again: another may have begun in the meantime
+        return _Run(plan, request).run()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process out of a folder while the block runs.
+
+    Raises
+    ------
+    ConfigError
+        If one is in it.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(f"{folder} is being worked on by another process") from None
+
+
+class _Enough(Exception):
+    """The training is to stop here, between two iterations."""
+
+
+class _Run:
+    """The training of a plan in a folder that nobody else works on."""
+
+    def __init__(self, plan: Plan, request: Request) -> None:
+        self.folder, self.minutes, self.extractor = request.out, request.minutes, request.extractor
+        self.plan = plan
+        self.config = plan.config
+        self.site = "+".join(plan.sites)
+        self.saved: int | None = None  # iterations in the checkpoint on disk
+        self.earlier = 0.0  # seconds of training before this process
+        self.clock = time.perf_counter()
+
+    def run(self) -> dict[str, Any]:
+        folders = site_folders(self.plan.cohort, self.plan.sites)
+        data = load_pool(folders, "train", self.config.resolution)
+        with self._disk():
+            training = self._begin(data)
+        if training.steps >= self.config.total_steps and (self.folder / SUMMARY).is_file():
+            console.err.print(
+                f"Nothing is left to do: {training.images_seen} images were asked for and seen. "
+                "Raise --set kimg to train on",
+                markup=False,
+            )
+            return json.loads((self.folder / SUMMARY).read_text())
+        (self.folder / SUMMARY).unlink(missing_ok=True)  # of fewer iterations
+        noted = self._train(training, data)
+        if noted:
+            with contextlib.suppress(OSError):
+                console.err.print(
+                    f"Saved after iteration {training.steps} in {self.folder}; go on with --resume",
+                    markup=False,
+                    soft_wrap=True,
+                )
+            raise SystemExit(128 + noted[0])
+        from simulations.gan.summary import summarize
+
+        seconds = self._seconds()
+        extractor = open_extractor(self.extractor)
+        summary = summarize(training, data, folders, extractor, seconds=seconds)
+        with self._disk():
+            write_json(self.folder / SUMMARY, summary)
+        return summary
+
+    def _begin(self, data: SliceSet) -> GanTraining:
+        """Start the training, or take it up where its last checkpoint is."""
+        from common.training.gan_checkpoint import NAME, load_checkpoint
+        from common.training.gan_config import label_values
+        from common.training.gan_state import GanTraining
+
+        values = label_values(data.labels, self.config.label_kinds)
+        architecture = self.config.architecture(values)
+        before = self.plan.before
+        if before is None:
+            self._write_manifest(data)
+        else:
+            if before["data"] != digest(data):
+                raise ConfigError(
+                    f"{self.folder}: the training scans are not those that this training began "
+                    "with. Give --cohort the same scans, or begin anew with another --out"
+                )
+            if before["source_hash"] != _sources():
+                console.err.print(
+                    "Note: begun with other fedscan sources; what follows may differ in bits"
+                )
+        if not (self.folder / REAL).is_file():
+            self._draw_real(data, architecture)
+        if before is not None and (self.folder / f"{NAME}.json").is_file():
+            training = load_checkpoint(self.folder, config=self.config)
+            self.saved = training.steps
+        else:
+            training = GanTraining.start(self.config, architecture)
+        self._forget_after(training.steps)
+        self.metrics = MetricsLog(self.folder / METRICS)
+        return training
+
+    def _write_manifest(self, data: SliceSet) -> None:
+        names = [row["site"] for row in data.labels]
+        write_json(
+            self.folder / MANIFEST,
+            {
+                "preset": self.plan.preset,
+                "config": self.config.to_mapping(),
+                "cohort": str(self.plan.cohort or ""),
+                "sites": {site: {"train_slices": names.count(site)} for site in self.plan.sites},
+                "data": digest(data),
+                "versions": versions(),
+                "source_hash": _sources(),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        )
+
+    def _forget_after(self, steps: int) -> None:
+        """Drop metrics and grids of iterations that are not in the checkpoint."""
+        path = self.folder / METRICS
+        if path.is_file():
+            whole = [line for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")]
+            kept = [
+                (line, row)
+                for line, row in zip(whole, read_rows(path), strict=True)
+                if row.round <= steps
+            ]
+            write_atomically(path, b"".join(line for line, _ in kept))
+            self.earlier = max((row.seconds for _, row in kept), default=0.0)
+        for grid in self.folder.glob("grid-*.png"):
+            number = grid.stem.removeprefix("grid-")
+            if number.isdecimal() and int(number) > steps:
+                grid.unlink()
+
+    def _train(self, training: GanTraining, data: SliceSet) -> list[int]:
+        """Train to the end, the time or a signal; return the signals."""
+        from common.training.gan import fit
+
+        limit = None if self.minutes is None else self.minutes * 60
+        whole = self.config.total_steps if limit is None else math.ceil(limit)
+        title = "Training" if limit is None else "Training, seconds"
+        last: Mapping[str, float] = {}
+        self.clock = time.perf_counter()
+        with signals_noted() as noted, console.steps(title, whole) as bar:
+            if limit is None and training.steps:
+                bar.advance(training.steps, "resumed")
+
+            def after(training: GanTraining, metrics: Mapping[str, float]) -> None:
+                nonlocal last
+                spent = time.perf_counter() - self.clock
+                if metrics:
+                    last = metrics
+                    self._log(training, metrics)
+                done = 1 if limit is None else min(int(spent), whole) - bar.done
+                bar.advance(done, _note(training, last))
+                if noted or (limit is not None and spent >= limit):
+                    raise _Enough
+                if training.steps % self.config.snapshot_every == 0:
+                    self._snapshot(training, data)
+
+            left = self.config.total_steps - training.steps
+            if left > 0:
+                with contextlib.suppress(_Enough):
+                    fit(training, data, steps=left, seed=self.config.seed, on_step=after)
+            if training.steps != self.saved:
+                self._snapshot(training, data)
+        return noted
+
+    def _seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.clock
+
+    def _log(self, training: GanTraining, metrics: Mapping[str, float]) -> None:
+        """Append a row a metric: ``round`` is the iteration, ``n`` the images seen."""
+        seconds, seen = round(self._seconds(), 3), training.images_seen
+        rows = [
+            Row(training.steps, self.site, "train", name, value, seen, seconds)
+            for name, value in metrics.items()
+        ]
+        with self._disk():
+            self.metrics.append(rows)
+
+    def _snapshot(self, training: GanTraining, data: SliceSet) -> None:
+        """Write a grid, then the checkpoint: what is in it is then all on disk."""
+        from common.training.gan_checkpoint import save_checkpoint
+
+        # Losses are looked at less often; a good checkpoint must not give way to a broken one.
+        if not all(parameter.isfinite().all() for parameter in training.ema.parameters()):
+            raise DivergedError(
+                f"weights are not finite at iteration {training.steps}: the training has diverged. "
+                f"The checkpoint of iteration {self.saved or 0} stays; begin anew with lower "
+                "learning rates"
+            )
+        self._log(training, {"checkpoint": float(training.steps)})
+        with self._disk():
+            self._draw_grid(training)
+            save_checkpoint(self.folder, training, data)
+        self.saved = training.steps
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Say of a full or broken disk what is lost and what is not."""
+        try:
+            yield
+        except OSError as error:
+            kept = (
+                "No checkpoint was written yet"
+                if self.saved is None
+                else f"The checkpoint of iteration {self.saved} is whole"
+            )
+            raise FedscanError(
+                f"{self.folder}: {error.strerror or error}. {kept}: make room, then go on with "
+                "--resume"
+            ) from error
+
+    def _draw_grid(self, training: GanTraining) -> None:
+        """Draw the average generator's pictures of the same latents each time.
+
+        With labels a row is a label and a column a latent.
+        """
+        from common.training.gan_sampling import combinations, sample_rows
+        from simulations.gan.pictures import write_grid
+
+        turns = combinations(training.architecture)
+        conditional = bool(training.architecture.labels)
+        lines = turns if conditional else [{}] * GRID_ROWS
+        rows = [row for row in lines for _ in range(GRID_COLUMNS)]
+        numbers = [
+            column if conditional else line * GRID_COLUMNS + column
+            for line in range(len(lines))
+            for column in range(GRID_COLUMNS)
+        ]
+        images = sample_rows(training.ema, rows, numbers, seed=self.config.seed)
+        names = [label_name(row) for row in turns] if conditional else []
+        path = self.folder / f"grid-{training.steps:06d}.png"
+        write_grid(path, np.split(images, len(lines)), names=names)
+        write_atomically(self.folder / NEWEST, path.read_bytes())
+
+    def _draw_real(self, data: SliceSet, architecture: Any) -> None:
+        """Draw training slices in rows like the grids', for eyes that may see scans."""
+        from common.training.gan_sampling import combinations
+        from simulations.gan.pictures import write_grid
+
+        draws = np.random.default_rng(self.config.seed)
+        turns = [row for row in combinations(architecture) if row]
+        rows, names = [], []
+        for turn in turns or [{}] * GRID_ROWS:
+            having = [k for k, row in enumerate(data.labels) if turn.items() <= row.items()]
+            if having:
+                count = min(GRID_COLUMNS, len(having))
+                rows.append(data.images[draws.choice(having, count, replace=False)])
+                names.append(label_name(turn))
+        write_grid(self.folder / REAL, rows, names=names if turns else [], mode=0o600)
+
+
+def _sources() -> str:
+    return source_hash(packages=(*PACKAGES, "simulations"))
+
+
+def _note(training: GanTraining, metrics: Mapping[str, float]) -> str:
+    """Put what a reader watches into one line; losses and speed are those last measured."""
+    words = [f"{training.images_seen / 1000:.1f} kimg", f"p {training.p:.3f}"]
+    if metrics:
+        words += [
+            f"G {metrics['loss-generator']:.2f}",
+            f"D {metrics['loss-discriminator']:.2f}",
+            f"{metrics['images-per-second']:.1f} img/s",
+        ]
+    return ", ".join(words)

@@ -1,0 +1,66 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from common.errors import ConfigError
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    text = "text"
+    json = "json"
+
+
+class Device(StrEnum):
+    """Where networks compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="json: for machines, on stdout.")]
+DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
+
+
+def parse_set(assignments: list[str]) -> dict[str, bool | int | float | str]:
+    """Read ``key=value`` as TOML would; what is no TOML value is a text.
+
+    Raises
+    ------
+    ConfigError
+        For a text without a key or an equals sign.
+    """
+    import tomllib
+
+    values = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {assignment}: accepted is key=value, as in --set seed=1")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return values
+
+
+@contextlib.contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Let PyTorch compute with so many CPU threads while the block runs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,40 @@
+"""Signals that ask a long work to end, answered where it can be ended."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Note signals that ask to end instead of obeying at once; a second one is obeyed.
+
+    An iteration changes two networks and two optimizers: to save what is between two of them it
+    must have been finished.
+    """
+    noted: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        if noted and callable(previous[number]):
+            previous[number](number, frame)
+        noted.append(number)
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            print("Interrupted: saving after this iteration", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                previous[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,569 @@
+"""Generators from the command line: trained, stopped, resumed, drawn from, projected into."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from processes import SCRIPTS, caches, environment, fedscan
+from safetensors.numpy import load_file
+
+from common.errors import ConfigError, DivergedError, FedscanError
+from simulations.gan.plan import Request
+from simulations.gan.train import locked, train
+from simulations.stopping import STOP
+
+SIZES = ["resolution=16", "channel-base=256", "channel-max=16", "z-dim=16", "w-dim=16"]
+OFTEN = ["batch-size=4", "log-every=2", "snapshot-every=3"]
+SET = [word for assignment in SIZES + OFTEN for word in ("--set", assignment)]
+CHANGES = {
+    "resolution": 16,
+    "channel-base": 256,
+    "channel-max": 16,
+    "z-dim": 16,
+    "w-dim": 16,
+    "batch-size": 4,
+    "log-every": 2,
+    "snapshot-every": 3,
+}
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of these tests' own, since the extractor in it is none to judge by."""
+    return tmp_path_factory.mktemp("gan cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_extractor() -> Iterator[None]:
+    """Make the feature extractor in a second: too little training to judge, enough to name."""
+    from common.evaluation import brain_training
+
+    with pytest.MonkeyPatch.context() as patch:
+        make = functools.partial(brain_training.make_network, subjects=4, steps=2)
+        patch.setattr(brain_training, "make_network", make)
+        yield
+
+
+@pytest.fixture
+def command(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Done]]:
+    """Run ``fedscan`` in this process, which saves seconds of imports a call."""
+    from simulations.cli import main
+
+    handlers = {number: signal.getsignal(number) for number in STOP}
+    for name, value in caches(cache).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*words: str | Path) -> Done:
+        monkeypatch.setattr("sys.argv", ["fedscan", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def begin(tiny_cohort: Path, cache: Path) -> Iterator[Callable[..., dict]]:
+    """Train a number of iterations in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in caches(cache).items():
+            patch.setenv(name, value)
+
+        def run(out: Path, steps: int = 6, *, resume: bool = False, **more) -> dict:
+            changes = {**({} if resume else CHANGES), "kimg": steps * 4 / 1000}
+            options = {"cohort": tiny_cohort, "changes": changes, "resume": resume, **more}
+            return train(Request(out=out, **options))
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def trained(begin, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """Six iterations on both sites, told sex and site: the folder and the summary."""
+    out = tmp_path_factory.mktemp("trained") / "gan"
+    changes = {**CHANGES, "kimg": 0.024, "label-kinds": "sex,site"}
+    return out, begin(out, changes=changes)
+
+
+def weights(folder: Path) -> bytes:
+    (path,) = folder.glob("gan-*.safetensors")
+    return path.read_bytes()
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+# Training
+
+
+def test_the_folder_of_a_training_is_whole(trained) -> None:
+    folder, _ = trained
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    (tensors,) = folder.glob("gan-*.safetensors")
+    assert names == {
+        *("manifest.json", "metrics.jsonl", "summary.json", "gan.json", tensors.name),
+        *("real.png", "grid.png", "grid-000003.png", "grid-000006.png"),
+    }
+    assert (folder / "grid.png").read_bytes() == (folder / "grid-000006.png").read_bytes()
+    assert (folder / "grid-000003.png").read_bytes() != (folder / "grid-000006.png").read_bytes()
+    assert (folder / "real.png").stat().st_mode & 0o077 == 0  # slices of scans
+
+
+def test_the_summary_names_the_extractor_and_stands_beside_real_scans(trained) -> None:
+    folder, summary = trained
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["extractor"]["name"] and len(summary["extractor"]["hash"]) >= 12
+    assert summary["images_seen"] == 24 and summary["steps"] == 6
+    assert summary["sites"] == ["island", "north"] and summary["labels"] == ["sex", "site"]
+    n_test = summary["real"]["n_real"]
+    assert n_test == summary["generated"]["n_real"] == 8 * 5  # four scans a site, five slices
+    assert summary["real"]["n_generated"] == summary["generated"]["n_generated"]
+    for name in ("kernel_distance", "precision", "recall"):
+        assert summary["generated"][name] is not None
+    assert summary["real"]["kernel_distance"] < summary["generated"]["kernel_distance"]
+    assert 0 <= summary["p"] <= 1 and summary["seconds"] > 0
+
+
+def test_the_metrics_hold_losses_p_signs_norms_and_speed(trained) -> None:
+    found = rows(trained[0])
+    assert {row["round"] for row in found if row["name"] == "loss-generator"} == {2, 4, 6}
+    assert {row["name"] for row in found} >= {
+        *("loss-generator", "loss-discriminator", "sign-real", "p", "images-per-second"),
+        *("gradient-norm-generator", "gradient-norm-discriminator", "r1-penalty", "path-length"),
+    }
+    assert {row["site"] for row in found} == {"island+north"}
+    assert all(row["n"] == 4 * row["round"] for row in found)
+
+
+def test_nothing_identifying_is_in_the_folder(trained, tiny_cohort: Path) -> None:
+    for path in trained[0].iterdir():
+        assert "sub-" not in path.name
+        assert b"sub-" not in path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_training_goes_on_bit_for_bit(
+    number: int, begin, tiny_cohort: Path, cache: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [str(SCRIPTS / "fedscan"), "train-gan", "--cohort", str(tiny_cohort), "--out", "stopped"]
+        + ["--site", "north", *SET, "--set", "kimg=1000"],
+        cwd=tmp_path,
+        env=environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "grid-000006.png").is_file() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 128 + number
+        assert "Saved after iteration" in err and "--resume" in err
+        assert "Traceback" not in err
+    reached = json.loads((folder / "gan.json").read_text())["steps"]
+    assert reached >= 3 and not (folder / "summary.json").exists()
+
+    begin(folder, reached + 4, resume=True)
+    begin(tmp_path / "at once", reached + 4, sites=("north",))
+    assert weights(folder) == weights(tmp_path / "at once")
+    steps = [row["round"] for row in rows(folder) if row["name"] == "p"]
+    assert steps == sorted(set(steps)) and steps[-1] == reached + 4
+    grids, others = pictures(folder), pictures(tmp_path / "at once")
+    assert all(grids[name] == others[name] for name in others)
+
+
+def test_a_finished_training_is_told_and_left_alone(trained, begin, capsys) -> None:
+    folder, summary = trained
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert begin(folder, resume=True) == summary
+    assert "Nothing is left to do" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_that_holds_anything_is_not_overwritten(
+    trained, command, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    words = ("train-gan", "--cohort", tiny_cohort, *SET)
+    done = command(*words, "--out", trained[0])
+    assert done.code == 2 and "holds a training. Continue it with --resume" in done.err
+    (tmp_path / "notes.txt").touch()
+    done = command(*words, "--out", tmp_path)
+    assert done.code == 2 and "holds other files" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    done = command(*words, "--out", tmp_path, "--resume")
+    assert done.code == 2 and "holds no training" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--set", "batch-size=8"], "another batch-size (4)"),
+        (["--labels", "none"], "another label-kinds (sex,site)"),
+        (["--threads", "2"], "another threads (1)"),
+        (["--site", "north"], "another choice of sites (island+north)"),
+        (["--preset", "brain-64"], "another preset (tiny-32)"),
+    ],
+)
+def test_another_training_is_not_resumed(trained, command, words, expected) -> None:
+    done = command("train-gan", "--out", trained[0], "--resume", *words)
+    assert done.code == 2 and expected in done.err
+
+
+def test_other_scans_are_not_resumed_with(trained, begin, tiny_cohort: Path, tmp_path: Path):
+    cohort, out = tmp_path / "cohort", tmp_path / "gan"
+    shutil.copytree(tiny_cohort, cohort)
+    shutil.copytree(trained[0], out)
+    table = cohort / "north" / "participants.tsv"
+    text = table.read_text()
+    assert "\ttrain" in text
+    table.write_text(text.replace("\ttrain", "\tval", 1))
+    with pytest.raises(ConfigError, match="not those that this training began with"):
+        begin(out, 9, resume=True, cohort=cohort)
+    begin(out, 7, resume=True)  # the cohort is where it was
+
+
+def test_a_second_process_is_kept_out(trained, command, begin, tmp_path: Path) -> None:
+    with locked(trained[0]):
+        done = command("train-gan", "--out", trained[0], "--resume")
+    assert done.code == 2 and "is being worked on by another process" in done.err
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(begin, tmp_path: Path) -> None:
+    out = tmp_path / "gan"
+    begin(out, 3, sites=("north",))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = weights(out)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(FedscanError) as caught:
+            begin(out, 6, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not isinstance(caught.value, ConfigError)
+    for words in ("too large", "iteration 3 is whole", "make room", "--resume"):
+        assert words in str(caught.value)
+    assert weights(out) == before
+    begin(out, 6, resume=True)
+    begin(tmp_path / "at once", 6, sites=("north",))
+    assert weights(out) == weights(tmp_path / "at once")
+
+
+def test_time_ends_a_training_with_a_result(begin, tmp_path: Path) -> None:
+    summary = begin(tmp_path / "gan", 10**6, sites=("north",), minutes=0.01)
+    assert 1 <= summary["steps"] < 1000
+    assert summary["seconds"] < 30
+    assert json.loads((tmp_path / "gan" / "gan.json").read_text())["steps"] == summary["steps"]
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(
+    begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from common.training import gan
+
+    out = tmp_path / "gan"
+    begin(out, 3, sites=("north",))
+    before = weights(out)
+    step = gan.train_step
+
+    def broken(training, *rest):
+        measured = step(training, *rest)
+        next(training.ema.parameters()).fill_(float("nan"))
+        return measured
+
+    monkeypatch.setattr(gan, "train_step", broken)
+    with pytest.raises(DivergedError, match="iteration 3 stays"):
+        begin(out, 5, resume=True)
+    assert weights(out) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--site", "west"], "holds island, north"),
+        (["--preset", "tiny"], "tiny-32, brain-64, brain-128, paper-256"),
+        (["--preset", "paper-256"], "--set channels=1"),
+        (["--set", "batchsize=4"], "did you mean 'batch-size'?"),
+        (["--set", "resolution=48"], "resolution = 48"),
+        (["--labels", "age"], "none, sex, site, or both"),
+        (["--labels", "sex", "--set", "label-kinds=site"], "give one of them"),
+        (["--minutes", "0"], "--minutes 0"),
+        (["--extractor", "inception.pt"], "accepted are 'fedscan-brain' and the path"),
+        (["--cohort", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_request_that_cannot_be_met_writes_nothing(
+    words, expected, command, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    cohort = () if "--cohort" in words else ("--cohort", tiny_cohort)
+    done = command("train-gan", *cohort, "--out", tmp_path / "gan", *words)
+    assert done.code == 2 and expected in done.err
+    assert "Traceback" not in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_data_set_is_told_from_a_cohort_and_phantoms_by_name(
+    command, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "gan")
+    done = command("train-gan", "--cohort", tiny_cohort / "north", *out)
+    assert done.code == 2 and "--site north" in done.err
+    done = command("train-gan", "--site", "nord", *out)
+    assert done.code == 2 and "east, island, north, south, west" in done.err
+
+
+def test_scans_that_cannot_be_read_leave_nothing_in_the_way(
+    command, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    cohort, out = tmp_path / "cohort", tmp_path / "gan"
+    shutil.copytree(tiny_cohort, cohort)
+    for scan in (cohort / "island").rglob("*.nii.gz"):
+        scan.write_bytes(b"")
+    words = ("train-gan", "--cohort", cohort, "--out", out, *SET, "--set", "kimg=0.004")
+    done = command(*words)
+    assert done.code == 2 and "site 'island'" in done.err and "Traceback" not in done.err
+    done = command(*words, "--site", "north")
+    assert done.code == 0, done.err
+
+
+def test_the_command_prints_a_table_and_the_folder(
+    command, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    words = ("train-gan", "--cohort", tiny_cohort, "--site", "north", *SET, "--set", "kimg=0.012")
+    done = command(*words, "--out", tmp_path / "a")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == str(tmp_path / "a")
+    for word in ("generated", "real training slices", "precision", "extractor"):
+        assert word in done.out
+    assert "Training 3/3" in done.err and "img/s" in done.err and "━" not in done.err
+    done = command(*words, "--out", tmp_path / "b", "--labels", "none", "--format", "json")
+    assert done.code == 0 and json.loads(done.out)["labels"] == []
+
+
+# Generating
+
+
+def test_the_same_request_gives_the_same_bytes(trained, command, tmp_path: Path) -> None:
+    words = ("generate", trained[0], "--count", 5, "--seed", 3, "--truncation", 0.7, "--nifti")
+    for name in ("a", "b"):
+        done = command(*words, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+    files = [sorted((tmp_path / name).iterdir()) for name in ("a", "b")]
+    assert [path.name for path in files[0]] == [path.name for path in files[1]]
+    assert len(files[0]) == 5 * 2 + 2
+    for one, other in zip(*files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    done = command(*words, "--seed", 4, "--out", tmp_path / "c")
+    assert pictures(tmp_path / "c").keys() == pictures(tmp_path / "a").keys()
+    assert pictures(tmp_path / "c") != pictures(tmp_path / "a")
+
+
+def test_more_pictures_begin_with_the_same(trained, command, tmp_path: Path) -> None:
+    for count in (3, 20):
+        command("generate", trained[0], "--count", count, "--out", tmp_path / str(count))
+    few, many = pictures(tmp_path / "3"), pictures(tmp_path / "20")
+    shared = [name for name in few if name != "grid.png"]
+    assert len(shared) == 3 and all(few[name] == many[name] for name in shared)
+
+
+def test_labels_are_honoured(trained, command, tmp_path: Path) -> None:
+    def made(name: str, *labels: str) -> tuple[list[dict], dict[str, bytes]]:
+        words = [word for label in labels for word in ("--label", label)]
+        done = command("generate", trained[0], "--count", 4, *words, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        about = json.loads((tmp_path / name / "pictures.json").read_text())
+        return [one["labels"] for one in about["pictures"]], pictures(tmp_path / name)
+
+    both, _ = made("both")
+    assert len({tuple(row.items()) for row in both}) == 4  # every label in turn
+    women, seen = made("women", "F", "site=north")
+    assert women == [{"sex": "F", "site": "north"}] * 4
+    men, others = made("men", "sex=M", "north")
+    assert men == [{"sex": "M", "site": "north"}] * 4
+    assert all(seen[name] != others[name] for name in seen)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["X"], "accepted are sex=F, sex=M, site=island, site=north"),
+        (["sex=X"], "accepted are sex=F"),
+        (["age=30"], "accepted are sex=F"),
+        (["F", "M"], "accepted is one"),
+    ],
+)
+def test_an_unknown_label_is_refused_with_the_known_ones(
+    labels, expected, trained, command, tmp_path: Path
+) -> None:
+    words = [word for label in labels for word in ("--label", label)]
+    done = command("generate", trained[0], *words, "--out", tmp_path / "out")
+    assert done.code == 2 and expected in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_are_not_mixed_with_others(trained, command, tmp_path: Path) -> None:
+    (tmp_path / "picture-00000.png").write_bytes(b"mine")
+    done = command("generate", trained[0], "--out", tmp_path)
+    assert done.code == 2 and "holds files" in done.err
+    assert (tmp_path / "picture-00000.png").read_bytes() == b"mine"
+
+
+def test_from_python_in_three_lines(trained) -> None:
+    folder = trained[0]
+    from common.training.gan_sampling import load_generator, sample
+
+    generator, about = load_generator(folder)
+    images = sample(generator, 5, {"sex": "F"}, truncation=0.7, seed=0)
+
+    assert images.shape == (5, 1, 16, 16) and np.isfinite(images).all()
+    assert about["steps"] == 6
+    again = sample(generator, 5, {"sex": "F"}, truncation=0.7, seed=0)
+    np.testing.assert_array_equal(images, again)
+    average = sample(generator, 3, {"sex": "F", "site": "north"}, truncation=0.0)
+    np.testing.assert_allclose(average[0], average[1], atol=1e-5)
+    with pytest.raises(ConfigError, match="accepted are sex=F"):
+        sample(generator, 1, {"sex": "X"})
+
+
+@pytest.mark.parametrize("verb", ["generate", "project"])
+def test_what_is_no_checkpoint_is_refused_and_never_opened(
+    verb: str, trained, command, tmp_path: Path
+) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    import pickle
+
+    (tmp_path / "network.pkl").write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "broken"
+    shutil.copytree(trained[0], broken)
+    (tensors,) = broken.glob("gan-*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    image = () if verb == "generate" else (trained[0] / "grid.png",)
+    for name in ("network.pkl", "empty", "broken", "nowhere"):
+        path = tmp_path / name
+        done = command(verb, path, *image, "--out", tmp_path / "out")
+        assert done.code == 2 and str(path) in done.err, name
+        assert "Traceback" not in done.err
+    assert not (tmp_path / "exploded").exists() and not (tmp_path / "out").exists()
+
+
+# Projecting
+
+
+def test_generated_pictures_are_found_back(trained, command, tmp_path: Path) -> None:
+    command("generate", trained[0], "--count", 2, "--nifti", "--out", tmp_path / "made")
+    images = [tmp_path / "made" / "picture-00000.png", tmp_path / "made" / "picture-00001.nii.gz"]
+    named = [tmp_path / f"sub-00{k}{''.join(path.suffixes)}" for k, path in enumerate(images)]
+    for path, name in zip(images, named, strict=True):
+        shutil.copy(path, name)
+    words = ("--space", "w+", "--steps", 60, "--format", "json")
+    done = command("project", trained[0], *named, *words, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert json.loads((tmp_path / "out" / "projections.json").read_text()) == found
+    assert found["extractor"]["name"] and found["extractor"]["hash"]
+    for number, one in enumerate(found["projections"]):
+        assert one["distance"] < 0.8 * one["distance_start"]
+        assert one["rms"] < one["rms_start"]
+        folder = tmp_path / "out" / f"{number:03d}"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            *("comparison.png", "path.png", "reconstruction.png", "target.png"),
+            "w.safetensors",
+        ]
+        state = load_file(folder / "w.safetensors")
+        assert state["w"].shape == (6, 16) and state["noise.00"].shape == (4, 4)
+    texts = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(b"sub-00" in text for text in texts)
+    assert "sub-00" not in done.err + done.out
+
+
+def test_a_projection_can_be_drawn_again(trained, command, tmp_path: Path) -> None:
+    import torch
+
+    from common.training.gan_sampling import load_generator
+    from simulations.gan.pictures import to_pixels
+
+    command("generate", trained[0], "--count", 1, "--out", tmp_path / "made")
+    image = tmp_path / "made" / "picture-00000.png"
+    words = ("project", trained[0], image, "--steps", 10, "--label", "F")
+    for name in ("a", "b"):
+        done = command(*words, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+    assert "distance" in done.out and done.out.splitlines()[-1] == str(tmp_path / "b")
+    state = load_file(tmp_path / "a" / "000" / "w.safetensors")
+    again = (tmp_path / "b" / "000" / "w.safetensors").read_bytes()
+    assert (tmp_path / "a" / "000" / "w.safetensors").read_bytes() == again
+    noise = [torch.from_numpy(state[key])[None, None] for key in sorted(state) if key != "w"]
+    generator, _ = load_generator(trained[0])
+    picture = generator.synthesis(torch.from_numpy(state["w"])[None], noise=noise)
+    from PIL import Image
+
+    stored = np.asarray(Image.open(tmp_path / "a" / "000" / "reconstruction.png"))
+    np.testing.assert_array_equal(to_pixels(picture.numpy())[0], stored)
+
+
+@pytest.mark.parametrize("words", [["--label", "X"], ["--space", "z"], ["--steps", "0"]])
+def test_what_cannot_be_projected_is_refused(words, trained, command, tmp_path: Path) -> None:
+    (tmp_path / "sub-007.png").write_bytes(b"no picture")
+    image = tmp_path / "sub-007.png"
+    done = command("project", trained[0], image, *words, "--out", tmp_path / "out")
+    assert done.code == 2 and "Traceback" not in done.err
+    done = command("project", trained[0], image, "--out", tmp_path / "out")
+    assert done.code == 2 and "sub-007.png: not a whole PNG" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["train-gan", "generate", "project"])
+def test_help_has_examples(name: str, command) -> None:
+    done = command(name, "--help")
+    assert done.code == 0 and f"fedscan {name}" in done.out and "example" in done.out
+
+
+def test_the_installed_command_knows_them(tmp_path: Path) -> None:
+    done = fedscan("--help", cwd=tmp_path, cache=tmp_path)
+    assert done.returncode == 0
+    for name in ("train-gan", "generate", "project"):
+        assert name in done.stdout

@@ -1,0 +1,275 @@
+"""Pictures: what is written is what was made, whoever reads it; what is read may be hostile."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import ConfigError
+from simulations.gan import picture_input
+from simulations.gan.generate import write_slice
+from simulations.gan.picture_input import read_picture
+from simulations.gan.pictures import (
+    READABLE,
+    arranged,
+    grid,
+    to_pixels,
+    write_grid,
+    write_path,
+    write_picture,
+)
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    """One picture (1, 16, 16), no two rows, columns or corners alike."""
+    return np.random.default_rng(0).uniform(-1, 1, (1, 16, 16)).astype(np.float32)
+
+
+def read(path: Path, resolution: int = 16, channels: int = 1, height_mm: float = 0.0) -> np.ndarray:
+    return read_picture(path, channels=channels, resolution=resolution, height_mm=height_mm)
+
+
+# Writing
+
+
+def test_pixels_are_the_nearest_of_256_levels_and_clipped() -> None:
+    values = np.array([-2, -1, 0, 0.25, 1, 3], np.float32).reshape(1, 1, 2, 3)
+    assert to_pixels(values).ravel().tolist() == [0, 0, 128, 159, 255, 255]
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (5, 5)), (2, (5, 10)), (3, (5, 5, 3))])
+def test_channels_become_grey_colour_or_neighbours(channels: int, shape: tuple[int, ...]) -> None:
+    images = np.zeros((2, channels, 5, 5), np.float32)
+    images[:, -1] = 1
+    pixels = to_pixels(images)
+    assert pixels.shape == (2, *shape)
+    assert (pixels[0, ..., -1] == 255).all()
+
+
+def test_a_picture_is_read_back_as_it_was_written(image: np.ndarray, tmp_path: Path) -> None:
+    write_picture(tmp_path / "one.png", image)
+    np.testing.assert_allclose(read(tmp_path / "one.png"), image, atol=1 / 255 + 1e-6)
+    colour = np.concatenate([image, -image, image * 0])
+    write_picture(tmp_path / "colour.png", colour)
+    found = read(tmp_path / "colour.png", channels=3)
+    np.testing.assert_allclose(found, colour, atol=1 / 255 + 1e-6)
+
+
+def test_a_slice_keeps_its_geometry_and_is_read_back(image: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "one.nii.gz"
+    write_slice(path, image)
+    stored = nib.load(path)
+    assert stored.shape == (16, 16, 1)
+    assert nib.aff2axcodes(stored.affine) == ("R", "A", "S")
+    assert stored.header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(stored.header.get_zooms(), 216 / 16)
+    # The top left pixel is the participant's left front corner.
+    corner = stored.affine @ [0, 15, 0, 1]
+    np.testing.assert_allclose(corner[:3], [-101.25, 101.25, 0])
+    np.testing.assert_allclose(stored.get_fdata()[0, 15, 0], (image[0, 0, 0] + 1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(read(path), image, atol=1e-6)
+
+
+def test_the_same_pictures_give_the_same_bytes(image: np.ndarray, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_grid(tmp_path / f"{name}.png", [image[None]] * 2, names=["F", "M"], captions=["x\ny"])
+        write_slice(tmp_path / f"{name}.nii.gz", image)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_a_grid_enlarges_small_pictures_and_holds_each_in_its_place() -> None:
+    levels = np.array([[-1, 0, 1], [1, -1, 0]], np.float32)
+    rows = [np.ones((3, 1, 16, 16), np.float32) * row[:, None, None, None] for row in levels]
+    pixels = np.asarray(grid(rows).convert("L"))
+    side = pixels.shape[0] // 2
+    assert side >= READABLE
+    centres = pixels[side // 2 :: side, side // 2 :: side][:2, :3]
+    assert centres.tolist() == [[0, 128, 255], [255, 0, 128]]
+
+
+def test_names_and_captions_take_room_and_leave_the_pictures_alone() -> None:
+    rows = [np.full((2, 1, 16, 16), -1, np.float32)] * 2
+    bare = np.asarray(grid(rows).convert("L"))
+    named = np.asarray(grid(rows, names=["F, north", "M"], captions=["a", "b\nc"]).convert("L"))
+    assert named.shape[0] > bare.shape[0] and named.shape[1] > bare.shape[1] + 20
+    assert (named == 0).sum() >= (bare == 0).sum()
+    left = named[:, : named.shape[1] - bare.shape[1]]
+    assert (left < 128).any()  # letters
+
+
+def test_images_of_one_name_stand_together_and_rows_may_end_early() -> None:
+    images = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1)
+    rows, names = arranged(images, ["F", "M"] * 4 + ["F", "F"])
+    assert [row.ravel().tolist() for row in rows] == [[0, 2, 4], [6, 8, 9], [1, 3, 5], [7]]
+    assert names == ["F", "", "M", ""]
+    rows, names = arranged(images)
+    assert [len(row) for row in rows] == [3, 3, 3, 1] and not names
+    grid(rows)
+
+
+def test_a_path_shows_the_target_and_every_waypoint(image: np.ndarray, tmp_path: Path) -> None:
+    write_path(tmp_path / "path.png", image, [0, 5], np.stack([image, image]), [1.5, 0.25])
+    with Image.open(tmp_path / "path.png") as strip:
+        assert strip.width > 3 * READABLE and strip.height < 2.5 * READABLE
+
+
+def test_pictures_of_scans_can_be_kept_from_others(image: np.ndarray, tmp_path: Path) -> None:
+    write_grid(tmp_path / "real.png", [image[None]], mode=0o600)
+    assert (tmp_path / "real.png").stat().st_mode & 0o777 == 0o600
+
+
+# Reading
+
+
+def test_another_size_is_resampled_and_keeps_what_is_where(tmp_path: Path) -> None:
+    big = np.full((1, 64, 64), -1, np.float32)
+    big[0, :32, :32] = 1
+    write_picture(tmp_path / "big.png", big)
+    found = read(tmp_path / "big.png")[0]
+    assert found.shape == (16, 16) and np.abs(found).max() <= 1
+    assert found[2, 2] == 1 and found[13, 13] == found[2, 13] == -1
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.linspace(-1, 1, 256).reshape(16, 16),
+        np.linspace(-1, 1, 256, dtype=np.float32).reshape(1, 16, 16),
+    ],
+)
+def test_an_array_is_taken_as_it_is(array: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", array)
+    np.testing.assert_allclose(read(tmp_path / "a.npy")[0], array.reshape(16, 16), atol=1e-6)
+
+
+def test_eight_and_sixteen_bits_span_the_whole_range(tmp_path: Path) -> None:
+    levels = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
+    np.save(tmp_path / "a.npy", levels)
+    Image.fromarray(levels.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    Image.fromarray(levels).convert("RGBA").save(tmp_path / "c.png")
+    for name in ("a.npy", "b.png", "c.png"):
+        np.testing.assert_allclose(read(tmp_path / name)[0], levels / 127.5 - 1, atol=1e-5)
+
+
+def test_a_whole_scan_gives_its_slice_as_training_does(tiny_cohort: Path, tmp_path: Path) -> None:
+    from common.imaging.slices import load_slices
+
+    wanted = load_slices(
+        "north", tiny_cohort / "north", "test", resolution=32, cache=tmp_path, levels_mm=[9.0]
+    )
+    (scan,) = (tiny_cohort / "north" / wanted.ids[0]).rglob("*_T1w.nii*")
+    found = read(scan, resolution=32, height_mm=9.0)
+    np.testing.assert_allclose(found, wanted.images[0], atol=1e-5)
+    with pytest.raises(ConfigError, match="--height 150"):
+        read(scan, resolution=32, height_mm=150.0)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def _bomb(side: int) -> bytes:
+    """A PNG of a few kilobytes that promises, and unpacks to, a square of zeros."""
+    packer = zlib.compressobj(9)
+    lines = b"".join(packer.compress(b"\0" * (side + 1)) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", lines)
+
+
+def _npy(array: object) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def _slice_bytes(shape: tuple[int, ...], value: float = 0.5, spacing: float = 13.5) -> bytes:
+    voxels = np.full(shape, value, np.float32)
+    return nib.Nifti1Image(voxels, np.diag([spacing, spacing, spacing, 1])).to_bytes()
+
+
+def _whole_png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("text.png", b"no picture at all", "not a whole PNG"),
+        ("empty.png", b"", "not a whole PNG"),
+        ("cut.png", _whole_png()[:45], "not a whole PNG"),
+        ("picture.jpg", _whole_png(), "accepted are .png, .npy, and NIfTI"),
+        ("pickle.npy", _npy(np.array([object()])), "not a whole .npy"),
+        ("empty.npy", b"", "not a whole .npy"),
+        ("text.npy", b"not an array", "not a whole .npy"),
+        ("cut.npy", _npy(np.zeros((16, 16)))[:200], "not a whole .npy"),
+        ("nan.npy", _npy(np.full((16, 16), np.nan)), "values beyond"),
+        ("wild.npy", _npy(np.full((16, 16), 7.0)), "values beyond"),
+        ("words.npy", _npy(np.array([["a"] * 16] * 16)), "numbers of type"),
+        ("flat.npy", _npy(np.zeros(16)), "not an array of shape"),
+        ("long.npy", _npy(np.zeros((16, 17))), "16 × 17 pixels"),
+        ("many.npy", _npy(np.zeros((3, 16, 16))), "3 channels, but the generator makes 1"),
+        ("text.nii", b"no scan at all", "not a NIfTI"),
+        ("text.nii.gz", b"no scan at all", "not a NIfTI"),
+        ("cut.nii", _slice_bytes((16, 16, 1))[:500], "truncated or corrupted"),
+        ("small.nii", _slice_bytes((16, 16, 1), spacing=1.0), "covers 16 × 16 mm"),
+        ("bright.nii", _slice_bytes((16, 16, 1), 100.0), "values beyond 0"),
+        ("nan.nii", _slice_bytes((16, 16, 1), np.nan), "values beyond 0"),
+        ("flat.nii", _slice_bytes((16, 16, 16)), "voxels are all equal"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_a_file_that_is_no_picture_is_refused_by_name(
+    name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"sub-007-{name}"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert words in str(caught.value) and path.name in str(caught.value)
+    assert "sub-007" not in caught.value.public
+
+
+@pytest.mark.parametrize("side", [5000, 10_000, 14_000])  # below, at and above Pillow's own limits
+def test_a_bomb_is_refused_before_it_is_unpacked(side: int, tmp_path: Path) -> None:
+    import tracemalloc
+
+    (tmp_path / "bomb.png").write_bytes(_bomb(side))
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match="accepted are 2 to 4096"):
+        read(tmp_path / "bomb.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+
+
+def test_a_header_that_promises_more_than_the_file_holds_is_refused(tmp_path: Path) -> None:
+    whole = _npy(np.zeros((16, 16)))
+    (tmp_path / "big.npy").write_bytes(whole.replace(b"(16, 16), }", b"(16, 9999999), }"))
+    with pytest.raises(ConfigError):
+        read(tmp_path / "big.npy")
+
+
+def test_a_file_too_large_or_missing_or_a_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        read(tmp_path / "nothing.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ConfigError, match="no such file"):
+        read(tmp_path / "folder.png")
+    (tmp_path / "a.png").write_bytes(_whole_png())
+    monkeypatch.setattr(picture_input, "MAX_BYTES", 10)
+    with pytest.raises(ConfigError, match="larger than"):
+        read(tmp_path / "a.png")
