@@ -63,3 +63,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def golden_dir(request: pytest.FixtureRequest) -> Path:
     """Folder of reference numbers that the golden tests reproduce."""
     return request.config.getoption("--golden")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU that PyTorch can use")
