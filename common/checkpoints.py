@@ -1,7 +1,11 @@
-"""Weights on disk: safetensors with a JSON sidecar, written whole, loaded strictly."""
+"""Weights on disk: safetensors with a JSON sidecar, written whole, loaded strictly.
+
+Never a pickle: to open one runs whatever code its writer put there.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +15,8 @@ from common.files import write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib")
 
 
 def save_model(folder: Path, state: dict[str, Tensor], description: dict[str, Any]) -> None:
@@ -52,3 +58,117 @@ def load_model(folder: Path, model: nn.Module) -> dict[str, Any]:
             "model.safetensors and model.json is needed, made with the same model settings"
         ) from error
     return description
+
+
+def save_snapshot(
+    folder: Path, name: str, state: dict[str, Tensor], description: dict[str, Any]
+) -> None:
+    """Replace a folder's snapshot by another, in one instant.
+
+    The tensors go to ``NAME-HASH.safetensors``, a file that nobody knows yet; then ``NAME.json``,
+    which names it, is replaced; then older tensors are removed. Whenever the process ends, the
+    sidecar and the tensors that it names belong together.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+    state : dict of str to Tensor
+        Contiguous. The same state gives the same bytes.
+    description : dict
+        JSON values; a key ``weights`` is added.
+    """
+    from safetensors.torch import save
+
+    data = save(state)
+    digest = hashlib.sha256(data).hexdigest()
+    weights = f"{name}-{digest[:16]}.safetensors"
+    write_atomically(folder / weights, data)
+    write_json(
+        folder / f"{name}.json", {**description, "weights": {"file": weights, "sha256": digest}}
+    )
+    for old in folder.glob(f"{name}-*.safetensors"):
+        if old.name != weights:
+            old.unlink(missing_ok=True)
+
+
+def read_description(folder: Path, name: str) -> dict[str, Any]:
+    """Read the sidecar of a snapshot.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder, or a file of the snapshot in it.
+    name : str
+
+    Raises
+    ------
+    FedscanError
+        If there is none, it is broken, or what is there is a pickle.
+    """
+    wanted = f"{name}.json"
+    if folder.suffix.lower() in PICKLES:
+        raise FedscanError(
+            f"{folder}: this is a pickle, which fedscan never opens, for opening one runs the "
+            f"code in it. A folder with {wanted} and its .safetensors is needed"
+        )
+    if not folder.exists():
+        raise FedscanError(f"{folder}: there is no such folder. One with {wanted} is needed")
+    path = folder / wanted if folder.is_dir() else folder.with_name(wanted)
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        others = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in PICKLES)
+        hint = f"; {others[0]} is a pickle, which fedscan never opens" if others else ""
+        raise FedscanError(
+            f"{path.parent}: no checkpoint is here, for {wanted} is missing{hint}. Name the "
+            "folder in which a training kept its checkpoint"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise FedscanError(
+            f"{path}: the checkpoint's sidecar cannot be read ({error}). Restore it, or train anew"
+        ) from error
+    if not isinstance(description, dict) or not isinstance(description.get("weights"), dict):
+        raise FedscanError(
+            f"{path}: this is no sidecar of a checkpoint, since it names no weights. Name the "
+            "folder in which a training kept its checkpoint"
+        )
+    return description
+
+
+def read_snapshot(
+    folder: Path, name: str, prefixes: tuple[str, ...] = ("",)
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a snapshot's sidecar and those of its tensors whose names begin in one of some ways.
+
+    Raises
+    ------
+    FedscanError
+        As :func:`read_description`; and if the tensors are missing or not those that were written.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    description = read_description(folder, name)
+    parent = folder if folder.is_dir() else folder.parent
+    file, digest = (str(description["weights"].get(key)) for key in ("file", "sha256"))
+    path = parent / Path(file).name  # a sidecar may name files beside it, no others
+    try:
+        with path.open("rb") as stream:
+            whole = hashlib.file_digest(stream, "sha256").hexdigest() == digest
+        if whole:
+            with safe_open(path, "pt") as tensors:
+                chosen = [key for key in tensors.keys() if key.startswith(prefixes)]  # noqa: SIM118
+                return description, {key: tensors.get_tensor(key) for key in chosen}
+    except SafetensorError:
+        pass
+    except OSError as error:
+        if read_description(folder, name) != description:  # replaced between the two readings
+            return read_snapshot(folder, name, prefixes)
+        raise FedscanError(
+            f"{path}: the checkpoint's tensors cannot be read ({type(error).__name__}). Copy all "
+            f"of the folder: {name}.json and the .safetensors that it names belong together"
+        ) from error
+    raise FedscanError(
+        f"{path}: the checkpoint is damaged, since the file is not the one that {name}.json was "
+        "written with. Restore both, or train anew"
+    )

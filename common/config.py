@@ -6,43 +6,40 @@ its only reader: everything behind it works with :class:`RunConfig`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator, model_validator
 
-from common.errors import ConfigError
+from common.settings import NonNegative, Positive, Settings
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-def _to_key(field_name: str) -> str:
-    return field_name.replace("_", "-")
+_ABSOLUTE = {
+    "accepted": "an absolute path or nothing, since Flower runs the app in the folder where its "
+    "SuperLink was started, not in yours"
+}
 
 
-class RunConfig(BaseModel):
+class RunConfig(Settings):
     """Everything that decides a run's result, apart from the scans and the code.
 
     The defaults are those of ``[tool.flwr.app.config]`` in pyproject.toml, which Flower needs
     to know the keys; a test holds the two together. Build it with :meth:`from_flower`.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=_to_key, populate_by_name=True
-    )
+    what: ClassVar[str] = "run config"
 
     task: Literal["classification"] = Field("classification", description="what is learned")
     cohort_dir: str = Field(
         "",
         description="simulation: absolute folder with one BIDS data set a site; "
         "empty: a phantom cohort in the user's cache",
+        json_schema_extra=_ABSOLUTE,
     )
     output_dir: str = Field(
-        "", description="absolute folder for run folders; empty: runs/ in the user's data folder"
+        "",
+        description="absolute folder for run folders; empty: runs/ in the user's data folder",
+        json_schema_extra=_ABSOLUTE,
     )
     strategy: Literal["fedavg", "fedprox"] = Field("fedavg", description="how updates are merged")
     proximal_mu: NonNegative = Field(
@@ -113,60 +110,13 @@ class RunConfig(BaseModel):
             For an unknown key, a wrong type or a value out of range: one line a fault, with what
             was got, what is accepted and, for an unknown key, the nearest known one.
         """
-        # TOML knows 1 and 1.0 apart, users do not: an int is a fine value for a float.
-        values = {
-            key: float(value) if type(value) is int and key in _FLOAT_KEYS else value
-            for key, value in run_config.items()
-        }
-        try:
-            return cls.model_validate(values, by_alias=True, by_name=False)
-        except ValidationError as error:
-            faults = [_explain(fault) for fault in error.errors()]
-            raise ConfigError("run config: " + "\nrun config: ".join(faults)) from None
+        return cls.from_mapping(run_config)
 
     def to_flower(self) -> dict[str, bool | int | float | str]:
         """Return the flat, kebab-case mapping that :meth:`from_flower` reads."""
-        return self.model_dump(by_alias=True)
-
-
-def _explain(fault: Mapping[str, Any]) -> str:
-    """Say one pydantic fault as: key, what was got, what is accepted."""
-    if not fault["loc"]:
-        return fault["msg"].removeprefix("Value error, ")
-    key, got = str(fault["loc"][0]), fault["input"]
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _FIELDS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        return f"unknown key '{key}'{hint} Known keys: {', '.join(sorted(_FIELDS))}"
-    return f"{key} = {got!r}: accepted is {accepted_values(key)}"
+        return self.to_mapping()
 
 
 def accepted_values(key: str) -> str:
     """Say in words which values a run-config key takes."""
-    field = _FIELDS[key]
-    schema = RunConfig.model_json_schema()["properties"][key]
-    if options := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
-        return "one of " + ", ".join(map(repr, options))
-    if key in ("cohort-dir", "output-dir"):
-        return (
-            "an absolute path or nothing, since Flower runs the app in the folder where its "
-            "SuperLink was started, not in yours"
-        )
-    words = {"integer": "a whole number", "number": "a number", "string": "a text"}[schema["type"]]
-    bounds = [
-        f"{phrase} {schema[name]}"
-        for name, phrase in (
-            ("minimum", "from"),
-            ("exclusiveMinimum", "above"),
-            ("maximum", "up to"),
-            ("exclusiveMaximum", "below"),
-        )
-        if name in schema
-    ]
-    return f"{words} {' '.join(bounds)}".strip() + f" ({field.description})"
-
-
-_FIELDS: dict[str, FieldInfo] = {
-    _to_key(name): field for name, field in RunConfig.model_fields.items()
-}
-_FLOAT_KEYS = frozenset(key for key, field in _FIELDS.items() if field.annotation is float)
+    return RunConfig.accepted_values(key)

@@ -1,0 +1,106 @@
+"""Frozen settings read from a flat mapping of kebab-case keys; every refusal is in words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _to_key(field_name: str) -> str:
+    return field_name.replace("_", "-")
+
+
+class Settings(BaseModel):
+    """Base of a configuration: its fields are the keys, each with a description.
+
+    A field whose accepted values do not follow from its type and bounds says them in
+    ``json_schema_extra={"accepted": …}``.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=_to_key, populate_by_name=True
+    )
+
+    what: ClassVar[str] = "settings"  # begins every line of a refusal
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Validate a flat mapping.
+
+        Parameters
+        ----------
+        values : mapping of str to bool, int, float or str
+            Kebab-case keys. Missing keys take the default.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown key, a wrong type or a value out of range: one line a fault, with what
+            was got, what is accepted and, for an unknown key, the nearest known one.
+        """
+        # TOML knows 1 and 1.0 apart, users do not: an int is a fine value for a float.
+        floats = {key for key, field in cls._keys().items() if field.annotation is float}
+        values = {
+            key: float(value) if type(value) is int and key in floats else value
+            for key, value in values.items()
+        }
+        try:
+            return cls.model_validate(values, by_alias=True, by_name=False)
+        except ValidationError as error:
+            faults = [cls._explain(fault) for fault in error.errors()]
+            raise ConfigError("\n".join(f"{cls.what}: {fault}" for fault in faults)) from None
+
+    def to_mapping(self) -> dict[str, bool | int | float | str]:
+        """Return the flat, kebab-case mapping that :meth:`from_mapping` reads."""
+        return self.model_dump(by_alias=True)
+
+    @classmethod
+    def accepted_values(cls, key: str) -> str:
+        """Say in words which values a key takes."""
+        schema = cls.model_json_schema()["properties"][key]
+        if options := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
+            return "one of " + ", ".join(map(repr, options))
+        if "accepted" in schema:
+            return schema["accepted"]
+        words = {
+            "integer": "a whole number",
+            "number": "a number",
+            "string": "a text",
+            "boolean": "true or false",
+        }[schema["type"]]
+        bounds = [
+            f"{phrase} {schema[name]}"
+            for name, phrase in (
+                ("minimum", "from"),
+                ("exclusiveMinimum", "above"),
+                ("maximum", "up to"),
+                ("exclusiveMaximum", "below"),
+            )
+            if name in schema
+        ]
+        return f"{words} {' '.join(bounds)}".strip() + f" ({cls._keys()[key].description})"
+
+    @classmethod
+    def _keys(cls) -> dict[str, Any]:
+        return {_to_key(name): field for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def _explain(cls, fault: Mapping[str, Any]) -> str:
+        """Say one pydantic fault as: key, what was got, what is accepted."""
+        if not fault["loc"]:
+            return fault["msg"].removeprefix("Value error, ")
+        key, got, known = str(fault["loc"][0]), fault["input"], cls._keys()
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else "."
+            return f"unknown key '{key}'{hint} Known keys: {', '.join(sorted(known))}"
+        return f"{key} = {got!r}: accepted is {cls.accepted_values(key)}"

@@ -1,0 +1,337 @@
+"""Training of StyleGAN2-ADA: four phases, each with an optimizer step of its own, and their loop.
+
+An iteration is: G on the logistic loss; every 4th time G on the lengths of paths; D on the logistic
+loss; every 16th time D on R1; then the average of G and, every 4th time, p (StyleGAN2,
+arXiv 1912.04958, appendix B; ADA, arXiv 2006.06676, section 3).
+
+Every draw comes from a generator of its own, seeded by the seed, the iteration and the purpose. So
+a resumed training needs no state of any random generator, and goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from common.errors import DivergedError
+from common.seeding import derive_seed
+from common.training.gan_losses import (
+    logistic_loss,
+    mix_styles,
+    mixing_cutoffs,
+    path_lengths,
+    r1_penalty,
+)
+from common.training.gan_slices import RealSlices
+from common.training.gan_state import GROUPS, GanTraining
+
+if TYPE_CHECKING:
+    from common.imaging.slices import SliceSet
+
+__all__ = [
+    "GROUPS",
+    "Draws",
+    "GanFit",
+    "GanTraining",
+    "RealSlices",
+    "discriminator_step",
+    "fit",
+    "generator_step",
+    "path_length_step",
+    "r1_step",
+    "train_step",
+]
+
+LARGEST_GRADIENT = 1e5  # what an infinite one becomes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random generators of one iteration, one a purpose."""
+
+    seed: int
+    step: int
+    device: torch.device
+
+    def __call__(self, purpose: str, device: torch.device | str | None = None) -> torch.Generator:
+        """Return the generator of a purpose, always from its beginning."""
+        seed = derive_seed(self.seed, step=self.step, purpose=purpose)
+        return torch.Generator(device or self.device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class GanFit:
+    """What one call of :func:`fit` gives: means over its iterations; what each is: :func:`fit`."""
+
+    metrics: dict[str, float]
+
+
+def generator_step(training: GanTraining, data: RealSlices, draws: Draws) -> dict[str, Tensor]:
+    """Train G to be taken for real (Gmain)."""
+    training.discriminator.requires_grad_(False)
+    ws, labels = _latents(training, data, draws, "G", training.config.batch_size, average=True)
+    images = training.generator.synthesis(ws, noise="random", generator=draws("G noise"))
+    logits = training.discriminator(_augmented(training, images, draws, "G"), labels)
+    loss = logistic_loss(logits, real=True)
+    loss.backward()
+    norm = _optimize(training.generator_optimizer)
+    training.discriminator.requires_grad_(True)
+    return {"loss-generator": loss.detach(), **_norms("generator", norm)}
+
+
+def path_length_step(training: GanTraining, data: RealSlices, draws: Draws) -> dict[str, Tensor]:
+    """Train G to change its images evenly with w (path-length regularisation, Gpl)."""
+    config = training.config
+    count = max(config.batch_size // config.path_batch_shrink, 1)
+    ws, _ = _latents(training, data, draws, "path", count)
+    images = training.generator.synthesis(ws, noise="random", generator=draws("path noise"))
+    y = torch.randn(images.shape, generator=draws("path direction"), device=training.device)
+    lengths = path_lengths(images, ws, y)
+    mean = lengths.detach().mean()
+    training.path_mean.lerp_(mean, config.path_decay)
+    penalty = (lengths - training.path_mean).square().mean()
+    # Times the interval, since it is done so seldom.
+    (penalty * config.path_weight * config.path_interval).backward()
+    _optimize(training.generator_optimizer)
+    return {"path-length": mean, "path-penalty": penalty.detach()}
+
+
+def discriminator_step(training: GanTraining, data: RealSlices, draws: Draws) -> dict[str, Tensor]:
+    """Train D to tell fakes from reals (Dmain), and count its signs on reals for ADA."""
+    with torch.no_grad():
+        ws, labels = _latents(training, data, draws, "D", training.config.batch_size)
+        fakes = training.generator.synthesis(ws, noise="random", generator=draws("D noise"))
+        fakes = _augmented(training, fakes, draws, "D fakes")
+        reals, real_labels = data.batch(draws.step, draws.seed)
+        reals = _augmented(training, reals, draws, "D reals")
+    # One after the other: only one of the two graphs is in memory at a time.
+    fake_loss = logistic_loss(training.discriminator(fakes, labels), real=False)
+    fake_loss.backward()
+    real_logits = training.discriminator(reals, real_labels)
+    real_loss = logistic_loss(real_logits, real=True)
+    real_loss.backward()
+    norm = _optimize(training.discriminator_optimizer)
+    signs = real_logits.detach().sign()
+    training.sign_sum += signs.sum()
+    training.sign_count += len(signs)
+    return {
+        "loss-discriminator": (fake_loss + real_loss).detach(),
+        "sign-real": signs.mean(),
+        **_norms("discriminator", norm),
+    }
+
+
+def r1_step(training: GanTraining, data: RealSlices, draws: Draws) -> dict[str, Tensor]:
+    """Train D to be flat around reals (R1, Dreg)."""
+    config = training.config
+    reals, labels = data.batch(draws.step, draws.seed)
+    reals = reals.requires_grad_(True)
+    logits = training.discriminator(_augmented(training, reals, draws, "R1"), labels)
+    penalty = r1_penalty(reals, logits).mean()
+    # Times the interval, since it is done so seldom.
+    (penalty * config.r1_gamma / 2 * config.r1_interval).backward()
+    _optimize(training.discriminator_optimizer)
+    return {"r1-penalty": penalty.detach()}
+
+
+def train_step(training: GanTraining, data: RealSlices, seed: int) -> dict[str, Tensor]:
+    """Do one iteration: the phases that are due, the average of G, p and the counters."""
+    config = training.config
+    draws = Draws(seed, training.steps, training.device)
+    measured = generator_step(training, data, draws)
+    if config.path_weight and training.steps % config.path_interval == 0:
+        measured |= path_length_step(training, data, draws)
+    measured |= discriminator_step(training, data, draws)
+    if config.r1_gamma and training.steps % config.r1_interval == 0:
+        measured |= r1_step(training, data, draws)
+    training.update_average()
+    training.steps += 1
+    training.images_seen += config.batch_size
+    training.update_p()
+    return measured
+
+
+def fit(
+    training: GanTraining,
+    data: SliceSet,
+    *,
+    steps: int,
+    seed: int,
+    on_step: Callable[[GanTraining, Mapping[str, float]], None] | None = None,
+) -> GanFit:
+    """Train in place for a number of iterations.
+
+    Parameters
+    ----------
+    training : GanTraining
+    data : SliceSet
+        Images (N, C, R, R) in [-1, 1] and their labels. Labels of fakes are drawn from them, so
+        that an unequal mix of labels is no clue for D.
+    steps : int
+    seed : int
+        Decides every draw, together with the iteration: give the same one when a training goes
+        on, from a checkpoint or in the next round of a federation.
+    on_step : callable, optional
+        Called after each iteration with the training and, every ``log_every`` iterations, the
+        metrics since the last time; at other times with an empty mapping.
+
+    Returns
+    -------
+    GanFit
+        Metrics, means over the iterations: ``loss-generator``, ``loss-discriminator``,
+        ``sign-real`` (ADA's r_t), ``r1-penalty`` (without γ/2), ``path-length``,
+        ``path-penalty``, ``gradient-norm-generator``, ``gradient-norm-discriminator`` (of the
+        main phases), ``non-finite-gradients-generator`` and ``…-discriminator`` (share of main
+        phases with any: they are replaced, as half precision overflows now and then),
+        ``images-per-second``; and at the end of the call ``p``, ``images-seen``.
+
+    Raises
+    ------
+    ConfigError
+        If the data do not fit the architecture.
+    DivergedError
+        If a loss or a penalty is not finite: seen at the next line of the log, or at the end.
+    """
+    config = training.config
+    reals = RealSlices(data, training.architecture, config, training.device)
+    whole, part = _Means(), _Means()
+    clock = time.perf_counter()
+    for done in range(1, steps + 1):
+        part.add(train_step(training, reals, seed))
+        found: dict[str, float] = {}
+        if training.steps % config.log_every == 0 or done == steps:
+            part.collect()
+            part.seconds = time.perf_counter() - clock
+            _require_finite(part, training)
+            whole.merge(part)
+            found = part.read(training)
+            part = _Means()
+            log.info(
+                "iteration %d: %s",
+                training.steps,
+                ", ".join(f"{name} {value:.4g}" for name, value in found.items()),
+            )
+        if on_step:
+            on_step(training, found)
+        if found:
+            clock = time.perf_counter()  # a callback that draws pictures is no training
+    return GanFit(whole.read(training))
+
+
+def _latents(
+    training: GanTraining,
+    data: RealSlices,
+    draws: Draws,
+    phase: str,
+    count: int,
+    *,
+    average: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Draw labels and latents of fakes: ws (count, num_ws, w_dim), labels (count, label_dim)."""
+    config, mapping = training.config, training.generator.mapping
+    labels = data.draw_labels(count, draws(f"{phase} labels"))
+    sources = 2 if config.style_mixing else 1
+    z = torch.randn(
+        sources * count,
+        training.architecture.z_dim,
+        generator=draws(f"{phase} latents"),
+        device=training.device,
+    )
+    ws = mapping(z, labels.repeat(sources, 1), update_average=average)
+    if config.style_mixing:
+        cutoffs = mixing_cutoffs(count, ws.shape[1], config.style_mixing, draws(f"{phase} mixing"))
+        ws = mix_styles(ws[:count], ws[count:], cutoffs)
+    return ws, labels
+
+
+def _augmented(training: GanTraining, images: Tensor, draws: Draws, phase: str) -> Tensor:
+    if training.augmentation is None:
+        return images
+    # The pipeline draws on the CPU, where it decides which images change at all.
+    return training.augmentation(images, training.p, draws(f"{phase} augmentation", "cpu"))
+
+
+def _optimize(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Make finite what is not, do one step, and return the norm of the gradients as they were.
+
+    The gradients' memory is given back at once: the other network's phase can use it.
+    """
+    gradients = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    if norm.is_cuda or not norm.isfinite():  # to ask a GPU would mean to wait for it
+        for gradient in gradients:
+            torch.nan_to_num_(gradient, nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _norms(network: str, norm: Tensor) -> dict[str, Tensor]:
+    finite = norm.isfinite()
+    return {
+        f"gradient-norm-{network}": torch.where(finite, norm, 0.0),
+        f"non-finite-gradients-{network}": (~finite).float(),
+    }
+
+
+@dataclass
+class _Means:
+    """Sums and counts by name; tensors stay on their device until they are collected."""
+
+    pending: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, measured: Mapping[str, Tensor]) -> None:
+        self.steps += 1
+        for name, value in measured.items():
+            self.pending[name] = self.pending[name] + value if name in self.pending else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def collect(self) -> None:
+        """Fetch all sums at once, which waits for a GPU a single time."""
+        values = torch.stack([value.double() for value in self.pending.values()]).tolist()
+        self.sums = dict(zip(self.pending, values, strict=True))
+
+    def merge(self, other: _Means) -> None:
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + other.counts[name]
+        self.steps += other.steps
+        self.seconds += other.seconds
+
+    def read(self, training: GanTraining) -> dict[str, float]:
+        means = {name: value / self.counts[name] for name, value in self.sums.items()}
+        images = self.steps * training.config.batch_size
+        return {
+            **means,
+            "p": training.p,
+            "images-per-second": images / max(self.seconds, 1e-9),
+            "images-seen": float(training.images_seen),
+        }
+
+
+def _require_finite(means: _Means, training: GanTraining) -> None:
+    bad = [name for name, value in means.sums.items() if not math.isfinite(value)]
+    if bad:
+        raise DivergedError(
+            f"{' and '.join(bad)} not finite between iterations {training.steps - means.steps} "
+            f"and {training.steps}: the training has diverged. Try lower learning rates, a larger "
+            "r1-gamma or precision = float32"
+        )

@@ -1,0 +1,89 @@
+"""Training slices on the device, in an order that follows from the seed alone."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError
+from common.models.architecture import Architecture, encode_labels
+from common.seeding import derive_seed
+from common.training.gan_config import GanConfig
+
+if TYPE_CHECKING:
+    from common.imaging.slices import SliceSet
+
+
+class RealSlices:
+    """What D sees of the data: each slice, or each slice and its mirror image, once an epoch.
+
+    Parameters
+    ----------
+    data : SliceSet
+    architecture : Architecture
+        Which labels of the slices are used.
+    config : GanConfig
+        ``batch_size`` and ``mirror``.
+    device : torch.device
+        Where the slices are kept, all of them.
+
+    Raises
+    ------
+    ConfigError
+        If there is no slice, or resolution, channels or labels do not fit the architecture.
+    """
+
+    def __init__(
+        self, data: SliceSet, architecture: Architecture, config: GanConfig, device: torch.device
+    ) -> None:
+        side, channels = architecture.resolution, architecture.channels
+        if not len(data.images) or data.images.shape[1:] != (channels, side, side):
+            raise ConfigError(
+                f"training images have shape {data.images.shape}: accepted is (N, {channels}, "
+                f"{side}, {side}) with N above 0, as the networks were built for"
+            )
+        kinds = [kind for kind, _ in architecture.labels]
+        rows = [{kind: row[kind] for kind in kinds if kind in row} for row in data.labels]
+        self.images = torch.from_numpy(data.images).to(device)
+        self.labels = encode_labels(architecture, rows).to(device)
+        self.batch_size, self.mirror = config.batch_size, config.mirror
+
+    def batch(self, step: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the batch of an iteration, whatever came before in this process.
+
+        Returns
+        -------
+        images : Tensor
+            (B, C, R, R).
+        labels : Tensor
+            (B, label_dim).
+        """
+        count = len(self.images)
+        size = 2 * count if self.mirror else count
+        place = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, within = np.divmod(place, size)
+        chosen = np.concatenate(
+            [_order(seed, int(epoch), size)[within[epochs == epoch]] for epoch in np.unique(epochs)]
+        )
+        index = torch.from_numpy(chosen % count).to(self.images.device)
+        images = self.images[index]
+        if self.mirror:
+            mirrored = torch.from_numpy(chosen >= count).to(images.device)
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        return images, self.labels[index]
+
+    def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw labels for fakes, as often as the slices have them: (count, label_dim)."""
+        device = self.labels.device
+        rows = torch.randint(len(self.labels), (count,), generator=generator, device=device)
+        return self.labels[rows]
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    draws = np.random.default_rng(derive_seed(seed, epoch=epoch, purpose="order of slices"))
+    return draws.permutation(size)
