@@ -55,9 +55,12 @@ def parse_set(assignments: list[str]) -> dict[str, bool | int | float | str]:
 
 @contextlib.contextmanager
 def computing_with(threads: int) -> Iterator[None]:
-    """Let PyTorch compute with so many CPU threads while the block runs."""
+    """Let PyTorch compute with so many CPU threads while the block runs, and keep its memory."""
     import torch
 
+    from common.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

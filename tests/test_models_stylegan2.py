@@ -65,6 +65,21 @@ def test_depthwise_backward_is_the_transpose(size: tuple[int, int], stride: int)
     torch.testing.assert_close((out * y).sum(), (x * transposed).sum())
 
 
+@pytest.mark.parametrize("size", [(6, 8), (7, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_transpose_in_bfloat16_is_that_of_float32(size: tuple[int, int], stride: int) -> None:
+    """Whole numbers, so that neither type rounds."""
+    x, kernel = torch.arange(float(2 * 3 * math.prod(size))) % 7, torch.arange(16.0) % 5
+    x, kernel = x.reshape(2, 3, *size).contiguous(), kernel.reshape(4, 4)
+    for dtype in (torch.float32, torch.bfloat16):
+        image = asking(x.to(dtype))
+        out = depthwise(image, kernel, stride=stride, padding=1)
+        (transposed,) = torch.autograd.grad(out, image, torch.ones_like(out))
+        if dtype == torch.float32:
+            expected = transposed
+    assert torch.equal(transposed.float(), expected)
+
+
 @pytest.mark.parametrize(
     "operation",
     [

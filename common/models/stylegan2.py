@@ -25,7 +25,7 @@ from common.models.resample import depthwise, downsample, fir_filter, upsample
 SLOPE = 0.2  # of the leaky ReLU
 GAIN = math.sqrt(2)  # restores the second moment that a leaky ReLU takes away
 HALF_RESOLUTIONS = 4  # in half precision the largest four compute so ([ADA], appendix C)
-CLAMP = 256.0  # of activations in half precision ([ADA], appendix C)
+CLAMP = 256.0  # of activations in float16 ([ADA], appendix C)
 W_AVERAGE_DECAY = 0.995  # [SG1], section 4.2's tracking of the average w
 Noise = str | list[Tensor]
 
@@ -41,8 +41,8 @@ def activate(x: Tensor) -> Tensor:
 
 
 def limit(x: Tensor, gain: float = 1.0) -> Tensor:
-    """Clamp activations in half precision; others need no limit."""
-    return x.clamp(-CLAMP * gain, CLAMP * gain) if x.dtype.itemsize == 2 else x
+    """Clamp activations in float16, which ends at 65504; the others reach as far as float32."""
+    return x.clamp(-CLAMP * gain, CLAMP * gain) if x.dtype == torch.float16 else x
 
 
 class Dense(nn.Module):
@@ -534,7 +534,7 @@ def set_precision(
     ----------
     network : Generator or Discriminator
     precision : {"float32", "bfloat16", "float16"}
-        In half precision activations are clamped to ±256.
+        In float16 activations are clamped to ±256.
     resolutions : int
         How many of the largest resolutions.
     """

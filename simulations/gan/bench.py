@@ -134,13 +134,19 @@ def bench(cases: list[Case]) -> Iterator[Speed]:
 
 def measure(case: Case) -> Speed:
     """Time the phases of one case in this process."""
+    from simulations.options import computing_with
+
+    with computing_with(case.threads):
+        return _measure(case)
+
+
+def _measure(case: Case) -> Speed:
     import torch
 
     from common.training import gan
     from common.training.gan_slices import RealSlices
     from common.training.gan_state import GanTraining, resolve_device
 
-    torch.set_num_threads(case.threads)
     config = _config(case)
     device = resolve_device(case.device)
     training = GanTraining.start(config, config.architecture())

@@ -1,0 +1,323 @@
+"""Feature extractors by name or by file, each with a hash that says exactly which network it is.
+
+The default, `DEFAULT`, is the project's own: code (`common.evaluation.brain_training`) makes it in
+about half a minute when first asked for, and the cache keeps it. A file may hold another network:
+
+- *safetensors*: weights of the project's own architecture, such as a copy of another machine's
+  default. Only numbers are read.
+- *TorchScript* (``torch.jit.save``), such as an Inception or a RadImageNet network. Such a file
+  holds a program of its own. It is run by TorchScript's interpreter, not by Python, but it can do
+  whatever TorchScript's operators can, files and memory included: name only files that you trust.
+
+Nothing is ever unpickled by Python: a ``torch.save`` file is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import ConfigError, FedscanError
+from common.evaluation.brain_network import SIZE, BrainNetwork
+from common.files import write_atomically, write_json
+
+DEFAULT = "fedscan-brain"
+FOREIGN_SIZE, FOREIGN_CHANNELS = 299, 3  # Inception's, unless a file beside says otherwise
+
+Images = Tensor | np.ndarray
+
+_BATCH = 128
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network that turns images into features, and what it wants its images to be.
+
+    Images of any resolution and of 1 to 4 channels are fitted to it: resized bilinearly with
+    antialiasing to ``size``; a grey picture repeated where three channels are wanted, other numbers
+    of channels averaged first.
+
+    Parameters
+    ----------
+    name : str
+        `DEFAULT`, or the file's name.
+    hash : str
+        SHA-256 of the file's bytes, hexadecimal.
+    network : nn.Module
+    size : int
+        Pixels a side that the network sees: what is finer, it does not judge.
+    channels : int
+        1 or 3.
+    value_range : tuple of float
+        What -1 and 1 become.
+    """
+
+    name: str
+    hash: str
+    network: nn.Module
+    size: int = SIZE
+    channels: int = 1
+    value_range: tuple[float, float] = (-1.0, 1.0)
+
+    def identity(self) -> dict[str, Any]:
+        """What must stand beside every number that the features lead to."""
+        fitted = {"size": self.size, "channels": self.channels, "range": list(self.value_range)}
+        return {"name": self.name, "hash": self.hash, **fitted}
+
+    @torch.no_grad()
+    def features(self, images: Images) -> np.ndarray:
+        """Features of images (N, C, R, R) in [-1, 1], clipped to it, as float64 (N, D).
+
+        Raises
+        ------
+        FedscanError
+            The images are not such images, or not finite.
+        """
+        images = _checked(images)
+        if not bool(torch.isfinite(images).all()):
+            raise FedscanError(
+                "images to judge hold values that are not finite: the generator has diverged"
+            )
+        network = self.network.to(images.device)
+        found = []
+        for part in images.split(_BATCH):
+            fitted = self._fit(part.clamp(-1, 1))
+            if isinstance(network, BrainNetwork):
+                found.append(network.features(fitted))
+            else:
+                found.append(_first_tensor(network(fitted)).flatten(1).double())
+        return torch.cat(found).cpu().numpy()
+
+    def maps(self, images: Images) -> list[Tensor]:
+        """Feature maps (N, C, h, w), differentiable with respect to the images.
+
+        Of a TorchScript network they are its output, as one map of 1 x 1 where it has no places.
+        """
+        images = _checked(images)
+        network = self.network.to(images.device)
+        fitted = self._fit(images)
+        if isinstance(network, BrainNetwork):
+            return network.maps(fitted)
+        output = _first_tensor(network(fitted))
+        return [output if output.ndim == 4 else output.flatten(1)[:, :, None, None]]
+
+    def perceptual_distance(self, a: Images, b: Images) -> Tensor:
+        """Distance of pairs of images, (N,), differentiable.
+
+        As LPIPS (Zhang et al. 2018, eq. 1) with unit weights: feature maps normalised along the
+        channels, squared difference, mean over places, sum over maps.
+        """
+        pairs = zip(self.maps(a), self.maps(b), strict=True)
+        return sum(
+            (_unit(left) - _unit(right)).square().sum(dim=1).mean(dim=(1, 2))
+            for left, right in pairs
+        )
+
+    def _fit(self, images: Tensor) -> Tensor:
+        """Images as the network wants them: (N, channels, size, size) in ``value_range``."""
+        if images.shape[1] not in (1, self.channels):
+            images = images.mean(dim=1, keepdim=True)
+        images = images.expand(-1, self.channels, -1, -1)
+        if images.shape[-1] != self.size:
+            shape = (self.size, self.size)
+            images = F.interpolate(images, size=shape, mode="bilinear", antialias=True)
+        low, high = self.value_range
+        return images if (low, high) == (-1, 1) else low + (images + 1) * ((high - low) / 2)
+
+
+def default_extractor(cache: Path) -> Extractor:
+    """Return the project's own extractor, `DEFAULT`, made now if the cache lacks it."""
+    return load_extractor(DEFAULT, cache)
+
+
+def load_extractor(name_or_path: str | Path = DEFAULT, cache: Path | None = None) -> Extractor:
+    """Load an extractor by name, or from a file.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        `DEFAULT`, or a TorchScript or safetensors file. What a TorchScript network wants is read
+        from a JSON file of its name with ``.json`` appended, where there is one: ``size`` (299),
+        ``channels`` (3) and ``range`` ([-1, 1]).
+    cache : Path, optional
+        Folder in which the default extractor is kept; by default the user's.
+
+    Raises
+    ------
+    ConfigError
+        No such name or file, or a file that is not accepted.
+    """
+    if str(name_or_path) == DEFAULT:
+        from common.paths import cache_dir
+
+        return _default(cache_dir() if cache is None else Path(cache))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ConfigError(
+            f"extractor '{name_or_path}': accepted are '{DEFAULT}' and the path of a TorchScript "
+            "or safetensors file",
+            public="the feature extractor does not exist",
+        )
+    raw = path.read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    if zipfile.is_zipfile(path):
+        return _torchscript(path, digest)
+    network = _from_safetensors(raw)
+    if network is None:
+        raise _refused(path, "it is neither TorchScript nor weights of the project's own network")
+    return Extractor(path.name, digest, network)
+
+
+def _default(cache: Path) -> Extractor:
+    """From the cache, or made under a lock: who comes second waits and finds it there."""
+    from filelock import FileLock
+
+    folder = cache / "extractors"
+    weights = folder / f"{DEFAULT}-{_recipe()}.safetensors"
+    if (found := _cached(weights)) is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(weights.with_suffix(".lock")):
+            if (found := _cached(weights)) is None:
+                raw = _make()
+                write_atomically(weights, raw)
+                about = {"name": DEFAULT, "recipe": _recipe(), "sha256": _sha256(raw)}
+                write_json(weights.with_suffix(".json"), {**about, "torch": torch.__version__})
+                found = _cached(weights)
+    except OSError as error:
+        _log.warning("the extractor cannot be kept in the cache (%s): made anew", error.strerror)
+        found = None
+    if found is None:
+        raw = _make()
+        found = Extractor(DEFAULT, _sha256(raw), _from_safetensors(raw))
+    return found
+
+
+def _make() -> bytes:
+    """Make the default extractor's file."""
+    from safetensors.torch import save
+
+    from common.evaluation.brain_training import make_network
+
+    _log.info("making the feature extractor %s, once: about half a minute", DEFAULT)
+    return save(make_network().state_dict())
+
+
+def _recipe() -> str:
+    """Version of everything in the code that decides the default extractor's weights."""
+    from common.evaluation.brain_training import RECIPE_VERSION
+    from common.imaging.cohorts import PHANTOM_VERSION
+    from common.imaging.prepare import PREPARE_VERSION
+
+    return f"r{RECIPE_VERSION}-p{PHANTOM_VERSION}-v{PREPARE_VERSION}"
+
+
+def _cached(weights: Path) -> Extractor | None:
+    """The default extractor from its two files, or None where one is absent or damaged."""
+    try:
+        raw = weights.read_bytes()
+        about = json.loads(weights.with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    digest = _sha256(raw)
+    if not isinstance(about, dict) or about.get("sha256") != digest:
+        return None
+    network = _from_safetensors(raw)
+    return None if network is None else Extractor(DEFAULT, digest, network)
+
+
+def _from_safetensors(raw: bytes) -> BrainNetwork | None:
+    """The project's own network with these weights, or None if they are not its weights."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
+        network = BrainNetwork()
+    try:
+        state = load(raw)
+        network.load_state_dict(state)
+    except (SafetensorError, RuntimeError, KeyError):
+        return None
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    return network.eval().requires_grad_(False) if finite else None
+
+
+def _torchscript(path: Path, digest: str) -> Extractor:
+    """Load a TorchScript archive; other archives of PyTorch are pickles and refused."""
+    with zipfile.ZipFile(path) as archive:
+        inside = {name.partition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):
+        raise _refused(
+            path,
+            "it is a pickle (torch.save), which could run any code; save the network with "
+            "torch.jit.save(torch.jit.script(network)) or its weights as safetensors",
+        )
+    try:
+        network = torch.jit.load(path, map_location="cpu").eval()
+    except RuntimeError as error:
+        raise _refused(path, str(error).strip().splitlines()[-1]) from None
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return Extractor(path.name, digest, network, **_wanted(path))
+
+
+def _wanted(path: Path) -> dict[str, Any]:
+    """What a TorchScript network wants its images to be, from the JSON file beside it."""
+    beside = path.with_name(path.name + ".json")
+    try:
+        told = json.loads(beside.read_bytes()) if beside.exists() else {}
+        size = int(told.get("size", FOREIGN_SIZE))
+        channels = int(told.get("channels", FOREIGN_CHANNELS))
+        low, high = (float(value) for value in told.get("range", (-1, 1)))
+    except (OSError, ValueError, TypeError, AttributeError):
+        size = 0
+    if size < 1 or channels not in (1, 3) or not low < high:
+        raise _refused(
+            path, f"{beside.name}: accepted are size (pixels), channels (1 or 3), range [low, high]"
+        )
+    return {"size": size, "channels": channels, "value_range": (low, high)}
+
+
+def _refused(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"extractor file '{path}' is refused: {why}", public="the extractor's file is refused"
+    )
+
+
+def _checked(images: Images) -> Tensor:
+    """Images as a float32 tensor, where their shape is accepted."""
+    images = torch.as_tensor(images)
+    shape = tuple(images.shape)
+    if len(shape) != 4 or not 1 <= shape[1] <= 4 or shape[2] != shape[3] or 0 in shape:
+        raise FedscanError(f"images of shape {shape}: accepted is (N, 1 to 4 channels, R, R)")
+    return images.to(torch.float32)
+
+
+def _first_tensor(output: Any) -> Tensor:
+    """Output of a foreign network: a tensor, or the first of several."""
+    while isinstance(output, list | tuple) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or output.ndim < 2:
+        raise FedscanError("the extractor's network returns no tensor (N, …)")
+    return output
+
+
+def _unit(maps: Tensor) -> Tensor:
+    """Maps (N, C, h, w) of unit length along the channels."""
+    return maps * (maps.square().sum(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()

@@ -1,0 +1,384 @@
+"""The extractor is made alike every time, never unpickles, and ranks pictures as people do."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from common.errors import ConfigError, FedscanError
+from common.evaluation import brain_training, degradations, validate_extractor
+from common.evaluation.brain_network import FEATURES, BrainNetwork
+from common.evaluation.extractor import (
+    DEFAULT,
+    Extractor,
+    default_extractor,
+    load_extractor,
+)
+from common.evaluation.generation import judge, require_extractor
+
+QUICK = {"subjects": 4, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def brain(session_cache: Path) -> Extractor:
+    """The extractor that judges, made by its whole recipe."""
+    return default_extractor(session_cache)
+
+
+@pytest.fixture(scope="module")
+def cohort(session_cache: Path):
+    """Two of the default cohort's sites, smaller: training slices and held-out ones."""
+    return validate_extractor.cohort_slices(
+        32, session_cache, sizes={"north": 100, "south": 60}, n_test=60
+    )
+
+
+@pytest.fixture(scope="module")
+def quick() -> BrainNetwork:
+    return brain_training.make_network(**QUICK)
+
+
+@pytest.fixture
+def quick_recipe(quick, monkeypatch) -> list[int]:
+    """Hand out the quick network; the list counts how often it is made."""
+    made = []
+
+    def make() -> BrainNetwork:
+        made.append(1)
+        return quick
+
+    monkeypatch.setattr(brain_training, "make_network", make)
+    return made
+
+
+def pictures(n: int = 3, channels: int = 1, side: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(side)
+    return torch.rand(n, channels, side, side, generator=generator) * 2 - 1
+
+
+class TestValidation:
+    """The extractor that judges, before it judges."""
+
+    @pytest.fixture(scope="class")
+    def rows(self, brain, cohort) -> list[dict]:
+        return validate_extractor.validate(brain, *cohort)
+
+    def test_distances_precision_and_recall_move_as_people_see(self, rows):
+        assert validate_extractor.violations(rows) == []
+
+    def test_real_slices_are_nearest_of_all(self, rows):
+        whole = [row for row in rows if row["n_generated"] == rows[0]["n_generated"]]
+        start = rows[0]["frechet_distance"]
+        assert min(row["frechet_distance"] for row in whole) == pytest.approx(start)
+        assert rows[0]["precision"] > 0.6
+        assert rows[0]["recall"] > 0.6
+
+    def test_blobs_with_the_spectrum_of_brains_are_far(self, rows):
+        blobs = [row for row in rows if row["series"].startswith("random phases")][-1]
+        assert blobs["frechet_distance"] > 10 * rows[0]["frechet_distance"]
+        assert blobs["precision"] < 0.05
+
+    def test_a_blind_extractor_is_caught(self, cohort):
+        class Brightness:
+            def features(self, images):
+                images = np.asarray(images, dtype=np.float64)
+                return np.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], axis=1)
+
+        found = validate_extractor.violations(validate_extractor.validate(Brightness(), *cohort))
+        assert any("displaced" in one for one in found)
+
+    def test_command_prints_draws_and_succeeds(
+        self, brain, cohort, rows, session_cache, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+        monkeypatch.setattr(validate_extractor, "cohort_slices", lambda *_: cohort)
+        monkeypatch.setattr(validate_extractor, "validate", lambda *_: rows)
+        target = tmp_path / "figures" / "steps.png"
+        assert validate_extractor.main(["--format", "json", "--out", str(target)]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert require_extractor(told)["hash"] == brain.hash
+        assert told["violations"] == []
+        assert target.read_bytes().startswith(b"\x89PNG")
+        text = validate_extractor.table(told["rows"])
+        assert len(text.splitlines()) == 1 + len(told["rows"]) + len(
+            {row["series"] for row in told["rows"]}
+        )
+
+    def test_real_slices_judged_as_generated(self, brain, cohort):
+        train, test = cohort
+        result = judge(test.images, train.images, brain, held_out=test.images)
+        assert require_extractor(result) == brain.identity()
+        assert result["frechet_distance"] == result["held_out"]["frechet_distance"]
+        assert result["copying"]["share_nearer"] == 0.5
+
+    def test_perceptual_distance_grows_with_what_is_seen(self, brain, cohort):
+        images = cohort[1].images[:20]
+        rng = np.random.default_rng(0)
+        for spoil in (
+            degradations.blur,
+            functools.partial(degradations.noise, rng=rng),
+            functools.partial(degradations.warp, rng=rng),
+        ):
+            steps = (0.05, 0.1, 0.2) if "noise" in str(spoil) else (4, 8, 16)
+            means = [
+                float(brain.perceptual_distance(images, spoil(images, step)).mean())
+                for step in steps
+            ]
+            assert 0 < means[0] < means[1] < means[2]
+
+
+class TestRecipe:
+    def test_same_bytes_whatever_the_callers_threads_and_random_state(self, quick):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)
+        torch.manual_seed(99)
+        before = torch.get_rng_state()
+        again = brain_training.make_network(**QUICK)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(threads)
+        assert save(again.state_dict()) == save(quick.state_dict())
+
+    def test_features_are_centred_uncorrelated_and_scaled(self, quick):
+        slices = torch.from_numpy(brain_training.training_slices(QUICK["subjects"]))
+        with torch.no_grad():
+            features = quick.features(slices).numpy()
+        assert features.shape == (len(slices), FEATURES)
+        covariance = np.cov(features.T)
+        variances = np.diag(covariance)
+        np.testing.assert_allclose(features.mean(0), 0, atol=1e-3)
+        assert variances.mean() == pytest.approx(1, rel=1e-3)
+        assert (np.diff(variances) < 1e-6).all()
+        np.testing.assert_allclose(covariance, np.diag(variances), atol=1e-2)
+
+    def test_own_subjects_are_no_cohorts(self):
+        from common.sites import PHANTOM_SEED, phantom_sites
+
+        assert brain_training.SEED != PHANTOM_SEED
+        assert not {*brain_training.SCANNERS} & {*phantom_sites(30)}
+
+    def test_a_displaced_patch_is_marked_and_none_is_lost(self):
+        images = pictures(4, side=32)
+        generator = torch.Generator().manual_seed(0)
+        share = torch.tensor([0.0, 0.1, 0.5, 1.0])
+        mixed, moved = brain_training.displace(images, 8, share, generator)
+        assert torch.equal(mixed[moved == 0], images[moved == 0])
+        assert (mixed[moved == 1] != images[moved == 1]).all()
+        np.testing.assert_allclose(moved.mean((1, 2, 3)), [0, 0.125, 0.5, 1])
+        assert torch.equal(mixed.flatten(1).sort().values, images.flatten(1).sort().values)
+
+    def test_blur_is_a_gaussian_and_keeps_a_constant(self):
+        spike = torch.zeros(2, 1, 65, 65)
+        spike[:, :, 32, 32] = 1
+        sigma = torch.tensor([1.0, 3.0])
+        wide = brain_training.blur(spike, sigma)
+        place = torch.arange(65) - 32.0
+        spread = (wide.sum((1, 2)) * place**2).sum(1).sqrt()
+        np.testing.assert_allclose(spread, sigma, rtol=0.01)
+        flat = torch.full((1, 1, 16, 16), 0.3)
+        np.testing.assert_allclose(brain_training.blur(flat, sigma[:1]), flat, atol=1e-6)
+
+    def test_distortion_stays_in_range_with_marks_of_its_strength(self):
+        generator = torch.Generator().manual_seed(0)
+        images, marks = brain_training.distort(pictures(64, side=32), generator)
+        assert images.abs().max() <= 1
+        assert marks.shape == (64, 3, 32, 32)
+        assert (marks.amax((0, 2, 3)) > 0.5).all()
+        untouched = marks.amax((1, 2, 3)) == 0
+        assert 3 < untouched.sum() < 40
+
+
+class TestCache:
+    def test_made_once_then_read(self, tmp_path, quick, quick_recipe):
+        first = default_extractor(tmp_path)
+        second = load_extractor(cache=tmp_path)
+        assert quick_recipe == [1]
+        assert first.name == DEFAULT
+        assert first.hash == second.hash == hashlib.sha256(save(quick.state_dict())).hexdigest()
+        (weights,) = (tmp_path / "extractors").glob("*.safetensors")
+        about = json.loads(weights.with_suffix(".json").read_text())
+        assert about["sha256"] == first.hash
+        np.testing.assert_array_equal(first.features(pictures()), second.features(pictures()))
+
+    @pytest.mark.parametrize("damage", ["cut", "lost", "untold", "nonsense"])
+    def test_damage_is_mended(self, damage, tmp_path, quick_recipe):
+        good = default_extractor(tmp_path)
+        (weights,) = (tmp_path / "extractors").glob("*.safetensors")
+        about = weights.with_suffix(".json")
+        if damage == "cut":
+            weights.write_bytes(weights.read_bytes()[:-100])
+        elif damage == "lost":
+            weights.unlink()
+        elif damage == "untold":
+            about.unlink()
+        else:
+            about.write_text("[")
+        assert default_extractor(tmp_path).hash == good.hash
+        assert len(quick_recipe) == 2
+        default_extractor(tmp_path)
+        assert len(quick_recipe) == 2
+
+    def test_a_cache_that_cannot_be_written_is_no_obstacle(self, tmp_path, quick_recipe, caplog):
+        (tmp_path / "extractors").write_text("a file where the folder should be")
+        assert default_extractor(tmp_path).features(pictures()).shape == (3, FEATURES)
+        assert "cannot be kept" in caplog.text
+
+    def test_two_processes_at_once_make_it_once(self, tmp_path):
+        script = (
+            "import sys, pathlib, time\n"
+            "from common.evaluation import brain_training, extractor\n"
+            "def make():\n"
+            "    print('made'); time.sleep(1)\n"
+            "    return extractor.BrainNetwork()\n"  # other weights in each process
+            "brain_training.make_network = make\n"
+            "print(extractor.default_extractor(pathlib.Path(sys.argv[1])).hash)\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, str(tmp_path)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        told = [one.communicate(timeout=120)[0].split() for one in both]
+        assert sorted(map(len, told)) == [1, 2]
+        assert told[0][-1] == told[1][-1]
+
+
+class TestImages:
+    @pytest.mark.parametrize("side", [16, 32, 64, 256])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_every_resolution_and_channels(self, side, channels, quick):
+        extractor = Extractor("quick", "0", quick)
+        features = extractor.features(pictures(2, channels, side).numpy())
+        assert features.shape == (2, FEATURES)
+        assert features.dtype == np.float64
+
+    def test_grey_in_four_channels_is_grey(self, quick):
+        extractor = Extractor("quick", "0", quick)
+        grey = pictures()
+        repeated = extractor.features(grey.expand(-1, 4, -1, -1))
+        np.testing.assert_allclose(repeated, extractor.features(grey), atol=1e-4)
+
+    def test_batches_change_nothing(self, quick, monkeypatch):
+        extractor = Extractor("quick", "0", quick)
+        whole = extractor.features(pictures(5))
+        monkeypatch.setattr("common.evaluation.extractor._BATCH", 2)
+        np.testing.assert_allclose(extractor.features(pictures(5)), whole, atol=1e-4)
+
+    def test_perceptual_distance_is_zero_at_itself_and_differentiable(self, quick):
+        extractor = Extractor("quick", "0", quick)
+        target = pictures(2, 3)
+        image = target.clone().requires_grad_()
+        assert extractor.perceptual_distance(image, target).tolist() == [0, 0]
+        other = pictures(2, 3, 64)[:, :, :32, :32].clone().requires_grad_()
+        distance = extractor.perceptual_distance(other, target)
+        distance.sum().backward()
+        assert distance.shape == (2,)
+        assert (distance > 0).all()
+        assert torch.isfinite(other.grad).all()
+        assert other.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize(
+        "images", [np.zeros((2, 32, 32)), np.zeros((2, 5, 32, 32)), np.zeros((0, 1, 32, 32))]
+    )
+    def test_refuses_other_shapes(self, images, quick):
+        with pytest.raises(FedscanError, match="accepted"):
+            Extractor("quick", "0", quick).features(images)
+
+    def test_refuses_what_is_not_finite(self, quick):
+        with pytest.raises(FedscanError, match="not finite"):
+            Extractor("quick", "0", quick).features(np.full((1, 1, 32, 32), np.nan))
+
+
+class Foreign(torch.nn.Module):
+    """Mean of each channel, and the side that it was given."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        side = torch.full((len(images), 1), float(images.shape[-1]))
+        return torch.cat([images.mean(dim=(2, 3)), side], dim=1)
+
+
+class TestFiles:
+    def test_torchscript_with_what_it_wants_beside(self, tmp_path):
+        path = tmp_path / "foreign.pt"
+        torch.jit.save(torch.jit.script(Foreign()), path)
+        path.with_name("foreign.pt.json").write_text('{"size": 48, "range": [0, 255]}')
+        extractor = load_extractor(path)
+        assert extractor.identity() == {
+            "name": "foreign.pt",
+            "hash": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "size": 48,
+            "channels": 3,
+            "range": [0.0, 255.0],
+        }
+        features = extractor.features(np.full((2, 1, 16, 16), 1.0))
+        np.testing.assert_allclose(features, [[255, 255, 255, 48]] * 2, rtol=1e-6)
+        assert extractor.perceptual_distance(pictures(), -pictures()).shape == (3,)
+
+    def test_torchscript_alone_is_taken_for_an_inception(self, tmp_path):
+        path = tmp_path / "foreign.pt"
+        torch.jit.save(torch.jit.script(Foreign()), path)
+        assert load_extractor(path).features(pictures())[0, -1] == 299
+
+    @pytest.mark.parametrize("wanted", ["[", '{"size": 0}', '{"channels": 2}', '{"range": [1, 0]}'])
+    def test_nonsense_beside_it_is_refused(self, wanted, tmp_path):
+        path = tmp_path / "foreign.pt"
+        torch.jit.save(torch.jit.script(Foreign()), path)
+        path.with_name("foreign.pt.json").write_text(wanted)
+        with pytest.raises(ConfigError, match="range"):
+            load_extractor(path)
+
+    def test_own_weights_from_another_machine(self, tmp_path, quick):
+        path = tmp_path / "theirs.safetensors"
+        save_file(quick.state_dict(), path)
+        extractor = load_extractor(str(path))
+        assert extractor.name == "theirs.safetensors"
+        expected = Extractor("quick", "0", quick).features(pictures())
+        np.testing.assert_array_equal(extractor.features(pictures()), expected)
+
+    def test_other_weights_are_refused(self, tmp_path):
+        path = tmp_path / "other.safetensors"
+        save_file({"weight": torch.zeros(3)}, path)
+        with pytest.raises(ConfigError, match="own network"):
+            load_extractor(path)
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_a_pickle_is_refused_and_never_run(self, legacy, tmp_path):
+        marker = tmp_path / "run"
+
+        class Trap:
+            def __reduce__(self):
+                return Path.touch, (marker,)
+
+        path = tmp_path / "trap.pt"
+        torch.save({"weight": Trap()}, path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ConfigError, match="refused"):
+            load_extractor(path)
+        assert not marker.exists()
+        torch.load(path, weights_only=False)
+        assert marker.exists()  # so the trap would have sprung
+
+    def test_a_bare_pickle_is_refused(self, tmp_path):
+        path = tmp_path / "weights.pkl"
+        path.write_bytes(pickle.dumps({"weight": [1.0]}))
+        with pytest.raises(ConfigError, match="refused"):
+            load_extractor(path)
+
+    def test_no_such_name(self, tmp_path):
+        with pytest.raises(ConfigError, match=DEFAULT):
+            load_extractor("inception", tmp_path)
