@@ -156,6 +156,9 @@ def test_the_summary_names_the_extractor_and_stands_beside_real_scans(trained) -
         assert summary["generated"][name] is not None
     assert summary["real"]["kernel_distance"] < summary["generated"]["kernel_distance"]
     assert 0 <= summary["p"] <= 1 and summary["seconds"] > 0
+    assert summary["path_length"] > 0
+    real, generated = summary["real"]["statistics"], summary["generated"]["statistics"]
+    assert real["sliced_wasserstein"]["mean"] < generated["sliced_wasserstein"]["mean"]
 
 
 def test_the_metrics_hold_losses_p_signs_norms_and_speed(trained) -> None:

@@ -299,13 +299,15 @@ def _show_summary(summary: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from common.evaluation.generation import require_extractor
     from simulations.console import out
 
+    extractor = require_extractor(summary)
     table = Table(
         title=f"{escape('+'.join(summary['sites']))}: {summary['images_seen'] / 1000:.1f} kimg in "
         f"{summary['seconds']:.0f} s, p {summary['p']:.3f}",
         caption=f"{summary['real']['n_real']} test slices; extractor "
-        f"{escape(summary['extractor']['name'])} {summary['extractor']['hash'][:12]}",
+        f"{escape(extractor['name'])} {extractor['hash'][:12]}",
         title_justify="left",
         caption_justify="left",
     )
@@ -321,6 +323,18 @@ def _show_summary(summary: dict[str, Any]) -> None:
     out.print(table)
     if summary["frechet_ratio"] is not None:
         out.print(f"Fréchet distance: {summary['frechet_ratio']:.1f} times the real one")
+    statistics, real = summary["generated"]["statistics"], summary["real"]["statistics"]
+    for words in (
+        f"Without a network: power spectrum {statistics['spectrum_distance_db']:.2f} dB off (real "
+        f"{real['spectrum_distance_db']:.2f}), sliced Wasserstein distance "
+        f"{statistics['sliced_wasserstein']['mean']:.3g} (real "
+        f"{real['sliced_wasserstein']['mean']:.3g}), MS-SSIM of pairs {statistics['ms_ssim']:.2f} "
+        f"(real {statistics['ms_ssim_real']:.2f}: the lower, the more varied)",
+        f"Nearest training slice: {summary['copying']['generated_median']:.3g} away, of a real "
+        f"test slice {summary['copying']['held_out_median']:.3g} (a copy is nearer)",
+        f"Perceptual path length: {summary['path_length']:.3g}",
+    ):
+        out.print(words, markup=False)
     for reason in sorted(set(summary["generated"]["reasons"].values())):
         out.print(f"Not measured: {reason}", markup=False)
 

@@ -14,6 +14,7 @@ from simulations.gan.sites import load_pool
 if TYPE_CHECKING:
     from common.evaluation.extractor import Extractor
     from common.imaging.slices import SliceSet
+    from common.models.stylegan2 import Generator
     from common.training.gan_state import GanTraining
 
 
@@ -46,11 +47,13 @@ def summarize(
     -------
     dict
         ``generated`` and ``real``: measures of the generator's pictures and of the training
-        slices against the test slices (see ``common.evaluation.generation.judge``);
-        ``frechet_ratio``, the quotient of their Fréchet distances; ``copying``; ``extractor`` with
-        its name and hash; ``steps``, ``images_seen``, ``seconds``, ``p``.
+        slices against the test slices (see ``common.evaluation.generation.judge_features`` and,
+        under ``statistics``, ``common.evaluation.image_statistics``); ``frechet_ratio``, the
+        quotient of their Fréchet distances; ``copying``; ``path_length``; ``extractor`` with its
+        name and hash; ``steps``, ``images_seen``, ``seconds``, ``p``.
     """
-    from common.evaluation.generation import copying, judge
+    from common.evaluation.generation import copying, judge_features
+    from common.evaluation.image_statistics import image_statistics
     from common.training.gan_sampling import sample_rows
 
     test = load_pool(folders, "test", training.config.resolution)
@@ -61,18 +64,25 @@ def summarize(
         images = sample_rows(
             training.ema, rows, range(len(rows)), seed=seed, on_picture=bar.advance
         )
-    generated = judge(images, test.images, extractor)
-    real = judge(data.images, test.images, extractor)
-    features = [extractor.features(one) for one in (data.images, images, test.images)]
+    features = {
+        "training": extractor.features(data.images),
+        "generated": extractor.features(images),
+        "test": extractor.features(test.images),
+    }
+    generated = judge_features(features["generated"], features["test"])
+    real = judge_features(features["training"], features["test"])
+    generated["statistics"] = image_statistics(images, test.images)
+    real["statistics"] = image_statistics(data.images, test.images)
     pair = generated["frechet_distance"], real["frechet_distance"]
     return without_nan(
         {
             "sites": sorted(folders),
-            "extractor": generated.pop("extractor"),
+            "extractor": extractor.identity(),
             "generated": generated,
-            "real": {key: value for key, value in real.items() if key != "extractor"},
+            "real": real,
             "frechet_ratio": pair[0] / pair[1] if all(pair) else None,
-            "copying": copying(*features),
+            "copying": copying(features["training"], features["generated"], features["test"]),
+            "path_length": path_length(training.ema, data, extractor, seed),
             "resolution": training.config.resolution,
             "labels": kinds,
             "steps": training.steps,
@@ -80,4 +90,27 @@ def summarize(
             "seconds": round(seconds, 1),
             "p": training.p,
         }
+    )
+
+
+def path_length(generator: Generator, data: SliceSet, extractor: Extractor, seed: int) -> float:
+    """Perceptual path length in W, with labels as often as the training slices have them."""
+    import torch
+
+    from common.evaluation.generation import perceptual_path_length
+    from common.models.architecture import encode_labels
+
+    architecture = generator.architecture
+    device = next(generator.parameters()).device
+    kinds = [kind for kind, _ in architecture.labels]
+    rows = [{kind: row[kind] for kind in kinds} for row in data.labels]
+    labels = encode_labels(architecture, rows)
+
+    def sample_w(count: int, draws: torch.Generator) -> torch.Tensor:
+        z = torch.randn(count, architecture.z_dim, generator=draws)
+        chosen = labels[torch.randint(len(labels), (count,), generator=draws)]
+        return generator.mapping(z.to(device), chosen.to(device))
+
+    return perceptual_path_length(
+        generator.synthesis, sample_w, extractor.perceptual_distance, count=256, seed=seed
     )
