@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.training.gan_config import PRESETS, GanConfig, label_values, preset
 
 DEFAULTS = GanConfig().to_mapping()
-VALUES = {"sex": ("F", "M"), "site": ("north", "south")}
+VALUES = {"sex": ("F", "M"), "height": ("-9", "0", "18"), "site": ("north", "south")}
 
 
 def refusal(changes: dict) -> str:
@@ -90,7 +90,7 @@ def test_label_kinds_as_text_or_list_have_one_order(given, kinds):
 
 @pytest.mark.parametrize("wrong", ["age", "sex,age", "sex,sex", "sex,", ["age"], 3, True])
 def test_unknown_label_kinds_are_refused(wrong):
-    assert f"label-kinds = {wrong!r}: accepted is none, sex, site, or both" in refusal(
+    assert f"label-kinds = {wrong!r}: accepted is none, or some of sex" in refusal(
         {"label-kinds": wrong}
     )
 
@@ -106,7 +106,8 @@ def test_architecture_sorts_values_and_needs_them():
 
 
 def test_values_of_labels_are_those_of_the_data():
-    rows = [{"sex": "M", "site": "south"}, {"sex": "F"}, {"sex": "M", "site": "north"}]
+    rows = [{"sex": "M", "site": "south", "height": "18"}, {"sex": "F", "height": "-9"},
+            {"sex": "M", "site": "north", "height": "0"}]  # fmt: skip
     assert label_values(rows) == VALUES
 
 

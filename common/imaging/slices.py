@@ -38,7 +38,7 @@ class SliceSet:
         columns from the participant's left to right, so left is left (the neurological, not the
         radiological convention). Air is -1. A pixel is ``FIELD_OF_VIEW_MM / R`` wide.
     labels : tuple of dict
-        For each slice ``{"sex": "F" or "M", "site": name}``.
+        For each slice ``{"sex": "F" or "M", "height": "-9", "site": name}``, the height in mm.
     ids : tuple of str
         The participant of each slice; they stay at the site.
     heights_mm : np.ndarray
@@ -112,7 +112,10 @@ def load_slices(
     for scans in _batches(index, split, resolution, cache):
         for cube, label, name in zip(scans.images, scans.labels, scans.ids, strict=True):
             images.append(axial_slices(cube, levels))
-            labels += [{"sex": SEX[LABELS[label]], "site": site} for _ in levels]
+            labels += [
+                {"sex": SEX[LABELS[label]], "height": f"{level:g}", "site": site}
+                for level in levels
+            ]
             ids += [name] * len(levels)
     heights = np.tile(np.asarray(levels), len(images))
     return SliceSet(np.concatenate(images)[:, None], tuple(labels), tuple(ids), heights)

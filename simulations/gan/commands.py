@@ -70,7 +70,7 @@ def train_gan(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="What the generator is told: sex, site, sex,site or none."),
+        typer.Option(help="What the generator is told: some of sex,height,site, or none."),
     ] = None,
     minutes: Annotated[
         float | None,
