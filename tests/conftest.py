@@ -49,16 +49,6 @@ def task_identity() -> Iterator[None]:
         yield
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let ``pytest -k golden --golden DIR`` judge by other reference numbers."""
-    parser.addoption(
-        "--golden",
-        type=Path,
-        default=Path(__file__).parent / "golden" / "stylegan2-ada",
-        help="folder of reference numbers for StyleGAN2-ADA",
-    )
-
-
 @pytest.fixture(scope="session")
 def golden_dir(request: pytest.FixtureRequest) -> Path:
     """Folder of reference numbers that the golden tests reproduce."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +178,16 @@ def test_golden_path_lengths(golden: dict[str, Tensor], networks: tuple) -> None
     images = networks[0].synthesis(ws)
     noise = golden["path_length_noise"] * images.shape[2]  # the file's is divided by it already
     torch.testing.assert_close(path_lengths(images, ws, noise), golden["path_lengths"], **TOLERANCE)
+
+
+def test_the_option_takes_a_folder_from_anywhere(golden_dir: Path, tmp_path: Path) -> None:
+    """As a person types it: pytest must not take the folder for one of tests."""
+    shutil.copytree(golden_dir, tmp_path / "numbers")
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_golden_upfirdn2d"]
+    done = subprocess.run(
+        [*command, "--golden", str(tmp_path / "numbers"), "-p", "no:cacheprovider"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert "1 passed" in done.stdout, done.stdout
