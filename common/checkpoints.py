@@ -124,7 +124,7 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
             f"{path.parent}: no checkpoint is here, for {wanted} is missing{hint}. Name the "
             "folder in which a training kept its checkpoint"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FedscanError(
             f"{path}: the checkpoint's sidecar cannot be read ({error}). Restore it, or train anew"
         ) from error

@@ -26,6 +26,7 @@ from common.provenance import PACKAGES, source_hash, versions
 from common.tasks import load_task
 from simulations import console
 from simulations.arms import COLUMNS, Work
+from simulations.folders import locked, require_empty
 from simulations.launch import leashed, neutral_home, offline_environment, usable_cpus
 from simulations.plan import Cell, Plan
 
@@ -35,7 +36,6 @@ RESULTS, SUMMARY, MANIFEST, SAMPLES = (
     "manifest.json",
     "samples.npz",
 )
-LOCK = ".lock"
 WORK = "work.json"  # what the scheduler is to do; there only while it does
 FINAL = ("done", "diverged")  # running such a cell again would end in the same way
 SAMPLE_SCANS = 6
@@ -81,20 +81,11 @@ class Benchmark:
         ConfigError
             If the folder holds another comparison, or one that was not asked to be resumed.
         """
-        from filelock import FileLock, Timeout
-
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Hidden: our lock, and what a kill may have left of the manifest's writing.
-        others = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
-        if others and not (self.folder / MANIFEST).is_file():
-            raise ConfigError(
-                f"{self.folder} holds other files. Give --out a folder that does not exist"
-            )
-        try:
-            with FileLock(self.folder / LOCK, timeout=0):
-                self._run(resume)
-        except Timeout:
-            raise ConfigError(f"{self.folder} is being worked on by another process") from None
+        if not (self.folder / MANIFEST).is_file():
+            require_empty(self.folder)
+        with locked(self.folder):
+            self._run(resume)
 
     def _run(self, resume: bool) -> None:
         self._begin(resume)

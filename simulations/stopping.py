@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -26,8 +26,10 @@ def signals_noted() -> Iterator[list[int]]:
         if noted and callable(previous[number]):
             previous[number](number, frame)
         noted.append(number)
+        # Not by sys.stderr: the signal may have come while it was being written to, and it refuses
+        # to be entered twice.
         with contextlib.suppress(OSError):  # nobody may be there to read it
-            print("Interrupted: saving after this iteration", file=sys.stderr, flush=True)
+            os.write(2, b"Interrupted: saving after this iteration\n")
 
     if threading.current_thread() is threading.main_thread():
         for number in STOP:

@@ -18,14 +18,15 @@ from safetensors.torch import save, save_file
 
 from common.errors import ConfigError, FedscanError
 from common.evaluation import brain_training, degradations, validate_extractor
+from common.evaluation import extractor as extractor_module
 from common.evaluation.brain_network import FEATURES, BrainNetwork
 from common.evaluation.extractor import (
     DEFAULT,
     Extractor,
-    default_extractor,
     load_extractor,
 )
-from common.evaluation.generation import judge, require_extractor
+from common.evaluation.generation import MEASURES, judge_features, require_extractor
+from common.imaging.slices import SliceSet
 
 QUICK = {"subjects": 4, "steps": 2}
 
@@ -33,7 +34,7 @@ QUICK = {"subjects": 4, "steps": 2}
 @pytest.fixture(scope="module")
 def brain(session_cache: Path) -> Extractor:
     """The extractor that judges, made by its whole recipe."""
-    return default_extractor(session_cache)
+    return load_extractor(cache=session_cache)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +91,6 @@ class TestValidation:
         assert blobs["precision"] < 0.05
 
     def test_a_blind_extractor_is_caught(self, cohort):
-        class Brightness:
-            def features(self, images):
-                images = np.asarray(images, dtype=np.float64)
-                return np.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], axis=1)
-
         found = validate_extractor.violations(validate_extractor.validate(Brightness(), *cohort))
         assert any("displaced" in one for one in found)
 
@@ -115,12 +111,13 @@ class TestValidation:
             {row["series"] for row in told["rows"]}
         )
 
-    def test_real_slices_judged_as_generated(self, brain, cohort):
-        train, test = cohort
-        result = judge(test.images, train.images, brain, held_out=test.images)
+    def test_real_slices_judged_as_generated(self, brain, cohort, rows):
+        train, test = (brain.features(part.images) for part in cohort)
+        result = {"extractor": brain.identity(), **judge_features(test, train)}
         assert require_extractor(result) == brain.identity()
-        assert result["frechet_distance"] == result["held_out"]["frechet_distance"]
-        assert result["copying"]["share_nearer"] == 0.5
+        assert result["reasons"] == {}
+        for name in MEASURES:  # as the validation has it for slices that nothing has spoilt
+            assert result[name] == pytest.approx(rows[0][name])
 
     def test_perceptual_distance_grows_with_what_is_seen(self, brain, cohort):
         images = cohort[1].images[:20]
@@ -136,6 +133,65 @@ class TestValidation:
                 for step in steps
             ]
             assert 0 < means[0] < means[1] < means[2]
+
+
+class Brightness:
+    """Features that need few images: mean and SD of a picture."""
+
+    def features(self, images) -> np.ndarray:
+        images = np.asarray(images, dtype=np.float64)
+        return np.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], axis=1)
+
+
+class Wide(Brightness):
+    """As many features as the default extractor has."""
+
+    def features(self, images) -> np.ndarray:
+        return np.tile(super().features(images), FEATURES // 2)
+
+
+def few_slices(people: int, sites: int = 1, levels: int = 2) -> SliceSet:
+    """Noise in place of slices."""
+    n = people * levels
+    rng = np.random.default_rng(people)
+    return SliceSet(
+        rng.uniform(-1, 1, (n, 1, 16, 16)).astype(np.float32),
+        tuple(
+            {"sex": "FM"[person % 2], "height": str(level), "site": f"site-{person % sites}"}
+            for person in range(people)
+            for level in range(levels)
+        ),
+        tuple(f"sub-{person}" for person in range(people) for _ in range(levels)),
+        np.tile(np.arange(levels, dtype=float), people),
+    )
+
+
+class TestTooFew:
+    """What cannot be validated is refused in words."""
+
+    @pytest.mark.parametrize(("reference", "held_out"), [(40, 64), (32, 70), (40, 3)])
+    def test_fewer_slices_than_a_covariance_takes(self, reference, held_out):
+        with pytest.raises(ConfigError, match="at least 65 of each") as refused:
+            validate_extractor.validate(Wide(), few_slices(reference), few_slices(held_out))
+        assert not any(character.isdigit() for character in refused.value.public)
+
+    def test_a_site_that_is_too_small_alone(self):
+        def last_step(real, seed):
+            yield from list(steps(real, seed))[-20:]
+
+        steps = validate_extractor.steps
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(validate_extractor, "steps", last_step)
+            with pytest.raises(ConfigError, match="slices in step 'sites kept: all'"):
+                validate_extractor.validate(Wide(), few_slices(40), few_slices(70, sites=10))
+
+    def test_command_says_so(self, quick_recipe, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path))
+        few = few_slices(40), few_slices(10)
+        monkeypatch.setattr(validate_extractor, "cohort_slices", lambda *_: few)
+        with pytest.raises(SystemExit, match="2"):
+            validate_extractor.main([])
+        assert "10 held-out participants" in capsys.readouterr().err
 
 
 class TestRecipe:
@@ -161,6 +217,17 @@ class TestRecipe:
         assert variances.mean() == pytest.approx(1, rel=1e-3)
         assert (np.diff(variances) < 1e-6).all()
         np.testing.assert_allclose(covariance, np.diag(variances), atol=1e-2)
+
+    def test_numpy_has_one_thread_as_well(self):
+        from threadpoolctl import threadpool_info, threadpool_limits
+
+        def blas_threads() -> set[int]:
+            return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+        with threadpool_limits(2):
+            with brain_training._reproducible(0):
+                assert blas_threads() == {1}
+            assert blas_threads() == {2}
 
     def test_own_subjects_are_no_cohorts(self):
         from common.sites import PHANTOM_SEED, phantom_sites
@@ -201,7 +268,7 @@ class TestRecipe:
 
 class TestCache:
     def test_made_once_then_read(self, tmp_path, quick, quick_recipe):
-        first = default_extractor(tmp_path)
+        first = load_extractor(cache=tmp_path)
         second = load_extractor(cache=tmp_path)
         assert quick_recipe == [1]
         assert first.name == DEFAULT
@@ -213,7 +280,7 @@ class TestCache:
 
     @pytest.mark.parametrize("damage", ["cut", "lost", "untold", "nonsense"])
     def test_damage_is_mended(self, damage, tmp_path, quick_recipe):
-        good = default_extractor(tmp_path)
+        good = load_extractor(cache=tmp_path)
         (weights,) = (tmp_path / "extractors").glob("*.safetensors")
         about = weights.with_suffix(".json")
         if damage == "cut":
@@ -224,14 +291,14 @@ class TestCache:
             about.unlink()
         else:
             about.write_text("[")
-        assert default_extractor(tmp_path).hash == good.hash
+        assert load_extractor(cache=tmp_path).hash == good.hash
         assert len(quick_recipe) == 2
-        default_extractor(tmp_path)
+        load_extractor(cache=tmp_path)
         assert len(quick_recipe) == 2
 
     def test_a_cache_that_cannot_be_written_is_no_obstacle(self, tmp_path, quick_recipe, caplog):
         (tmp_path / "extractors").write_text("a file where the folder should be")
-        assert default_extractor(tmp_path).features(pictures()).shape == (3, FEATURES)
+        assert load_extractor(cache=tmp_path).features(pictures()).shape == (3, FEATURES)
         assert "cannot be kept" in caplog.text
 
     def test_two_processes_at_once_make_it_once(self, tmp_path):
@@ -242,7 +309,7 @@ class TestCache:
             "    print('made'); time.sleep(1)\n"
             "    return extractor.BrainNetwork()\n"  # other weights in each process
             "brain_training.make_network = make\n"
-            "print(extractor.default_extractor(pathlib.Path(sys.argv[1])).hash)\n"
+            "print(extractor.load_extractor(cache=pathlib.Path(sys.argv[1])).hash)\n"
         )
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         both = [
@@ -297,8 +364,9 @@ class TestImages:
         "images", [np.zeros((2, 32, 32)), np.zeros((2, 5, 32, 32)), np.zeros((0, 1, 32, 32))]
     )
     def test_refuses_other_shapes(self, images, quick):
-        with pytest.raises(FedscanError, match="accepted"):
+        with pytest.raises(FedscanError, match="accepted") as refused:
             Extractor("quick", "0", quick).features(images)
+        assert "32" not in refused.value.public
 
     def test_refuses_what_is_not_finite(self, quick):
         with pytest.raises(FedscanError, match="not finite"):
@@ -335,12 +403,79 @@ class TestFiles:
         torch.jit.save(torch.jit.script(Foreign()), path)
         assert load_extractor(path).features(pictures())[0, -1] == 299
 
-    @pytest.mark.parametrize("wanted", ["[", '{"size": 0}', '{"channels": 2}', '{"range": [1, 0]}'])
+    @pytest.mark.parametrize("size", [16, 1024])
+    def test_largest_and_smallest_size(self, size, tmp_path):
+        path = tmp_path / "foreign.pt"
+        torch.jit.save(torch.jit.script(Foreign()), path)
+        path.with_name("foreign.pt.json").write_text(json.dumps({"size": size}))
+        assert load_extractor(path).features(pictures(1))[0, -1] == size
+
+    @pytest.mark.parametrize(
+        "wanted",
+        [
+            "[",
+            "[" * 100_000,
+            '{"size": 0}',
+            '{"size": 15}',
+            '{"size": 1025}',
+            '{"size": 1000000}',
+            '{"size": 1e999}',
+            '{"channels": 2}',
+            '{"range": [1, 0]}',
+            '{"range": [0, Infinity]}',
+        ],
+    )
     def test_nonsense_beside_it_is_refused(self, wanted, tmp_path):
         path = tmp_path / "foreign.pt"
         torch.jit.save(torch.jit.script(Foreign()), path)
         path.with_name("foreign.pt.json").write_text(wanted)
-        with pytest.raises(ConfigError, match="range"):
+        with pytest.raises(ConfigError, match="range") as refused:
+            load_extractor(path)
+        assert "foreign" not in refused.value.public
+
+    @pytest.mark.parametrize("kind", ["torchscript", "safetensors"])
+    def test_what_is_hashed_is_what_is_loaded(self, kind, tmp_path, quick, monkeypatch):
+        """A file that another process replaces right after it was read changes nothing."""
+        path = tmp_path / "network"
+        if kind == "torchscript":
+            torch.jit.save(torch.jit.script(Foreign()), path)
+        else:
+            save_file(quick.state_dict(), path)
+        expected = hashlib.sha256(path.read_bytes()).hexdigest()
+        honest = load_extractor(path).features(pictures())
+        read = extractor_module._read
+
+        def read_and_replace(source: Path) -> bytes:
+            raw = read(source)
+            source.write_bytes(b"another network")
+            return raw
+
+        monkeypatch.setattr(extractor_module, "_read", read_and_replace)
+        found = load_extractor(path)
+        assert found.hash == expected
+        np.testing.assert_array_equal(found.features(pictures()), honest)
+
+    def test_too_large_is_refused_unread(self, tmp_path):
+        path = tmp_path / "patient-7.pt"
+        with path.open("wb") as file:
+            file.truncate(extractor_module.LARGEST_FILE + 1)  # sparse: takes no room
+        with pytest.raises(ConfigError, match="too large") as refused:
+            load_extractor(path)
+        assert "patient-7" not in refused.value.public
+
+    def test_grown_while_it_was_read_is_refused(self, tmp_path, quick, monkeypatch):
+        path = tmp_path / "theirs.safetensors"
+        save_file(quick.state_dict(), path)
+        monkeypatch.setattr(extractor_module, "LARGEST_FILE", 1000)
+        monkeypatch.setattr(os, "fstat", lambda _: os.stat_result([0] * 10))
+        with pytest.raises(ConfigError, match="too large"):
+            load_extractor(path)
+
+    def test_a_damaged_archive_is_refused(self, tmp_path):
+        path = tmp_path / "foreign.pt"
+        torch.jit.save(torch.jit.script(Foreign()), path)
+        path.write_bytes(path.read_bytes()[1000:])  # its end still says that it is an archive
+        with pytest.raises(ConfigError, match="refused"):
             load_extractor(path)
 
     def test_own_weights_from_another_machine(self, tmp_path, quick):
@@ -380,5 +515,6 @@ class TestFiles:
             load_extractor(path)
 
     def test_no_such_name(self, tmp_path):
-        with pytest.raises(ConfigError, match=DEFAULT):
+        with pytest.raises(ConfigError, match=DEFAULT) as refused:
             load_extractor("inception", tmp_path)
+        assert "inception" not in refused.value.public

@@ -9,6 +9,7 @@ from common.errors import FedscanError
 from common.evaluation.image_statistics import (
     _laplacian_pyramid,
     _smooth,
+    check_shape,
     image_statistics,
     ms_ssim_diversity,
     radial_power_spectrum,
@@ -105,12 +106,25 @@ def test_channels(channels):
     assert np.isfinite(found["ms_ssim"])
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 24, 24), (2, 1, 8, 8), (2, 1, 32, 16), (2, 32, 32)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 1, 24, 24), (2, 1, 8, 8), (2, 1, 32, 64), (2, 32, 32), (0, 1, 32, 32), (2, 5, 32, 32)],
+)
 def test_refuses_other_shapes(shape):
-    with pytest.raises(FedscanError, match="accepted"):
+    with pytest.raises(FedscanError, match="accepted") as refused:
         radial_power_spectrum(np.zeros(shape))
+    assert str(shape) in str(refused.value)
+    assert str(shape) not in refused.value.public
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 4, 24, 24)])
+def test_pictures_that_are_not_halved_may_have_any_side(shape):
+    check_shape(shape)
+    with pytest.raises(FedscanError, match="power of two"):
+        check_shape(shape, halved=True)
 
 
 def test_refuses_sets_of_two_shapes():
-    with pytest.raises(FedscanError, match="one shape"):
+    with pytest.raises(FedscanError, match="one shape") as refused:
         sliced_wasserstein(noise(side=16), noise(side=32))
+    assert "32" not in refused.value.public

@@ -118,3 +118,12 @@ def test_pool_keeps_every_slice_with_its_labels(north, tiny_cohort, session_cach
     assert 0 < len(women) < len(both)
     with pytest.raises(ConfigError, match="resolution"):
         pool([])
+
+
+@pytest.mark.parametrize("none", [[], (), np.zeros(0, dtype=int)])
+def test_no_index_gives_no_slice(none, north):
+    empty = north.subset(none)
+    assert len(empty) == 0
+    assert empty.images.shape == (0, 1, 16, 16)
+    assert empty.labels == empty.ids == ()
+    assert empty.heights_mm.shape == (0,)

@@ -370,8 +370,11 @@ def test_images_that_are_not_square_are_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [{"scale": -1.0}, {"hue_max": math.nan}, {"cutout_size": 1.5}])
 def test_strengths_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
+    (name, value), *_ = wrong.items()
+    with pytest.raises(ConfigError, match=f"{name}={value}") as refused:
         Strengths(**wrong)
+    assert name in refused.value.public
+    assert str(value) not in refused.value.public
 
 
 @pytest.mark.gpu

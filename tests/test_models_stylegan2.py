@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
 
 from common.errors import ConfigError
 from common.models import stylegan2
 from common.models.architecture import Architecture, encode_labels
+from common.models.generator import SynthesisBlock
+from common.models.layers import CLAMP, GAIN, Convolution, Dense
 from common.models.resample import depthwise, downsample, fir_filter, upfirdn2d, upsample
 from common.models.stylegan2 import Generator, build, modulated_conv2d, set_precision, state_groups
+from common.training.gan_losses import path_lengths, r1_penalty
 
 SMALL = Architecture(
     resolution=16, channel_base=64, channel_max=8, z_dim=8, w_dim=8, labels=(("sex", ("F", "M")),)
@@ -98,6 +103,26 @@ def test_filters_have_right_first_and_second_derivatives(operation) -> None:
     assert gradgradcheck(square, (x,))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sides", [(3, 3), (2, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_beyond_the_kernel_has_its_transpose(stride, sides, dtype) -> None:
+    """Where whole windows see zeros alone; whole numbers, so that no type rounds."""
+    x, kernel = asking(torch.ones(1, 2, 5, 5).to(dtype)), torch.arange(1.0, 1 + math.prod(sides))
+    kernel = kernel.reshape(sides).to(dtype)
+    out = depthwise(x, kernel, stride=stride, padding=4)
+    (transposed,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    plain = asking(x.detach().double())
+    each = kernel.double().expand(2, 1, *sides)
+    expected = torch.nn.functional.conv2d(plain, each, stride=stride, padding=4, groups=2)
+    assert torch.equal(out.double(), expected)
+    assert torch.equal(transposed.double(), torch.autograd.grad(expected.sum(), plain)[0])
+    if dtype == torch.float64:
+        square = lambda x: depthwise(x, kernel, stride=stride, padding=4).square()  # noqa: E731
+        assert gradcheck(square, (x,))
+        assert gradgradcheck(square, (x,))
+
+
 # Modulated convolution
 
 
@@ -142,6 +167,42 @@ def test_modulated_convolution_has_right_derivatives(up: int, demodulate: bool) 
     assert gradgradcheck(operation, inputs)
 
 
+@pytest.mark.parametrize("up", [1, 2])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_float16_has_the_same_modulated_convolution(up: int, size: float) -> None:
+    """Also where Σ (s·w)² is not far above ε, and where it would overflow."""
+    x, weight = draw(2, 8, 6, 6).float(), size * draw(5, 8, 3, 3, seed=1).float()
+    styles = draw(2, 8, seed=2).float() * (1e-2 if size < 1 else 1)
+    whole = modulated_conv2d(x, weight, styles, fir=fir_filter(), up=up, gain=1.3)
+    half = modulated_conv2d(x.half(), weight, styles, fir=fir_filter(), up=up, gain=1.3)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), whole, rtol=0, atol=4e-3 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("up", [1, 2])
+def test_float16_sums_of_one_sign_stay_finite(up: int) -> None:
+    """512 channels that all agree, as large as the limit lets them be: 256 √2 · 512 · 9 > 65504."""
+    x = asking(torch.full((1, 512, 4, 4), CLAMP * GAIN, dtype=torch.float16))
+    weight, styles = asking(torch.ones(512, 512, 3, 3)), asking(torch.ones(1, 512))
+    out = modulated_conv2d(x, weight, styles, fir=fir_filter(), up=up)
+    inner = out[..., 1:-1, 1:-1].float() if up == 1 else out[..., 3:-3, 3:-3].float()
+    # Each of 9 · 512 products is 256 √2, the norm √(9 · 512); upsampling shares them among four.
+    expected = CLAMP * GAIN * (9 * 512) ** 0.5
+    torch.testing.assert_close(inner, torch.full_like(inner, expected), rtol=2e-3, atol=0)
+    for gradient in torch.autograd.grad(out.float().mean(), (x, weight, styles)):
+        assert gradient.isfinite().all()
+
+
+def test_float16_of_styles_or_weights_that_are_zero_is_zero() -> None:
+    x = torch.ones(1, 4, 4, 4, dtype=torch.float16)
+    for weight, styles in (
+        (torch.zeros(2, 4, 3, 3), torch.ones(1, 4)),
+        (torch.ones(2, 4, 3, 3), torch.zeros(1, 4)),
+    ):
+        out = modulated_conv2d(x, weight, styles, fir=fir_filter())
+        assert torch.equal(out, torch.zeros_like(out))
+
+
 # Networks
 
 
@@ -160,6 +221,56 @@ def test_networks_have_right_derivatives(part: str) -> None:
     }[part]
     assert gradcheck(operation, (asking(x),), fast_mode=True)
     assert gradgradcheck(operation, (asking(x),), fast_mode=True)
+
+
+@pytest.mark.parametrize("penalty", ["r1", "path"])
+def test_penalties_have_right_derivatives_by_the_weights(penalty: str) -> None:
+    """What a regularisation step follows: a derivative by weights of one by pixels, or by w."""
+    tiny = Architecture(
+        resolution=16, channel_base=32, channel_max=2, z_dim=3, w_dim=3, mapping_layers=1,
+        label_layers=1, labels=(("sex", ("F", "M")),),
+    )  # fmt: skip
+    generator, discriminator = (network.double() for network in build(tiny, 0))
+    labels = encode_labels(tiny, [{"sex": "F"}, {"sex": "M"}]).double()
+    for layer in generator.modules():
+        if isinstance(layer, stylegan2.StyledConvolution):
+            torch.nn.init.constant_(layer.noise_strength, 0.3)
+    network = {"r1": discriminator, "path": generator.synthesis}[penalty]
+    names, weights = zip(*network.named_parameters(), strict=True)
+
+    def of(*values: Tensor) -> Tensor:
+        state = dict(zip(names, values, strict=True))
+        if penalty == "r1":
+            images = asking(draw(2, 1, 16, 16))
+            return r1_penalty(images, functional_call(network, state, (images, labels)))
+        ws = asking(draw(2, tiny.num_ws, 3))
+        images = functional_call(network, state, (ws,), {"noise": noises})
+        return path_lengths(images, ws, draw(*images.shape, seed=4))
+
+    noises = [draw(2, 1, *p.shape, seed=3) for p in generator.synthesis.noise_constants()]
+    assert len(of(*weights)) == 2
+    assert gradcheck(of, weights, fast_mode=True)
+
+
+def test_minibatch_deviation_has_right_derivatives() -> None:
+    def of(x: Tensor) -> Tensor:
+        return stylegan2.minibatch_deviation(x, 2).square()
+
+    x = asking(draw(4, 2, 3, 3))
+    assert gradcheck(of, (x,))
+    assert gradgradcheck(of, (x,))
+
+
+def test_networks_names_of_parameters_are_those_of_checkpoints() -> None:
+    generator, discriminator = build(SMALL, 0)
+    names = [*generator.state_dict(), *(f"D.{name}" for name in discriminator.state_dict())]
+    assert len(names) == 86
+    assert hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16] == "cb5e01d39428c8d8"
+
+
+def test_initial_bias_is_that_asked_for_at_any_rate() -> None:
+    layer = Dense(3, 2, rate=0.01, bias=0.7)
+    torch.testing.assert_close(layer(torch.zeros(1, 3)), torch.full((1, 2), 0.7))
 
 
 @pytest.mark.parametrize("resolution", [16, 32, 64, 128, 256, 512, 1024])
@@ -252,6 +363,13 @@ def test_noise_is_fixed_random_or_absent() -> None:
         assert not torch.allclose(seeded(1), seeded(2))
 
 
+@pytest.mark.parametrize("noise", ["constant ", "", "zero", [], [torch.zeros(4, 4)] * 4])
+def test_noise_that_is_none_of_them_is_refused(noise) -> None:
+    generator = build(SMALL, 0)[0]
+    with pytest.raises(ValueError, match=r"accepted are (constant, random, none|5: one a layer)"):
+        generator(*batch(SMALL), noise=noise)
+
+
 def test_minibatch_deviation_of_known_groups() -> None:
     """Images 0 and 2 differ by 2 everywhere (SD 1); 1 and 3 are the same (SD 0)."""
     x = torch.zeros(4, 3, 4, 4)
@@ -306,6 +424,43 @@ def test_half_precision_points_the_same_way(precision: str) -> None:
     assert torch.equal(gradient(), full)
 
 
+def test_float16_step_of_512_channels_of_one_sign_is_finite() -> None:
+    """Weights that all agree, and inputs at the limit: the largest sums that there can be."""
+    wide = Architecture(resolution=16, channel_base=8192, channel_max=512, z_dim=4, w_dim=4)
+    block = SynthesisBlock(wide, 8)
+    judge = stylegan2.Discriminator(Architecture(resolution=16, channel_base=8192, channel_max=512))
+    judge = judge.blocks[-1]
+    for network in (block, judge):
+        network.half = torch.float16
+        for weight in network.parameters():
+            torch.nn.init.constant_(weight, 1.0) if weight.ndim == 4 else None
+    for layer in (*block.convolutions, block.to_image):
+        torch.nn.init.constant_(layer.affine.weight, 0.5)
+    x = asking(torch.full((2, 512, 4, 4), CLAMP, dtype=torch.float16))
+    ws = [draw(2, 4, dtype=torch.float32).abs() for _ in range(3)]
+    noises = [torch.zeros(1, 1, 8, 8)] * 2
+    features, image = block(x, None, ws, noises)
+    assert features.dtype == torch.float16
+    assert features.abs().max() == CLAMP
+    out = judge(features)
+    assert out.dtype == torch.float16
+    assert CLAMP < out.abs().max() <= CLAMP * GAIN + 0.25
+    weights = [*block.parameters(), *judge.parameters()]
+    (out.float().mean() + image.mean()).backward()
+    for value in (out, image, x.grad, *(w.grad for w in weights if w.grad is not None)):
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("activation", [True, False])
+def test_convolution_is_limited_in_float16_alone(activation: bool) -> None:
+    layer = Convolution(4, 2, 1, activation=activation, gain=math.sqrt(0.5))
+    torch.nn.init.constant_(layer.weight, 100.0)
+    x = torch.full((1, 4, 2, 2), 50.0)
+    assert layer(x).max() > 5000
+    limit = torch.tensor(CLAMP * math.sqrt(0.5)).half()
+    assert torch.equal(layer(x.half()), limit.expand(1, 2, 2, 2))
+
+
 def test_memory_format_does_not_change_the_result() -> None:
     generator, discriminator = build(SMALL, 0)
     z, labels = batch(SMALL)
@@ -332,6 +487,15 @@ def test_memory_format_does_not_change_the_result() -> None:
         {"channel_base": 8},
         {"z_dim": 0},
         {"mapping_layers": True},
+        {"channel_base": 2**17 + 1},
+        {"channel_max": 1025},
+        {"z_dim": 4097},
+        {"w_dim": 4097},
+        {"mapping_layers": 17},
+        {"label_layers": 17},
+        {"minibatch_group": 65},
+        {"noise_seed": 2**53 + 1},
+        {"labels": (("site", tuple(map(str, range(1025)))),)},
         {"w_dim": 2.5},
         {"labels": (("sex", ()),)},
         {"labels": (("sex", ("F", "F")),)},

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from common.errors import ConfigError
+from common.models.architecture import encode_labels
 from simulations.cli import app
 from simulations.gan import bench as bench_gan
 from simulations.gan.bench import PHASES, Case, bench
@@ -25,15 +26,32 @@ def test_figures_follow_from_each_other() -> None:
     seconds = speed["seconds"]
     assert set(seconds) == set(PHASES)
     assert min(seconds.values()) > 0
-    iteration = (
-        seconds["generator"] + seconds["discriminator"] + seconds["r1"] / 16 + seconds["path"] / 4
-    )
+    always = seconds["generator"] + seconds["discriminator"] + seconds["average"]
+    iteration = always + seconds["r1"] / 16 + seconds["path"] / 4
     assert speed["iteration_seconds"] == pytest.approx(iteration)
     assert speed["images_per_second"] == pytest.approx(4 / iteration)
     assert speed["seconds_per_1000_images"] * speed["images_per_second"] == pytest.approx(1000)
     rate = speed["gflop"] / iteration
     assert speed["share_of_peak"] == pytest.approx(rate / speed["peak_gflops"])
     assert speed["memory_gib"] > 0.1
+
+
+def test_networks_are_conditioned_on_two_labels_of_which_the_pictures_have_both() -> None:
+    config = bench_gan._config(Case(TINY, "float32", "cpu", 1, 1))
+    architecture = config.architecture(bench_gan.LABELS)
+    rows = bench_gan._pictures(config).labels
+    assert encode_labels(architecture, rows).sum(0).tolist() == [8.0, 8.0]
+
+
+@pytest.mark.parametrize(("device", "fastest"), [("cpu", False), ("cuda", True)])
+def test_cudnn_looks_for_its_fastest_algorithms_on_a_gpu_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, device: str, fastest: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(bench_gan, "_measure", lambda case: torch.backends.cudnn.benchmark)
+    assert bench_gan.measure(Case(TINY, "float32", device, 1, 1)) is fastest
+    assert torch.backends.cudnn.benchmark is False
 
 
 def test_operations_are_counted_through_second_derivatives() -> None:

@@ -14,19 +14,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 import pytest
 from processes import SCRIPTS, caches, environment, fedscan
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from common.errors import ConfigError, DivergedError, FedscanError
+from simulations.folders import locked
 from simulations.gan.plan import Request
-from simulations.gan.train import locked, train
-from simulations.stopping import STOP
+from simulations.gan.train import train
+from simulations.stopping import STOP, signals_noted
 
 SIZES = ["resolution=16", "channel-base=256", "channel-max=16", "z-dim=16", "w-dim=16"]
 OFTEN = ["batch-size=4", "log-every=2", "snapshot-every=3"]
-SET = [word for assignment in SIZES + OFTEN for word in ("--set", assignment)]
+EVERY = ["path-weight=2", "style-mixing=0.9"]  # every phase, whatever the preset leaves out
+SET = [word for assignment in SIZES + OFTEN + EVERY for word in ("--set", assignment)]
 CHANGES = {
     "resolution": 16,
     "channel-base": 256,
@@ -36,6 +39,8 @@ CHANGES = {
     "batch-size": 4,
     "log-every": 2,
     "snapshot-every": 3,
+    "path-weight": 2,
+    "style-mixing": 0.9,
 }
 
 
@@ -224,6 +229,135 @@ def test_a_finished_training_is_told_and_left_alone(trained, begin, capsys) -> N
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def other_extractor(trained, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another network of the same architecture, as a file."""
+    (weights,) = (cache / "extractors").glob("*.safetensors")
+    state = {name: tensor * 1.25 for name, tensor in load_file(weights).items()}
+    path = tmp_path_factory.mktemp("extractor") / "other.safetensors"
+    save_file(state, path)
+    return path
+
+
+def timeless(summary: dict) -> dict:
+    return {key: value for key, value in summary.items() if key != "seconds"}
+
+
+def test_a_finished_training_is_judged_anew_by_another_network(
+    trained, begin, other_extractor: Path, tmp_path: Path, capsys
+) -> None:
+    folder, summary = trained
+    out = tmp_path / "gan"
+    shutil.copytree(folder, out)
+    anew = begin(out, resume=True, extractor=str(other_extractor))
+    assert "judging by other.safetensors" in capsys.readouterr().err
+    assert anew["extractor"]["name"] == "other.safetensors"
+    assert anew["extractor"]["hash"] != summary["extractor"]["hash"]
+    assert anew["generated"]["kernel_distance"] != summary["generated"]["kernel_distance"]
+    assert json.loads((out / "summary.json").read_text()) == anew
+    assert anew["seconds"] > 0 and weights(out) == weights(folder)
+    assert timeless(begin(out, resume=True)) == timeless(summary)
+
+
+@pytest.mark.parametrize("broken", ["path_length", "statistics", "steps", "extractor", "all"])
+def test_a_summary_of_an_older_version_is_not_current(broken: str, trained, tmp_path: Path):
+    from types import SimpleNamespace
+
+    from simulations.gan.summary import read_current
+
+    _, summary = trained
+    extractor = SimpleNamespace(**summary["extractor"])
+    old, path = json.loads(json.dumps(summary)), tmp_path / "summary.json"
+    path.write_text(json.dumps(old))
+    assert read_current(path, extractor, steps=6) == summary
+    if broken == "statistics":
+        del old["generated"]["statistics"]
+    elif broken == "steps":
+        old["steps"] = 3
+    elif broken == "all":
+        old = ["no summary"]
+    else:
+        del old[broken]
+    path.write_text(json.dumps(old))
+    assert read_current(path, extractor, steps=6) is None
+    path.write_text("{half")
+    assert read_current(path, extractor, steps=6) is None
+
+
+@pytest.mark.parametrize("extractor", [None, {}, {"name": "", "hash": "0"}, {"name": "some"}])
+def test_a_result_without_its_extractor_is_never_written(
+    extractor, trained, begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "gan"
+    shutil.copytree(trained[0], out)
+    (out / "summary.json").unlink()
+    nameless = {**trained[1], "extractor": extractor}
+    monkeypatch.setattr("simulations.gan.summary.summarize", lambda *_, **__: nameless)
+    with pytest.raises(FedscanError, match="extractor's"):
+        begin(out, resume=True)
+    assert not (out / "summary.json").exists()
+
+
+def test_a_snapshot_is_no_training_time(
+    begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simulations.gan.train import _Run
+
+    write = _Run._snapshot
+
+    def slow(*arguments) -> None:
+        write(*arguments)
+        time.sleep(1.0)
+
+    monkeypatch.setattr(_Run, "_snapshot", slow)  # after the 3rd iteration, rows after the 2nd, 4th
+    begin(tmp_path / "gan", 4, sites=("north",))
+    speed = {
+        row["round"]: row["value"]
+        for row in rows(tmp_path / "gan")
+        if row["name"] == "images-per-second"
+    }
+    assert speed.keys() == {2, 4}
+    assert speed[4] > 8 / 0.9
+
+
+def test_the_hash_of_slices_needs_no_copy_of_them() -> None:
+    import hashlib
+    import tracemalloc
+
+    from common.imaging.slices import SliceSet
+    from simulations.gan.sites import digest
+
+    images = np.random.default_rng(0).normal(size=(64, 1, 128, 128)).astype(np.float32)
+    labels = tuple({"sex": "F", "site": "north"} for _ in images)
+    data = SliceSet(images, labels, ("a",) * 64, np.zeros(64))
+    expected = hashlib.sha256(images.tobytes())
+    expected.update(repr([sorted(row.items()) for row in labels]).encode())
+    tracemalloc.start()
+    found = digest(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == expected.hexdigest()
+    assert peak < images.nbytes / 4
+
+
+def test_a_signal_is_noted_even_while_stderr_is_written_to(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Busy:
+        def write(self, text: str) -> None:
+            raise RuntimeError("reentrant call inside BufferedWriter")
+
+        flush = write
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", Busy())
+        with signals_noted() as noted:
+            signal.raise_signal(signal.SIGTERM)
+    assert noted == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) == handler
+    assert capfd.readouterr().err == "Interrupted: saving after this iteration\n"
+
+
 def test_a_folder_that_holds_anything_is_not_overwritten(
     trained, command, tiny_cohort: Path, tmp_path: Path
 ) -> None:
@@ -261,8 +395,9 @@ def test_other_scans_are_not_resumed_with(trained, begin, tiny_cohort: Path, tmp
     text = table.read_text()
     assert "\ttrain" in text
     table.write_text(text.replace("\ttrain", "\tval", 1))
-    with pytest.raises(ConfigError, match="not those that this training began with"):
+    with pytest.raises(ConfigError, match="not those that this training began with") as caught:
         begin(out, 9, resume=True, cohort=cohort)
+    assert str(out) in str(caught.value) and str(tmp_path) not in caught.value.public
     begin(out, 7, resume=True)  # the cohort is where it was
 
 
@@ -286,6 +421,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(begin, tmp_path: Path
     assert not isinstance(caught.value, ConfigError)
     for words in ("too large", "iteration 3 is whole", "make room", "--resume"):
         assert words in str(caught.value)
+    assert str(tmp_path) not in caught.value.public and "make room" in caught.value.public
     assert weights(out) == before
     begin(out, 6, resume=True)
     begin(tmp_path / "at once", 6, sites=("north",))
@@ -328,7 +464,8 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
         (["--preset", "paper-256"], "--set channels=1"),
         (["--set", "batchsize=4"], "did you mean 'batch-size'?"),
         (["--set", "resolution=48"], "resolution = 48"),
-        (["--labels", "age"], "none, sex, site, or both"),
+        (["--set", "resolution=512"], "accepted for slices of scans is one of 16, 32"),
+        (["--labels", "age"], "none, or some of sex, height and site"),
         (["--labels", "sex", "--set", "label-kinds=site"], "give one of them"),
         (["--minutes", "0"], "--minutes 0"),
         (["--extractor", "inception.pt"], "accepted are 'fedscan-brain' and the path"),
@@ -426,6 +563,97 @@ def test_labels_are_honoured(trained, command, tmp_path: Path) -> None:
     assert all(seen[name] != others[name] for name in seen)
 
 
+@pytest.fixture(scope="module")
+def of_heights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator that is told sex and height, fresh from the start."""
+    from common.training.gan_checkpoint import save_checkpoint
+    from common.training.gan_config import GanConfig
+    from common.training.gan_state import GanTraining
+
+    config = GanConfig.from_mapping({**CHANGES, "label-kinds": "sex,height"})
+    kinds = {"sex": ("F", "M"), "height": ("-9", "0", "9", "18")}
+    folder = tmp_path_factory.mktemp("heights")
+    save_checkpoint(folder, GanTraining.start(config, config.architecture(kinds)))
+    return folder
+
+
+def test_slices_lie_at_the_height_of_their_label(of_heights, trained, command, tmp_path: Path):
+    words = ("--count", 8, "--nifti", "--out")
+    done = command("generate", of_heights, *words, tmp_path / "a")
+    assert done.code == 0 and "1 × F, -9 mm; 1 × F, 0 mm" in done.out
+    about = json.loads((tmp_path / "a" / "pictures.json").read_text())
+    for one in about["pictures"]:
+        stored = nib.load(tmp_path / "a" / one["file"].replace(".png", ".nii.gz"))
+        assert stored.affine[2, 3] == float(one["labels"]["height"])
+    assert command("generate", trained[0], *words, tmp_path / "b").code == 0
+    assert nib.load(tmp_path / "b" / "picture-00000.nii.gz").affine[2, 3] == 0
+
+
+def test_labels_read_as_a_person_writes_them() -> None:
+    from simulations.gan.generate import height_mm, label_name
+
+    assert label_name({"sex": "F", "height": "-9", "site": "north"}) == "F, -9 mm, north"
+    assert height_mm({"sex": "F", "height": "-9"}) == -9
+    assert [height_mm(row) for row in ({}, {"height": "top"}, {"height": "nan"})] == [None] * 3
+
+
+def test_batches_are_the_same_pictures(trained) -> None:
+    from common.training import gan_sampling
+
+    generator, _ = gan_sampling.load_generator(trained[0])
+    labels = gan_sampling.combinations(generator.architecture)
+    wanted = [labels[k % 4] for k in range(37)]
+    whole = gan_sampling.sample_rows(generator, wanted, range(37), truncation=0.7, seed=2)
+    parts = list(gan_sampling.sample_batches(generator, wanted, range(37), truncation=0.7, seed=2))
+    assert [len(part) for part in parts] == [16, 16, 5]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_only_the_grid_stays_in_memory(
+    trained, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import weakref
+
+    from common.training import gan_sampling
+
+    make, alive = gan_sampling.sample_batches, []
+
+    def watched(*arguments, **options):
+        known = []
+        for images in make(*arguments, **options):
+            own = images.copy()
+            known.append(weakref.ref(own))
+            yield own
+            del own
+            alive.append(sum(reference() is not None for reference in known))
+
+    monkeypatch.setattr(gan_sampling, "sample_batches", watched)
+    done = command("generate", trained[0], "--count", 100, "--out", tmp_path / "out")
+    assert done.code == 0 and len(pictures(tmp_path / "out")) == 101
+    assert len(alive) == 7 and max(alive) <= 2
+
+
+def test_a_generator_of_nan_is_refused_batch_by_batch(
+    trained, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from common.training import gan_sampling
+    from simulations.gan.generate import Request as Wanted
+    from simulations.gan.generate import generate
+
+    make = gan_sampling.sample_batches
+
+    def diverging(*arguments, **options):
+        for number, images in enumerate(make(*arguments, **options)):
+            yield images if number == 0 else images * np.float32("nan")
+
+    monkeypatch.setattr(gan_sampling, "sample_batches", diverging)
+    with pytest.raises(ConfigError, match="this generator makes NaN") as caught:
+        generate(Wanted(checkpoint=trained[0], out=tmp_path / "out", count=40))
+    assert str(trained[0]) in str(caught.value) and str(trained[0]) not in caught.value.public
+    assert len(pictures(tmp_path / "out")) == 16
+    assert not (tmp_path / "out" / "pictures.json").exists()
+
+
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
@@ -447,7 +675,7 @@ def test_an_unknown_label_is_refused_with_the_known_ones(
 def test_pictures_are_not_mixed_with_others(trained, command, tmp_path: Path) -> None:
     (tmp_path / "picture-00000.png").write_bytes(b"mine")
     done = command("generate", trained[0], "--out", tmp_path)
-    assert done.code == 2 and "holds files" in done.err
+    assert done.code == 2 and "holds other files" in done.err
     assert (tmp_path / "picture-00000.png").read_bytes() == b"mine"
 
 
@@ -485,7 +713,12 @@ def test_what_is_no_checkpoint_is_refused_and_never_opened(
     (tensors,) = broken.glob("gan-*.safetensors")
     tensors.write_bytes(tensors.read_bytes()[:-100])
     image = () if verb == "generate" else (trained[0] / "grid.png",)
+    from simulations.gan.generate import open_checkpoint
+
     for name in ("network.pkl", "empty", "broken", "nowhere"):
+        with pytest.raises(ConfigError) as caught:
+            open_checkpoint(tmp_path / name, "cpu")
+        assert str(tmp_path) not in caught.value.public and name not in caught.value.public
         path = tmp_path / name
         done = command(verb, path, *image, "--out", tmp_path / "out")
         assert done.code == 2 and str(path) in done.err, name
@@ -516,6 +749,8 @@ def test_generated_pictures_are_found_back(trained, command, tmp_path: Path) -> 
             *("comparison.png", "path.png", "reconstruction.png", "target.png"),
             "w.safetensors",
         ]
+        for path in folder.iterdir():  # each shows somebody's scan, or gives it back
+            assert path.stat().st_mode & 0o777 == 0o600, path.name
         state = load_file(folder / "w.safetensors")
         assert state["w"].shape == (6, 16) and state["noise.00"].shape == (4, 4)
     texts = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
@@ -546,6 +781,30 @@ def test_a_projection_can_be_drawn_again(trained, command, tmp_path: Path) -> No
 
     stored = np.asarray(Image.open(tmp_path / "a" / "000" / "reconstruction.png"))
     np.testing.assert_array_equal(to_pixels(picture.numpy())[0], stored)
+
+
+def test_the_height_of_a_whole_scan_is_its_label(
+    of_heights, command, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    scan = min((tiny_cohort / "north").rglob("*_T1w.nii.gz"))
+    command("generate", of_heights, "--count", 1, "--nifti", "--out", tmp_path / "made")
+    made = [tmp_path / "made" / f"picture-00000.{kind}" for kind in ("png", "nii.gz")]
+
+    def labels(name: str, *words: str) -> list[dict]:
+        done = command(
+            *("project", of_heights, scan, *made, "--steps", 1, "--format", "json", *words),
+            *("--out", tmp_path / name),
+        )
+        assert done.code == 0, done.err
+        return [one["labels"] for one in json.loads(done.out)["projections"]]
+
+    assert labels("a", "--height", "9", "--label", "F") == [
+        {"height": "9", "sex": "F"},
+        {"sex": "F"},
+        {"sex": "F"},
+    ]
+    assert labels("b", "--height", "9", "--label", "height=-9") == [{"height": "-9"}] * 3
+    assert labels("c", "--height", "5") == [{}, {}, {}]  # a height that it was not trained on
 
 
 @pytest.mark.parametrize("words", [["--label", "X"], ["--space", "z"], ["--steps", "0"]])

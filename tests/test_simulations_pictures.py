@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 from common.errors import ConfigError
 from simulations.gan import picture_input
 from simulations.gan.generate import write_slice
-from simulations.gan.picture_input import read_picture
+from simulations.gan.picture_input import is_whole_scan, read_picture
 from simulations.gan.pictures import (
     READABLE,
     arranged,
@@ -78,6 +80,12 @@ def test_a_slice_keeps_its_geometry_and_is_read_back(image: np.ndarray, tmp_path
     np.testing.assert_allclose(read(path), image, atol=1e-6)
 
 
+def test_a_slice_lies_at_its_height(image: np.ndarray, tmp_path: Path) -> None:
+    write_slice(tmp_path / "one.nii.gz", image, height_mm=-9.0)
+    corner = nib.load(tmp_path / "one.nii.gz").affine @ [0, 15, 0, 1]
+    np.testing.assert_allclose(corner[:3], [-101.25, 101.25, -9])
+
+
 def test_the_same_pictures_give_the_same_bytes(image: np.ndarray, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_grid(tmp_path / f"{name}.png", [image[None]] * 2, names=["F", "M"], captions=["x\ny"])
@@ -124,7 +132,10 @@ def test_a_path_shows_the_target_and_every_waypoint(image: np.ndarray, tmp_path:
 
 def test_pictures_of_scans_can_be_kept_from_others(image: np.ndarray, tmp_path: Path) -> None:
     write_grid(tmp_path / "real.png", [image[None]], mode=0o600)
-    assert (tmp_path / "real.png").stat().st_mode & 0o777 == 0o600
+    write_picture(tmp_path / "target.png", image, mode=0o600)
+    write_path(tmp_path / "path.png", image, [0], image[None], [1.0], mode=0o600)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600, path.name
 
 
 # Reading
@@ -222,7 +233,7 @@ def _whole_png() -> bytes:
         ("many.npy", _npy(np.zeros((3, 16, 16))), "3 channels, but the generator makes 1"),
         ("text.nii", b"no scan at all", "not a NIfTI"),
         ("text.nii.gz", b"no scan at all", "not a NIfTI"),
-        ("cut.nii", _slice_bytes((16, 16, 1))[:500], "truncated or corrupted"),
+        ("cut.nii", _slice_bytes((16, 16, 1))[:500], "truncated (got 500 of 1376 bytes)"),
         ("small.nii", _slice_bytes((16, 16, 1), spacing=1.0), "covers 16 × 16 mm"),
         ("bright.nii", _slice_bytes((16, 16, 1), 100.0), "values beyond 0"),
         ("nan.nii", _slice_bytes((16, 16, 1), np.nan), "values beyond 0"),
@@ -243,8 +254,6 @@ def test_a_file_that_is_no_picture_is_refused_by_name(
 
 @pytest.mark.parametrize("side", [5000, 10_000, 14_000])  # below, at and above Pillow's own limits
 def test_a_bomb_is_refused_before_it_is_unpacked(side: int, tmp_path: Path) -> None:
-    import tracemalloc
-
     (tmp_path / "bomb.png").write_bytes(_bomb(side))
     tracemalloc.start()
     with pytest.raises(ConfigError, match="accepted are 2 to 4096"):
@@ -259,6 +268,116 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused(tmp_path: Pa
     (tmp_path / "big.npy").write_bytes(whole.replace(b"(16, 16), }", b"(16, 9999999), }"))
     with pytest.raises(ConfigError):
         read(tmp_path / "big.npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "value"),
+    [
+        ("long.npy", _npy(np.zeros((16, 17))), "17"),
+        ("wide.npy", _npy(np.zeros((1, 5000))), "5000"),
+        ("many.npy", _npy(np.zeros((3, 16, 16))), "3"),
+        ("words.npy", _npy(np.array([["a"] * 16] * 16)), "<U1"),
+        ("small.nii", _slice_bytes((16, 16, 1), spacing=1.0), "16 × 16"),
+        ("cut.nii", _slice_bytes((16, 16, 1))[:500], "500"),
+    ],
+)
+def test_the_public_words_hold_no_value_of_a_file(
+    name: str, content: bytes, value: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / name)
+    public = caught.value.public
+    assert value in str(caught.value) and value not in public
+    assert public.startswith("a picture: ") and name not in public
+
+
+def _extended(raw: bytes, size: int) -> bytes:
+    """NIfTI bytes with 16 bytes of an extension that says to be of another size."""
+    (offset,) = struct.unpack("<f", raw[108:112])
+    assert offset == 352 and raw[348] == 0  # no extension yet
+    header = raw[:108] + struct.pack("<f", 368) + raw[112:348] + bytes([1, 0, 0, 0])
+    return header + struct.pack("<ii8x", size, 6) + raw[352:]
+
+
+LYING = [2**31 - 16, -16, -(2**31), 0]
+
+
+@pytest.mark.parametrize("size", LYING)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_extensions_of_a_slice_are_not_read(
+    size: int, suffix: str, image: np.ndarray, tmp_path: Path
+) -> None:
+    write_slice(tmp_path / "plain.nii.gz", image)
+    raw = _extended(gzip.decompress((tmp_path / "plain.nii.gz").read_bytes()), size)
+    path = tmp_path / f"lying{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix == ".nii.gz" else raw)
+    assert not is_whole_scan(path)
+    np.testing.assert_array_equal(read(path), read(tmp_path / "plain.nii.gz"))
+
+
+@pytest.mark.parametrize("size", LYING[:2])
+def test_extensions_of_a_scan_are_not_read(size: int, tiny_cohort: Path, tmp_path: Path) -> None:
+    scan = min((tiny_cohort / "north").rglob("*_T1w.nii.gz"))
+    path = tmp_path / "lying.nii"
+    path.write_bytes(_extended(gzip.decompress(scan.read_bytes()), size))
+    assert is_whole_scan(path)
+    np.testing.assert_array_equal(read(path), read(scan))
+
+
+@pytest.mark.parametrize("size", [-16, 16])
+def test_a_bomb_behind_a_slice_is_not_unpacked(
+    size: int, image: np.ndarray, tmp_path: Path
+) -> None:
+    write_slice(tmp_path / "plain.nii.gz", image)
+    raw = _extended(gzip.decompress((tmp_path / "plain.nii.gz").read_bytes()), size)
+    path = tmp_path / "bomb.nii.gz"
+    path.write_bytes(gzip.compress(raw + bytes(64 * 2**20), 6))
+    assert path.stat().st_size < 2**17
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match="more than its header promises"):
+        read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (108, struct.pack("<f", 2.0**24), "header extensions"),
+        (108, struct.pack("<f", 10.0), "inside the header"),
+        (108, struct.pack("<f", np.nan), "contradicts itself"),
+        (42, struct.pack("<hh", 4096, 4096), "truncated"),  # 64 MiB in a file of one kilobyte
+        (42, struct.pack("<hh", 4097, 16), "4097 × 16 pixels"),
+        (42, struct.pack("<h", -16), "-16 × 16 pixels"),
+        (40, struct.pack("<h", 0), "accepted is a slice"),
+        (40, struct.pack("<h", 2), "accepted is a slice"),
+        (40, struct.pack("<h", -5), "not a NIfTI"),
+        (70, struct.pack("<h", 128), "not numbers"),  # RGB
+        (70, struct.pack("<h", 12345), "contradicts itself"),
+        (280, struct.pack("<f", np.nan), "accepted is a slice"),  # of the affine
+        (280, struct.pack("<f", -13.5), "accepted is a slice"),  # x to the left
+    ],
+)
+def test_the_header_of_a_slice_is_judged(
+    place: int, value: bytes, words: str, image: np.ndarray, tmp_path: Path
+) -> None:
+    write_slice(tmp_path / "plain.nii.gz", image)
+    raw = bytearray(gzip.decompress((tmp_path / "plain.nii.gz").read_bytes()))
+    raw[place : place + len(value)] = value
+    for name, content in (("a.nii", bytes(raw)), ("b.nii.gz", gzip.compress(bytes(raw)))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=words):
+            read(tmp_path / name)
+
+
+def test_a_link_is_what_it_leads_to(image: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "shown").mkdir()
+    write_slice(tmp_path / "store" / "one.nii.gz", image)
+    (tmp_path / "shown" / "one.nii.gz").symlink_to(tmp_path / "store" / "one.nii.gz")
+    np.testing.assert_allclose(read(tmp_path / "shown" / "one.nii.gz"), image, atol=1e-6)
 
 
 def test_a_file_too_large_or_missing_or_a_folder_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_gan import TINY, architecture_of, start, toy_slices
 from torch import nn
 
 from common.errors import ConfigError, DivergedError, FedscanError
+from common.models.augment import BGC, Strengths
 from common.training import gan
 from common.training.gan import Draws, GanTraining, RealSlices, fit
 from common.training.gan_losses import (
@@ -102,6 +104,21 @@ class TestStyleMixing:
         first, second = torch.zeros(3, 4, 2), torch.ones(3, 4, 2)
         mixed = mix_styles(first, second, torch.tensor([1, 3, 4]))
         assert mixed[:, :, 0].tolist() == [[0, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+
+    def test_gradients_go_to_the_latent_that_a_layer_is_from(self):
+        first, second = (
+            torch.randn(3, 4, 2, dtype=torch.float64, generator=draws_of(i)).requires_grad_()
+            for i in range(2)
+        )
+        cutoffs = torch.tensor([1, 3, 4])
+
+        def of(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return mix_styles(one, other, cutoffs).square()
+
+        assert torch.autograd.gradcheck(of, (first, second))
+        of(first, second).sum().backward()
+        assert (first.grad != 0).all(2).sum(1).tolist() == cutoffs.tolist()
+        assert (second.grad != 0).all(2).sum(1).tolist() == (4 - cutoffs).tolist()
 
     def test_share_of_images_is_mixed_somewhere_inside(self):
         cutoffs = mixing_cutoffs(20_000, 6, 0.9, draws_of(0))
@@ -374,6 +391,31 @@ class TestAugmentation:
         self.run(training, 1.0, 1)
         assert float(training.sign_count) == 0
 
+    @pytest.mark.parametrize(
+        ("steps", "last"),
+        [
+            ("b", "xint"),
+            ("bg", "xfrac"),
+            ("bgc", "saturation"),
+            ("bgcf", "imgfilter"),
+            ("bgcfn", "noise"),
+            ("bgcfnc", "cutout"),
+        ],
+    )
+    def test_steps_that_are_asked_for_reach_the_pipeline(self, steps, last):
+        every = [field.name for field in dataclasses.fields(Strengths)][:15]
+        strengths = start(augment_steps=steps).augmentation.strengths
+        on = [name for name in every if getattr(strengths, name)]
+        assert on == every[: every.index(last) + 1]
+        assert {getattr(strengths, name) for name in on} == {1.0}
+        assert (strengths == start().augmentation.strengths == BGC) == (steps == "bgc")
+
+    def test_steps_change_what_is_learned(self):
+        assert not equal(
+            fitted(2, augment_p=1.0, augment="fixed", augment_steps="b").export("parameters"),
+            fitted(2, augment_p=1.0, augment="fixed").export("parameters"),
+        )
+
     @pytest.mark.parametrize(("augment", "p"), [("fixed", 0.2), ("off", 0.0)])
     def test_p_stays_where_it_is_not_adaptive(self, augment, p):
         assert fitted(4, augment=augment, ada_target=-1).p == p
@@ -581,6 +623,26 @@ class TestState:
         assert equal(fresh.export("constants"), trained.export("constants"))
         fresh.load(trained.export("parameters"), "parameters")
         assert equal(fresh.export("constants"), trained.export("constants"))
+
+    def test_loaded_constants_are_the_averages_too(self, trained):
+        training = start(seed=5)
+        state = trained.export()
+        constants = [name for name in state if name.endswith(".noise")]
+        for number, name in enumerate(constants):
+            state[name] += number + 1.0
+        training.load(trained.export("parameters"), "parameters")
+        before = training.ema.synthesis.noise_constants()[0].clone()
+        assert torch.equal(before, trained.ema.synthesis.noise_constants()[0])
+        training.load(state)
+        for one, other in zip(
+            training.ema.synthesis.noise_constants(),
+            training.generator.synthesis.noise_constants(),
+            strict=True,
+        ):
+            assert torch.equal(one, other)
+        name = "synthesis.blocks.0.convolution.noise"
+        assert torch.equal(training.ema.state_dict()[name], state[f"generator.{name}"])
+        assert not torch.equal(training.ema.state_dict()[name], before)
 
     @pytest.mark.parametrize(
         ("change", "words"),

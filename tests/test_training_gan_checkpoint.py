@@ -16,6 +16,7 @@ from tiny_gan import start, toy_slices
 
 from common import checkpoints
 from common.errors import DivergedError, FedscanError
+from common.imaging.slices import SliceSet
 from common.models import architecture as architecture_module
 from common.training import gan_checkpoint
 from common.training.gan import GanTraining, fit
@@ -112,6 +113,19 @@ class TestResume:
         assert loaded.generator_optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 4 / 5)
 
     @pytest.mark.parametrize(
+        ("changes", "p"),
+        [
+            ({"augment": "fixed", "augment-p": 0.7}, 0.7),
+            ({"augment": "off", "augment-p": 0.7}, 0.0),
+            ({"augment": "adaptive", "augment-p": 0.7}, None),
+        ],
+    )
+    def test_p_is_the_configurations_where_it_does_not_adapt(self, folder, trained, changes, p):
+        assert trained.p not in (0.0, 0.7)
+        loaded = load_checkpoint(folder, config=trained.config.with_changes(changes))
+        assert loaded.p == (trained.p if p is None else p)
+
+    @pytest.mark.parametrize(
         ("changes", "words"),
         [
             ({"channel-max": 8}, "channel_max 16 instead of 8"),
@@ -134,6 +148,27 @@ class TestGenerator:
         assert not generator.training
         assert not any(p.requires_grad for p in generator.parameters())
 
+    def test_fixed_noise_is_the_checkpoints(self, folder, trained):
+        changed = load_checkpoint(folder)
+        state = changed.export()
+        for name in (name for name in state if name.endswith(".noise")):
+            state[name] += 1
+        changed.load(state)
+        save_checkpoint(folder, changed)
+        constants = load_generator(folder)[0].synthesis.noise_constants()
+        for one, other in zip(constants, trained.ema.synthesis.noise_constants(), strict=True):
+            torch.testing.assert_close(one, other + 1)
+
+    @pytest.mark.parametrize("name", ["ema.synthesis.blocks.1.up.weight", "ema.mapping.w_average"])
+    def test_generators_own_weights_do_not_stand_in_for_the_averages(self, folder, trained, name):
+        state = trained.export()
+        assert name.replace("ema", "generator", 1) in state
+        del state[name]
+        description = json.loads((folder / "gan.json").read_text())
+        checkpoints.save_snapshot(folder, "gan", state, description)
+        with pytest.raises(FedscanError, match="generator is not whole"):
+            load_generator(folder)
+
     def test_loading_leaves_the_global_random_state_alone(self, folder):
         before = torch.get_rng_state()
         load_generator(folder)
@@ -153,6 +188,12 @@ class TestSidecar:
             "participants": 10,
             "labels": {"sex": {"F": 4, "M": 6}, "site": {"north": 5, "south": 5}},
         }
+
+    def test_participants_of_pooled_sites_are_counted_by_site(self, trained, tmp_path):
+        data = toy_slices()
+        ids = tuple(f"sub-{i // 4}" for i in range(10))  # three, and sites alternate
+        save_checkpoint(tmp_path, trained, SliceSet(data.images, data.labels, ids, data.heights_mm))
+        assert json.loads((tmp_path / "gan.json").read_text())["data"]["participants"] == 6
 
     def test_nobody_is_named(self, folder):
         for path in folder.iterdir():
@@ -246,11 +287,34 @@ class TestRefusals:
         (text,) = refusals(folder)
         assert "not those that it was written with" in text
 
+    @pytest.mark.parametrize(
+        "size",
+        [{"channel_max": 10**6}, {"w_dim": 10**9}, {"mapping_layers": 10**7},
+         {"labels": [["site", [str(i) for i in range(5000)]]]}],
+    )  # fmt: skip
+    def test_sizes_that_would_take_all_memory(self, folder, monkeypatch, size):
+        """Even with a fingerprint that fits them: nothing is built."""
+        monkeypatch.setattr(gan_checkpoint, "build", lambda *_: pytest.fail("not to be called"))
+
+        def change(sidecar: dict) -> None:
+            sidecar["architecture"].update(size)
+            text = json.dumps([1, sidecar["architecture"]], sort_keys=True)
+            sidecar["fingerprint"] = checkpoints.hashlib.sha256(text.encode()).hexdigest()
+
+        edit(folder, change)
+        (text,) = refusals(folder)
+        assert "networks are not those" in text
+
     @pytest.mark.parametrize("value", [None, [], 3, {"labels": 1}])
     def test_architecture_that_is_none(self, folder, value):
         edit(folder, lambda sidecar: sidecar.update(architecture=value))
         (text,) = refusals(folder)
         assert "networks are not those" in text
+
+    def test_sidecar_nested_without_end(self, folder):
+        (folder / "gan.json").write_text('{"weights": ' + "[" * 200_000)
+        (text,) = refusals(folder)
+        assert "sidecar cannot be read" in text
 
     def test_format_of_another_version(self, folder):
         edit(folder, lambda sidecar: sidecar.update(format="fedscan StyleGAN2-ADA training, 9"))

@@ -111,6 +111,21 @@ def test_values_of_labels_are_those_of_the_data():
     assert label_values(rows) == VALUES
 
 
+def test_words_that_python_reads_as_numbers_have_a_place_in_the_order():
+    names = ["nan", "inf", "-inf", "1e999", "10", "9", "-9", "north"]
+    expected = ("-9", "9", "10", "-inf", "1e999", "inf", "nan", "north")
+    for shift in range(len(names)):
+        rows = [{"site": name} for name in names[shift:] + names[:shift]]
+        assert label_values(rows, ["site"]) == {"site": expected}
+
+
+def test_steps_of_augmentation_are_letters_in_the_papers_order():
+    assert GanConfig().augment_steps == "bgc"
+    assert GanConfig.from_mapping({"augment-steps": "bgcfnc"}).augment_steps == "bgcfnc"
+    for wrong in ("", "c", "gb", "bgcc", "BGC", True):
+        assert "accepted is one of 'b', 'bg', 'bgc'" in refusal({"augment-steps": wrong})
+
+
 def test_batch_must_fit_the_groups_of_the_discriminator():
     text = refusal({"batch-size": 6, "minibatch-group": 4})
     assert "batch-size 6 is no multiple of minibatch-group 4" in text

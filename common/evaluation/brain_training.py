@@ -3,7 +3,9 @@
 Phantom scans by scanners and of subjects that no cohort has are distorted at random, and a small
 network learns to undo it: to restore the picture, and to mark place by place how strong the blur,
 the noise and the displacement of patches are. To do so it must know heads, sharp edges and where
-what belongs. No generated image takes part.
+what belongs. No generated image takes part, and no scan of a real patient: what real scans have and
+phantoms lack, such as lesions and artefacts, the network has never met. To judge pictures of a real
+cohort, a network trained on real scans can be given as a file, with ``--extractor``.
 
 The recipe is deterministic: one thread, fixed seeds, its own random state. The same machine and
 libraries make the same bytes; another CPU may round differently, which the hash then shows.
@@ -104,7 +106,11 @@ def distort(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each picture (N, 1, R, R) by its own Gaussian; ``sigma`` (N,) in pixels."""
+    """Blur each picture (N, 1, R, R) by its own Gaussian; ``sigma`` (N,) in pixels.
+
+    Not shared with `common.evaluation.degradations`, and no more is `displace`: what tries the
+    network out must not be the code that trained it, or a fault of the one is hidden by the other.
+    """
     taps = torch.arange(-_BLUR_TAPS, _BLUR_TAPS + 1)
     kernels = torch.softmax(-(taps**2) / (2 * sigma[:, None] ** 2), dim=1)  # (N, taps)
     pad = _BLUR_TAPS
@@ -187,7 +193,11 @@ def _region(n: int, side: int, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    """One thread and a random state of its own, both given back at the end."""
+    """One thread and a random state of its own, both given back at the end.
+
+    PyTorch's own setting does not reach numpy's BLAS, which makes the phantoms, and which rounds
+    otherwise with two threads than with one.
+    """
     from threadpoolctl import threadpool_limits
 
     threads = torch.get_num_threads()

@@ -2,7 +2,8 @@
 
 Each is a pure function of images (N, 1, R, R) in [-1, 1]. Lengths are in millimetres or in shares
 of the picture, so that a degradation is the same one at every resolution. Some the default
-extractor has been trained to see (`blur`, `noise`, `shuffle`), the others not.
+extractor has been trained to see (`blur`, `noise`, `shuffle`), the others not. Those three
+are written anew here, not taken from its training: a fault there must show here.
 """
 
 from __future__ import annotations

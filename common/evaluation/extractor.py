@@ -1,7 +1,13 @@
 """Feature extractors by name or by file, each with a hash that says exactly which network it is.
 
 The default, `DEFAULT`, is the project's own: code (`common.evaluation.brain_training`) makes it in
-about half a minute when first asked for, and the cache keeps it. A file may hold another network:
+about half a minute when first asked for, and the cache keeps it. It is trained on phantom scans
+made by code, which deform one template (MNI152, an average of healthy volunteers), never on a scan
+of a real patient, and it is validated on phantoms only. It knows heads, sharp edges and where what
+belongs, but no lesion, no real artefact and nothing else that phantoms lack, and may be blind to
+them. Whoever judges pictures of a real cohort by it learns how near they are in what it knows, and
+no more; for more, give a network trained on real scans as a file (``--extractor FILE`` on the
+command line, a path for `load_extractor`). The file may be:
 
 - *safetensors*: weights of the project's own architecture, such as a copy of another machine's
   default. Only numbers are read.
@@ -9,14 +15,18 @@ about half a minute when first asked for, and the cache keeps it. A file may hol
   holds a program of its own. It is run by TorchScript's interpreter, not by Python, but it can do
   whatever TorchScript's operators can, files and memory included: name only files that you trust.
 
-Nothing is ever unpickled by Python: a ``torch.save`` file is refused.
+Nothing is ever unpickled by Python: a ``torch.save`` file is refused. A file is read once: what is
+hashed is what is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
+import math
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +39,13 @@ from torch.nn import functional as F
 
 from common.errors import ConfigError, FedscanError
 from common.evaluation.brain_network import SIZE, BrainNetwork
+from common.evaluation.image_statistics import check_shape
 from common.files import write_atomically, write_json
 
 DEFAULT = "fedscan-brain"
 FOREIGN_SIZE, FOREIGN_CHANNELS = 299, 3  # Inception's, unless a file beside says otherwise
+SMALLEST_SIZE, LARGEST_SIZE = 16, 1024  # pixels a side that a file beside may ask for
+LARGEST_FILE = 2 * 2**30  # bytes: far above any network that turns slices into features
 
 Images = Tensor | np.ndarray
 
@@ -136,20 +149,16 @@ class Extractor:
         return images if (low, high) == (-1, 1) else low + (images + 1) * ((high - low) / 2)
 
 
-def default_extractor(cache: Path) -> Extractor:
-    """Return the project's own extractor, `DEFAULT`, made now if the cache lacks it."""
-    return load_extractor(DEFAULT, cache)
-
-
 def load_extractor(name_or_path: str | Path = DEFAULT, cache: Path | None = None) -> Extractor:
     """Load an extractor by name, or from a file.
 
     Parameters
     ----------
     name_or_path : str or Path
-        `DEFAULT`, or a TorchScript or safetensors file. What a TorchScript network wants is read
-        from a JSON file of its name with ``.json`` appended, where there is one: ``size`` (299),
-        ``channels`` (3) and ``range`` ([-1, 1]).
+        `DEFAULT`, trained on phantoms only, or a TorchScript or safetensors file of at most 2 GiB.
+        What a TorchScript network wants is read from a JSON file of its name with ``.json``
+        appended, where there is one: ``size`` (299; 16 to 1024), ``channels`` (3; 1 or 3) and
+        ``range`` ([-1, 1]).
     cache : Path, optional
         Folder in which the default extractor is kept; by default the user's.
 
@@ -169,10 +178,10 @@ def load_extractor(name_or_path: str | Path = DEFAULT, cache: Path | None = None
             "or safetensors file",
             public="the feature extractor does not exist",
         )
-    raw = path.read_bytes()
-    digest = hashlib.sha256(raw).hexdigest()
-    if zipfile.is_zipfile(path):
-        return _torchscript(path, digest)
+    raw = _read(path)
+    digest = _sha256(raw)
+    if zipfile.is_zipfile(io.BytesIO(raw)):
+        return _torchscript(path, raw, digest)
     network = _from_safetensors(raw)
     if network is None:
         raise _refused(path, "it is neither TorchScript nor weights of the project's own network")
@@ -246,18 +255,33 @@ def _from_safetensors(raw: bytes) -> BrainNetwork | None:
     with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
         network = BrainNetwork()
     try:
-        state = load(raw)
-        network.load_state_dict(state)
+        network.load_state_dict(load(raw))
     except (SafetensorError, RuntimeError, KeyError):
         return None
-    finite = all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
     return network.eval().requires_grad_(False) if finite else None
 
 
-def _torchscript(path: Path, digest: str) -> Extractor:
+def _read(path: Path) -> bytes:
+    """All of a file, unless it is too large: looked up first, as whoever reads may lack memory."""
+    try:
+        with path.open("rb") as file:
+            large = os.fstat(file.fileno()).st_size > LARGEST_FILE
+            raw = b"" if large else file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise _refused(path, f"it cannot be read ({error.strerror})") from None
+    if large or len(raw) > LARGEST_FILE:  # it may have grown since
+        raise _refused(path, f"it is too large: accepted are up to {LARGEST_FILE:,} bytes")
+    return raw
+
+
+def _torchscript(path: Path, raw: bytes, digest: str) -> Extractor:
     """Load a TorchScript archive; other archives of PyTorch are pickles and refused."""
-    with zipfile.ZipFile(path) as archive:
-        inside = {name.partition("/")[2] for name in archive.namelist()}
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            inside = {name.partition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        raise _refused(path, "it is a damaged archive") from None
     if "constants.pkl" not in inside or not any(name.startswith("code/") for name in inside):
         raise _refused(
             path,
@@ -265,7 +289,7 @@ def _torchscript(path: Path, digest: str) -> Extractor:
             "torch.jit.save(torch.jit.script(network)) or its weights as safetensors",
         )
     try:
-        network = torch.jit.load(path, map_location="cpu").eval()
+        network = torch.jit.load(io.BytesIO(raw), map_location="cpu").eval()
     except RuntimeError as error:
         raise _refused(path, str(error).strip().splitlines()[-1]) from None
     for parameter in network.parameters():
@@ -281,11 +305,14 @@ def _wanted(path: Path) -> dict[str, Any]:
         size = int(told.get("size", FOREIGN_SIZE))
         channels = int(told.get("channels", FOREIGN_CHANNELS))
         low, high = (float(value) for value in told.get("range", (-1, 1)))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         size = 0
-    if size < 1 or channels not in (1, 3) or not low < high:
+    sized = SMALLEST_SIZE <= size <= LARGEST_SIZE
+    if not sized or channels not in (1, 3) or not -math.inf < low < high < math.inf:
         raise _refused(
-            path, f"{beside.name}: accepted are size (pixels), channels (1 or 3), range [low, high]"
+            path,
+            f"{beside.name}: accepted are size ({SMALLEST_SIZE} to {LARGEST_SIZE} pixels), "
+            "channels (1 or 3), range [low, high]",
         )
     return {"size": size, "channels": channels, "value_range": (low, high)}
 
@@ -299,9 +326,7 @@ def _refused(path: Path, why: str) -> ConfigError:
 def _checked(images: Images) -> Tensor:
     """Images as a float32 tensor, where their shape is accepted."""
     images = torch.as_tensor(images)
-    shape = tuple(images.shape)
-    if len(shape) != 4 or not 1 <= shape[1] <= 4 or shape[2] != shape[3] or 0 in shape:
-        raise FedscanError(f"images of shape {shape}: accepted is (N, 1 to 4 channels, R, R)")
+    check_shape(images.shape)
     return images.to(torch.float32)
 
 

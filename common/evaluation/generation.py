@@ -1,9 +1,13 @@
 """Distances between sets of generated and of real images, from an extractor's features.
 
-Which network made the features decides what a distance sees, so every result of `judge` names it.
-Features are float64, shape (N, D). Numbers depend on N as well: the Fréchet distance is biased
-upwards and recall downwards by few images, so compare at equal numbers, and with the distance
-between real images and other real ones, which `judge` gives beside.
+Which network made the features decides what a distance sees, so a result must name it:
+`judge_features` knows features only, its caller adds `Extractor.identity`, and `require_extractor`
+refuses a result without. Features are float64, shape (N, D). Numbers depend on N as well: the
+Fréchet distance is biased upwards and recall downwards by few images, so compare at equal numbers,
+and with the distance between real images and other real ones.
+
+The default extractor is trained on phantoms made by code. For pictures of a real cohort, see what
+`common.evaluation.extractor` says of it.
 """
 
 from __future__ import annotations
@@ -20,8 +24,6 @@ from common.seeding import derive_seed
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from common.evaluation.extractor import Extractor, Images
 
 SUBSETS = 100  # of the kernel distance
 SUBSET_SIZE = 250
@@ -234,49 +236,24 @@ def perceptual_path_length(
     return float(lengths[(lengths >= low) & (lengths <= high)].mean())
 
 
-def judge(
-    generated: Images,
-    real: Images,
-    extractor: Extractor,
-    *,
-    held_out: Images | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Judge generated images against real ones with one extractor.
+def judge_features(generated: np.ndarray, real: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
+    """Judge generated images against real ones, by the features of both.
 
     Parameters
     ----------
-    generated, real : Tensor or ndarray
-        Images (N, C, R, R) in [-1, 1]. ``real`` is what a copy would be a copy of: training images.
-    extractor : Extractor
-    held_out : Tensor or ndarray, optional
-        Real images of other participants. They are judged as if they were generated, which tells
-        what is attainable, and serve as the comparison in `copying`.
+    generated, real : np.ndarray
+        Features (N, D), of one extractor.
     seed : int
         Decides the subsets of the kernel distance.
 
     Returns
     -------
     dict
-        ``extractor`` (name, hash, input), ``n_real``, ``n_generated``, ``n_features``, then
-        ``frechet_distance``, ``kernel_distance``, ``kernel_distance_se``, ``precision``,
-        ``recall``, ``density``, ``coverage``. A measure that the images are too few for is None,
-        and ``reasons`` says why. With ``held_out``, also ``held_out`` with the same measures and
-        ``copying``.
+        ``n_real``, ``n_generated``, ``n_features``, ``frechet_distance``, ``kernel_distance``,
+        ``kernel_distance_se``, ``precision``, ``recall``, ``density``, ``coverage``. A measure
+        that the images are too few for is None, and ``reasons`` says why. The extractor's name is
+        missing, so this is not yet a result.
     """
-    features = extractor.features(generated)
-    reference = extractor.features(real)
-    result: dict[str, Any] = {"extractor": extractor.identity()}
-    result |= judge_features(features, reference, seed=seed)
-    if held_out is not None:
-        others = extractor.features(held_out)
-        result["held_out"] = judge_features(others, reference, seed=seed)
-        result["copying"] = copying(reference, features, others)
-    return result
-
-
-def judge_features(generated: np.ndarray, real: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """As `judge`, from features (N, D); without the extractor's name, so not yet a result."""
     dimension = real.shape[1]
     fewest = min(len(real), len(generated))
     result: dict[str, Any] = {

@@ -1,11 +1,13 @@
 """Measures of generated images that need no trained network: texture, scale by scale, and variety.
 
 They say less than an extractor's distances, but nothing in them was learnt, and they reach the
-finest pixels of large images. Images are (N, C, R, R) in [-1, 1], R a power of two from 16.
+finest pixels of large images. Images are (N, C, R, R) in [-1, 1], C 1 to 4, R a power of two
+from 16.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,30 @@ def image_statistics(generated: np.ndarray, real: np.ndarray, *, seed: int = 0) 
         "ms_ssim": ms_ssim_diversity(generated, seed=seed),
         "ms_ssim_real": ms_ssim_diversity(real, seed=seed),
     }
+
+
+def check_shape(shape: Sequence[int], *, halved: bool = False) -> None:
+    """Refuse what is not the shape of square images (N, C, R, R), N at least 1 and C 1 to 4.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    halved : bool
+        R must be a power of two from `COARSEST`, so that pyramids of every image end alike.
+
+    Raises
+    ------
+    FedscanError
+        The shape is another one.
+    """
+    side = shape[-1] if len(shape) == 4 and 0 not in shape and 1 <= shape[1] <= 4 else 0
+    fits = side >= COARSEST and side & (side - 1) == 0 if halved else side > 0
+    if not fits or shape[2] != side:
+        also = f", R a power of two from {COARSEST}" if halved else ""
+        accepted = f"accepted is (N, 1 to 4 channels, R, R){also}"
+        raise FedscanError(
+            f"images of shape {tuple(shape)}: {accepted}", public=f"images to judge: {accepted}"
+        )
 
 
 def radial_power_spectrum(images: np.ndarray) -> np.ndarray:
@@ -97,7 +123,8 @@ def sliced_wasserstein(
     if generated.shape[1:] != real.shape[1:]:
         raise FedscanError(
             f"generated images of shape {generated.shape[1:]} and real ones of {real.shape[1:]}: "
-            "accepted are sets of one shape"
+            "accepted are sets of one shape",
+            public="generated and real images have different shapes",
         )
     rng = np.random.default_rng(derive_seed(seed, purpose="sliced wasserstein"))
     count = min(len(generated), len(real), MOST_IMAGES)
@@ -192,10 +219,5 @@ def _checked(images: Any) -> np.ndarray:
     if hasattr(images, "detach"):
         images = images.detach().cpu().numpy()
     images = np.asarray(images, dtype=np.float32)
-    side = images.shape[-1] if images.ndim == 4 else 0
-    if side < COARSEST or side & (side - 1) or images.shape[2] != side or not len(images):
-        raise FedscanError(
-            f"images of shape {images.shape}: accepted is (N, channels, R, R), R a power of two "
-            f"from {COARSEST}"
-        )
+    check_shape(images.shape, halved=True)
     return images

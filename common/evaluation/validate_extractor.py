@@ -6,9 +6,16 @@ training slices as if they were generated. Spoiling each picture (blur, noise, d
 few participants, copies) must raise the distances and lower recall, but not precision. That one
 sex is missing is shown but not judged: nobody sees it in single slices of some 100 people.
 
+All slices here are of phantoms made by code, as are those that the default extractor is trained on:
+to pass says nothing yet of real patients' scans. Whoever has a real cohort can give a network
+trained on real scans as a file, with ``--extractor``, and can `validate` any extractor on slices of
+that cohort.
+
     python -m common.evaluation.validate_extractor --out validation.png
 
 judges the default extractor on the default phantom cohort; it makes both where they are missing.
+The exit code is 0 where it passes, 1 where it does not, 2 where it cannot be tried, as with fewer
+held-out participants than features: a Fréchet distance needs one image more than features.
 """
 
 from __future__ import annotations
@@ -25,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import ConfigError, FedscanError
 from common.evaluation import degradations
 from common.evaluation.generation import MEASURES, judge_features
 from common.imaging.slices import SliceSet, load_slices, pool
@@ -97,9 +105,7 @@ def _fewer_kinds(real: SliceSet, rng: np.random.Generator) -> Iterator[Step]:
     draw keeps moves a distance as much as how many: so each step is drawn several times.
     """
     heights = np.unique(real.heights_mm)
-    labels = zip(real.labels, real.ids, strict=True)
-    people = np.array([f"{label['site']}/{name}" for label, name in labels])
-    own = [np.flatnonzero(people == name) for name in np.unique(people)]  # slices of each
+    own = _people(real)
     everyone = np.arange(len(own))
 
     def step(
@@ -142,6 +148,21 @@ def _fewer_kinds(real: SliceSet, rng: np.random.Generator) -> Iterator[Step]:
         yield Step("mean of heads", DIVERSITY, f"{heads}", (mixed,))
 
 
+def _people(slices: SliceSet) -> list[np.ndarray]:
+    """Indices of each participant's slices; two sites may have participants of one id."""
+    labels = zip(slices.labels, slices.ids, strict=True)
+    people = np.array([f"{label['site']}/{name}" for label, name in labels])
+    return [np.flatnonzero(people == name) for name in np.unique(people)]
+
+
+def _too_few(got: str, needed: int) -> ConfigError:
+    return ConfigError(
+        f"{got} are too few to validate this extractor on: its {needed - 1} features take at "
+        f"least {needed} of each. Give more participants, or an extractor of fewer features",
+        public="too few slices or participants for the extractor's number of features",
+    )
+
+
 def validate(
     extractor: Extractor, reference: SliceSet, held_out: SliceSet, *, seed: int = 0
 ) -> list[dict[str, Any]]:
@@ -152,13 +173,25 @@ def validate(
     list of dict
         ``series``, ``kind``, ``level``, ``n_draws`` and the measures of `judge_features`, each the
         mean over the draws.
+
+    Raises
+    ------
+    ConfigError
+        Too few slices or held-out participants for the extractor's number of features.
     """
     real = extractor.features(reference.images)
+    needed = real.shape[1] + 1  # as many images as a covariance of full rank takes
+    people = len(_people(held_out))  # some steps take one slice of each
+    if min(len(real), people) < needed:
+        raise _too_few(f"{len(real)} training slices and {people} held-out participants", needed)
     rows = []
     for step in steps(held_out, seed):
         draws = [
             judge_features(extractor.features(images), real, seed=seed) for images in step.draws
         ]
+        fewest = min(map(len, step.draws))
+        if fewest < needed:  # many small sites: one of them alone is too small
+            raise _too_few(f"{fewest} slices in step '{step.series}: {step.level}'", needed)
         about = {"series": step.series, "kind": step.kind, "level": step.level}
         means = {name: float(np.mean([one[name] for one in draws])) for name in MEASURES}
         rows.append({**about, "n_draws": len(draws), **draws[0], **means})
@@ -268,7 +301,10 @@ def picture(rows: Sequence[dict[str, Any]], held_out: SliceSet, path: Path, seed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the validation; returns 1 when the extractor does not pass, and says where."""
+    """Run the validation; returns 1 when the extractor does not pass, and says where.
+
+    Ends the process with 2 when the validation cannot be run, and says why.
+    """
     from common.evaluation.extractor import DEFAULT, load_extractor
     from common.paths import cache_dir
 
@@ -281,9 +317,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="also draw the steps into this PNG file")
     chosen = parser.parse_args(arguments)
     cache = cache_dir()
-    extractor = load_extractor(chosen.extractor, cache)
-    reference, held_out = cohort_slices(chosen.resolution, cache)
-    rows = validate(extractor, reference, held_out)
+    try:
+        extractor = load_extractor(chosen.extractor, cache)
+        reference, held_out = cohort_slices(chosen.resolution, cache)
+        rows = validate(extractor, reference, held_out)
+    except FedscanError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     faults = violations(rows)
     if chosen.format == "json":
         result = {"extractor": extractor.identity(), "resolution": chosen.resolution}

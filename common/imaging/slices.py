@@ -59,7 +59,9 @@ class SliceSet:
         return self.images.shape[-1]
 
     def subset(self, chosen: Sequence[int] | np.ndarray) -> SliceSet:
-        """Slices of the given indices or of a mask, in that order."""
+        """Slices of the given indices or of a mask, in that order; of none, where none is given."""
+        if not len(chosen):
+            chosen = np.zeros(0, dtype=int)  # numpy takes an empty list for numbers, not indices
         index = np.arange(len(self))[np.asarray(chosen)]
         return SliceSet(
             self.images[index],

@@ -15,6 +15,21 @@ if TYPE_CHECKING:
 
 ARCHITECTURE_VERSION = 1  # raise it with any change after which old weights mean something else
 
+# A checkpoint's sidecar says sizes, and networks are allocated before its weights are seen: what
+# somebody else wrote must not be able to ask for all memory.
+BOUNDS = {
+    "channels": (1, 4),
+    "channel_base": (1, 2**17),
+    "channel_max": (1, 1024),
+    "z_dim": (1, 4096),
+    "w_dim": (1, 4096),
+    "mapping_layers": (1, 16),
+    "label_layers": (0, 16),
+    "minibatch_group": (1, 64),
+    "noise_seed": (0, 2**53),
+}
+LARGEST_LABEL = 1024  # entries
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -36,7 +51,7 @@ class Architecture:
     mapping_layers : int
         Layers from z to w.
     label_layers : int
-        Layers from a label to the discriminator's projection.
+        Layers from a label to the discriminator's projection; 0: its embedding alone.
     minibatch_group : int
         Images whose deviation the discriminator sees.
     noise_seed : int
@@ -45,7 +60,7 @@ class Architecture:
     Raises
     ------
     ConfigError
-        For a size that no network can have.
+        For a size that no network can have, or one above ``BOUNDS``.
     """
 
     resolution: int = 32
@@ -69,11 +84,9 @@ class Architecture:
             raise ConfigError(
                 f"resolution = {self.resolution}: accepted are the powers of two from 16 to 1024"
             )
-        if not 1 <= self.channels <= 4:
-            raise ConfigError(f"channels = {self.channels}: accepted is 1 to 4")
-        for name in ("channel_max", "z_dim", "w_dim", "mapping_layers", "minibatch_group"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: accepted is 1 or more")
+        for name, (least, most) in BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} = {getattr(self, name)}: accepted is {least} to {most}")
         if self.channel_base < self.resolution:
             raise ConfigError(
                 f"channel_base = {self.channel_base} leaves no channel at {self.resolution} "
@@ -85,6 +98,10 @@ class Architecture:
         for kind, values in self.labels:
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"labels: '{kind}' needs values, each named once")
+        if self.label_dim > LARGEST_LABEL:
+            raise ConfigError(
+                f"labels: {self.label_dim} values in all, accepted is {LARGEST_LABEL} at most"
+            )
 
     @property
     def resolutions(self) -> list[int]:

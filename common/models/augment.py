@@ -82,9 +82,15 @@ class Strengths:
         for field in fields(self):
             value = getattr(self, field.name)
             if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"augmentation {field.name}={value}: give a number of at least 0")
+                raise ConfigError(
+                    f"augmentation {field.name}={value}: give a number of at least 0",
+                    public=f"augmentation {field.name}: give a number of at least 0",
+                )
         if self.cutout_size > 1:
-            raise ConfigError(f"augmentation cutout_size={self.cutout_size}: give at most 1")
+            raise ConfigError(
+                f"augmentation cutout_size={self.cutout_size}: give at most 1",
+                public="augmentation cutout_size: give at most 1",
+            )
 
 
 BGC = Strengths(**dict.fromkeys([field.name for field in fields(Strengths)][:12], 1.0))

@@ -149,10 +149,12 @@ class _Transpose(torch.autograd.Function):
         ctx.save_for_backward(kernel)
         ctx.geometry = (stride, padding)
         sides = kernel.shape
-        if stride == 1 and sides[0] == sides[1]:  # a correlation with the flipped kernel
+        # With more padding, outer samples saw zeros alone: the general transpose leaves them out.
+        plain = padding < min(sides)
+        if plain and stride == 1 and sides[0] == sides[1]:  # correlate with the flipped kernel
             flipped = _per_channel(kernel.flip((0, 1)), x)
             return F.conv2d(x, flipped, None, 1, sides[0] - 1 - padding, 1, x.shape[1])
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        if plain and x.dtype == torch.bfloat16 and x.device.type == "cpu":
             # PyTorch's transposed bf16 convolution is ten to fifty times slower than this.
             spread = _spread(x, stride, sides, padding, size)
             flipped = _per_channel(kernel.flip((0, 1)), x)

@@ -179,7 +179,8 @@ def fit(
     steps : int
     seed : int
         Decides every draw, together with the iteration: give the same one when a training goes
-        on, from a checkpoint or in the next round of a federation.
+        on, from a checkpoint or in the next round of a federation. Two sites with one seed draw
+        the same latents: a federation gives each ``derive_seed(seed, site=…)``.
     on_step : callable, optional
         Called after each iteration with the training and, every ``log_every`` iterations, the
         metrics since the last time; at other times with an empty mapping.

@@ -15,10 +15,10 @@ import torch
 from common.checkpoints import read_description, read_snapshot, save_snapshot
 from common.errors import ConfigError, DivergedError, FedscanError
 from common.models.architecture import ARCHITECTURE_VERSION, Architecture
-from common.models.stylegan2 import Generator, build
+from common.models.stylegan2 import Generator, build, state_groups
 from common.provenance import source_hash, versions
 from common.training.gan_config import GanConfig
-from common.training.gan_state import GanTraining, resolve_device
+from common.training.gan_state import GanTraining, resolve_device, starting_p
 
 if TYPE_CHECKING:
     from common.imaging.slices import SliceSet
@@ -88,7 +88,8 @@ def load_checkpoint(
     folder : str or Path
         The folder, or a file of the checkpoint in it.
     config : GanConfig, optional
-        Go on with another configuration of the same networks. By default the checkpoint's.
+        Go on with another configuration of the same networks. By default the checkpoint's. Where
+        its ``augment`` is not adaptive, p is what it says, not the checkpoint's.
     device : optional
         By default the configuration's.
 
@@ -117,6 +118,8 @@ def load_checkpoint(
         training.load(state)
     except FedscanError as error:
         raise FedscanError(f"{folder}: {error}") from error
+    if config.augment != "adaptive":
+        training.p = starting_p(config)
     return training
 
 
@@ -144,11 +147,16 @@ def load_generator(folder: str | Path) -> tuple[Generator, dict[str, Any]]:
     _, architecture = _described(folder)
     description, state = read_snapshot(folder, NAME, ("ema.", "generator.synthesis."))
     generator = build(architecture, 0)[0]
-    names = generator.state_dict().keys()
-    # The average's own tensors; constants are G's.
-    found = {name: state.get(f"ema.{name}", state.get(f"generator.{name}")) for name in names}
+    # The average's own tensors; constants, which nothing averages, are G's.
+    prefix = {"parameters": "ema", "averages": "ema", "constants": "generator"}
+    wanted = {
+        name: f"{prefix[group]}.{name}"
+        for group, tensors in state_groups(generator).items()
+        for name in tensors
+    }
+    found = {name: state[written] for name, written in wanted.items() if written in state}
     try:
-        generator.load_state_dict({k: v for k, v in found.items() if v is not None}, strict=True)
+        generator.load_state_dict(found, strict=True)
     except RuntimeError as error:
         raise FedscanError(
             f"{folder}: the checkpoint's generator is not whole ({error}). Train anew"
@@ -219,6 +227,9 @@ def _in_numbers(data: SliceSet) -> dict[str, Any]:
     kinds = sorted({kind for row in data.labels for kind in row})
     return {
         "slices": len(data.images),
-        "participants": len(set(data.ids)),
+        # Sites number their participants as they like.
+        "participants": len(
+            {(row.get("site", ""), one) for row, one in zip(data.labels, data.ids, strict=True)}
+        ),
         "labels": {kind: dict(Counter(row.get(kind, "") for row in data.labels)) for kind in kinds},
     }

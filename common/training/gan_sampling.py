@@ -10,7 +10,7 @@ From Python, in three lines::
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +25,15 @@ from common.training.gan_checkpoint import load_generator
 if TYPE_CHECKING:
     from common.models.stylegan2 import Generator
 
-__all__ = ["combinations", "latents", "load_generator", "sample", "sample_rows", "wanted_labels"]
+__all__ = [
+    "combinations",
+    "latents",
+    "load_generator",
+    "sample",
+    "sample_batches",
+    "sample_rows",
+    "wanted_labels",
+]
 
 BATCH = 16  # pictures at a time; always as many, so that a picture's bits do not depend on how many
 
@@ -99,7 +107,7 @@ def sample(
     labels : mapping of str to str, optional
         ``{"sex": "F"}``. A kind that is not named takes all its values in turn.
     truncation : float
-        ψ of the truncation trick: 1 leaves w as it is, 0 gives the average face.
+        ψ of the truncation trick: 1 leaves w as it is, 0 gives the average picture.
     seed : int
 
     Returns
@@ -120,7 +128,6 @@ def sample(
     return sample_rows(generator, rows, range(count), truncation=truncation, seed=seed)
 
 
-@torch.no_grad()
 def sample_rows(
     generator: Generator,
     rows: Sequence[Mapping[str, str]],
@@ -134,18 +141,40 @@ def sample_rows(
 
     ``on_picture`` is told how many pictures each batch has added.
     """
+    size = generator.architecture.resolution
+    images = np.empty((len(rows), generator.architecture.channels, size, size), np.float32)
+    done = 0
+    for made in sample_batches(generator, rows, numbers, truncation=truncation, seed=seed):
+        images[done : done + len(made)] = made
+        done += len(made)
+        if on_picture:
+            on_picture(len(made))
+    return images
+
+
+def sample_batches(
+    generator: Generator,
+    rows: Sequence[Mapping[str, str]],
+    numbers: Sequence[int],
+    *,
+    truncation: float = 1.0,
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """Draw the pictures of :func:`sample_rows` a few at a time, for more than memory holds.
+
+    Yields
+    ------
+    np.ndarray
+        (n, C, R, R) float32, n at most ``BATCH``, in the order of the rows.
+    """
     architecture = generator.architecture
     device = next(generator.parameters()).device
-    size = architecture.resolution
-    images = np.empty((len(rows), architecture.channels, size, size), np.float32)
     for start in range(0, len(rows), BATCH):
         stop = min(start + BATCH, len(rows))
         # The last batch is filled up: one of another size may round in another way.
         place = [min(k, stop - 1) for k in range(start, start + BATCH)]
         z = latents(architecture, [numbers[k] for k in place], seed).to(device)
         conditions = encode_labels(architecture, [rows[k] for k in place]).to(device)
-        made = generator(z, conditions, truncation=truncation)
-        images[start:stop] = made[: stop - start].float().cpu().numpy()
-        if on_picture:
-            on_picture(stop - start)
-    return images
+        with torch.no_grad():  # not around the yield: whoever consumes may want gradients
+            made = generator(z, conditions, truncation=truncation)
+        yield made[: stop - start].float().cpu().numpy()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError, FedscanError
 from common.models.architecture import Architecture
-from common.models.augment import BGC, Augmentation
+from common.models.augment import Augmentation, Strengths
 from common.models.stylegan2 import build, set_precision, state_groups
 from common.seeding import derive_seed
 from common.training.gan_config import GanConfig
@@ -19,10 +19,18 @@ from common.training.gan_losses import ema_beta, lazy_adam, next_p
 # parameters: of G and D; what sites share.
 # averages:   of w, of the path length, of G over time (the EMA): linear in what they average.
 # private:    Adam's moments, ADA's p and the signs it has counted: a site's own optimization.
-# constants:  FIR filters and noise maps: the same everywhere, never averaged.
+# constants:  noise maps: the same everywhere, never averaged (FIR filters are code, in no state).
 # counters:   iterations and images seen.
 GROUPS = ("parameters", "averages", "private", "constants", "counters")
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what Adam remembers of each parameter
+AUGMENT_STEPS = (  # ADA, appendix B: by the letters b, g, c, f, n and c (cutout)
+    ("xflip", "rotate90", "xint"),
+    ("scale", "rotate", "aniso", "xfrac"),
+    ("brightness", "contrast", "lumaflip", "hue", "saturation"),
+    ("imgfilter",),
+    ("noise",),
+    ("cutout",),
+)
 _NUMBERS = {"ada.p": "p", "steps": "steps", "images_seen": "images_seen"}  # kept as Python numbers
 
 
@@ -69,7 +77,9 @@ class GanTraining:
         precision = resolve_precision(config.precision, device)
         set_precision(self.generator, precision)
         set_precision(self.discriminator, precision)
-        self.augmentation = None if config.augment == "off" else Augmentation(BGC).to(device)
+        self.augmentation = None
+        if config.augment != "off":
+            self.augmentation = Augmentation(augment_strengths(config.augment_steps)).to(device)
 
         self.generator_optimizer = _adam(
             self.generator,
@@ -84,7 +94,7 @@ class GanTraining:
             config.r1_interval if config.r1_gamma else None,
         )
 
-        self.p = 0.0 if config.augment == "off" else config.augment_p
+        self.p = starting_p(config)
         self.sign_sum = torch.zeros((), device=device)
         self.sign_count = torch.zeros((), device=device)
         self.path_mean = torch.zeros((), device=device)
@@ -163,6 +173,8 @@ class GanTraining:
     def load(self, state: Mapping[str, Tensor], groups: str | Iterable[str] = GROUPS) -> None:
         """Take over what :meth:`export` gave for the same groups; the others stay as they are.
 
+        With the group ``constants``, the average's are those of the generator then.
+
         Raises
         ------
         FedscanError
@@ -179,6 +191,10 @@ class GanTraining:
         with torch.no_grad():
             for name, tensor in live.items():
                 tensor.copy_(state[name])
+            if "constants" in groups:  # `export` has them once, as the generator's
+                constants = state_groups(self.generator)["constants"]
+                for name, tensor in state_groups(self.ema)["constants"].items():
+                    tensor.copy_(constants[name])
         for name in numbers:
             setattr(self, _NUMBERS[name], state[name].item())
 
@@ -215,6 +231,23 @@ class GanTraining:
                 live[f"ema.{name}"] = tensor
             live["path_length_mean"] = self.path_mean
         return live
+
+
+def augment_strengths(steps: str) -> Strengths:
+    """Return the strengths of ADA's pipeline with the steps of some letters on, all at 1.
+
+    Parameters
+    ----------
+    steps : str
+        ``"bgc"`` and the like (``GanConfig.augment_steps``), the paper's letters in its order.
+    """
+    on = [name for _, names in zip(steps, AUGMENT_STEPS, strict=False) for name in names]
+    return Strengths(**dict.fromkeys(on, 1.0))
+
+
+def starting_p(config: GanConfig) -> float:
+    """Return the augmentation's probability with which a training begins."""
+    return 0.0 if config.augment == "off" else config.augment_p
 
 
 def resolve_device(name: torch.device | str) -> torch.device:

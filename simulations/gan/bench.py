@@ -26,11 +26,13 @@ SIZES = ("32/4096/64/16", "64/8192/128/16", "128/8192/128/8", "64/16384/512/4")
 PRECISIONS = ("float32", "bfloat16")
 P = 0.3  # ADA's strength: fixed, so that every iteration costs the same
 MATRIX = 2048  # sides of the product that gives the peak
-PHASES = {  # the share of iterations that have each
+LABELS = {"sex": ("F", "M")}
+PHASES = {  # the share of iterations that have each; average: of G, without gradients
     "generator": 1.0,
     "discriminator": 1.0,
     "r1": 1 / 16,
     "path": 1 / 4,
+    "average": 1.0,
 }
 
 
@@ -82,7 +84,7 @@ class Speed:
     Parameters
     ----------
     seconds : dict of str to float
-        Of each phase, with its optimizer step.
+        Of each phase, with its optimizer step if it has one.
     iteration_seconds : float
         Of an iteration: each phase by the share of iterations that have it.
     images_per_second, seconds_per_1000_images : float
@@ -124,7 +126,7 @@ def bench(cases: list[Case]) -> Iterator[Speed]:
     from common.training.gan_state import resolve_device
 
     for case in cases:
-        _config(case).architecture()
+        _config(case).architecture(LABELS)
         resolve_device(case.device)
     spawn = multiprocessing.get_context("spawn")
     for case in cases:
@@ -133,11 +135,18 @@ def bench(cases: list[Case]) -> Iterator[Speed]:
 
 
 def measure(case: Case) -> Speed:
-    """Time the phases of one case in this process."""
+    """Time the phases of one case in this process, on a GPU with cuDNN's fastest algorithms."""
+    import torch
+
     from simulations.options import computing_with
 
-    with computing_with(case.threads):
-        return _measure(case)
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or _on_cuda(case)
+    try:
+        with computing_with(case.threads):
+            return _measure(case)
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _measure(case: Case) -> Speed:
@@ -149,13 +158,14 @@ def _measure(case: Case) -> Speed:
 
     config = _config(case)
     device = resolve_device(case.device)
-    training = GanTraining.start(config, config.architecture())
+    training = GanTraining.start(config, config.architecture(LABELS))
     data = RealSlices(_pictures(config), training.architecture, config, device)
     steps: dict[str, Callable[..., Any]] = {
         "generator": gan.generator_step,
         "discriminator": gan.discriminator_step,
         "r1": gan.r1_step,
         "path": gan.path_length_step,
+        "average": lambda training, *_: training.update_average(),
     }
 
     def run(phase: str, number: int) -> None:
@@ -209,6 +219,12 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def _on_cuda(case: Case) -> bool:
+    from common.training.gan_state import resolve_device
+
+    return resolve_device(case.device).type == "cuda"
+
+
 def _config(case: Case) -> Any:
     from common.training.gan_config import GanConfig
 
@@ -219,7 +235,7 @@ def _config(case: Case) -> Any:
             "channel-base": base,
             "channel-max": most,
             "batch-size": batch,
-            "label-kinds": "none",
+            "label-kinds": ",".join(LABELS),
             "augment": "fixed",
             "augment-p": P,
             "precision": case.precision,
@@ -238,7 +254,8 @@ def _pictures(config: Any) -> Any:
     count = 4 * config.batch_size
     shape = (count, config.channels, config.resolution, config.resolution)
     images = np.random.default_rng(0).standard_normal(shape, np.float32).clip(-1, 1)
-    return SliceSet(images, ({},) * count, ("",) * count, np.zeros(count))
+    labels = tuple({"sex": LABELS["sex"][i % 2]} for i in range(count))
+    return SliceSet(images, labels, ("",) * count, np.zeros(count))
 
 
 def _gflop(run: Callable[[], None]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,9 +18,6 @@ from simulations.options import (
     computing_with,
     parse_set,
 )
-
-if TYPE_CHECKING:
-    from simulations.gan.bench import Speed
 
 app = typer.Typer()
 
@@ -89,7 +86,9 @@ def train_gan(
     """Train StyleGAN2-ADA on axial slices of one site's scans, or of several sites' pooled.
 
     Writes a grid of pictures and a checkpoint every few hundred iterations, and at the end
-    distances to the test scans. Ctrl-C saves; --resume goes on as if nothing had happened.
+    distances to the test scans. Ctrl-C saves; --resume then comes to the weights, bit for
+    bit on a CPU, that it would have come to without the stop; only the first means that it writes
+    to metrics.jsonl are over the iterations since the stop alone.
 
     For example:
 
@@ -99,6 +98,7 @@ def train_gan(
     - `fedscan train-gan --out brains --resume --set kimg=1000`
     """
     from simulations.gan.plan import Request
+    from simulations.gan.tables import show_summary
     from simulations.gan.train import train
 
     changes = parse_set(set_ or [])
@@ -129,7 +129,7 @@ def train_gan(
     if output_format is Format.json:
         typer.echo(json.dumps(summary))
         return
-    _show_summary(summary)
+    show_summary(summary)
     typer.echo(str(out.expanduser().absolute()))
 
 
@@ -145,7 +145,10 @@ def generate(
     ] = 1.0,
     seed: SeedOption = 0,
     nifti: Annotated[
-        bool, typer.Option("--nifti", help="Also NIfTI slices, 216 mm wide, 0 air to 1.")
+        bool,
+        typer.Option(
+            "--nifti", help="Also NIfTI slices, 216 mm wide, at their height, 0 air to 1."
+        ),
     ] = False,
     device: DeviceOption = Device.auto,
     threads: ThreadsOption = 1,
@@ -205,7 +208,10 @@ def project(
     steps: Annotated[int, typer.Option(min=1, max=100_000, help="Iterations a picture.")] = 1000,
     label: LabelOption = None,
     height: Annotated[
-        float, typer.Option(help="Slice of a whole scan: mm above the head's centre of mass.")
+        float,
+        typer.Option(
+            help="Slice of a whole scan: mm above the head's centre of mass; also its height label."
+        ),
     ] = 0.0,
     extractor: ExtractorOption = "fedscan-brain",
     seed: SeedOption = 0,
@@ -225,6 +231,7 @@ def project(
     - `fedscan project gan ~/hospitals/north/sub-001/anat/sub-001_T1w.nii.gz --height 9 --label F`
     """
     from simulations.gan.project import Request, project_all
+    from simulations.gan.tables import show_projections
 
     request = Request(
         checkpoint=checkpoint.expanduser().absolute(),
@@ -243,7 +250,7 @@ def project(
     if output_format is Format.json:
         typer.echo(json.dumps(found))
         return
-    _show_projections(found)
+    show_projections(found)
     typer.echo(str(request.out))
 
 
@@ -278,6 +285,7 @@ def bench_gan(
     """
     from simulations.console import steps
     from simulations.gan import bench
+    from simulations.gan.tables import show_speeds
 
     cases = [
         bench.Case(one, number, device.value, threads, repeats)
@@ -292,104 +300,4 @@ def bench_gan(
     if output_format is Format.json:
         typer.echo(json.dumps(bench.as_json(speeds)))
         return
-    _show_speeds(speeds)
-
-
-def _show_summary(summary: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from common.evaluation.generation import require_extractor
-    from simulations.console import out
-
-    extractor = require_extractor(summary)
-    table = Table(
-        title=f"{escape('+'.join(summary['sites']))}: {summary['images_seen'] / 1000:.1f} kimg in "
-        f"{summary['seconds']:.0f} s, p {summary['p']:.3f}",
-        caption=f"{summary['real']['n_real']} test slices; extractor "
-        f"{escape(extractor['name'])} {extractor['hash'][:12]}",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("against the test scans")
-    table.add_column("images", justify="right")
-    measures = ("frechet_distance", "kernel_distance", "precision", "recall")
-    for name in measures:
-        table.add_column(name.replace("_", "\n").replace("frechet", "Fréchet"), justify="right")
-    for title, key in (("generated", "generated"), ("real training slices", "real")):
-        found = summary[key]
-        numbers = ["–" if found[name] is None else f"{found[name]:.3g}" for name in measures]
-        table.add_row(title, str(found["n_generated"]), *numbers)
-    out.print(table)
-    if summary["frechet_ratio"] is not None:
-        out.print(f"Fréchet distance: {summary['frechet_ratio']:.1f} times the real one")
-    statistics, real = summary["generated"]["statistics"], summary["real"]["statistics"]
-    for words in (
-        f"Without a network: power spectrum {statistics['spectrum_distance_db']:.2f} dB off (real "
-        f"{real['spectrum_distance_db']:.2f}), sliced Wasserstein distance "
-        f"{statistics['sliced_wasserstein']['mean']:.3g} (real "
-        f"{real['sliced_wasserstein']['mean']:.3g}), MS-SSIM of pairs {statistics['ms_ssim']:.2f} "
-        f"(real {statistics['ms_ssim_real']:.2f}: the lower, the more varied)",
-        f"Nearest training slice: {summary['copying']['generated_median']:.3g} away, of a real "
-        f"test slice {summary['copying']['held_out_median']:.3g} (a copy is nearer)",
-        f"Perceptual path length: {summary['path_length']:.3g}",
-    ):
-        out.print(words, markup=False)
-    for reason in sorted(set(summary["generated"]["reasons"].values())):
-        out.print(f"Not measured: {reason}", markup=False)
-
-
-def _show_projections(found: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from simulations.console import out
-
-    table = Table(
-        title=f"{found['steps']} steps in {found['space'].upper()}, extractor "
-        f"{found['extractor']['name']}",
-        title_justify="left",
-    )
-    table.add_column("picture")
-    for heading in ("distance, start", "distance, end", "RMS, start", "RMS, end"):
-        table.add_column(heading, justify="right")
-    for one in found["projections"]:
-        numbers = [one[key] for key in ("distance_start", "distance", "rms_start", "rms")]
-        table.add_row(one["folder"], *(f"{number:.4g}" for number in numbers))
-    out.print(table)
-
-
-def _show_speeds(speeds: list[Speed]) -> None:
-    from rich.table import Table
-
-    from simulations.console import out
-
-    first = speeds[0]
-    out.print(f"{first.device}; CPU threads: {first.threads}", markup=False)
-    speed_table = Table(title="Training StyleGAN2-ADA", title_justify="left")
-    phase_table = Table(title="Seconds a phase, optimizer step included", title_justify="left")
-    for table, columns in (
-        (speed_table, ["seconds an\niteration", "images\na second", "GFLOP"]),
-        (speed_table, ["peak,\nGFLOP/s", "share\nof it", "memory,\nGiB"]),
-        (phase_table, ["generator", "discriminator", "R1 (1/16)", "path length (1/4)"]),
-    ):
-        if not table.columns:
-            table.add_column("size", no_wrap=True)
-            table.add_column("precision", no_wrap=True)
-        for column in columns:
-            table.add_column(column, justify="right")
-    for speed in speeds:
-        memory = speed.memory_gib if speed.gpu_memory_gib is None else speed.gpu_memory_gib
-        speed_table.add_row(
-            speed.size,
-            speed.precision,
-            f"{speed.iteration_seconds:.3g}",
-            f"{speed.images_per_second:.3g}",
-            f"{speed.gflop:.1f}",
-            f"{speed.peak_gflops:.0f}",
-            f"{100 * speed.share_of_peak:.0f} %",
-            f"{memory:.2f}",
-        )
-        phases = (speed.seconds[name] for name in ("generator", "discriminator", "r1", "path"))
-        phase_table.add_row(speed.size, speed.precision, *(f"{seconds:.3g}" for seconds in phases))
-    out.print(speed_table)
-    out.print(phase_table)
+    show_speeds(speeds)

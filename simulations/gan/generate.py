@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from common.files import write_atomically, write_json
 from common.imaging.prepare import FIELD_OF_VIEW_MM
 from common.paths import cache_dir
 from simulations import console
+from simulations.folders import require_empty
 
 if TYPE_CHECKING:
     from common.evaluation.extractor import Extractor
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 ABOUT = "pictures.json"
 GRID = "grid.png"
 GRID_PICTURES = 64  # at most, in the grid
+HEIGHT = "height"  # the kind of label that is a number, in mm
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,10 @@ def generate(request: Request) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        For a checkpoint, label or folder that cannot be used; nothing is written then.
+        For a checkpoint, label or folder that cannot be used, before anything is written; for a
+        generator that makes NaN, before ``pictures.json`` is.
     """
-    from common.training.gan_sampling import combinations, sample_rows, wanted_labels
+    from common.training.gan_sampling import combinations, sample_batches, wanted_labels
     from simulations.gan.pictures import arranged, write_grid, write_picture
 
     generator, about = open_checkpoint(request.checkpoint, request.device)
@@ -76,27 +81,35 @@ def generate(request: Request) -> dict[str, Any]:
     turns = combinations(architecture, wanted_labels(architecture, request.labels))
     rows = [turns[number % len(turns)] for number in range(request.count)]
     if request.nifti and architecture.channels != 1:
-        raise ConfigError(f"--nifti: a slice has one channel, not {architecture.channels}")
+        raise ConfigError(
+            f"--nifti: a slice has one channel, not {architecture.channels}",
+            public="--nifti: a slice has one channel, this generator's pictures have more",
+        )
     new_folder(request.out)
+    files = [f"picture-{number:05d}" for number in range(request.count)]
+    shown: list[np.ndarray] = []  # of all pictures, only the grid's stay in memory
+    done = 0
     with console.steps("Generating", request.count) as bar:
-        images = sample_rows(
+        for images in sample_batches(
             generator,
             rows,
             range(request.count),
             truncation=request.truncation,
             seed=request.seed,
-            on_picture=bar.advance,
-        )
-    if not np.isfinite(images).all():
-        raise ConfigError(f"{request.checkpoint}: this generator makes NaN. Its training diverged")
-    files = [f"picture-{number:05d}" for number in range(request.count)]
-    for name, image in zip(files, images, strict=True):
-        write_picture(request.out / f"{name}.png", image)
-        if request.nifti:
-            write_slice(request.out / f"{name}.nii.gz", image)
-    shown = slice(0, GRID_PICTURES)
-    names = [label_name(row) for row in rows[shown]] if architecture.labels else None
-    lines, titles = arranged(images[shown], names)
+        ):
+            if not np.isfinite(images).all():
+                raise _no_pictures(request.checkpoint)
+            for image in images:
+                write_picture(request.out / f"{files[done]}.png", image)
+                if request.nifti:
+                    path = request.out / f"{files[done]}.nii.gz"
+                    write_slice(path, image, height_mm=height_mm(rows[done]) or 0.0)
+                if done < GRID_PICTURES:
+                    shown.append(image.copy())  # not a view, which would keep its batch
+                done += 1
+            bar.advance(len(images))
+    names = [label_name(row) for row in rows[: len(shown)]] if architecture.labels else None
+    lines, titles = arranged(np.stack(shown), names)
     write_grid(request.out / GRID, lines, names=titles)
     description = {
         "generator": about,
@@ -126,12 +139,13 @@ def open_checkpoint(path: Path, device: str) -> tuple[Any, dict[str, Any]]:
     if path.is_file() and path.suffix not in (".json", ".safetensors"):
         raise ConfigError(
             f"{path} is no checkpoint. One is the folder that `fedscan train-gan --out` made, with "
-            "weights as safetensors; other files, pickles above all, are never opened"
+            "weights as safetensors; other files, pickles above all, are never opened",
+            public="no checkpoint: one is the folder that `fedscan train-gan --out` made",
         )
     try:
         generator, about = load_generator(path)
     except FedscanError as error:  # what was named cannot be used: nothing was tried yet
-        raise ConfigError(str(error), public=error.public) from error
+        raise ConfigError(str(error), public="the checkpoint cannot be used") from error
     return generator.to(resolve_device(device)).eval(), about
 
 
@@ -160,24 +174,32 @@ def new_folder(out: Path) -> None:
     """
     from simulations.federate import require_writable
 
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out} holds files. Give --out a folder that does not exist")
+    require_empty(out)
     require_writable(out, "--out")
 
 
-def label_name(row: dict[str, str]) -> str:
-    """Labels as a person reads them: ``F, north``."""
-    return ", ".join(row.values())
+def label_name(row: Mapping[str, str]) -> str:
+    """Labels as a person reads them: ``F, -9 mm, north``."""
+    return ", ".join(f"{value} mm" if kind == HEIGHT else value for kind, value in row.items())
 
 
-def write_slice(path: Path, image: np.ndarray) -> None:
+def height_mm(row: Mapping[str, str]) -> float | None:
+    """Height that labels tell, in mm above the head's centre of mass, or None."""
+    try:
+        height = float(row[HEIGHT])
+    except (KeyError, ValueError):  # a checkpoint may come from anywhere
+        return None
+    return height if math.isfinite(height) else None
+
+
+def write_slice(path: Path, image: np.ndarray, *, height_mm: float = 0.0) -> None:
     """Write one picture (1, R, R) as a gzipped NIfTI slice (R, R, 1).
 
     Axes run to the participant's right, front and top; a voxel is ``FIELD_OF_VIEW_MM / R`` mm
     along each, also in thickness, which stands for the spacing of the cubes that training slices
-    are cut from. The origin is the middle of the picture, the head's centre of mass in the
-    training scans; the height is not known and stands at 0. Intensities are those of the prepared
-    scans: 0 is air, 1 the head's 99th percentile.
+    are cut from. The origin is the head's centre of mass in the training scans: the middle of the
+    picture, from which the slice lies ``height_mm`` up, 0 where its height is not known.
+    Intensities are those of the prepared scans: 0 is air, 1 the head's 99th percentile.
     """
     import gzip
 
@@ -188,6 +210,7 @@ def write_slice(path: Path, image: np.ndarray) -> None:
     voxels = np.clip((image[0][::-1].T[:, :, None] + 1) / 2, 0, 1).astype(np.float32)
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:2, 3] = -spacing * (size - 1) / 2
+    affine[2, 3] = height_mm
     volume = nib.Nifti1Image(voxels, affine)
     volume.header.set_xyzt_units("mm")
     # Without a clock in it: the same picture gives the same bytes.
@@ -198,3 +221,8 @@ def label_counts(made: dict[str, Any]) -> dict[str, int]:
     """Count the pictures of :func:`generate` by label, for the line that a person reads."""
     names = [label_name(one["labels"]) or "unconditional" for one in made["pictures"]]
     return dict(Counter(names))
+
+
+def _no_pictures(checkpoint: Path) -> ConfigError:
+    problem = "this generator makes NaN. Its training diverged"
+    return ConfigError(f"{checkpoint}: {problem}", public=problem)

@@ -7,16 +7,26 @@ else: a file is often named after a participant.
 
 from __future__ import annotations
 
+import gzip
+import io
+import os
 import warnings
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from common.errors import ConfigError, DataContractError
+from common.imaging import nifti
+from common.imaging.site_files import open_inside
 
 MAX_SIDE = 4096  # pixels of a picture
 MAX_BYTES = 64 * 2**20  # of a PNG, .npy or slice, as it lies on disk; the NIfTI reader has its own
 ACCEPTED = "accepted are .png, .npy, and NIfTI (.nii, .nii.gz) slices and scans"
+NIFTI = (".nii", ".nii.gz")
+GZIP = b"\x1f\x8b"
+_HEADER_BYTES = 540  # of NIfTI-2, the longer one
+_MAX_OFFSET = 2**20  # of a slice's voxels, behind header extensions
 _FIELD_OF_VIEW_TOLERANCE = 0.01
 
 
@@ -52,38 +62,58 @@ def read_picture(path: Path, *, channels: int, resolution: int, height_mm: float
             picture = _png(path, channels)
         elif name.endswith(".npy"):
             picture = _npy(path)
-        elif name.endswith((".nii", ".nii.gz")):
+        elif name.endswith(NIFTI):
             picture = _nifti(path, resolution, height_mm)
         else:
-            raise _refuse(path, "not a picture that fedscan reads")
+            raise _refuse(path, f"not a picture that fedscan reads; {ACCEPTED}")
     except OSError as error:
-        raise _refuse(path, f"cannot be read ({error.strerror or error})") from None
+        raise _refuse(
+            path, "cannot be read", f"cannot be read ({error.strerror or error})"
+        ) from None
     if picture.shape[0] != channels:
         raise _refuse(
-            path, f"{picture.shape[0]} channels, but the generator makes {channels}", accepted=False
+            path,
+            "a wrong number of channels",
+            f"{picture.shape[0]} channels, but the generator makes {channels}",
         )
     if picture.shape[1] != picture.shape[2]:
         sides = " × ".join(map(str, picture.shape[1:]))
-        raise _refuse(
-            path, f"{sides} pixels; stretching would change the anatomy. Crop it to a square", False
-        )
+        remedy = "stretching would change the anatomy. Crop it to a square"
+        raise _refuse(path, f"not square; {remedy}", f"{sides} pixels; {remedy}")
     return _resampled(picture, resolution)
 
 
-def _refuse(path: Path, problem: str, accepted: bool = True) -> ConfigError:
-    rule = f"; {ACCEPTED}" if accepted else ""
-    return ConfigError(f"{path}: {problem}{rule}", public=f"a picture: {problem}{rule}")
+def is_whole_scan(path: Path) -> bool:
+    """Tell whether a slice is to be cut out of a file: NIfTI, of more than one plane.
+
+    Raises
+    ------
+    ConfigError
+        A NIfTI file's header cannot be read.
+    """
+    if not path.name.lower().endswith(NIFTI):
+        return False
+    try:
+        with _opened(path) as stream:
+            return sum(side > 1 for side in _sides(_header(stream, path))) > 2
+    except DataContractError as error:
+        raise _as_picture(path, error) from None
+
+
+def _refuse(path: Path, problem: str, detail: str = "") -> ConfigError:
+    """Refuse a file; ``detail`` is the problem with values read from it, for its owner alone."""
+    return ConfigError(f"{path}: {detail or problem}", public=f"a picture: {problem}")
 
 
 def _check_size(path: Path) -> None:
     if path.stat().st_size > MAX_BYTES:
-        raise _refuse(path, f"larger than {MAX_BYTES // 2**20} MiB", False)
+        raise _refuse(path, f"larger than {MAX_BYTES // 2**20} MiB")
 
 
 def _check_sides(path: Path, sides: tuple[int, ...]) -> None:
     if not all(2 <= side <= MAX_SIDE for side in sides):
-        got = " × ".join(map(str, sides))
-        raise _refuse(path, f"{got} pixels; accepted are 2 to {MAX_SIDE} a side", False)
+        got, rule = " × ".join(map(str, sides)), f"accepted are 2 to {MAX_SIDE} a side"
+        raise _refuse(path, f"too many or too few pixels; {rule}", f"{got} pixels; {rule}")
 
 
 def _png(path: Path, channels: int) -> np.ndarray:
@@ -97,7 +127,7 @@ def _png(path: Path, channels: int) -> np.ndarray:
         with opened as image:
             _check_sides(path, image.size)  # from the header: no pixel is unpacked yet
             if getattr(image, "n_frames", 1) > 1:
-                raise _refuse(path, "an animation; accepted is a single picture", False)
+                raise _refuse(path, "an animation; accepted is a single picture")
             if image.mode.startswith("I"):  # 16 bits a pixel
                 grey = np.asarray(image, dtype=np.float32)[None] / np.float32(65535)
                 return np.repeat(grey, channels, axis=0) * 2 - 1
@@ -108,9 +138,7 @@ def _png(path: Path, channels: int) -> np.ndarray:
             raise
         raise _refuse(path, "not a whole PNG") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _refuse(
-            path, f"too many pixels; accepted are 2 to {MAX_SIDE} a side", False
-        ) from None
+        raise _refuse(path, f"too many pixels; accepted are 2 to {MAX_SIDE} a side") from None
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return planes / np.float32(127.5) - 1
 
@@ -123,82 +151,141 @@ def _npy(path: Path) -> np.ndarray:
     except (ValueError, EOFError, SyntaxError, OverflowError):
         raise _refuse(path, "not a whole .npy array of numbers") from None
     if not isinstance(stored, np.ndarray) or stored.ndim not in (2, 3):
-        raise _refuse(path, "not an array of shape (R, R) or (C, R, R)", False)
+        raise _refuse(path, "not an array of shape (R, R) or (C, R, R)")
     _check_sides(path, stored.shape[-2:])
     if stored.ndim == 3 and not 1 <= stored.shape[0] <= 4:
-        raise _refuse(path, f"shape {stored.shape}; accepted are (R, R) and (C, R, R)", False)
+        rule = "accepted are (R, R) and (C, R, R)"
+        raise _refuse(path, f"too many channels; {rule}", f"shape {stored.shape}; {rule}")
     if stored.dtype == np.uint8:
         picture = np.asarray(stored, np.float32) / np.float32(127.5) - 1
     elif stored.dtype.kind == "f":
         picture = np.asarray(stored, np.float32)
         if not (np.isfinite(picture).all() and np.abs(picture).max() <= 1 + 1e-3):
-            raise _refuse(path, "values beyond [-1, 1]; scale them to it, air at -1", False)
+            raise _refuse(path, "values beyond [-1, 1]; scale them to it, air at -1")
     else:
+        rule = "accepted are 8-bit and floats in [-1, 1]"
         raise _refuse(
-            path, f"numbers of type {stored.dtype}; accepted are 8-bit and floats in [-1, 1]", False
+            path, f"numbers of another type; {rule}", f"numbers of type {stored.dtype}; {rule}"
         )
     return picture[None] if picture.ndim == 2 else picture
 
 
 def _nifti(path: Path, resolution: int, height_mm: float) -> np.ndarray:
-    import nibabel as nib
-
-    try:
-        image = nib.load(path)
-        shape = image.shape
-    except OSError:
-        raise
-    except Exception:  # nibabel raises many kinds for a broken header
-        raise _refuse(path, "not a NIfTI file") from None
-    if sum(side > 1 for side in shape) > 2:
+    if is_whole_scan(path):
         return _scan(path, resolution, height_mm)
-    return _slice(path, image)
+    return _slice(path)
+
+
+def _opened(path: Path) -> BinaryIO:
+    target = path.resolve()  # whoever names a link means what it leads to
+    return open_inside(target, root=target.parent, site="")
+
+
+def _header(stream: BinaryIO, path: Path) -> Any:
+    """Read a NIfTI header alone, a few hundred bytes of the file and no extension.
+
+    ``nibabel.load`` would read extensions as long as they say that they are, and the rest of the
+    file, unpacked, for one that says a negative length.
+    """
+    packed = stream.read(2) == GZIP
+    stream.seek(0)
+    if packed:
+        with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
+            block = nifti._take(unpacked, _HEADER_BYTES, "", path.name)
+    else:
+        block = stream.read(_HEADER_BYTES)
+    header = nifti._nibabel_header(block)
+    if header is None:
+        raise _refuse(path, f"not a NIfTI file; {ACCEPTED}")
+    return header
+
+
+def _sides(header: Any) -> list[int]:
+    """Voxels along each stored axis, as a header promises them: any number."""
+    dims = [int(side) for side in header["dim"]]
+    return dims[1 : 1 + min(max(dims[0], 0), 7)]
+
+
+def _as_picture(path: Path, error: DataContractError) -> ConfigError:
+    """Put the reader's refusal of a scan into words about a picture."""
+    remedy = f". {error.remedy}" if error.remedy else ""
+    got = f" (got {error.got})" if error.got else ""
+    return _refuse(path, f"{error.problem}{remedy}", f"{error.problem}{got}{remedy}")
 
 
 def _scan(path: Path, resolution: int, height_mm: float) -> np.ndarray:
-    from common.imaging.nifti import load_scan
     from common.imaging.prepare import FIELD_OF_VIEW_MM, prepare_volume
     from common.imaging.slices import axial_slices
 
     if not abs(height_mm) < FIELD_OF_VIEW_MM / 2 - FIELD_OF_VIEW_MM / resolution:
-        raise ConfigError(f"--height {height_mm:g}: beyond the cube of {FIELD_OF_VIEW_MM:g} mm")
+        rule = f"beyond the cube of {FIELD_OF_VIEW_MM:g} mm"
+        raise ConfigError(f"--height {height_mm:g}: {rule}", public=f"--height: {rule}")
+    target = path.resolve()
     try:
-        volume, affine = load_scan(path, site="", root=path.parent)
+        volume, affine = nifti.load_scan(target, site="", root=target.parent)
     except DataContractError as error:
-        got = f" (got {error.got})" if error.got else ""
-        remedy = f". {error.remedy}" if error.remedy else ""
-        raise _refuse(path, f"{error.problem}{got}{remedy}", False) from None
+        raise _as_picture(path, error) from None
     cube = prepare_volume(volume, affine, image_size=resolution)
     if not cube.any():
-        raise _refuse(path, "no head can be told from the background", False)
+        raise _refuse(path, "no head can be told from the background")
     return axial_slices(cube, [height_mm])
 
 
-def _slice(path: Path, image: object) -> np.ndarray:
+def _slice(path: Path) -> np.ndarray:
     """Read an axial slice, stored with air at 0 and x to the right, y to the front."""
     import nibabel as nib
 
     from common.imaging.prepare import FIELD_OF_VIEW_MM
 
     _check_size(path)
-    _check_sides(path, image.shape[:2])
-    if image.get_data_dtype().kind not in "iuf":
-        raise _refuse(path, "its voxels are not numbers", False)
-    if len(image.shape) < 3 or "".join(nib.aff2axcodes(image.affine)) != "RAS":
-        raise _refuse(
-            path, "accepted is a slice (R, R, 1) with axes right, anterior, superior", False
-        )
     try:
-        voxels = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:2])
-    except Exception:  # truncated or corrupted: zlib's, gzip's, nibabel's and NumPy's errors
-        raise _refuse(path, "truncated or corrupted. Copy the file again", False) from None
-    sizes = np.asarray(image.header.get_zooms()[:2], float) * image.shape[:2]
+        with _opened(path) as stream:
+            raw = stream.read(min(os.fstat(stream.fileno()).st_size, MAX_BYTES))
+        header = _slice_header(path, raw)
+        unpacked = nifti._unpack(raw, header, "", path.name)  # no more than the header promises
+    except DataContractError as error:
+        raise _as_picture(path, error) from None
+    side = header.shape[:2]
+    voxels = np.frombuffer(unpacked, header.dtype, side[0] * side[1], header.offset)
+    voxels = voxels.reshape(side, order="F")
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused just below
+        if header.slope is not None:
+            voxels = nib.volumeutils.apply_read_scaling(voxels, header.slope, header.inter)
+        voxels = voxels.astype(np.float32)
+    sizes = np.asarray(header.zooms_mm[:2]) * side
     if not np.allclose(sizes, FIELD_OF_VIEW_MM, rtol=_FIELD_OF_VIEW_TOLERANCE):
         got = " × ".join(f"{size:.4g}" for size in sizes)
-        raise _refuse(path, f"covers {got} mm; accepted are {FIELD_OF_VIEW_MM:g} mm a side", False)
+        rule = f"accepted are {FIELD_OF_VIEW_MM:g} mm a side"
+        raise _refuse(path, f"covers another field of view; {rule}", f"covers {got} mm; {rule}")
     if not (np.isfinite(voxels).all() and voxels.min() >= -1e-3 and voxels.max() <= 1 + 1e-3):
-        raise _refuse(path, "values beyond 0 (air) to 1; scale them to it", False)
+        raise _refuse(path, "values beyond 0 (air) to 1; scale them to it")
     return (voxels.T[::-1] * 2 - 1)[None].astype(np.float32)
+
+
+def _slice_header(path: Path, raw: bytes) -> nifti.ScanHeader:
+    """Judge the header of a slice, as the reader of scans does that of a volume."""
+    import nibabel as nib
+
+    header = _header(io.BytesIO(raw), path)
+    sides = _sides(header)
+    _check_sides(path, tuple(sides[:2]))
+    axes = "accepted is a slice (R, R, 1) with axes right, anterior, superior"
+    if len(sides) < 3 or any(side != 1 for side in sides[2:]):
+        raise _refuse(path, axes)
+    try:
+        dtype = header.get_data_dtype()
+        affine = np.asarray(header.get_best_affine(), float)
+        offset = int(header.get_data_offset())
+        slope, inter = header.get_slope_inter()
+    except Exception:  # nibabel raises many kinds for types, quaternions and factors that are none
+        raise _refuse(path, "a header that contradicts itself") from None
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise _refuse(path, "its voxels are not numbers of at most 64 bits")
+    if not np.isfinite(affine).all() or nib.aff2axcodes(affine) != ("R", "A", "S"):
+        raise _refuse(path, axes)
+    if not int(header["sizeof_hdr"]) <= offset <= _MAX_OFFSET:
+        raise _refuse(path, "header extensions that are too long, or voxels inside the header")
+    return nifti.ScanHeader((sides[0], sides[1], 1), affine, dtype, offset, slope, inter)
 
 
 def _resampled(picture: np.ndarray, resolution: int) -> np.ndarray:

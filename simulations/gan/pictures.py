@@ -46,14 +46,14 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
     return pixels.transpose(0, 2, 1, 3).reshape(count, height, channels * width)
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write one image (C, R, R) as it is, a pixel a pixel.
+def write_picture(path: Path, image: np.ndarray, *, mode: int = 0o644) -> None:
+    """Write one image (C, R, R) as it is, a pixel a pixel; ``mode`` as in :func:`write_grid`.
 
     An image of one or three channels is read back within 1/255 of what it was.
     """
     from PIL import Image
 
-    _write(path, Image.fromarray(to_pixels(image[None])[0]))
+    _write(path, Image.fromarray(to_pixels(image[None])[0]), mode=mode)
 
 
 def write_grid(
@@ -150,6 +150,8 @@ def write_path(
     steps: Sequence[int],
     images: np.ndarray,
     distances: Sequence[float],
+    *,
+    mode: int = 0o644,
 ) -> None:
     """Write a projection's path: the target, then what was reached after some steps.
 
@@ -163,11 +165,13 @@ def write_path(
         (len(steps), C, R, R).
     distances : sequence of float
         Perceptual distance to the target, one an image.
+    mode : int
+        As in :func:`write_grid`.
     """
     captions = ["target\n"] + [
         f"step {step}\n{distance:.3g}" for step, distance in zip(steps, distances, strict=True)
     ]
-    write_grid(path, [np.concatenate([target[None], images])], captions=captions)
+    write_grid(path, [np.concatenate([target[None], images])], captions=captions, mode=mode)
 
 
 def _enlarged(picture: Image) -> Image:

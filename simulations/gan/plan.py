@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from common.run_folder import MANIFEST
+from simulations import folders
 from simulations.gan.sites import choose_sites
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def resolve(request: Request) -> Plan:
         require_empty(request.out)
         name = request.preset or DEFAULT_PRESET
         config = preset(name).with_changes(request.changes)
-        _require_gray(config)
+        _require_slices(config)
         sites = choose_sites(request.cohort, request.sites)
         return Plan(config, name, request.cohort, tuple(sites), None)
     before = _read_manifest(request.out)
@@ -104,17 +105,24 @@ def require_empty(folder: Path) -> None:
     """
     if (folder / MANIFEST).exists():
         raise ConfigError(
-            f"{folder} holds a training. Continue it with --resume, or give another --out"
+            f"{folder} holds a training. Continue it with --resume, or give another --out",
+            public="--out holds a training. Continue it with --resume, or give another --out",
         )
-    # Hidden: our lock, and what a kill may have left of a file's writing.
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise ConfigError(f"{folder} holds other files. Give --out a folder that does not exist")
+    folders.require_empty(folder)
 
 
-def _require_gray(config: GanConfig) -> None:
+def _require_slices(config: GanConfig) -> None:
+    """Refuse networks for other pictures than slices, before a phantom or a cube is made."""
+    from common.imaging.slices import RESOLUTIONS
+
     if config.channels != 1:
         raise ConfigError(
             f"channels = {config.channels}, but slices of scans have 1: add --set channels=1"
+        )
+    if config.resolution not in RESOLUTIONS:
+        raise ConfigError(
+            f"resolution = {config.resolution}: accepted for slices of scans is one of "
+            f"{', '.join(map(str, RESOLUTIONS))}"
         )
 
 
@@ -124,14 +132,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if {"preset", "config", "cohort", "sites", "data"} <= manifest.keys():
             return manifest
     except FileNotFoundError:
-        raise ConfigError(f"{folder} holds no training: leave --resume out to begin one") from None
+        raise ConfigError(
+            f"{folder} holds no training: leave --resume out to begin one",
+            public="--out holds no training: leave --resume out to begin one",
+        ) from None
     except (OSError, ValueError, AttributeError):
         pass
-    raise ConfigError(f"{folder / MANIFEST} is not of a training of fedscan train-gan")
+    raise ConfigError(
+        f"{folder / MANIFEST} is not of a training of fedscan train-gan",
+        public=f"{MANIFEST} in --out is not of a training of fedscan train-gan",
+    )
 
 
 def _other(folder: Path, what: str, was: object) -> ConfigError:
+    remedy = "Resume it as it was begun, or give another --out"
     return ConfigError(
-        f"{folder} holds a training with another {what} ({was}). Resume it as it was begun, or "
-        "give another --out"
+        f"{folder} holds a training with another {what} ({was}). {remedy}",
+        public=f"--out holds a training with another {what}. {remedy}",
     )

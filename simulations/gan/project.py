@@ -10,13 +10,15 @@ import numpy as np
 
 from common.files import write_atomically, write_json
 from simulations import console
-from simulations.gan.generate import new_folder, open_checkpoint, open_extractor
-from simulations.gan.picture_input import read_picture
+from simulations.gan.generate import HEIGHT, height_mm, new_folder, open_checkpoint, open_extractor
+from simulations.gan.picture_input import is_whole_scan, read_picture
 
 if TYPE_CHECKING:
+    from common.models.architecture import Architecture
     from common.training.projector import Projection
 
 ABOUT = "projections.json"
+PRIVATE = 0o600  # what shows a target, or gives it back, shows somebody's scan
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Request:
     labels : tuple of str
         Of the pictures, where they are known: the search starts at the mean of such latents.
     height_mm : float
-        Of a whole scan, which slice: mm above the head's centre of mass.
+        Of a whole scan, which slice: mm above the head's centre of mass. It is also the slice's
+        height label, where the generator has this one and ``labels`` name none.
     extractor : str
         Name or file of the network that tells how far two pictures are apart.
     seed : int
@@ -75,7 +78,7 @@ def project_all(request: Request) -> dict[str, Any]:
 
     generator, about = open_checkpoint(request.checkpoint, request.device)
     architecture = generator.architecture
-    rows = combinations(architecture, wanted_labels(architecture, request.labels))
+    told = wanted_labels(architecture, request.labels)
     targets = [
         read_picture(
             path,
@@ -85,11 +88,15 @@ def project_all(request: Request) -> dict[str, Any]:
         )
         for path in request.images
     ]
+    heights = _height_label(architecture, request.height_mm)
+    known = [
+        {**heights, **told} if heights and is_whole_scan(path) else told for path in request.images
+    ]
     extractor = open_extractor(request.extractor)
     new_folder(request.out)
     found = []
     with console.steps("Projecting", request.steps * len(targets)) as bar:
-        for number, target in enumerate(targets):
+        for number, (target, labels) in enumerate(zip(targets, known, strict=True)):
 
             def tell(step: int, apart: float, number: int = number) -> None:
                 bar.advance(1, f"picture {number + 1} of {len(targets)}, distance {apart:.3g}")
@@ -101,10 +108,11 @@ def project_all(request: Request) -> dict[str, Any]:
                 space=request.space,
                 steps=request.steps,
                 seed=request.seed,
-                labels=encode_labels(architecture, rows),
+                labels=encode_labels(architecture, combinations(architecture, labels)),
                 on_step=tell,
             )
-            found.append(_write(request.out / f"{number:03d}", target, done))
+            about_one = _write(request.out / f"{number:03d}", target, done)
+            found.append({**about_one, "labels": labels})
     description = {
         "generator": about,
         "extractor": extractor.identity(),
@@ -117,20 +125,28 @@ def project_all(request: Request) -> dict[str, Any]:
     return description
 
 
+def _height_label(architecture: Architecture, height: float) -> dict[str, str]:
+    """Label of slices at a height in mm; empty where the generator knows none such."""
+    values = dict(architecture.labels).get(HEIGHT, ())
+    same = [value for value in values if height_mm({HEIGHT: value}) == height]
+    return {HEIGHT: same[0]} if same else {}
+
+
 def _write(folder: Path, target: np.ndarray, done: Projection) -> dict[str, Any]:
-    """Keep one projection: pictures, latent and noise maps, distances."""
+    """Keep one projection: pictures, latent and noise maps, distances; no other user reads them."""
     from safetensors.torch import save
 
     from simulations.gan.pictures import write_grid, write_path, write_picture
 
     reached = done.reconstruction.numpy()
-    write_picture(folder / "target.png", target)
-    write_picture(folder / "reconstruction.png", reached)
+    write_picture(folder / "target.png", target, mode=PRIVATE)
+    write_picture(folder / "reconstruction.png", reached, mode=PRIVATE)
     apart = np.abs(reached - target) * 2 - 1  # black where they agree, white from half the range
     write_grid(
         folder / "comparison.png",
         [np.stack([target, reached, apart])],
         captions=["target", "reached", "difference"],
+        mode=PRIVATE,
     )
     write_path(
         folder / "path.png",
@@ -138,9 +154,10 @@ def _write(folder: Path, target: np.ndarray, done: Projection) -> dict[str, Any]
         [point.step for point in done.path],
         np.stack([point.image.numpy() for point in done.path]),
         [point.distance for point in done.path],
+        mode=PRIVATE,
     )
     state = {"w": done.ws, **{f"noise.{k:02d}": one for k, one in enumerate(done.noise)}}
-    write_atomically(folder / "w.safetensors", save(state))
+    write_atomically(folder / "w.safetensors", save(state), mode=PRIVATE)
     return {
         "folder": folder.name,
         "distance_start": done.path[0].distance,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from common.errors import ConfigError
 from common.paths import cache_dir
 from common.sites import phantom_sites
@@ -35,7 +37,10 @@ def choose_sites(cohort: Path | None, names: Sequence[str]) -> list[str]:
         have = default = list(_cohort(cohort))
         where = f"{cohort} holds"
     if unknown := sorted(set(names) - set(have)):
-        raise ConfigError(f"--site {unknown[0]}: {where} {', '.join(sorted(have))}")
+        raise ConfigError(
+            f"--site {unknown[0]}: {where} {', '.join(sorted(have))}",
+            public="--site: the cohort does not hold it",
+        )
     return sorted(set(names) or default)
 
 
@@ -61,7 +66,8 @@ def load_pool(folders: Mapping[str, Path], split: str, resolution: int) -> Slice
 
 def digest(data: SliceSet) -> str:
     """Hash of images and labels: whether a training goes on with the slices it began with."""
-    found = hashlib.sha256(data.images.tobytes())
+    # The array's own memory, in one dimension as hashlib wants it: bytes would be a copy.
+    found = hashlib.sha256(np.ascontiguousarray(data.images).reshape(-1).data)
     found.update(repr([sorted(row.items()) for row in data.labels]).encode())
     return found.hexdigest()
 
@@ -72,6 +78,7 @@ def _cohort(cohort: Path) -> dict[str, Path]:
     if cohort.is_dir() and is_dataset(cohort):
         raise ConfigError(
             f"{cohort} is one data set. --cohort takes the folder above it, with one data set a "
-            f"site; then --site {cohort.name} is this one"
+            f"site; then --site {cohort.name} is this one",
+            public="--cohort is one data set: accepted is the folder above it",
         )
     return list_sites(cohort)

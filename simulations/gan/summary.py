@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import FedscanError
+from common.evaluation.generation import MEASURES, require_extractor
 from common.files import without_nan
 from common.seeding import derive_seed
 from simulations import console
@@ -16,6 +19,45 @@ if TYPE_CHECKING:
     from common.imaging.slices import SliceSet
     from common.models.stylegan2 import Generator
     from common.training.gan_state import GanTraining
+
+
+# What a reader of a summary may look up; those of older versions lack some of it.
+KEYS = frozenset(
+    [
+        *("sites", "extractor", "generated", "real", "frechet_ratio", "copying", "path_length"),
+        *("resolution", "labels", "steps", "images_seen", "seconds", "p"),
+    ]
+)
+JUDGED = frozenset([*MEASURES, "n_real", "n_generated", "reasons", "statistics"])
+STATISTICS = frozenset(["spectrum_distance_db", "sliced_wasserstein", "ms_ssim", "ms_ssim_real"])
+
+
+def read_current(path: Path, extractor: Extractor, *, steps: int) -> dict[str, Any] | None:
+    """Read a summary, if it is one that :func:`summarize` might have given now.
+
+    Returns
+    -------
+    dict or None
+        None where there is none, or one made by another extractor, by an older version or after
+        other iterations, or something else altogether.
+    """
+    try:
+        summary = json.loads(path.read_text())
+        judge = require_extractor(summary)
+    except (OSError, ValueError, AttributeError, FedscanError):
+        return None
+    if (judge["name"], judge["hash"]) != (extractor.name, extractor.hash):
+        return None
+    if not _has(summary, KEYS) or summary["steps"] != steps:
+        return None
+    for judged in (summary["generated"], summary["real"]):
+        if not _has(judged, JUDGED) or not _has(judged["statistics"], STATISTICS):
+            return None
+    return summary
+
+
+def _has(value: Any, keys: frozenset[str]) -> bool:
+    return isinstance(value, dict) and value.keys() >= keys
 
 
 def summarize(

@@ -8,11 +8,9 @@ from snapshot to snapshot, ``real.png`` and, at the end, ``summary.json``.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +21,8 @@ from common.metrics_log import MetricsLog, Row, read_rows
 from common.provenance import PACKAGES, source_hash, versions
 from common.run_folder import MANIFEST, METRICS, SUMMARY
 from simulations import console
-from simulations.benchmark import LOCK
 from simulations.federate import require_writable
+from simulations.folders import locked
 from simulations.gan.generate import label_name, open_extractor
 from simulations.gan.plan import Plan, Request, require_empty, resolve
 from simulations.gan.sites import digest, load_pool, site_folders
@@ -52,6 +50,8 @@ def train(request: Request) -> dict[str, Any]:
     ConfigError
         For a request that cannot be met, before anything is written: a folder that holds other
         files, a training that was not asked to be resumed, or one that was begun otherwise.
+    FedscanError
+        If the summary would not say which network judged.
     DivergedError
         If the losses leave the finite numbers; the last checkpoint stays.
     SystemExit
@@ -71,24 +71,6 @@ def train(request: Request) -> dict[str, Any]:
         return _Run(plan, request).run()
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of a folder while the block runs.
-
-    Raises
-    ------
-    ConfigError
-        If one is in it.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise ConfigError(f"{folder} is being worked on by another process") from None
-
-
 class _Enough(Exception):
     """The training is to stop here, between two iterations."""
 
@@ -106,35 +88,46 @@ class _Run:
         self.clock = time.perf_counter()
 
     def run(self) -> dict[str, Any]:
+        from common.evaluation.generation import require_extractor
+        from simulations.gan.summary import read_current, summarize
+
         folders = site_folders(self.plan.cohort, self.plan.sites)
         data = load_pool(folders, "train", self.config.resolution)
         with self._disk():
             training = self._begin(data)
-        if training.steps >= self.config.total_steps and (self.folder / SUMMARY).is_file():
+        seconds = self.earlier
+        finished = training.steps >= self.config.total_steps
+        if not finished:
+            (self.folder / SUMMARY).unlink(missing_ok=True)  # of fewer iterations
+            noted = self._train(training, data)
+            seconds = self._seconds()
+            if noted:
+                self._tell_saved(training)
+                raise SystemExit(128 + noted[0])
+        extractor = open_extractor(self.extractor)
+        if finished:
+            before = read_current(self.folder / SUMMARY, extractor, steps=training.steps)
+            left = "do" if before else f"train; judging by {extractor.name}"
             console.err.print(
-                f"Nothing is left to do: {training.images_seen} images were asked for and seen. "
-                "Raise --set kimg to train on",
+                f"Nothing is left to {left}: {training.images_seen} images were asked for and "
+                "seen. Raise --set kimg to train on",
                 markup=False,
             )
-            return json.loads((self.folder / SUMMARY).read_text())
-        (self.folder / SUMMARY).unlink(missing_ok=True)  # of fewer iterations
-        noted = self._train(training, data)
-        if noted:
-            with contextlib.suppress(OSError):
-                console.err.print(
-                    f"Saved after iteration {training.steps} in {self.folder}; go on with --resume",
-                    markup=False,
-                    soft_wrap=True,
-                )
-            raise SystemExit(128 + noted[0])
-        from simulations.gan.summary import summarize
-
-        seconds = self._seconds()
-        extractor = open_extractor(self.extractor)
+            if before:
+                return before
         summary = summarize(training, data, folders, extractor, seconds=seconds)
+        require_extractor(summary)
         with self._disk():
             write_json(self.folder / SUMMARY, summary)
         return summary
+
+    def _tell_saved(self, training: GanTraining) -> None:
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            console.err.print(
+                f"Saved after iteration {training.steps} in {self.folder}; go on with --resume",
+                markup=False,
+                soft_wrap=True,
+            )
 
     def _begin(self, data: SliceSet) -> GanTraining:
         """Start the training, or take it up where its last checkpoint is."""
@@ -149,10 +142,11 @@ class _Run:
             self._write_manifest(data)
         else:
             if before["data"] != digest(data):
-                raise ConfigError(
-                    f"{self.folder}: the training scans are not those that this training began "
-                    "with. Give --cohort the same scans, or begin anew with another --out"
+                problem = (
+                    "the training scans are not those that this training began with. Give --cohort "
+                    "the same scans, or begin anew with another --out"
                 )
+                raise ConfigError(f"{self.folder}: {problem}", public=problem)
             if before["source_hash"] != _sources():
                 console.err.print(
                     "Note: begun with other fedscan sources; what follows may differ in bits"
@@ -203,29 +197,38 @@ class _Run:
 
     def _train(self, training: GanTraining, data: SliceSet) -> list[int]:
         """Train to the end, the time or a signal; return the signals."""
+        import torch
+
         from common.training.gan import fit
 
         limit = None if self.minutes is None else self.minutes * 60
         whole = self.config.total_steps if limit is None else math.ceil(limit)
         title = "Training" if limit is None else "Training, seconds"
         last: Mapping[str, float] = {}
+        seen, drawing = training.images_seen, 0.0  # since the last row: images, snapshots' seconds
         self.clock = time.perf_counter()
         with signals_noted() as noted, console.steps(title, whole) as bar:
             if limit is None and training.steps:
                 bar.advance(training.steps, "resumed")
 
             def after(training: GanTraining, metrics: Mapping[str, float]) -> None:
-                nonlocal last
+                nonlocal last, seen, drawing
                 spent = time.perf_counter() - self.clock
                 if metrics:
-                    last = metrics
+                    last = metrics = _without(metrics, training.images_seen - seen, drawing)
+                    seen, drawing = training.images_seen, 0.0
                     self._log(training, metrics)
                 done = 1 if limit is None else min(int(spent), whole) - bar.done
                 bar.advance(done, _note(training, last))
                 if noted or (limit is not None and spent >= limit):
                     raise _Enough
                 if training.steps % self.config.snapshot_every == 0:
+                    if training.device.type == "cuda":
+                        torch.cuda.synchronize(training.device)  # what is queued is training
+                    began = time.perf_counter()
                     self._snapshot(training, data)
+                    if not metrics:  # after a row, `fit` counts from when we return
+                        drawing += time.perf_counter() - began
 
             left = self.config.total_steps - training.steps
             if left > 0:
@@ -276,9 +279,10 @@ class _Run:
                 if self.saved is None
                 else f"The checkpoint of iteration {self.saved} is whole"
             )
+            remedy = f"{kept}: make room, then go on with --resume"
             raise FedscanError(
-                f"{self.folder}: {error.strerror or error}. {kept}: make room, then go on with "
-                "--resume"
+                f"{self.folder}: {error.strerror or error}. {remedy}",
+                public=f"--out cannot be written to. {remedy}",
             ) from error
 
     def _draw_grid(self, training: GanTraining) -> None:
@@ -323,6 +327,12 @@ class _Run:
 
 def _sources() -> str:
     return source_hash(packages=(*PACKAGES, "simulations"))
+
+
+def _without(metrics: Mapping[str, float], images: int, seconds: float) -> dict[str, float]:
+    """Metrics of a number of images, whose speed is that of training without some seconds."""
+    spent = images / metrics["images-per-second"] - seconds
+    return {**metrics, "images-per-second": images / max(spent, 1e-9)}
 
 
 def _note(training: GanTraining, metrics: Mapping[str, float]) -> str:
