@@ -9,9 +9,14 @@ from collections.abc import Iterator
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# Started in the background of a script, a process ignores Ctrl-C, and so would all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = ["num-server-rounds=2", "local-steps=2", "batch-size=4", "image-size=16"]
 

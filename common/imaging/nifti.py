@@ -159,7 +159,7 @@ def decode_scan(raw: bytes, *, site: str, where: str) -> tuple[np.ndarray, np.nd
     import nibabel as nib
 
     header = _read_header(io.BytesIO(raw), site, where)
-    unpacked = _unpack(raw, header, site, where)
+    unpacked = unpack(raw, header, site, where)
     count = int(np.prod(header.shape))
     stored = np.frombuffer(unpacked, header.dtype, count, header.offset)
     stored = stored.reshape(header.shape, order="F")
@@ -181,13 +181,20 @@ def _read_header(stream: BinaryIO, site: str, where: str) -> ScanHeader:
         raise DataContractError(site, "a scan is empty", where=where, got="0 bytes")
     if start == _GZIP:
         with gzip.GzipFile(fileobj=stream, mode="rb") as packed:
-            block = _take(packed, _HEADER_BYTES, site, where)
+            block = take(packed, _HEADER_BYTES, site, where)
     else:
         block = stream.read(_HEADER_BYTES)
     return _parse_header(block, site, where)
 
 
-def _take(packed: gzip.GzipFile, n: int, site: str, where: str) -> bytes:
+def take(packed: gzip.GzipFile, n: int, site: str, where: str) -> bytes:
+    """Read at most n bytes of an unpacked file.
+
+    Raises
+    ------
+    DataContractError
+        If the file is cut short or its compression corrupted.
+    """
     try:
         return packed.read(n)
     except EOFError as error:
@@ -198,7 +205,7 @@ def _take(packed: gzip.GzipFile, n: int, site: str, where: str) -> bytes:
         ) from error
 
 
-def _unpack(raw: bytes, header: ScanHeader, site: str, where: str) -> bytes:
+def unpack(raw: bytes, header: ScanHeader, site: str, where: str) -> bytes:
     """Unpacked file, bounded by what its header promises."""
     size = header.n_bytes
     if raw[:2] != _GZIP:
@@ -207,9 +214,9 @@ def _unpack(raw: bytes, header: ScanHeader, site: str, where: str) -> bytes:
         raise _truncated(site, where)  # known before memory is taken
     else:
         with gzip.GzipFile(fileobj=io.BytesIO(raw), mode="rb") as packed:
-            unpacked = _take(packed, size, site, where)
+            unpacked = take(packed, size, site, where)
             # On to the end, where the checksum stands.
-            if len(_take(packed, _SLACK_BYTES + 1, site, where)) > _SLACK_BYTES:
+            if len(take(packed, _SLACK_BYTES + 1, site, where)) > _SLACK_BYTES:
                 raise _too_long(site, where)
     if len(unpacked) < size:
         raise _truncated(site, where, f"{len(unpacked)} of {size} bytes")
@@ -222,7 +229,7 @@ def _parse_header(block: bytes, site: str, where: str) -> ScanHeader:
     def refuse(problem: str, got: Any = "", remedy: str = "") -> DataContractError:
         return DataContractError(site, problem, where=where, got=plain(str(got)), remedy=remedy)
 
-    header = _nibabel_header(block)
+    header = nibabel_header(block)
     if header is None:
         if len(block) < 348:
             raise _truncated(site, where, f"{len(block)} bytes")
@@ -271,7 +278,7 @@ def _parse_header(block: bytes, site: str, where: str) -> ScanHeader:
     return ScanHeader(shape, affine, dtype, offset, slope, inter)
 
 
-def _nibabel_header(block: bytes) -> Any | None:
+def nibabel_header(block: bytes) -> Any | None:
     """Header as nibabel understands it, or None when it is no NIfTI of one file."""
     import nibabel as nib
 

@@ -191,10 +191,10 @@ def _header(stream: BinaryIO, path: Path) -> Any:
     stream.seek(0)
     if packed:
         with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
-            block = nifti._take(unpacked, _HEADER_BYTES, "", path.name)
+            block = nifti.take(unpacked, _HEADER_BYTES, "", path.name)
     else:
         block = stream.read(_HEADER_BYTES)
-    header = nifti._nibabel_header(block)
+    header = nifti.nibabel_header(block)
     if header is None:
         raise _refuse(path, f"not a NIfTI file; {ACCEPTED}")
     return header
@@ -242,7 +242,7 @@ def _slice(path: Path) -> np.ndarray:
         with _opened(path) as stream:
             raw = stream.read(min(os.fstat(stream.fileno()).st_size, MAX_BYTES))
         header = _slice_header(path, raw)
-        unpacked = nifti._unpack(raw, header, "", path.name)  # no more than the header promises
+        unpacked = nifti.unpack(raw, header, "", path.name)  # no more than the header promises
     except DataContractError as error:
         raise _as_picture(path, error) from None
     side = header.shape[:2]
