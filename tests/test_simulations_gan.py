@@ -377,7 +377,6 @@ def test_a_folder_that_holds_anything_is_not_overwritten(
     [
         (["--set", "batch-size=8"], "another batch-size (4)"),
         (["--labels", "none"], "another label-kinds (sex,site)"),
-        (["--threads", "2"], "another threads (1)"),
         (["--site", "north"], "another choice of sites (island+north)"),
         (["--preset", "brain-64"], "another preset (tiny-32)"),
     ],
@@ -385,6 +384,16 @@ def test_a_folder_that_holds_anything_is_not_overwritten(
 def test_another_training_is_not_resumed(trained, command, words, expected) -> None:
     done = command("train-gan", "--out", trained[0], "--resume", *words)
     assert done.code == 2 and expected in done.err
+
+
+def test_another_machine_may_go_on(trained, command, tmp_path: Path) -> None:
+    out = tmp_path / "gan"
+    shutil.copytree(trained[0], out)
+    words = ["--threads", "2", "--set", "kimg=0.028"]
+    done = command("train-gan", "--out", out, "--resume", *words, "--format", "json")
+    assert done.code == 0, done.err
+    assert "begun with other threads" in done.err
+    assert json.loads(done.out)["steps"] == 7
 
 
 def test_other_scans_are_not_resumed_with(trained, begin, tiny_cohort: Path, tmp_path: Path):
@@ -805,6 +814,16 @@ def test_the_height_of_a_whole_scan_is_its_label(
     ]
     assert labels("b", "--height", "9", "--label", "height=-9") == [{"height": "-9"}] * 3
     assert labels("c", "--height", "5") == [{}, {}, {}]  # a height that it was not trained on
+
+    def refusal(*words: str | Path) -> str:
+        done = command("project", of_heights, *words, "--out", tmp_path / "refused")
+        assert done.code == 2
+        assert not (tmp_path / "refused").exists()
+        return done.err
+
+    assert "none of the pictures is one" in refusal(made[0], "--height", "9")
+    assert "no head at 90 mm" in refusal(scan, "--height", "90")
+    assert "a folder; name the pictures in it" in refusal(tmp_path / "made")
 
 
 @pytest.mark.parametrize("words", [["--label", "X"], ["--space", "z"], ["--steps", "0"]])

@@ -386,7 +386,7 @@ def test_a_file_too_large_or_missing_or_a_folder_is_refused(
     with pytest.raises(ConfigError, match="no such file"):
         read(tmp_path / "nothing.png")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="a folder; name the pictures in it"):
         read(tmp_path / "folder.png")
     (tmp_path / "a.png").write_bytes(_whole_png())
     monkeypatch.setattr(picture_input, "MAX_BYTES", 10)

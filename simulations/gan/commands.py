@@ -183,7 +183,7 @@ def generate(
         typer.echo(json.dumps(made))
         return
     counts = "; ".join(f"{number} × {name}" for name, number in label_counts(made).items())
-    typer.echo(f"{count} pictures ({counts})")
+    typer.echo(f"{count} {'picture' if count == 1 else 'pictures'} ({counts})")
     typer.echo(str(request.out / GRID))
 
 
@@ -206,13 +206,22 @@ def project(
         Space, typer.Option(help="w: one style; w+: one a layer, closer and less plausible.")
     ] = Space.w,
     steps: Annotated[int, typer.Option(min=1, max=100_000, help="Iterations a picture.")] = 1000,
-    label: LabelOption = None,
-    height: Annotated[
-        float,
+    label: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Slice of a whole scan: mm above the head's centre of mass; also its height label."
+            "--label",
+            metavar="[KIND=]VALUE",
+            help="What is known of the pictures, for example F, or height=9; once a kind. The "
+            "search starts at the mean of all latents that fit.",
         ),
-    ] = 0.0,
+    ] = None,
+    height: Annotated[
+        float | None,
+        typer.Option(
+            help="Slice of a whole scan: mm above the head's centre of mass, 0 by default; also "
+            "its height label."
+        ),
+    ] = None,
     extractor: ExtractorOption = "fedscan-brain",
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,

@@ -22,6 +22,7 @@ from common.imaging.site_files import open_inside
 
 MAX_SIDE = 4096  # pixels of a picture
 MAX_BYTES = 64 * 2**20  # of a PNG, .npy or slice, as it lies on disk; the NIfTI reader has its own
+EMPTY = -0.9  # of [-1, 1]: a slice with nothing brighter shows air
 ACCEPTED = "accepted are .png, .npy, and NIfTI (.nii, .nii.gz) slices and scans"
 NIFTI = (".nii", ".nii.gz")
 GZIP = b"\x1f\x8b"
@@ -54,6 +55,8 @@ def read_picture(path: Path, *, channels: int, resolution: int, height_mm: float
     ConfigError
         With the file's name, what is wrong with it and what is accepted.
     """
+    if path.is_dir():
+        raise _refuse(path, "a folder; name the pictures in it")
     if not path.is_file():
         raise _refuse(path, "there is no such file")
     try:
@@ -228,7 +231,14 @@ def _scan(path: Path, resolution: int, height_mm: float) -> np.ndarray:
     cube = prepare_volume(volume, affine, image_size=resolution)
     if not cube.any():
         raise _refuse(path, "no head can be told from the background")
-    return axial_slices(cube, [height_mm])
+    picture = axial_slices(cube, [height_mm])
+    if picture.max() <= EMPTY:
+        raise _refuse(
+            path,
+            "no head at the asked height",
+            f"no head at {height_mm:g} mm; --height is counted from the head's centre of mass",
+        )
+    return picture
 
 
 def _slice(path: Path) -> np.ndarray:

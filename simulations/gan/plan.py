@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PRESET = "tiny-32"
 FREE = ("kimg", "log-every", "snapshot-every")  # may change on --resume: no weight depends on them
+MACHINE = ("threads", "device")  # may change too: they decide the last bits of the weights
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def resolve(request: Request) -> Plan:
         raise _other(request.out, "preset", before["preset"])
     config = began.with_changes(request.changes)
     was, now = began.to_mapping(), config.to_mapping()
-    if changed := [key for key in was if was[key] != now[key] and key not in FREE]:
+    if changed := [key for key in was if was[key] != now[key] and key not in FREE + MACHINE]:
         raise _other(request.out, changed[0], was[changed[0]])
     sites = tuple(before["sites"])
     if request.sites and tuple(sorted(set(request.sites))) != sites:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import ConfigError
 from common.files import write_atomically, write_json
 from simulations import console
 from simulations.gan.generate import HEIGHT, height_mm, new_folder, open_checkpoint, open_extractor
@@ -34,9 +35,9 @@ class Request:
     steps : int
     labels : tuple of str
         Of the pictures, where they are known: the search starts at the mean of such latents.
-    height_mm : float
-        Of a whole scan, which slice: mm above the head's centre of mass. It is also the slice's
-        height label, where the generator has this one and ``labels`` name none.
+    height_mm : float, optional
+        Of a whole scan, which slice: mm above the head's centre of mass, by default 0. It is also
+        the slice's height label, where the generator has this one and ``labels`` name none.
     extractor : str
         Name or file of the network that tells how far two pictures are apart.
     seed : int
@@ -49,7 +50,7 @@ class Request:
     space: str = "w"
     steps: int = 1000
     labels: tuple[str, ...] = ()
-    height_mm: float = 0.0
+    height_mm: float | None = None
     extractor: str = "fedscan-brain"
     seed: int = 0
     device: str = "auto"
@@ -79,19 +80,32 @@ def project_all(request: Request) -> dict[str, Any]:
     generator, about = open_checkpoint(request.checkpoint, request.device)
     architecture = generator.architecture
     told = wanted_labels(architecture, request.labels)
+    height = request.height_mm or 0.0
     targets = [
         read_picture(
             path,
             channels=architecture.channels,
             resolution=architecture.resolution,
-            height_mm=request.height_mm,
+            height_mm=height,
         )
         for path in request.images
     ]
-    heights = _height_label(architecture, request.height_mm)
-    known = [
-        {**heights, **told} if heights and is_whole_scan(path) else told for path in request.images
-    ]
+    whole = [is_whole_scan(path) for path in request.images]
+    if request.height_mm is not None and not any(whole):
+        raise ConfigError(
+            "--height cuts a slice out of a whole scan, and none of the pictures is one. The "
+            "height of a picture is a label: --label height=9"
+        )
+    heights = _height_label(architecture, height)
+    if any(whole) and not heights and HEIGHT in dict(architecture.labels) and HEIGHT not in told:
+        known_ones = ", ".join(dict(architecture.labels)[HEIGHT])
+        console.err.print(
+            f"Note: the generator knows the heights {known_ones} mm, not {height:g}: projected "
+            "without a height label",
+            markup=False,
+            soft_wrap=True,
+        )
+    known = [{**heights, **told} if scan else told for scan in whole]
     extractor = open_extractor(request.extractor)
     new_folder(request.out)
     found = []

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from simulations.console import out
+from simulations.gan.generate import label_name
 
 if TYPE_CHECKING:
     from simulations.gan.bench import Speed
@@ -68,11 +69,16 @@ def show_projections(found: dict[str, Any]) -> None:
         title_justify="left",
     )
     table.add_column("picture")
+    table.add_column("labels")
     for heading in ("distance, start", "distance, end", "RMS, start", "RMS, end"):
         table.add_column(heading, justify="right")
     for one in found["projections"]:
         numbers = [one[key] for key in ("distance_start", "distance", "rms_start", "rms")]
-        table.add_row(one["folder"], *(f"{number:.4g}" for number in numbers))
+        table.add_row(
+            one["folder"],
+            label_name(one["labels"]) or "–",
+            *(f"{number:.4g}" for number in numbers),
+        )
     out.print(table)
 
 

@@ -24,7 +24,7 @@ from simulations import console
 from simulations.federate import require_writable
 from simulations.folders import locked
 from simulations.gan.generate import label_name, open_extractor
-from simulations.gan.plan import Plan, Request, require_empty, resolve
+from simulations.gan.plan import MACHINE, Plan, Request, require_empty, resolve
 from simulations.gan.sites import digest, load_pool, site_folders
 from simulations.options import computing_with
 from simulations.stopping import signals_noted
@@ -147,9 +147,14 @@ class _Run:
                     "the same scans, or begin anew with another --out"
                 )
                 raise ConfigError(f"{self.folder}: {problem}", public=problem)
+            now = self.config.to_mapping()
+            others = [key for key in MACHINE if before["config"][key] != now[key]]
             if before["source_hash"] != _sources():
+                others.append("fedscan sources")
+            if others:
                 console.err.print(
-                    "Note: begun with other fedscan sources; what follows may differ in bits"
+                    f"Note: begun with other {' and '.join(others)}; what follows may differ in "
+                    "the last bits"
                 )
         if not (self.folder / REAL).is_file():
             self._draw_real(data, architecture)
