@@ -29,7 +29,7 @@ def signals_noted() -> Iterator[list[int]]:
         # Not by sys.stderr: the signal may have come while it was being written to, and it refuses
         # to be entered twice.
         with contextlib.suppress(OSError):  # nobody may be there to read it
-            os.write(2, b"Interrupted: saving after this iteration\n")
+            os.write(2, b"Interrupted: saving what is done\n")
 
     if threading.current_thread() is threading.main_thread():
         for number in STOP:

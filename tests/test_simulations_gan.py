@@ -355,7 +355,7 @@ def test_a_signal_is_noted_even_while_stderr_is_written_to(
         with signals_noted() as noted:
             signal.raise_signal(signal.SIGTERM)
     assert noted == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) == handler
-    assert capfd.readouterr().err == "Interrupted: saving after this iteration\n"
+    assert capfd.readouterr().err == "Interrupted: saving what is done\n"
 
 
 def test_a_folder_that_holds_anything_is_not_overwritten(
@@ -790,6 +790,29 @@ def test_a_projection_can_be_drawn_again(trained, command, tmp_path: Path) -> No
 
     stored = np.asarray(Image.open(tmp_path / "a" / "000" / "reconstruction.png"))
     np.testing.assert_array_equal(to_pixels(picture.numpy())[0], stored)
+
+
+def test_what_an_interrupted_generation_made_is_whole(trained, cache, tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    process = subprocess.Popen(
+        [str(SCRIPTS / "fedscan"), "generate", str(trained[0]), "--count", "50000"]
+        + ["--out", str(out)],
+        env=environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "picture-00020.png").is_file() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    made = json.loads((out / "pictures.json").read_text())["pictures"]
+    assert f"{len(made)} of 50000 pictures are in" in err and "Traceback" not in err
+    assert {one["file"] for one in made} == {path.name for path in out.glob("picture-*.png")}
+    assert (out / "grid.png").is_file()
 
 
 def test_the_height_of_a_whole_scan_is_its_label(

@@ -17,6 +17,7 @@ from common.imaging.prepare import FIELD_OF_VIEW_MM
 from common.paths import cache_dir
 from simulations import console
 from simulations.folders import require_empty
+from simulations.stopping import signals_noted
 
 if TYPE_CHECKING:
     from common.evaluation.extractor import Extractor
@@ -72,6 +73,8 @@ def generate(request: Request) -> dict[str, Any]:
     ConfigError
         For a checkpoint, label or folder that cannot be used, before anything is written; for a
         generator that makes NaN, before ``pictures.json`` is.
+    SystemExit
+        With 128 and the signal's number, when interrupted: what was made by then is whole.
     """
     from common.training.gan_sampling import combinations, sample_batches, wanted_labels
     from simulations.gan.pictures import arranged, write_grid, write_picture
@@ -89,7 +92,7 @@ def generate(request: Request) -> dict[str, Any]:
     files = [f"picture-{number:05d}" for number in range(request.count)]
     shown: list[np.ndarray] = []  # of all pictures, only the grid's stay in memory
     done = 0
-    with console.steps("Generating", request.count) as bar:
+    with signals_noted() as noted, console.steps("Generating", request.count) as bar:
         for images in sample_batches(
             generator,
             rows,
@@ -108,6 +111,8 @@ def generate(request: Request) -> dict[str, Any]:
                     shown.append(image.copy())  # not a view, which would keep its batch
                 done += 1
             bar.advance(len(images))
+            if noted:
+                break
     names = [label_name(row) for row in rows[: len(shown)]] if architecture.labels else None
     lines, titles = arranged(np.stack(shown), names)
     write_grid(request.out / GRID, lines, names=titles)
@@ -117,10 +122,14 @@ def generate(request: Request) -> dict[str, Any]:
         "truncation": request.truncation,
         "field_of_view_mm": FIELD_OF_VIEW_MM,
         "pictures": [
-            {"file": f"{name}.png", "labels": row} for name, row in zip(files, rows, strict=True)
+            {"file": f"{name}.png", "labels": row}
+            for name, row in zip(files[:done], rows[:done], strict=True)
         ],
     }
     write_json(request.out / ABOUT, description)
+    if noted:
+        console.err.print(f"{done} of {request.count} pictures are in {request.out}", markup=False)
+        raise SystemExit(128 + noted[0])
     return description
 
 

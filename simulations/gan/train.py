@@ -115,7 +115,11 @@ class _Run:
             )
             if before:
                 return before
-        summary = summarize(training, data, folders, extractor, seconds=seconds)
+        try:
+            summary = summarize(training, data, folders, extractor, seconds=seconds)
+        except (KeyboardInterrupt, SystemExit):
+            self._tell_saved(training)
+            raise
         require_extractor(summary)
         with self._disk():
             write_json(self.folder / SUMMARY, summary)
