@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
 
 from clients.resources import compute_device, declared, granted
+from clients.state import SiteState
 from common import messages
 from common.config import RunConfig
+from common.errors import ConfigError
 from common.paths import cache_dir, site_records
-from common.predictions import save_predictions
-from common.seeding import derive_seed
-from common.sites import PHANTOM_SEED, PHANTOM_TEST, Site, locate_site
-from common.tasks import load_task
+from common.sites import PHANTOM_SEED, PHANTOM_TEST, SITE_NAME, Site, locate_site
+from common.tasks import Place, Task, load_task
+from common.transport import encode_update, received
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from common.imaging.prepare import ImageSet
-
-# A child of Flower's logger, so that lines reach its console and `flwr run --stream`.
-log = logging.getLogger("flwr.fedscan")
+MOST_SITES = 10_000  # as many as `min-sites` accepts
+TASK, RESIDUAL = "task/", "residual/"  # parts of a site's private state
 
 
 class Workplace:
@@ -43,10 +42,12 @@ class Workplace:
     """
 
     def __init__(self, context: Context) -> None:
-        self.state, self.run_id = context.state, context.run_id
+        node_config = declared(context.node_config)
+        self.run_id = context.run_id
         self.config = RunConfig.from_flower(context.run_config)
-        self.site: Site = locate_site(declared(context.node_config), self.config, _phantom)
-        self.task: ModuleType = load_task(self.config.task)
+        self.site: Site = locate_site(node_config, self.config, _phantom)
+        self.config = _with_own_extractor(self.config, self.site, node_config)
+        self.task: Task = load_task(self.config.task)
 
     def hello(self, message: Message) -> Message:
         """Prepare the training and validation scans; answer with counts, never with names.
@@ -55,77 +56,85 @@ class Workplace:
         """
         counts = self.task.survey(self.site.name, self.site.data_dir)
         for split in ("train", "val"):
-            data = self._split(split)
-            counts[f"n_{split}"] = len(data.labels)
-            counts["left_out"] += sum(data.left_out.values())
+            usable = self.task.participants(self._split(split))
+            counts["left_out"] += counts[f"n_{split}"] - usable
+            counts[f"n_{split}"] = usable
         with compute_device(self.config, granted()) as device:
             return messages.identity_reply(message, self.site.name, counts, str(device))
 
     def train(self, message: Message) -> Message:
-        """Fit the global model to the site's training scans for one round."""
-        config, round_number = self.config, int(message.content[messages.CONFIG]["round"])
+        """Fit the global model to the site's training scans for one round.
+
+        What the task keeps between rounds, and what the transport still owes, is private: it goes
+        to the site's own disk.
+        """
+        config, number = self.config, int(message.content[messages.CONFIG]["round"])
+        state = SiteState(self.site.name, self.run_id)
+        before = state.load(number - 1)
+        reference = received(messages.unpack(message.content[messages.ARRAYS]))
         data = self._split("train")
-        with compute_device(config, granted()) as device:
-            model = self._model(message)
+        with self._place(message) as place:
+            model = self.task.build_model(config, place)
+            self.task.load_shared(model, reference)
             fit = self.task.fit(
                 model,
                 data,
                 config,
-                first_step=(round_number - 1) * config.local_steps,
-                steps=config.local_steps,
-                seed=derive_seed(
-                    config.seed, site=self.site.name, round=round_number, purpose="fit"
-                ),
-                device=device,
-                private=self._private(),
+                place=place,
+                round_number=number,
+                private=_with_prefix(before, TASK),
             )
-        # Flower keeps this record at the site, in memory, until the run ends.
-        self.state[messages.PRIVATE] = messages.pack(fit.private)
-        return messages.reply(
-            message,
-            {messages.WEIGHT: len(data.labels), **fit.metrics},
-            arrays=messages.pack(self.task.shared_state(model)),
+            trained = self.task.shared_state(model, config)
+        update, residual = encode_update(
+            trained, reference, _with_prefix(before, RESIDUAL), config.transport
         )
+        kept = {TASK + name: tensor for name, tensor in fit.private.items()}
+        state.save(number, kept | {RESIDUAL + name: tensor for name, tensor in residual.items()})
+        return messages.update_reply(message, self.task.participants(data), fit.metrics, update)
 
     def evaluate(self, message: Message) -> Message:
-        """Judge the model that came with the message on one split.
+        """Judge the released model that came with the message on one split.
 
-        What it predicts for each test scan stays in the site's own records.
+        What is found of single test scans stays in the site's own records. With the test the run
+        ends, and with it the site's private state.
         """
         split = str(message.content[messages.CONFIG]["split"])
-        # Test scans are read once: there is nothing to keep them in memory for.
-        data = self._split(split) if split != "test" else self._load(split)
-        with compute_device(self.config, granted()) as device:
-            predictions = self.task.predict(self._model(message), data, device)
-        if split == "test":
-            save_predictions(
-                site_records(self.site.name) / f"{self.run_id}.csv", data.labels, predictions
+        if split not in ("val", "test"):
+            raise ConfigError("a model is judged on 'val' or 'test', nothing else")
+        released = received(messages.unpack(message.content[messages.ARRAYS]))
+        records = site_records(self.site.name) / str(self.run_id) if split == "test" else None
+        with self._place(message) as place:
+            found = self.task.evaluate(
+                released, self._data, split, self.config, place=place, records=records
             )
-        metrics = self.task.score(data, predictions)
-        return messages.reply(message, {messages.WEIGHT: len(data.labels), **metrics})
+        if split == "test":
+            SiteState(self.site.name, self.run_id).remove()
+        return messages.evaluation_reply(message, found)
 
-    def _model(self, message: Message) -> nn.Module:
-        model = self.task.build_model(self.config)
-        shared = messages.unpack(message.content[messages.ARRAYS])
-        model.load_state_dict({**model.state_dict(), **shared}, strict=True)
-        return model
+    @contextlib.contextmanager
+    def _place(self, message: Message) -> Iterator[Place]:
+        sites = tuple(map(str, message.content[messages.CONFIG]["sites"]))
+        usable = len(sites) <= MOST_SITES and all(map(SITE_NAME.fullmatch, sites))
+        if not usable or self.site.name not in sites or len(set(sites)) < len(sites):
+            raise ConfigError("the order's list of sites is not usable: it names each site once")
+        with compute_device(self.config, granted()) as device:
+            yield Place(self.site.name, sites, device)
 
-    def _private(self) -> dict[str, Tensor]:
-        if messages.PRIVATE not in self.state:
-            return {}
-        return messages.unpack(self.state[messages.PRIVATE])
+    def _data(self, split: str) -> Any:
+        # Test scans are read once: there is nothing to keep them in memory for.
+        return self._split(split) if split != "test" else self._load(split)
 
-    def _load(self, split: str) -> ImageSet:
+    def _load(self, split: str) -> Any:
         return self.task.load_split(
             self.site.name, self.site.data_dir, split, self.config, cache_dir()
         )
 
-    def _split(self, split: str) -> ImageSet:
+    def _split(self, split: str) -> Any:
         return _remembered(self.config, self.site, split)
 
 
 @lru_cache(maxsize=8)  # an actor serves many sites in turn: its memory must not grow with them
-def _remembered(config: RunConfig, site: Site, split: str) -> ImageSet:
+def _remembered(config: RunConfig, site: Site, split: str) -> Any:
     return load_task(config.task).load_split(site.name, site.data_dir, split, config, cache_dir())
 
 
@@ -133,3 +142,25 @@ def _phantom(name: str, subjects: int) -> Path:
     from common.imaging.phantom_cache import ensure_site
 
     return ensure_site(cache_dir(), name, n=subjects, n_test=PHANTOM_TEST, seed=PHANTOM_SEED)
+
+
+def _with_own_extractor(
+    config: RunConfig, site: Site, node_config: Mapping[str, object]
+) -> RunConfig:
+    """Let a hospital name the file of an extractor; the server's word opens no file there."""
+    if "extractor" in node_config:
+        return config.model_copy(update={"extractor": str(node_config["extractor"])})
+    if not site.simulated and config.extractor != RunConfig.model_fields["extractor"].default:
+        raise ConfigError(
+            f"site '{site.name}': the run wants another extractor than fedscan's own. If you trust "
+            "its file, name it when you start the SuperNode: --node-config 'extractor=\"/path\" …'"
+        )
+    return config
+
+
+def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }

@@ -61,7 +61,11 @@ def load_model(folder: Path, model: nn.Module) -> dict[str, Any]:
 
 
 def save_snapshot(
-    folder: Path, name: str, state: dict[str, Tensor], description: dict[str, Any]
+    folder: Path,
+    name: str,
+    state: dict[str, Tensor],
+    description: dict[str, Any],
+    mode: int = 0o644,
 ) -> None:
     """Replace a folder's snapshot by another, in one instant.
 
@@ -77,6 +81,9 @@ def save_snapshot(
         Contiguous. The same state gives the same bytes.
     description : dict
         JSON values; a key ``weights`` is added.
+    mode : int
+        Permissions of both files. They get them just after they are written, so that a snapshot
+        that is private belongs in a folder that is.
     """
     from safetensors.torch import save
 
@@ -84,9 +91,10 @@ def save_snapshot(
     digest = hashlib.sha256(data).hexdigest()
     weights = f"{name}-{digest[:16]}.safetensors"
     write_atomically(folder / weights, data)
-    write_json(
-        folder / f"{name}.json", {**description, "weights": {"file": weights, "sha256": digest}}
-    )
+    (folder / weights).chmod(mode)
+    sidecar = folder / f"{name}.json"
+    write_json(sidecar, {**description, "weights": {"file": weights, "sha256": digest}})
+    sidecar.chmod(mode)
     for old in folder.glob(f"{name}-*.safetensors"):
         if old.name != weights:
             old.unlink(missing_ok=True)

@@ -8,20 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from common.settings import NonNegative, Positive, Settings
 
+if TYPE_CHECKING:
+    from common.training.gan_config import GanConfig
+
 _ABSOLUTE = {
     "accepted": "an absolute path or nothing, since Flower runs the app in the folder where its "
     "SuperLink was started, not in yours"
+}
+# What suits a task, where the run config leaves it open with 0 or "auto".
+_SUITABLE: dict[str, dict[str, int | str]] = {
+    "classification": {
+        "num-server-rounds": 45,
+        "local-steps": 40,
+        "batch-size": 16,
+        "evaluate-every": 1,
+        "weighting": "images",
+    },
+    "generation": {
+        "num-server-rounds": 300,
+        "local-steps": 8,
+        "batch-size": 4,
+        "evaluate-every": 30,
+        "weighting": "uniform",
+    },
 }
 
 
 class RunConfig(Settings):
     """Everything that decides a run's result, apart from the scans and the code.
+
+    What is left open (0 rounds, steps or images, ``weighting = "auto"``) takes the value that suits
+    the task, so an object has none of these; ``server_learning_rate`` stays open until it is known
+    how many sites take part.
 
     The defaults are those of ``[tool.flwr.app.config]`` in pyproject.toml, which Flower needs
     to know the keys; a test holds the two together. Build it with :meth:`from_flower`.
@@ -29,7 +53,9 @@ class RunConfig(Settings):
 
     what: ClassVar[str] = "run config"
 
-    task: Literal["classification"] = Field("classification", description="what is learned")
+    task: Literal["classification", "generation"] = Field(
+        "classification", description="what is learned"
+    )
     cohort_dir: str = Field(
         "",
         description="simulation: absolute folder with one BIDS data set a site; "
@@ -45,14 +71,66 @@ class RunConfig(Settings):
     proximal_mu: NonNegative = Field(
         0.0, description="FedProx: weight of the pull towards the round's global model"
     )
-    num_server_rounds: int = Field(45, ge=1, le=100_000, description="communication rounds")
-    local_steps: int = Field(40, ge=1, le=1_000_000, description="optimizer steps a site and round")
-    batch_size: int = Field(16, ge=1, le=4096, description="images an optimizer step at a site")
+    weighting: Literal["auto", "images", "uniform", "distance"] = Field(
+        "auto",
+        description="a site's weight in the average: its training scans; one site one vote; or the "
+        "inverse of its kernel distance (generation); auto: images, in generation uniform",
+    )
+    server_learning_rate: NonNegative = Field(
+        0.0,
+        le=10.0,
+        description="length of the server's step along the average; 0: as suits the task: 1, in "
+        "generation the root of the number of sites",
+    )
+    server_momentum: float = Field(
+        0.0, ge=0, lt=1, description="of the server's steps (FedAvgM); 0: none"
+    )
+    transport: Literal["float32", "float16", "int8"] = Field(
+        "float32",
+        description="how weights travel; float16, int8: updates as differences of that type, with "
+        "error feedback",
+    )
+    num_server_rounds: int = Field(
+        0, ge=0, le=100_000, description="communication rounds; 0: as many as suit the task"
+    )
+    local_steps: int = Field(
+        0, ge=0, le=1_000_000, description="optimizer steps a site and round; 0: as suits the task"
+    )
+    batch_size: int = Field(
+        0, ge=0, le=4096, description="images an optimizer step at a site; 0: as suits the task"
+    )
+    evaluate_every: int = Field(
+        0, ge=0, le=100_000, description="rounds between two validations; 0: as suits the task"
+    )
     learning_rate: Positive = Field(1e-3, le=10.0, description="AdamW's peak, cosine-decayed")
     weight_decay: NonNegative = Field(0.3, le=10.0, description="AdamW's decoupled weight decay")
     image_size: int = Field(48, ge=16, le=256, description="voxels a side of the prepared cube")
-    classifier: Literal["small", "efficientnet-b2"] = Field(
-        "small", description="small: GroupNorm CNN for CPUs; efficientnet-b2: MONAI's, in 3-D"
+    classifier: Literal["small", "efficientnet-b2", "slices", "gan-features"] = Field(
+        "small",
+        description="small: GroupNorm CNN for CPUs; efficientnet-b2: MONAI's, in 3-D; slices: CNN "
+        "of axial slices; gan-features: a discriminator's features of slices, then a linear layer",
+    )
+    gan_checkpoint: str = Field(
+        "",
+        description="gan-features: absolute folder, at the server, of the run or training whose "
+        "discriminator it begins with; empty: an untrained one",
+        json_schema_extra=_ABSOLUTE,
+    )
+    features: Literal["frozen", "tuned"] = Field(
+        "frozen", description="gan-features: whether the discriminator's weights are trained on"
+    )
+    gan: str = Field("tiny-32-federated", description="generation: preset of the StyleGAN2-ADA")
+    gan_changes: str = Field(
+        "",
+        description="generation: keys of the preset that differ, as in "
+        "'r1-gamma=0.1 label-kinds=sex,site'",
+    )
+    share: Literal["both", "generator"] = Field(
+        "both", description="generation: both networks travel, or each site keeps its discriminator"
+    )
+    extractor: str = Field(
+        "fedscan-brain",
+        description="generation: what judges pictures, a name or an absolute path at each site",
     )
     seed: int = Field(0, ge=0, le=2**53, description="decides every random draw of the run")
     device: Literal["auto", "cpu"] = Field(
@@ -71,7 +149,21 @@ class RunConfig(Settings):
         3600.0, le=1e6, description="seconds that a site may take to answer one message"
     )
 
-    @field_validator("cohort_dir", "output_dir")
+    @model_validator(mode="before")
+    @classmethod
+    def _suit_the_task(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        for key, suitable in _SUITABLE.get(str(values.get("task", "classification")), {}).items():
+            name = key.replace("-", "_")
+            given = key if key in values or name not in values else name
+            left_open = values.get(given, cls.model_fields[name].default)
+            if left_open == cls.model_fields[name].default and type(left_open) is type(suitable):
+                values[given] = suitable
+        return values
+
+    @field_validator("cohort_dir", "output_dir", "gan_checkpoint")
     @classmethod
     def _absolute(cls, value: str) -> str:
         if value and not Path(value).is_absolute():
@@ -84,7 +176,38 @@ class RunConfig(Settings):
             raise ValueError("strategy 'fedprox' needs proximal-mu above 0; with 0 it is 'fedavg'")
         if self.strategy != "fedprox" and self.proximal_mu != 0:
             raise ValueError(f"proximal-mu has no effect with strategy '{self.strategy}': set it 0")
+        if self.strategy == "fedprox" and (self.server_learning_rate or self.server_momentum):
+            raise ValueError("server-learning-rate and server-momentum need strategy 'fedavg'")
+        if self.task == "generation" and self.strategy == "fedprox":
+            raise ValueError("task 'generation' has no strategy 'fedprox': accepted is 'fedavg'")
+        if self.task != "generation" and self.weighting == "distance":
+            raise ValueError("weighting 'distance' needs task 'generation': only there is one")
+        if self.task != "generation" and self.share != "both":
+            raise ValueError("share has no effect without task 'generation'")
+        if self.task == "generation":
+            self.stylegan2()
         return self
+
+    def stylegan2(self) -> GanConfig:
+        """Return the configuration of the StyleGAN2-ADA: the preset, its changes, the run's budget.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown preset, or a change that is not accepted.
+        """
+        from common.training.gan_config import changed_preset
+
+        return changed_preset(
+            self.gan,
+            self.gan_changes,
+            {
+                "batch-size": self.batch_size,
+                "seed": self.seed,
+                "threads": self.threads,
+                "kimg": self.total_steps * self.batch_size / 1000,
+            },
+        )
 
     @property
     def total_steps(self) -> int:

@@ -1,20 +1,22 @@
 """What server and sites say to each other: the only place that knows record and metric names.
 
-A request holds a ``config`` record (round, split, the sender's source hash) and mostly the global
-``arrays``. A reply holds ``metrics``, after training also ``arrays``; or a ``failure`` record, with
-the site, the phase and what may be told about the error. Flower's own error messages are a last
-resort: they hold an exception's text, which may hold a path or a participant.
+A request holds a ``config`` record (round, split, the run's sites, the sender's source hash) and
+mostly the global ``arrays``. A reply holds ``metrics`` and, after training, ``arrays``; after an
+evaluation also statistics (as ``arrays``) and ``words``; or a ``failure`` record, with the site,
+the phase and what may be told about the error. Flower's own error messages are a last resort: they
+hold an exception's text, which may hold a path or a participant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from common.provenance import source_hash
+from common.tasks import Evaluation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +26,9 @@ TRAIN = MessageType.TRAIN
 EVALUATE = MessageType.EVALUATE
 
 WEIGHT = "num-examples"  # the metric that weights a reply in an average
-PRIVATE = "private"  # in a site's own state, never in a message
-ARRAYS, CONFIG, METRICS, IDENTITY, FAILURE = "arrays", "config", "metrics", "identity", "failure"
+VOTE = "vote"  # the weight that the server gives a reply: no site's to decide
+ARRAYS, CONFIG, METRICS, WORDS = "arrays", "config", "metrics", "words"
+IDENTITY, FAILURE = "identity", "failure"
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,12 @@ def request(
     *,
     round_number: int = 0,
     split: str = "",
+    sites: Sequence[str] = (),
     arrays: ArrayRecord | None = None,
-    **config: float | str,
 ) -> Message:
-    """Compose a request to one site."""
-    content = RecordDict(
-        {
-            CONFIG: ConfigRecord(
-                {"round": round_number, "split": split, "source-hash": source_hash(), **config}
-            )
-        }
-    )
+    """Compose a request to one site; ``sites`` are all that take part, sorted."""
+    order = {"round": round_number, "split": split, "sites": list(sites)}
+    content = RecordDict({CONFIG: ConfigRecord({**order, "source-hash": source_hash()})})
     if arrays is not None:
         content[ARRAYS] = arrays
     return Message(
@@ -66,14 +64,35 @@ def request(
     )
 
 
-def reply(
-    message: Message, metrics: Mapping[str, float], *, arrays: ArrayRecord | None = None
+def update_reply(
+    message: Message, count: int, metrics: Mapping[str, float], update: Mapping[str, Tensor]
 ) -> Message:
-    """Compose a site's answer: numbers, and after training the weights."""
-    content = RecordDict({METRICS: MetricRecord(dict(metrics))})
-    if arrays is not None:
-        content[ARRAYS] = arrays
+    """Compose a site's answer to :data:`TRAIN`: scans trained on, numbers, weights."""
+    numbers = MetricRecord({WEIGHT: count, **metrics})
+    return Message(content=RecordDict({METRICS: numbers, ARRAYS: pack(update)}), reply_to=message)
+
+
+def evaluation_reply(message: Message, evaluation: Evaluation) -> Message:
+    """Compose a site's answer to :data:`EVALUATE`."""
+    content = RecordDict({METRICS: MetricRecord({WEIGHT: evaluation.count, **evaluation.metrics})})
+    if evaluation.statistics:
+        content[ARRAYS] = pack(evaluation.statistics)
+    if evaluation.words:
+        content[WORDS] = ConfigRecord(dict(evaluation.words))
     return Message(content=content, reply_to=message)
+
+
+def evaluation_in(message: Message) -> Evaluation:
+    """Read what :func:`evaluation_reply` composed."""
+    metrics = dict(message.content[METRICS])
+    arrays = message.content.array_records.get(ARRAYS)
+    words = message.content.config_records.get(WORDS, {})
+    return Evaluation(
+        int(metrics.pop(WEIGHT)),
+        {name: float(value) for name, value in metrics.items()},
+        {} if arrays is None else unpack(arrays),
+        {name: str(word) for name, word in words.items()},
+    )
 
 
 def identity_reply(message: Message, site: str, counts: Mapping[str, int], device: str) -> Message:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from common.checkpoints import save_model
 from common.config import RunConfig
 from common.files import write_json
 from common.metrics_log import MetricsLog
 from common.provenance import source_hash, versions
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MANIFEST, METRICS, SUMMARY, FAILURE = (
     "manifest.json",
@@ -55,22 +51,6 @@ class RunFolder:
                 "config": self.config.to_flower(),
                 "sites": sites,
                 "versions": versions(),
-                "source_hash": source_hash(),
-            },
-        )
-
-    def write_model(self, state: dict[str, Tensor], *, round_number: int) -> None:
-        """Write the selected model, and what is needed to build it again."""
-        config = self.config
-        save_model(
-            self.path,
-            state,
-            {
-                "task": config.task,
-                "classifier": config.classifier,
-                "image_size": config.image_size,
-                "classes": ["female", "male"],
-                "round": round_number,
                 "source_hash": source_hash(),
             },
         )

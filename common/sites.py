@@ -10,7 +10,8 @@ from pathlib import Path
 from common.config import RunConfig
 from common.errors import ConfigError
 
-SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# "all" is what stands in tables for all sites together.
+SITE_NAME = re.compile(r"(?!all$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PHANTOM_TEST = 60  # test subjects of every phantom site
 PHANTOM_SEED = 0  # the cohort is the same for every run, whatever the run's seed
 _RICH = {"north": 200, "south": 120, "east": 160, "west": 80}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from flwr.app import ArrayRecord, Message
+import torch
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common import messages
@@ -17,13 +20,18 @@ from common.config import RunConfig
 from common.errors import DivergedError
 from common.metrics_log import Row
 from common.run_folder import RunFolder
-from common.tasks import load_task
+from common.tasks import Evaluation, Place, State, Verdict, load_task
+from common.transport import broadcast
+from server.replies import read_evaluation, read_update
 from server.roll_call import RollCall, SiteFailure
-from server.selection import BestRound, pooled
-from server.strategies import make_strategy
+from server.selection import BestRound, due
+from server.strategies import give_votes, make_strategy
 
 # A child of Flower's logger, so that lines reach its console and `flwr run --stream`.
 log = logging.getLogger("flwr.fedscan")
+
+Fits = dict[str, dict[str, float]]  # what a round's training said, by site
+WHOLE = "all"  # in the log of metrics, where a number is that of all sites together
 
 
 def federate(grid: Grid, config: RunConfig, *, run_id: str) -> None:
@@ -65,98 +73,142 @@ class Federation:
     def __init__(self, grid: Grid, config: RunConfig, folder: RunFolder) -> None:
         self.config, self.folder = config, folder
         self.task = load_task(config.task)
-        self.strategy = make_strategy(config)
         self.began = time.monotonic()
         self.bytes_up = self.bytes_down = 0
         self.roll_call = RollCall(grid, config)
+        self.place = Place("server", tuple(self.roll_call.sites), torch.device("cpu"))
+        self.fits: Fits = {}
+        self.distances: dict[str, float] = {}
 
     def run(self) -> None:
         """Run every round, select, test, write."""
-        config, sites = self.config, self.roll_call.sites
+        config, sites, rounds = self.config, self.roll_call.sites, self.config.num_server_rounds
         self.folder.write_manifest(
             {name: {**site.counts, "device": site.device} for name, site in sites.items()}
         )
         log.info("Sites: %s. Run folder: %s", ", ".join(sites), self.folder.path)
-        model = self.task.build_model(config)
-        arrays = messages.pack(self.task.shared_state(model))
-        best: BestRound[ArrayRecord] = BestRound()
-        for round_number in range(1, config.num_server_rounds + 1):
-            arrays = self._train(round_number, arrays)
-            validation = self._evaluate(round_number, arrays, "val")
-            loss = pooled(validation, "loss", messages.WEIGHT)
-            best.offer(round_number, loss, arrays)
-            log.info(
-                "Round %d/%d: validation loss %.3f, balanced accuracy %s",
-                round_number,
-                config.num_server_rounds,
-                loss,
-                ", ".join(f"{n} {m['balanced_accuracy']:.2f}" for n, m in validation.items()),
+        model = self.task.build_model(config, self.place)
+        self.task.warm_start(model, config)
+        shared, released = self.task.shared_state(model, config), self.task.first_release(model)
+        del model
+        self.strategy = make_strategy(config, shared, participants=len(sites))
+        best: BestRound[tuple[State, State, Fits]] = BestRound()
+        for number in range(1, rounds + 1):
+            shared = self._train(number, shared)
+            released = self.task.release(
+                released, shared, config, round_number=number, participants=len(sites)
+            )
+            if not due(number, config.evaluate_every, rounds):
+                continue
+            validation = self._evaluate(number, released, "val")
+            verdict = self.task.judge(validation, config)
+            self._log_whole(number, "val", verdict, validation)
+            self.distances = {
+                name: one.metrics.get("kernel_distance", math.nan)
+                for name, one in validation.items()
+            }
+            best.offer(number, verdict.loss, (released, shared, self.fits))
+            log.info("Round %d/%d: %s", number, rounds, verdict.words)
+            self.task.illustrate(
+                self.folder.path, released, config, round_number=number, place=self.place
             )
         if best.model is None:
             raise DivergedError("no round had a finite validation loss: the run has diverged")
-        self._finish(best)
+        self._finish(best.round_number, *best.model)
 
-    def _train(self, round_number: int, arrays: ArrayRecord) -> ArrayRecord:
-        replies = self._ask(messages.TRAIN, round_number, arrays, "train")
-        self._log(round_number, "train", replies)
-        averaged, _ = self.strategy.aggregate_train(round_number, list(replies.values()))
-        return averaged
+    def _train(self, number: int, shared: State) -> State:
+        encoding, phase = self.config.transport, f"{messages.TRAIN}, round {number}"
+        replies = self._ask(messages.TRAIN, number, broadcast(shared, encoding), "train")
+        updates = {
+            name: read_update(reply, name, phase, shared, encoding)
+            for name, reply in replies.items()
+        }
+        self.fits = {name: update.metrics for name, update in updates.items()}
+        self._log(number, "train", {n: (u.count, u.metrics) for n, u in updates.items()})
+        states = {name: update.state for name, update in updates.items()}
+        self.task.align(states, self.config)
+        for name, reply in replies.items():
+            reply.content[messages.ARRAYS] = messages.pack(states[name])
+        give_votes(replies, self.config, self.distances)
+        averaged, _ = self.strategy.aggregate_train(number, list(replies.values()))
+        return messages.unpack(averaged)
 
-    def _evaluate(
-        self, round_number: int, arrays: ArrayRecord, split: str
-    ) -> dict[str, dict[str, float]]:
-        replies = self._ask(messages.EVALUATE, round_number, arrays, split)
-        return self._log(round_number, split, replies)
+    def _evaluate(self, number: int, released: State, split: str) -> dict[str, Evaluation]:
+        message = broadcast(released, self.config.transport)
+        replies = self._ask(messages.EVALUATE, number, message, split)
+        phase = f"{messages.EVALUATE} ({split}), round {number}"
+        found = {name: read_evaluation(reply, name, phase) for name, reply in replies.items()}
+        self._log(number, split, {name: (one.count, one.metrics) for name, one in found.items()})
+        return found
 
-    def _ask(
-        self, kind: str, round_number: int, arrays: ArrayRecord, split: str
-    ) -> dict[str, Message]:
+    def _ask(self, kind: str, number: int, state: State, split: str) -> dict[str, Message]:
+        arrays = messages.pack(state)
         compose = partial(
-            messages.request, kind, round_number=round_number, split=split, arrays=arrays
+            messages.request,
+            kind,
+            round_number=number,
+            split=split,
+            sites=self.place.sites,
+            arrays=arrays,
         )
-        replies = self.roll_call.ask(f"{kind} ({split})", compose, round_number)
-        weights = sum(len(array.data) for array in arrays.values())
-        self.bytes_down += weights * len(replies)
-        self.bytes_up += sum(map(messages.payload_bytes, replies.values()))
+        replies = self.roll_call.ask(f"{kind} ({split})", compose, number)
+        down = sum(len(array.data) for array in arrays.values())
+        up = {name: messages.payload_bytes(reply) for name, reply in replies.items()}
+        self.bytes_down += down * len(replies)
+        self.bytes_up += sum(up.values())
+        self._log(
+            number,
+            split,
+            {
+                name: (0, {f"bytes-down-{kind}": down, f"bytes-up-{kind}": size})
+                for name, size in up.items()
+            },
+        )
         return replies
 
     def _log(
-        self, round_number: int, split: str, replies: dict[str, Message]
-    ) -> dict[str, dict[str, float]]:
-        metrics = {name: dict(r.content[messages.METRICS]) for name, r in replies.items()}
+        self, number: int, split: str, found: Mapping[str, tuple[int, Mapping[str, float]]]
+    ) -> None:
+        """Write metrics, by site with the count of what they were measured on."""
         seconds = round(time.monotonic() - self.began, 3)
         self.folder.metrics.append(
             [
-                Row(round_number, site, split, name, value, int(values[messages.WEIGHT]), seconds)
-                for site, values in metrics.items()
-                for name, value in values.items()
-                if name != messages.WEIGHT
+                Row(number, site, split, name, value, count, seconds)
+                for site, (count, metrics) in found.items()
+                for name, value in metrics.items()
             ]
         )
-        return metrics
 
-    def _finish(self, best: BestRound[ArrayRecord]) -> None:
+    def _log_whole(
+        self, number: int, split: str, verdict: Verdict, parts: Mapping[str, Evaluation]
+    ) -> None:
+        count = sum(one.count for one in parts.values())
+        self._log(number, split, {WHOLE: (count, verdict.whole)})
+
+    def _finish(self, number: int, released: State, shared: State, fits: Fits) -> None:
         config = self.config
-        self.folder.write_model(messages.unpack(best.model), round_number=best.round_number)
-        test = self._evaluate(best.round_number, best.model, "test")
+        self.task.save(
+            self.folder.path, released, shared, config, round_number=number, place=self.place
+        )
+        test = self._evaluate(number, released, "test")
+        verdict = self.task.judge(test, config)
+        self._log_whole(number, "test", verdict, test)
+        whole, sites = self.task.summary(test, verdict, fits, config, round_number=number)
         summary: dict[str, Any] = {
             "run_id": self.folder.run_id,
             "arm": "federated",
             "strategy": config.strategy,
             "seed": config.seed,
             "rounds": config.num_server_rounds,
-            "best_round": best.round_number,
+            "best_round": number,
             "seconds": round(time.monotonic() - self.began, 1),
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
+            **whole,
             "sites": {
-                name: {
-                    **self.roll_call.sites[name].counts,
-                    "n_test": int(values.pop(messages.WEIGHT)),
-                    **values,
-                }
-                for name, values in test.items()
+                name: {**self.roll_call.sites[name].counts, **values}
+                for name, values in sites.items()
             },
         }
         self.folder.write_summary(summary)
-        log.info("Tested the model of round %d. Done: %s", best.round_number, self.folder.path)
+        log.info("Tested the model of round %d. Done: %s", number, self.folder.path)

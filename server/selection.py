@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Model = TypeVar("Model")
 
 
-def pooled(metrics: Mapping[str, Mapping[str, float]], name: str, weight: str) -> float:
-    """Mean of a metric over sites, weighted by their examples."""
-    total = sum(values[weight] for values in metrics.values())
-    return sum(values[name] * values[weight] for values in metrics.values()) / total
-
-
 @dataclass
 class BestRound(Generic[Model]):
-    """The round with the lowest validation loss so far, the earlier of two equal ones.
-
-    The loss, not an accuracy: on a few dozen validation scans accuracy moves in steps of percents
-    and ties.
-    """
+    """The round with the lowest validation loss so far, the earlier of two equal ones."""
 
     round_number: int = 0
     loss: float = math.inf
@@ -34,3 +23,8 @@ class BestRound(Generic[Model]):
             return False
         self.round_number, self.loss, self.model = round_number, loss, model
         return True
+
+
+def due(round_number: int, every: int, rounds: int) -> bool:
+    """Tell whether a round is validated: every so many, and the last."""
+    return round_number % every == 0 or round_number == rounds

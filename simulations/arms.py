@@ -11,32 +11,29 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from clients.resources import compute_device, granted
 from common.config import RunConfig
 from common.errors import DivergedError
-from common.messages import WEIGHT
+from common.files import write_json
 from common.metrics_log import MetricsLog, Row, read_rows
 from common.paths import cache_dir
-from common.predictions import save_predictions
-from common.run_folder import METRICS
-from common.seeding import derive_seed
-from common.tasks import load_task
-from server.selection import BestRound, pooled
-from simulations.plan import Cell
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from common.imaging.prepare import ImageSet
+from common.run_folder import METRICS, SUMMARY
+from common.tasks import Evaluation, Place, State, Verdict, load_task
+from server.selection import BestRound, due
+from simulations.plan import PRETRAINING, USE, Cell
 
 POOL = "all"  # trained_on of a model that learned from every site
-CURVES = ("loss", "balanced_accuracy")  # what is kept of every round's validation
+CURVES = (  # what is kept of every validation
+    *("loss", "balanced_accuracy"),
+    *("frechet_distance", "kernel_distance", "precision", "recall"),
+)
 COLUMNS = [
     *("arm", "strategy", "seed", "trained_on", "tested_on", "split", "metric", "value", "n"),
     *("steps", "images_seen", "rounds", "seconds", "bytes_up", "bytes_down", "status"),
@@ -59,6 +56,10 @@ class Work:
     records : str
         Folder above the sites' own records.
     centralized_batch : {"large", "small"}
+    local : list of str
+        Sites that train by themselves.
+    models : dict of str to str
+        Folders of models that earlier cells of the seed have made.
     cpus, gpus : int, float
         What the cell may use.
     timeout : float
@@ -71,6 +72,8 @@ class Work:
     folder: str
     records: str
     centralized_batch: str
+    local: list[str]
+    models: dict[str, str]
     cpus: int
     gpus: float
     timeout: float
@@ -95,102 +98,143 @@ def run_cell(work: Work) -> pd.DataFrame:
         Whatever ended the cell early.
     """
     began = time.monotonic()
-    if work.cell.arm == "federated":
+    if work.cell.arm in ("federated", PRETRAINING):
         rows = _federated(work)
     elif work.cell.arm == "centralized":
         rows = _alone(work, POOL, list(work.sites))
+    elif work.cell.arm == USE:
+        return _use(work)
     else:
-        rows = [row for site in work.sites for row in _alone(work, site, [site])]
+        rows = [row for site in work.local for row in _alone(work, site, [site])]
     identity = {**asdict(work.cell), "seconds": round(time.monotonic() - began, 1)}
     return pd.DataFrame([{**identity, "status": "done", **row} for row in rows])[COLUMNS]
 
 
 def _alone(work: Work, trained_on: str, members: list[str]) -> list[dict[str, Any]]:
-    """Train one model on the pooled scans of ``members``; test it at every site."""
-    config = _pooled_config(work.config, len(members), work.centralized_batch)
-    task = load_task(config.task)
+    """Train one model on the pooled scans of ``members``; test it at every site.
 
-    def load(site: str, split: str) -> ImageSet:
-        return task.load_split(site, Path(work.sites[site]), split, config, cache_dir())
-
-    train = pool([load(site, "train") for site in members])
-    validation = {site: load(site, "val") for site in members}
-    log = MetricsLog(Path(work.folder) / trained_on / METRICS)
-    best: BestRound[dict[str, Tensor]] = BestRound()
-    model = task.build_model(config)
-    private: Mapping[str, Tensor] = {}
-    rows: list[dict[str, Any]] = []
-    began = time.monotonic()
+    What is released, and when it is validated, follows the rules of a federation with a single
+    participant.
+    """
+    config = pooled_config(work.config, len(members), work.centralized_batch)
+    folder = Path(work.folder) / trained_on
     with compute_device(config, granted()) as device:
+        training = _Training(work, config, Place(trained_on, tuple(work.sites), device), folder)
+        rows = training.run(members)
+        return rows + training.test()
+
+
+class _Training:
+    """A model that is trained in one place.
+
+    Parameters
+    ----------
+    work : Work
+    config : RunConfig
+        With the steps and images of the pool.
+    place : Place
+    folder : Path
+        The model's own.
+    """
+
+    def __init__(self, work: Work, config: RunConfig, place: Place, folder: Path) -> None:
+        self.work, self.config, self.place, self.folder = work, config, place, folder
+        self.task = load_task(config.task)
+        self.best: BestRound[tuple[State, State, dict[str, float]]] = BestRound()
+
+    def run(self, members: list[str]) -> list[dict[str, Any]]:
+        """Do every round, and keep the best on the members' validation scans."""
+        task, config, place = self.task, self.config, self.place
+        train = task.pool([self._load(site, "train") for site in members])
+        validation = {site: self._load(site, "val") for site in members}
+        log = MetricsLog(self.folder / METRICS)
+        model, private = task.build_model(config, place), {}
+        task.warm_start(model, config)
+        released = task.first_release(model)
+        rows: list[dict[str, Any]] = []
+        began = time.monotonic()
         for number in range(1, config.num_server_rounds + 1):
-            fit = task.fit(
-                model,
-                train,
-                config,
-                first_step=(number - 1) * config.local_steps,
-                steps=config.local_steps,
-                seed=derive_seed(config.seed, site=trained_on, round=number, purpose="fit"),
-                device=device,
-                private=private,
-            )
+            fit = task.fit(model, train, config, place=place, round_number=number, private=private)
             private = fit.private
-            metrics = {
-                site: task.score(data, task.predict(model, data, device))
-                | {WEIGHT: len(data.labels)}
+            shared = task.shared_state(model, config)
+            released = task.release(released, shared, config, round_number=number, participants=1)
+            if not due(number, config.evaluate_every, config.num_server_rounds):
+                continue
+            found = {
+                site: task.evaluate(
+                    released, {"val": data}.__getitem__, "val", config, place=self._at(site)
+                )
                 for site, data in validation.items()
             }
-            loss = pooled(metrics, "loss", WEIGHT)
-            state = {name: value.clone() for name, value in model.state_dict().items()}
-            best.offer(number, loss, state)
+            verdict = task.judge(found, config)
+            self.best.offer(number, verdict.loss, (released, shared, fit.metrics))
             seconds = round(time.monotonic() - began, 3)
-            curve = [
-                Row(number, site, "val", name, values[name], values[WEIGHT], seconds)
-                for site, values in metrics.items()
-                for name in CURVES
-            ]
+            curve = _curve(found, verdict, number, "val", seconds)
             log.append(curve)
-            rows += [_result(trained_on, row, config, number) for row in curve]
-        if best.model is None:
+            rows += [_result(place.site, row, config, number) for row in curve]
+            task.illustrate(self.folder, released, config, round_number=number, place=place)
+        if self.best.model is None:
             raise DivergedError("no round had a finite validation loss: the run has diverged")
-        model.load_state_dict(best.model)
-        for site in work.sites:
-            data = load(site, "test")
-            predictions = task.predict(model, data, device)
-            records = Path(work.records) / site / work.cell.name
-            save_predictions(records / f"{trained_on}.csv", data.labels, predictions)
-            rows += [
-                _result(
-                    trained_on,
-                    Row(best.round_number, site, "test", name, value, len(data.labels), 0.0),
-                    config,
-                    config.num_server_rounds,
-                )
-                for name, value in task.score(data, predictions).items()
-            ]
-    return rows
+        return rows
+
+    def test(self) -> list[dict[str, Any]]:
+        """Read the test scans of every site, once, and judge the selected model by them."""
+        task, config, place, number = self.task, self.config, self.place, self.best.round_number
+        released, shared, fit_metrics = self.best.model
+        task.save(self.folder, released, shared, config, round_number=number, place=place)
+        found = {
+            site: task.evaluate(
+                released,
+                partial(self._load, site),
+                "test",
+                config,
+                place=self._at(site),
+                records=Path(self.work.records) / site / self.work.cell.name / place.site,
+            )
+            for site in self.work.sites
+        }
+        verdict = task.judge(found, config)
+        whole, sites = task.summary(
+            found, verdict, {place.site: fit_metrics}, config, round_number=number
+        )
+        write_json(self.folder / SUMMARY, {"best_round": number, **whole, "sites": sites})
+        rows = _curve(found, verdict, number, "test", 0.0)
+        return [_result(place.site, row, config, config.num_server_rounds) for row in rows]
+
+    def _load(self, site: str, split: str) -> Any:
+        return self.task.load_split(
+            site, Path(self.work.sites[site]), split, self.config, cache_dir()
+        )
+
+    def _at(self, site: str) -> Place:
+        return replace(self.place, site=site)
 
 
-def _pooled_config(config: RunConfig, members: int, centralized_batch: str) -> RunConfig:
-    """Give a pool of sites the images that they would see one by one, in either reading."""
-    if members == 1:
-        return config
-    if centralized_batch == "large":
-        return config.model_copy(update={"batch_size": config.batch_size * members})
-    return config.model_copy(update={"local_steps": config.local_steps * members})
+def _curve(
+    found: Mapping[str, Evaluation], verdict: Verdict, number: int, split: str, seconds: float
+) -> list[Row]:
+    """Turn evaluations into rows of a metrics log; of a validation, what is kept of it."""
+    count = sum(one.count for one in found.values())
+    rows = [
+        Row(number, site, split, name, value, one.count, seconds)
+        for site, one in found.items()
+        for name, value in one.metrics.items()
+    ]
+    rows += [Row(number, POOL, split, name, v, count, seconds) for name, v in verdict.whole.items()]
+    return [row for row in rows if split == "test" or row.name in CURVES]
 
 
-def pool(sets: list[ImageSet]) -> ImageSet:
-    """Put several sites' images into one set, in the order given."""
-    import numpy as np
+def pooled_config(config: RunConfig, members: int, centralized_batch: str) -> RunConfig:
+    """Give a pool of sites the images that they would see one by one, in either reading.
 
-    from common.imaging.prepare import ImageSet
-
-    return ImageSet(
-        np.concatenate([s.images for s in sets]),
-        np.concatenate([s.labels for s in sets]),
-        tuple(name for s in sets for name in s.ids),
-        {},
-    )
+    Raises
+    ------
+    ConfigError
+        If no training can be had with as large a batch or as many steps.
+    """
+    values = config.to_flower()
+    key = "batch-size" if centralized_batch == "large" else "local-steps"
+    return RunConfig.from_flower({**values, key: values[key] * members})
 
 
 def _result(
@@ -227,12 +271,37 @@ def _federated(work: Work) -> list[dict[str, Any]]:
     spent = {"bytes_up": summary["bytes_up"], "bytes_down": summary["bytes_down"]}
     rows = []
     for row in read_rows(run_folder / METRICS):
+        if row.name.startswith("bytes-"):
+            continue
         if row.split == "test" or (row.split == "val" and row.name in CURVES):
             rounds = summary["rounds"] if row.split == "test" else row.round
             told = _result(POOL, row, config, rounds, participants=count)
             rows.append(told | (spent if row.split == "test" else {}))
+    run_folder.rename(run_folder.with_name(POOL))
     for site in work.sites:
         records = Path(work.records) / site
         (records / work.cell.name).mkdir(exist_ok=True)
-        shutil.move(records / f"{summary['run_id']}.csv", records / work.cell.name / f"{POOL}.csv")
+        shutil.move(records / str(summary["run_id"]), records / work.cell.name / POOL)
     return rows
+
+
+def _use(work: Work) -> pd.DataFrame:
+    """See what the generators' pictures are good for: classifiers trained with and without them."""
+    from simulations.synthetic_use import use_of_synthetic
+
+    config = work.config
+    poor = work.local[0]
+    folders = {site: Path(path) for site, path in work.sites.items()}
+    models = {name: Path(path) for name, path in work.models.items()}
+    table = use_of_synthetic(folders, models, poor, config, config.seed)
+    federated = [
+        {
+            "seed": config.seed,
+            "row": "federated classifier",
+            "site": row["tested_on"],
+            **{key: row[key] for key in ("metric", "value", "n")},
+        }
+        for row in _federated(work)
+        if row["split"] == "test" and row["metric"] in set(table["metric"])
+    ]
+    return pd.concat([table, pd.DataFrame(federated)], ignore_index=True)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from common.paths import cache_dir
 from common.provenance import PACKAGES, source_hash, versions
 from common.tasks import load_task
 from simulations import console
-from simulations.arms import COLUMNS, Work
+from simulations.arms import COLUMNS, POOL, Work
 from simulations.folders import locked, require_empty
 from simulations.launch import leashed, neutral_home, offline_environment, usable_cpus
-from simulations.plan import Cell, Plan
+from simulations.plan import PRETRAINING, USE, Cell, Plan
 
 RESULTS, SUMMARY, MANIFEST, SAMPLES = (
     "results.csv",
@@ -37,6 +38,7 @@ RESULTS, SUMMARY, MANIFEST, SAMPLES = (
     "samples.npz",
 )
 WORK = "work.json"  # what the scheduler is to do; there only while it does
+STATE = "state"  # a federation's, at its sites, while it runs
 FINAL = ("done", "diverged")  # running such a cell again would end in the same way
 SAMPLE_SCANS = 6
 POLL_SECONDS = 1.0
@@ -71,7 +73,8 @@ class Benchmark:
         self.plan, self.base, self.folder = plan, base, folder
         self.sites = {name: str(path) for name, path in sorted(sites.items())}
         self.gpus_per_cell, self.cell_timeout = gpus_per_cell, cell_timeout
-        self.config = plan.config(plan.cells()[0], base)
+        plain = next((name for name in plan.strategies if name not in plan.variants), "")
+        self.config = plan.config(Cell("", plain, 0), base)  # of no variant
 
     def run(self, *, resume: bool) -> None:
         """Run every cell that is missing, then write results, summary and samples.
@@ -89,14 +92,23 @@ class Benchmark:
 
     def _run(self, resume: bool) -> None:
         self._begin(resume)
-        missing = [cell for cell in self.plan.cells() if self._status(cell) not in FINAL]
-        for cell in missing:  # what an interrupted attempt left is no part of the result
+        for stage in self.plan.stages():
+            if missing := [cell for cell in stage if self._status(cell) not in FINAL]:
+                self._clear(missing)
+                self._schedule(missing)
+        self._collect()
+
+    def _clear(self, cells: list[Cell]) -> None:
+        """Remove what interrupted attempts left, and what was made from models that now change."""
+        stale = [Cell(USE, "", seed) for seed in {cell.seed for cell in cells}]
+        for cell in [*cells, *stale]:
             shutil.rmtree(self._cell(cell), ignore_errors=True)
             for site in self.sites:
                 shutil.rmtree(self._records / site / cell.name, ignore_errors=True)
-        if missing:
-            self._schedule(missing)
-        self._collect()
+        for site in self.sites:  # of federations, whose records have the run's number until the end
+            for left in [self._records / site / STATE, *(self._records / site).glob("[0-9]*")]:
+                if left.name == STATE or left.name.isdecimal():
+                    shutil.rmtree(left, ignore_errors=True)
 
     @property
     def _records(self) -> Path:
@@ -124,7 +136,16 @@ class Benchmark:
             before = dict(json.loads(path.read_text()))
         except ValueError:
             before = {}
-        for key in ("config", "arms", "strategies", "seeds", "budget", "source_hash", "sites"):
+        for key in (
+            "config",
+            "arms",
+            "strategies",
+            "seeds",
+            "budget",
+            "source_hash",
+            "sites",
+            "plan",
+        ):
             if before.get(key) != json.loads(json.dumps(manifest[key])):
                 raise ConfigError(
                     f"{self.folder} holds a comparison with another {key.replace('_', ' ')}. "
@@ -141,7 +162,10 @@ class Benchmark:
             "config": {**config.to_flower(), **self._proximal(), "seed": 0},
             "arms": list(plan.arms),
             "strategies": list(plan.strategies),
+            "reference": plan.reference_strategy,
+            "contrasts": plan.compared_contrasts,
             "seeds": list(range(plan.seeds)),
+            "plan": plan.model_dump(by_alias=True),
             "sites": counts,
             "poor_site": min(counts, key=lambda name: (counts[name]["n_train"], name)),
             "budget": {
@@ -173,10 +197,9 @@ class Benchmark:
         """Run cells in a process of their own, on the leash, and show how far they are."""
         work = self.folder / WORK
         write_json(work, [asdict(self._work(cell)) for cell in cells])
-        rounds = self.config.num_server_rounds
         with (
             neutral_home() as home,
-            console.steps("Comparing", rounds * sum(map(self._models, cells))) as bar,
+            console.steps("Comparing", sum(map(self._rounds, cells))) as bar,
         ):
             command = [sys.executable, "-m", "simulations.schedule", str(work)]
             log = self.folder / "cells" / "ray.log"
@@ -193,11 +216,27 @@ class Benchmark:
                 f"the scheduler ended before {', '.join(lost)}; see {log}. Go on with --resume"
             )
 
-    def _models(self, cell: Cell) -> int:
-        return len(self.sites) if cell.arm == "local" else 1
+    def _rounds(self, cell: Cell) -> int:
+        """Rounds of all models that a cell trains."""
+        models = len(self._local) if cell.arm == "local" else 1
+        return models * self.plan.config(cell, self.base).num_server_rounds
+
+    @property
+    def _local(self) -> list[str]:
+        """Sites that train by themselves."""
+        return [self._poor] if self.plan.local == "poor" else list(self.sites)
+
+    @cached_property
+    def _poor(self) -> str:
+        return json.loads((self.folder / MANIFEST).read_text())["poor_site"]
 
     def _work(self, cell: Cell) -> Work:
-        config = self.plan.config(cell, self.base)
+        def models(name: str) -> str:
+            return str((self.folder / "cells" / name).absolute())
+
+        config = self.plan.config(
+            cell, self.base, features=models(f"{PRETRAINING}-seed{cell.seed}/{POOL}")
+        )
         return Work(
             cell=cell,
             run=config.to_flower(),
@@ -205,16 +244,33 @@ class Benchmark:
             folder=str(self._cell(cell)),
             records=str(self._records),
             centralized_batch=self.plan.centralized_batch,
+            local=[self._poor] if cell.arm == USE else self._local,
+            models={
+                name: models(f"{made.name}/{trained_on}")
+                for name, made, trained_on in self._generators(cell.seed)
+            }
+            if cell.arm == USE
+            else {},
             cpus=config.threads,
             gpus=self.gpus_per_cell,
             timeout=self.cell_timeout,
         )
 
+    def _generators(self, seed: int) -> list[tuple[str, Cell, str]]:
+        """Name, cell and site or pool of the seed's generators, as far as they were made."""
+        wanted = [
+            ("local GAN", Cell("local", "", seed), self._poor),
+            ("federated GAN", Cell("federated", self.plan.reference_strategy, seed), POOL),
+            ("pooled GAN", Cell("centralized", "", seed), POOL),
+        ]
+        made = [cell for cell in self.plan.cells() if self._status(cell) == "done"]
+        return [one for one in wanted if one[1] in made]
+
     def _show_rounds(self, cells: list[Cell], bar: console.Steps) -> None:
         done = 0
         for cell in cells:
             if self._status(cell) != "missing":
-                done += self._models(cell) * self.config.num_server_rounds
+                done += self._rounds(cell)
             else:
                 done += sum(map(_rounds_in, self._cell(cell).glob("*/metrics.jsonl")))
         running = [
@@ -227,8 +283,6 @@ class Benchmark:
 
     def _collect(self) -> None:
         """Write results, summary and sample scans from the cells' folders."""
-        from simulations.statistics import summarize
-
         cells = self.plan.cells()
         parts = [
             pd.read_csv(self._cell(cell) / RESULTS)
@@ -238,6 +292,25 @@ class Benchmark:
         order = ["arm", "strategy", "seed", "trained_on", "split", "rounds", "tested_on", "metric"]
         results = pd.concat(parts)[COLUMNS].sort_values(order, kind="stable", ignore_index=True)
         write_atomically(self.folder / RESULTS, results.to_csv(index=False).encode())
+        manifest = json.loads((self.folder / MANIFEST).read_text())
+        manifest["seconds"] = round(float(_cell_seconds(results).sum()), 1)
+        write_json(self.folder / MANIFEST, manifest)
+        if self.config.task == "generation":
+            summary = self._summarize_generation(results, manifest)
+        else:
+            summary = self._summarize_predictions(results, manifest["poor_site"])
+        summary["unfinished"] = [
+            {"arm": cell.arm, "seed": cell.seed, "status": self._status(cell)}
+            for stage in self.plan.stages()
+            for cell in stage
+            if cell.arm in (PRETRAINING, USE) and self._status(cell) != "done"
+        ]  # cells that the results do not know
+        write_json(self.folder / SUMMARY, summary)
+        self._write_samples()
+
+    def _summarize_predictions(self, results: pd.DataFrame, poor_site: str) -> dict[str, Any]:
+        from simulations.statistics import summarize
+
         predictions = {site: self._predictions(site) for site in self.sites}
         for site, frame in predictions.items():
             write_atomically(
@@ -245,35 +318,72 @@ class Benchmark:
                 frame.to_csv(index=False).encode(),
                 mode=0o600,
             )
-        manifest = json.loads((self.folder / MANIFEST).read_text())
-        manifest["seconds"] = round(float(_cell_seconds(results).sum()), 1)
-        write_json(self.folder / MANIFEST, manifest)
-        write_json(
-            self.folder / SUMMARY,
-            summarize(results, predictions, poor_site=manifest["poor_site"]),
+        return summarize(
+            results,
+            predictions,
+            poor_site=poor_site,
+            reference_strategy=self.plan.reference_strategy or None,
+            contrasts=self.plan.compared_contrasts,
         )
-        self._write_samples()
+
+    def _summarize_generation(
+        self, results: pd.DataFrame, manifest: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Summarize, also what the pictures are good for, where that was tried."""
+        from simulations.generation_statistics import summarize_generation, summarize_use
+
+        plain = {}
+        for cell in self.plan.cells():
+            path = self._cell(cell) / POOL / SUMMARY
+            if cell.arm == "federated" and path.is_file():
+                found = json.loads(path.read_text()).get("bytes_plain")
+                plain |= {(cell.strategy, cell.seed): float(found)} if found else {}
+        summary = summarize_generation(results, manifest, plain_bytes=plain)
+        used = [
+            pd.read_csv(self._cell(cell) / RESULTS)
+            for stage in self.plan.stages()
+            for cell in stage
+            if cell.arm == USE and self._status(cell) == "done"
+        ]
+        (self.folder / "use.csv").unlink(missing_ok=True)
+        if used:
+            table = pd.concat(used, ignore_index=True)
+            write_atomically(self.folder / "use.csv", table.to_csv(index=False).encode())
+            summary["use"] = summarize_use(table)
+        return summary
 
     def _predictions(self, site: str) -> pd.DataFrame:
         parts = []
         for cell in self.plan.cells():
-            for path in sorted((self._records / site / cell.name).glob("*.csv")):
+            for path in sorted((self._records / site / cell.name).glob("*/predictions.csv")):
                 identity = {"arm": cell.arm, "strategy": cell.strategy, "seed": cell.seed}
                 frame = pd.read_csv(path)
-                parts.append(frame.assign(**identity, trained_on=path.stem))
+                parts.append(frame.assign(**identity, trained_on=path.parent.name))
         columns = ["arm", "strategy", "seed", "trained_on", "scan", "label", "probability"]
         return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
 
     def _write_samples(self) -> None:
-        """Keep the middle axial slice of a few training scans a site, for the report's strip."""
+        """Keep a few training slices a site, for the report: axis 0 to the right, 1 to the front.
+
+        For generation as its pictures are laid out; else the middle slice of a few scans.
+        """
         import io
+
+        from simulations.report.samples import laid_out
 
         task = load_task(self.config.task)
         strips = {}
         for site, path in self.sites.items():
             data = task.load_split(site, Path(path), "train", self.config, cache_dir())
-            middle = data.images.shape[3] // 2
-            strips[site] = np.ascontiguousarray(data.images[:SAMPLE_SCANS, :, :, middle])
+            if self.config.task == "generation":
+                strips[site] = laid_out(data)
+                continue
+            scans = data.images[:SAMPLE_SCANS]
+            if scans.shape[1] == scans.shape[2]:
+                middle = scans[:, :, :, scans.shape[3] // 2]
+            else:  # a stack of slices, which stand upright
+                middle = scans[:, scans.shape[1] // 2, ::-1].transpose(0, 2, 1)
+            strips[site] = np.ascontiguousarray(middle)
         file = io.BytesIO()
         np.savez_compressed(file, **strips)
         write_atomically(self.folder / SAMPLES, file.getvalue(), mode=0o600)
@@ -282,7 +392,7 @@ class Benchmark:
 def _rounds_in(path: Path) -> int:
     from common.metrics_log import read_rows
 
-    return len({row.round for row in read_rows(path) if row.split == "val"})
+    return max((row.round for row in read_rows(path) if row.split == "val"), default=0)
 
 
 def _cell_seconds(results: pd.DataFrame) -> pd.Series:

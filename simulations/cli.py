@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -81,9 +81,11 @@ def run(
     - `fedscan run` — three phantom hospitals
     - `fedscan run --cohort ~/hospitals --set num-server-rounds=30`
     - `fedscan run --gpus-per-site 0.33 --set classifier=efficientnet-b2`
+    - `fedscan run --set task=generation` — a generator of scans, with a report in its folder
     - `fedscan run --set seed=1 --format json > result.json`
     """
     from common.config import RunConfig
+    from simulations.console import show_run
     from simulations.federate import count_sites, federate
     from simulations.launch import Resources
 
@@ -106,30 +108,14 @@ def run(
     folder, summary = federate(config, resources)
     if output_format is Format.json:
         typer.echo(json.dumps(summary))
-        return
-    _show_summary(summary)
-    typer.echo(str(folder))
+    else:
+        show_run(summary)
+    if config.task == "generation":
+        from simulations.report.document import write_report
 
-
-def _show_summary(summary: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from simulations.console import out
-
-    table = Table(
-        title=f"Each site's test scans, model of round {summary['best_round']} "
-        f"of {summary['rounds']}, {summary['seconds']:.0f} s",
-        title_justify="left",
-    )
-    table.add_column("site")
-    for heading in ("train", "test", "balanced accuracy", "AUROC", "sens. at 0.9 spec."):
-        table.add_column(heading, justify="right")
-    for name, site in summary["sites"].items():
-        metrics = ("balanced_accuracy", "auroc", "sensitivity_at_90_specificity")
-        numbers = ["–" if site[m] is None else f"{site[m]:.3f}" for m in metrics]
-        table.add_row(escape(name), str(site["n_train"]), str(site["n_test"]), *numbers)
-    out.print(table)
+        write_report(folder)
+    if output_format is Format.text:
+        typer.echo(str(folder))
 
 
 @app.command()
@@ -140,7 +126,9 @@ def benchmark(
     arms: Annotated[
         str | None, typer.Option(help="Of centralized,local,federated; the preset's by default.")
     ] = None,
-    strategies: Annotated[str | None, typer.Option(help="Of fedavg,fedprox.")] = None,
+    strategies: Annotated[
+        str | None, typer.Option(help="Of fedavg,fedprox and the preset's own variants.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions, seeds 0, 1, …")] = None,
     centralized_batch: Annotated[
         str | None,
@@ -221,9 +209,9 @@ def benchmark(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a comparison.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison, or a generation run.")],
 ) -> None:
-    """Draw the report of a comparison again from its results.
+    """Draw the report of a comparison, or of a run that made a generator, again from its files.
 
     Example: `fedscan report benchmark`
     """

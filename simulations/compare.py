@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from common.sites import phantom_sites
 from simulations import console
+from simulations.arms import pooled_config
 from simulations.benchmark import Benchmark
+from simulations.estimate import estimate_seconds
 from simulations.federate import count_sites, prepare_phantoms
 from simulations.launch import Resources, usable_cpus
 from simulations.plan import Plan, load_plan, presets
 
-PROBE_STEPS = 5
-# Seconds beside the optimizer steps, as seen on two cores: start of Flower, Ray and messages; or a
-# process, its imports and loading.
-FEDERATED_OVERHEAD = 35.0
-CELL_OVERHEAD = 8.0
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,16 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     if count < 2:
         raise ConfigError("a comparison needs at least 2 sites")
     base = {"min-sites": count, "cohort-dir": str(request.cohort or "")}
-    for cell in plan.cells():
+    for cell in (cell for stage in plan.stages() for cell in stage):
         # Every fault of the configuration is met before anything starts.
-        threads = plan.config(cell, base).threads
+        config = plan.config(cell, base)
+        threads = config.threads
+        if cell.arm == "centralized":
+            try:
+                pooled_config(config, count, plan.centralized_batch)
+            except ConfigError as error:
+                more = {"large": "batch-size", "small": "local-steps"}[plan.centralized_batch]
+                raise ConfigError(f"arm 'centralized', {count} × {more}: {error}") from None
     Resources(count, threads, request.gpus_per_cell).check()
     if dry_run:
         _show_plan(plan, count, base)
@@ -92,73 +97,79 @@ def unfinished(folder: Path) -> list[str]:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print the headline and every site's balanced accuracy in each arm."""
-    from rich.table import Table
-
-    models = list(dict.fromkeys(model for site in summary["scores"].values() for model in site))
-    table = Table(title="Balanced accuracy on test scans, 95 % interval", title_justify="left")
-    table.add_column("site")
-    for model in models:
-        table.add_column(model, justify="right")
-    for site, scores in summary["scores"].items():
-        table.add_row(site, *(_interval(scores.get(m, {})) for m in models))
-    console.out.print(table)
+    """Print every model's test result in a table, and the headline."""
+    if summary.get("task") == "generation":
+        _show_distances(summary)
+    else:
+        sites = summary["scores"]
+        models = list(dict.fromkeys(model for site in sites.values() for model in site))
+        table = _table("Balanced accuracy on test scans, 95 % interval", models)
+        for site, scores in sites.items():
+            cells = [scores.get(m, {}).get("balanced_accuracy") for m in models]
+            table.add_row(site, *(_interval(cell, 3, 2) for cell in cells))
+        console.out.print(table)
     for headline in summary["headline"].values():
         if headline and headline.get("sentence"):
-            console.out.print(headline["sentence"], soft_wrap=True)
+            console.out.print(headline["sentence"], soft_wrap=True, markup=False)
 
 
-def _interval(scores: dict[str, Any]) -> str:
-    score = scores.get("balanced_accuracy")
+def _show_distances(summary: dict[str, Any]) -> None:
+    """Print the distances of every generator, over all sites and at each; then who copies."""
+    from simulations.generation_statistics import DISTANCES, NAMES
+    from simulations.report.words import sentence
+
+    models = list(summary["models"])
+    for metric in DISTANCES:
+        table = _table(
+            f"{sentence(NAMES[metric])} to real test slices, 95 % interval", models, "tested at"
+        )
+        digits = 2 if metric == DISTANCES[0] else 3  # and one less of the ends, to fit a terminal
+        for place, scores in summary["scores"].items():
+            cells = [scores.get(model, {}).get(metric) for model in models]
+            if any(cells):
+                table.add_row(place, *(_interval(cell, digits, digits - 1) for cell in cells))
+        if table.row_count:
+            console.out.print(table)
+    for one in summary["copies"]:
+        console.out.print(
+            f"{one['model']}, seed {one['seed']}: flagged as copying training slices of "
+            f"{one['site']}; the site keeps the look-alikes",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _table(title: str, models: list[str], places: str = "site") -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(places)
+    for model in models:
+        table.add_column(model, justify="right")
+    return table
+
+
+def _interval(score: dict[str, Any] | None, digits: int, ends: int) -> str:
     if not score or score["mean"] is None:
         return "–"
     if score["low"] is None:
-        return f"{score['mean']:.3f}"
-    return f"{score['mean']:.3f} ({score['low']:.2f} to {score['high']:.2f})"
+        return f"{score['mean']:.{digits}f}"
+    return f"{score['mean']:.{digits}f} ({score['low']:.{ends}f} to {score['high']:.{ends}f})"
 
 
 def _show_plan(plan: Plan, sites: int, base: dict[str, Any]) -> None:
-    cells = plan.cells()
-    config = plan.config(cells[0], base)
+    cells = [cell for stage in plan.stages() for cell in stage]
+    config = plan.config(plan.cells()[0], base)
     say = console.out.print
     say(f"presets: {', '.join(presets())}", markup=False)
     say(f"{len(cells)} cells: {', '.join(cell.name for cell in cells)}", markup=False)
+    alone = ", alone trains the site with the fewest scans" if plan.local == "poor" else ""
     say(
         f"{sites} sites, {config.num_server_rounds} rounds × {config.local_steps} steps, "
-        f"centralized batch {plan.centralized_batch}",
+        f"centralized batch {plan.centralized_batch}{alone if 'local' in plan.arms else ''}",
         markup=False,
     )
     for key, value in sorted(config.to_flower().items()):
         say(f"  {key} = {json.dumps(value)}", markup=False)
     minutes = estimate_seconds(plan, sites, base) / 60
     say(f"about {max(1, math.ceil(minutes))} min on {usable_cpus()} CPUs, phantoms apart")
-
-
-def estimate_seconds(plan: Plan, sites: int, base: dict[str, Any]) -> float:
-    """Estimate a comparison's time from a few optimizer steps timed here."""
-    import numpy as np
-    import torch
-
-    from common.imaging.prepare import ImageSet
-    from common.tasks import load_task
-
-    config = plan.config(plan.cells()[0], base)
-    task = load_task(config.task)
-    torch.set_num_threads(config.threads)
-    generator = np.random.default_rng(0)
-    images = generator.random((config.batch_size, *[config.image_size] * 3), np.float32)
-    data = ImageSet(images, np.arange(config.batch_size) % 2, (), {})
-    model, device = task.build_model(config), torch.device("cpu")
-    arguments = {"first_step": 0, "seed": 0, "device": device, "private": {}}
-    task.fit(model, data, config, steps=1, **arguments)  # warm
-    began = time.perf_counter()
-    task.fit(model, data, config, steps=PROBE_STEPS, **arguments)
-    step = (time.perf_counter() - began) / PROBE_STEPS
-    # Equal images in every arm: each costs as many steps of one site as there are sites.
-    training = step * config.total_steps * sites
-    seconds = [
-        training + (FEDERATED_OVERHEAD if cell.arm == "federated" else CELL_OVERHEAD)
-        for cell in plan.cells()
-    ]
-    lanes = max(1, usable_cpus() // config.threads)
-    return max(sum(seconds) / lanes, max(seconds))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,10 +17,21 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column
+from rich.table import Column, Table
 
 out = Console(highlight=False)  # results: what a pipe should get
 err = Console(stderr=True, highlight=False)  # everything said on the way
+CLASSIFICATION = {
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "sensitivity_at_90_specificity": "sens. at 0.9 spec.",
+}
+GENERATION = {
+    "frechet_distance": "Fréchet distance",
+    "kernel_distance": "kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+}
 PLAIN_EVERY = 10.0  # seconds between two plain lines that say nothing new
 
 
@@ -110,3 +123,34 @@ def steps(title: str, total: int, *, quiet: bool = False) -> Iterator[Steps]:
     )
     with bar:
         yield Steps(title, total, bar)
+
+
+def show_run(summary: Mapping[str, Any]) -> None:
+    """Print each site's test result of a run, whatever its task."""
+    generation = "generation" in summary
+    what = "slices, generator" if generation else "scans, model"
+    table = Table(
+        title=f"Each site's test {what} of round {summary['best_round']} "
+        f"of {summary['rounds']}, {summary['seconds']:.0f} s",
+        title_justify="left",
+    )
+    columns = GENERATION if generation else CLASSIFICATION
+    table.add_column("site")
+    test = "test slices" if generation else "test"
+    for heading in ("train", test, *columns.values()):
+        table.add_column(heading, justify="right")
+    rows = [(escape(name), site) for name, site in summary["sites"].items()]
+    if generation:
+        counts = {
+            key: sum(site[key] for site in summary["sites"].values())
+            for key in ("n_train", "n_test")
+        }
+        rows.append(("all", {**counts, "generation": summary["generation"]}))
+    for name, site in rows:
+        found = site["generation"] if generation else site
+        numbers = [
+            "–" if (v := found.get(m)) is None else f"{v:.{2 if m == 'frechet_distance' else 3}f}"
+            for m in columns
+        ]
+        table.add_row(name, str(site["n_train"]), str(site["n_test"]), *numbers)
+    out.print(table)

@@ -17,7 +17,9 @@ from common.metrics_log import Row, read_rows
 from common.paths import cache_dir
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
+from server.selection import due
 from simulations import console
+from simulations.generation_statistics import WHOLE
 from simulations.launch import FlowerRun, Resources, flower_run, usable_cpus
 
 LOG = "flower.log"
@@ -126,7 +128,7 @@ def federate(
         try:
             with console.steps("Round", config.num_server_rounds, quiet=quiet) as bar:
                 bar.say("starting Flower and Ray")
-                folder = _follow(run, Path(config.output_dir), bar)
+                folder = _follow(run, config, bar)
             completed = run.succeeded()
         except BaseException:
             _mark_interrupted(Path(config.output_dir) / (run.run_id() or "-"))
@@ -166,8 +168,9 @@ def _mark_interrupted(folder: Path) -> None:
             write_json(folder / FAILURE, why)
 
 
-def _follow(run: FlowerRun, output_dir: Path, bar: console.Steps) -> Path | None:
+def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | None:
     """Show the rounds as they are written to the log of metrics; return the run folder."""
+    output_dir = Path(config.output_dir)
     folder: Path | None = None
     greeted = False
     while True:
@@ -184,16 +187,39 @@ def _follow(run: FlowerRun, output_dir: Path, bar: console.Steps) -> Path | None
                 if site["left_out"]:
                     bar.tell(f"site '{name}': {site['left_out']} left out; fedscan check tells why")
         if folder and (folder / METRICS).is_file():
-            _show_new_rounds(list(read_rows(folder / METRICS)), bar)
+            _show_new_rounds(list(read_rows(folder / METRICS)), bar, config)
         if ended:
             return folder
 
 
-def _show_new_rounds(rows: list[Row], bar: console.Steps) -> None:
-    shown = [row for row in rows if row.split == "val" and row.name == "balanced_accuracy"]
-    for number in sorted({row.round for row in shown if row.round > bar.done}):
-        values = ", ".join(f"{row.site} {row.value:.2f}" for row in shown if row.round == number)
+def _show_new_rounds(rows: list[Row], bar: console.Steps, config: RunConfig) -> None:
+    """Count the rounds that are over; of those that were validated, say how well."""
+    trained = {row.round for row in rows if row.split == "train"}
+    for number in range(bar.done + 1, config.num_server_rounds + 1):
+        if not due(number, config.evaluate_every, config.num_server_rounds):
+            if number not in trained:
+                return
+            bar.advance(1)
+            continue
+        values = _validation([r for r in rows if r.split == "val" and r.round == number])
+        if not values:
+            return
         bar.advance(1, f"validation: {values}", always=True)
+
+
+def _validation(rows: list[Row]) -> str:
+    """Say what a round's validation gave; nothing before it is whole."""
+    accuracies = [row for row in rows if row.name == "balanced_accuracy"]
+    if accuracies:
+        return ", ".join(f"{row.site} {row.value:.2f}" for row in accuracies)
+    whole = {row.name: row.value for row in rows if row.site == WHOLE}
+    if not whole:  # it is written last
+        return ""
+    kernel = [row for row in rows if row.name == "kernel_distance" and row.site != WHOLE]
+    sites = ", ".join(f"{row.site} {row.value:.3f}" for row in kernel)
+    if "frechet_distance" in whole:
+        return f"Fréchet distance {whole['frechet_distance']:.4g}; kernel distance {sites}"
+    return f"kernel distance {sites}"
 
 
 def _why(folder: Path | None, log: str) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from simulations.contrasts import reference_of
+
+Values = dict[str, bool | int | float | str]
 
 ARMS = ("centralized", "local", "federated")
 STRATEGIES = ("fedavg", "fedprox")
+PRETRAINING, USE = "pretraining", "use"  # cells that are no arm: what goes before, and after
+VARIANT = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 PRESETS = Path(__file__).parent / "presets"
 OPTIONS = {  # what a comparison decides for all cells alike
     "seed": "--seeds",
@@ -23,6 +29,12 @@ OPTIONS = {  # what a comparison decides for all cells alike
     "output-dir": "--out",
     "min-sites": "every site there is",
 }
+# What classifiers beside a comparison of generators share with it: where, on what, judged how; not
+# how generators are trained.
+SHARED_WITH_USE = (
+    *("cohort-dir", "min-sites", "connect-timeout", "reply-timeout"),
+    *("device", "threads", "seed", "gan", "gan-changes", "extractor"),
+)
 FEDPROX_MU = 0.01  # when fedprox is compared and no proximal-mu is set; of Li et al.'s grid
 
 
@@ -32,27 +44,87 @@ class Plan(BaseModel):
     Parameters
     ----------
     arms, strategies
-        What is compared. Strategies concern the federated arm alone.
+        What is compared. Strategies concern the federated arm alone: Flower's, or variants.
+    variants : dict of str to dict
+        Strategies by a name of one's own, each with the run-config values in which it differs.
     seeds : int
         Repetitions: seeds 0, 1, … vary initial weights, batches and augmentation, never the splits.
     centralized_batch : {"large", "small"}
         Equal optimizer steps and images, with batches of sites × batch-size; or equal images only,
         with batch-size and sites × as many steps.
+    local : {"all", "poor"}
+        Which sites train by themselves: each, or the one with the fewest scans.
     run : dict
         Overrides of the run config.
+    pretraining : dict
+        Run-config values of a federation that goes before, once a seed, where there are any.
+    pretrained : list of str
+        Variants whose discriminator's features are those of that federation.
+    use : dict
+        For generation: run-config values of the classifiers that show what the generators'
+        pictures are good for, where there are any. Of ``run`` they take :data:`SHARED_WITH_USE`.
+    reference : str
+        The strategy that stands for the federated arm, where it is compared; else it is
+        ``fedavg``, and without that the first.
+    contrasts : list of pairs
+        Names among strategies, ``local`` and ``centralized`` whose differences are told, first −
+        second; without any, every further strategy is set against the reference. Pairs of which
+        one is not compared have no effect.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     description: str = ""
     arms: list[Literal["centralized", "local", "federated"]] = Field(list(ARMS), min_length=1)
-    strategies: list[Literal["fedavg", "fedprox"]] = Field(["fedavg"], min_length=1)
+    strategies: list[str] = Field(["fedavg"], min_length=1)
+    variants: dict[str, Values] = {}
     seeds: int = Field(1, ge=1, le=1000)
     centralized_batch: Literal["large", "small"] = Field("large", alias="centralized-batch")
-    run: dict[str, bool | int | float | str] = {}
+    local: Literal["all", "poor"] = "all"
+    run: Values = {}
+    pretraining: Values = {}
+    pretrained: list[str] = []
+    use: Values = {}
+    reference: str = ""
+    contrasts: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
+
+    @model_validator(mode="after")
+    def _strategies_are_known(self) -> Plan:
+        for name in self.variants:
+            if not VARIANT.fullmatch(name):
+                raise ValueError(f"variant '{name}': accepted are lower-case letters, digits, '-'")
+            if name in (*STRATEGIES, *ARMS):
+                raise ValueError(f"variant '{name}': that name is taken. Give it one of its own")
+        known = [*STRATEGIES, *self.variants]
+        if unknown := [name for name in self.strategies if name not in known]:
+            raise ValueError(f"strategy '{unknown[0]}': accepted are {', '.join(known)}")
+        if lost := [name for name in self.pretrained if name not in self.variants]:
+            raise ValueError(f"pretrained: '{lost[0]}' is no variant")
+        if self.pretrained and not self.pretraining:
+            raise ValueError("pretrained variants need a table `pretraining`")
+        if self.reference and self.reference not in known:
+            raise ValueError(f"reference '{self.reference}': accepted are {', '.join(known)}")
+        for first, second in self.contrasts:
+            if strange := {first, second} - {*known, "local", "centralized"}:
+                raise ValueError(f"contrast with '{min(strange)}', which is no strategy and no arm")
+            if first == second:
+                raise ValueError(f"contrast of '{first}' with itself")
+        return self
+
+    @property
+    def reference_strategy(self) -> str:
+        """The strategy that stands for the federated arm; "" without that arm."""
+        return reference_of(self.strategies, self.reference) if "federated" in self.arms else ""
+
+    @property
+    def compared_contrasts(self) -> list[list[str]]:
+        """The named pairs of which both are compared."""
+        federated = self.strategies if "federated" in self.arms else []
+        compared = {*self.arms, *federated}
+        return [pair for pair in self.contrasts if compared.issuperset(pair)]
 
     def cells(self) -> list[Cell]:
-        """Return every cell, the slowest arm first, so that no core waits at the end."""
+        """Return the compared cells, the slowest arm first, so that no core waits at the end."""
         found = []
         for seed in range(self.seeds):
             if "federated" in self.arms:
@@ -60,19 +132,38 @@ class Plan(BaseModel):
             found += [Cell(arm, "", seed) for arm in ("centralized", "local") if arm in self.arms]
         return found
 
-    def config(self, cell: Cell, base: Mapping[str, Any]) -> RunConfig:
+    def stages(self) -> list[list[Cell]]:
+        """Return all cells, in groups each of which may need the results of those before."""
+        before = [Cell(PRETRAINING, "", seed) for seed in range(self.seeds) if self.pretraining]
+        after = [Cell(USE, "", seed) for seed in range(self.seeds) if self.use]
+        return [stage for stage in (before, self.cells(), after) if stage]
+
+    def config(self, cell: Cell, base: Mapping[str, Any], *, features: str = "") -> RunConfig:
         """Return a cell's run config: the base, the plan's overrides, the cell's own.
+
+        Parameters
+        ----------
+        cell : Cell
+        base : mapping
+        features : str
+            Absolute folder of the seed's pretraining.
 
         Raises
         ------
         ConfigError
         """
         values = {**base, **self.run, "seed": cell.seed}
-        values["strategy"] = cell.strategy or "fedavg"
-        if values["strategy"] == "fedprox":
+        if cell.arm == USE:
+            values = {key: values[key] for key in SHARED_WITH_USE if key in values}
+        values |= {PRETRAINING: self.pretraining, USE: self.use}.get(cell.arm, {})
+        values |= self.variants.get(cell.strategy, {})
+        values["strategy"] = "fedprox" if cell.strategy == "fedprox" else "fedavg"
+        if cell.strategy == "fedprox":
             values["proximal-mu"] = self.run.get("proximal-mu", FEDPROX_MU)
         else:
             values["proximal-mu"] = 0.0
+        if cell.strategy in self.pretrained:
+            values["gan-checkpoint"] = features
         return RunConfig.from_flower(values)
 
 
@@ -117,6 +208,8 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     except ValidationError as error:
         faults = [
             f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg']}"
+            if fault["loc"]
+            else fault["msg"].removeprefix("Value error, ")
             for fault in error.errors()
         ]
         raise ConfigError("comparison: " + "\ncomparison: ".join(faults)) from None

@@ -23,7 +23,7 @@ Sites are fixed: nothing here speaks of a hospital outside the benchmark.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,8 @@ from common.errors import DataContractError, FedscanError
 from common.evaluation.classification import METRICS
 from common.seeding import derive_seed
 from simulations.bootstrap import LEVEL, Repeated, number, resampling_weights, weighted_metrics
+from simulations.contrasts import ARMS, CENTRALIZED, LOCAL, name_of, reference_of
+from simulations.contrasts import contrasts as contrasts_of
 
 MATRIX_METRICS = ("balanced_accuracy", "auroc")
 
@@ -43,6 +45,7 @@ def summarize(
     *,
     poor_site: str,
     reference_strategy: str | None = None,
+    contrasts: Sequence[Sequence[str]] = (),
     draws: int = 2000,
     seed: int = 0,
 ) -> dict:
@@ -58,6 +61,9 @@ def summarize(
         The site with few training scans.
     reference_strategy : str, optional
         The strategy that stands for the federated arm; ``fedavg`` by default, without it the first.
+    contrasts : sequence of (str, str), optional
+        Names among strategies, ``local`` and ``centralized``: the pairs that are told beside the
+        reference's with the other arms. Without any, every further strategy − the reference.
     draws : int
         Number of bootstrap samples.
     seed : int
@@ -68,7 +74,8 @@ def summarize(
     dict
         Ready for JSON (None for what is undefined). A *model* is ``local`` (the site's own),
         ``centralized`` or ``federated/STRATEGY``; a *contrast* is ``federated - local``,
-        ``federated - centralized`` or ``OTHER - REFERENCE`` for further strategies.
+        ``federated - centralized`` or ``FIRST - SECOND`` of further pairs, see
+        :func:`simulations.contrasts.contrasts`.
 
         - ``scores[site][model][metric]``: mean, low, high, seeds, over, n
         - ``differences[site][contrast][metric]``: mean, low, high, seeds, over, p, note
@@ -99,17 +106,9 @@ def summarize(
     if tests.duplicated(["model", "trained_on", "tested_on", "seed", "metric"]).any():
         raise FedscanError("the results hold a test value twice. Remove the repeated rows")
     strategies = sorted(set(table.loc[table["arm"] == "federated", "strategy"]))
-    if reference_strategy is None and strategies:
-        reference_strategy = "fedavg" if "fedavg" in strategies else strategies[0]
-    reference = f"federated/{reference_strategy}" if reference_strategy else "federated"
-    contrasts = {
-        "federated - local": (reference, "local"),
-        "federated - centralized": (reference, "centralized"),
-    } | {
-        f"{other} - {reference_strategy}": (f"federated/{other}", reference)
-        for other in strategies
-        if other != reference_strategy
-    }
+    reference_strategy = reference_of(strategies, reference_strategy)
+    pairs = contrasts_of(strategies, reference_strategy, contrasts)
+    against = {arm: name_of((reference_strategy, arm), pairs) for arm in ARMS}
     named_sites = {*done["tested_on"], *done["trained_on"], *predictions, poor_site}
     sites = sorted(named_sites - {"", "all"})
     models = sorted(set(table["model"]))
@@ -128,36 +127,34 @@ def summarize(
         }
     paired = {
         (site, name, m): Repeated.combine(
-            [_of(measured, site, model, m) for model in pair], [1.0, -1.0]
+            [_of(measured, site, _model(one), m) for one in pair], [1.0, -1.0]
         )
         for site in sites
-        for name, pair in contrasts.items()
+        for name, pair in pairs.items()
         for m in METRICS
     }
     for site in sites:
         differences[site] = {
-            name: {m: paired[site, name, m].compared(seed) for m in METRICS} for name in contrasts
+            name: {m: paired[site, name, m].compared(seed) for m in METRICS} for name in pairs
         }
     over_sites = {
         name: {m: _over_sites({s: paired[s, name, m] for s in sites}, seed) for m in METRICS}
-        for name in contrasts
+        for name in pairs
     }
     return {
         "level": LEVEL,
         "draws": draws,
         "poor_site": poor_site,
-        "reference_strategy": reference_strategy,
+        "reference_strategy": reference_strategy or None,
         "seeds": sorted({int(k) for k in tests["seed"]}),
         "scores": scores,
         "differences": differences,
         "differences_over_sites": over_sites,
         "headline": {
             "gain_of_data_poor_site": _gain(
-                differences[poor_site]["federated - local"]["balanced_accuracy"], poor_site
+                differences[poor_site][against[LOCAL]]["balanced_accuracy"], poor_site
             ),
-            "loss_against_pooling": _loss(
-                over_sites["federated - centralized"]["balanced_accuracy"]
-            ),
+            "loss_against_pooling": _loss(over_sites[against[CENTRALIZED]]["balanced_accuracy"]),
         },
         "cross_site": _cross_site(tests),
         "cells": _cells(table),
@@ -174,6 +171,11 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 def _model_names(table: pd.DataFrame) -> pd.Series:
     named = table["arm"] + "/" + table["strategy"]
     return named.where(table["strategy"] != "", table["arm"])
+
+
+def _model(name: str) -> str:
+    """Return the model that a contrast names."""
+    return name if name in ARMS else f"federated/{name}" if name else "federated"
 
 
 def _measured(

@@ -63,7 +63,7 @@ def assert_keeps_secrets(failure: Failure) -> None:
 
 @pytest.mark.parametrize("simulated", [True, False])
 def test_answer_passes_as_it_is(deployed, simulated):
-    answer = messages.reply(asked(), {"loss": 1.0})
+    answer = messages.update_reply(asked(), 3, {"loss": 1.0}, {})
     node_config = SIMULATED if simulated else deployed
     assert guard(asked(), context(node_config), lambda *_: answer) is answer
 

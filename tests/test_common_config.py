@@ -16,6 +16,9 @@ from common.errors import ConfigError
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 DEFAULTS = RunConfig().to_flower()
+LEFT_OPEN = {
+    name.replace("_", "-"): field.default for name, field in RunConfig.model_fields.items()
+}
 FLOAT_KEYS = [key for key, value in DEFAULTS.items() if isinstance(value, float)]
 INTEGER_KEYS = [key for key, value in DEFAULTS.items() if isinstance(value, int)]
 TEXT_KEYS = [key for key, value in DEFAULTS.items() if isinstance(value, str)]
@@ -29,7 +32,7 @@ def refusal(run_config: dict) -> str:
 
 def test_defaults_are_those_that_flower_reads_in_pyproject():
     flower = tomllib.loads(PYPROJECT.read_text())["tool"]["flwr"]["app"]["config"]
-    assert flower == DEFAULTS
+    assert flower == LEFT_OPEN
     # 1 == 1.0 in Python, but Flower checks the type of an override against the default's.
     assert {k: type(v) for k, v in flower.items()} == {k: type(v) for k, v in DEFAULTS.items()}
 
@@ -91,10 +94,11 @@ def test_numbers_are_finite(key, wrong):
 @pytest.mark.parametrize(
     ("key", "wrong", "accepted"),
     [
-        ("num-server-rounds", 0, "from 1"),
-        ("local-steps", 0, "from 1"),
-        ("batch-size", 0, "from 1"),
+        ("num-server-rounds", -1, "from 0"),
+        ("local-steps", -1, "from 0"),
+        ("batch-size", -1, "from 0"),
         ("batch-size", 5000, "up to 4096"),
+        ("evaluate-every", -1, "from 0"),
         ("learning-rate", 0.0, "above 0"),
         ("learning-rate", -1e-3, "above 0"),
         ("learning-rate", 11.0, "up to 10"),
@@ -119,9 +123,12 @@ def test_out_of_range_says_the_range(key, wrong, accepted):
 @pytest.mark.parametrize(
     ("key", "options"),
     [
-        ("task", ["classification"]),
+        ("task", ["classification", "generation"]),
         ("strategy", ["fedavg", "fedprox"]),
-        ("classifier", ["small", "efficientnet-b2"]),
+        ("weighting", ["auto", "images", "uniform", "distance"]),
+        ("transport", ["float32", "float16", "int8"]),
+        ("share", ["both", "generator"]),
+        ("classifier", ["small", "efficientnet-b2", "slices", "gan-features"]),
         ("device", ["auto", "cpu"]),
     ],
 )
@@ -153,6 +160,49 @@ def test_fedprox_with_its_mu_is_accepted():
     assert RunConfig.from_flower({"strategy": "fedprox", "proximal-mu": 0.1}).proximal_mu == 0.1
 
 
+@pytest.mark.parametrize(
+    ("task", "suitable"),
+    [
+        ("classification", (45, 40, 16, 1, "images")),
+        ("generation", (300, 8, 4, 30, "uniform")),
+    ],
+)
+@pytest.mark.parametrize("written", [False, True])
+def test_what_is_left_open_takes_what_suits_the_task(task, suitable, written):
+    keys = ("num-server-rounds", "local-steps", "batch-size", "evaluate-every", "weighting")
+    left_open = {key: LEFT_OPEN[key] for key in keys} if written else {}
+    config = RunConfig.from_flower({"task": task} | left_open)
+    flat = config.to_flower()
+    assert tuple(flat[key] for key in keys) == suitable
+    assert config == RunConfig(task=task) == RunConfig.from_flower(flat)
+
+
+@pytest.mark.parametrize("task", ["classification", "generation"])
+def test_what_is_given_stays_whatever_suits_the_task(task):
+    given = {
+        **{"num-server-rounds": 3, "local-steps": 4, "batch-size": 12, "evaluate-every": 2},
+        "weighting": "uniform" if task == "classification" else "images",
+    }
+    flat = RunConfig.from_flower({"task": task} | given).to_flower()
+    assert {key: flat[key] for key in given} == given
+
+
+@pytest.mark.parametrize("wrong", [False, 0.0, "0"])
+def test_left_open_is_a_whole_zero_and_nothing_like_it(wrong):
+    assert f"local-steps = {wrong!r}" in refusal({"local-steps": wrong})
+
+
+def test_options_of_generation_are_refused_elsewhere_rather_than_ignored():
+    assert "needs task 'generation'" in refusal({"weighting": "distance"})
+    assert "no effect without task 'generation'" in refusal({"share": "generator"})
+    fedprox = {"task": "generation", "strategy": "fedprox", "proximal-mu": 0.1}
+    assert "no strategy 'fedprox'" in refusal(fedprox)
+    config = RunConfig.from_flower(
+        {"task": "generation", "weighting": "distance", "share": "generator"}
+    )
+    assert (config.weighting, config.share) == ("distance", "generator")
+
+
 def test_several_faults_are_all_named_a_line_each():
     faults = {"seeds": 1, "threads": True, "image-size": 8, "output-dir": "runs", "device": "tpu"}
     text = refusal(faults)
@@ -164,11 +214,12 @@ def test_several_faults_are_all_named_a_line_each():
 
 @pytest.mark.parametrize("key", [key for key in FLOAT_KEYS if key != "proximal-mu"])
 def test_whole_number_is_a_fine_float(key):
-    config = RunConfig.from_flower({key: 2})
+    whole = 0 if key == "server-momentum" else 2  # which is below 1
+    config = RunConfig.from_flower({key: whole})
     value = config.to_flower()[key]
-    assert value == 2.0
+    assert value == whole
     assert isinstance(value, float)
-    assert config == RunConfig.from_flower({key: 2.0})
+    assert config == RunConfig.from_flower({key: float(whole)})
 
 
 def test_configuration_is_frozen_and_can_key_a_cache():
@@ -195,6 +246,9 @@ RUN_CONFIGS = st.fixed_dictionaries(
         "num-server-rounds": st.integers(1, 100_000),
         "local-steps": st.integers(1, 1_000_000),
         "batch-size": st.integers(1, 4096),
+        "evaluate-every": st.integers(1, 100_000),
+        "weighting": st.sampled_from(["images", "uniform"]),
+        "transport": st.sampled_from(["float32", "float16", "int8"]),
         "learning-rate": _positive(10) | st.integers(1, 10),
         "weight-decay": st.floats(0, 10) | st.integers(0, 10),
         "image-size": st.integers(16, 256),

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays_of
 from common import messages
 from common.messages import Failure
 from common.provenance import source_hash
+from common.tasks import Evaluation
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 
@@ -94,21 +95,22 @@ def test_packed_weights_are_a_copy_and_unpacked_ones_can_be_trained():
 
 def test_payload_is_the_weights_and_a_header_each(asked):
     state = {"a": torch.zeros(10, 10), "b": torch.zeros(7, dtype=torch.float64)}
-    reply = messages.reply(asked, {"loss": 1.0}, arrays=messages.pack(state))
+    reply = messages.update_reply(asked, 3, {"loss": 1.0}, state)
     raw = 4 * 100 + 8 * 7
     assert raw < messages.payload_bytes(reply) < raw + 2 * 256
 
 
 def test_payload_adds_up_over_tensors(asked):
     def payload(state):
-        return messages.payload_bytes(messages.reply(asked, {}, arrays=messages.pack(state)))
+        return messages.payload_bytes(messages.update_reply(asked, 3, {}, state))
 
     one, two = {"a": torch.zeros(5)}, {"b": torch.zeros(3, 3)}
     assert payload(one | two) == payload(one) + payload(two)
 
 
 def test_numbers_and_errors_weigh_nothing(asked):
-    assert messages.payload_bytes(messages.reply(asked, {"loss": 1.0})) == 0
+    judged = messages.evaluation_reply(asked, Evaluation(4, {"loss": 1.0}, words={"a": "b"}))
+    assert messages.payload_bytes(judged) == 0
     assert messages.payload_bytes(Message(Error(0, "why"), reply_to=asked)) == 0
 
 
@@ -121,25 +123,42 @@ def test_request_says_round_split_and_sources(asked):
     assert dict(asked.content[messages.CONFIG]) == {
         "round": 3,
         "split": "train",
+        "sites": [],
         "source-hash": source_hash(),
     }
     assert messages.ARRAYS not in asked.content
 
 
-def test_request_carries_weights_and_further_settings():
+def test_request_carries_weights_and_the_sites_in_order():
     arrays = messages.pack({"w": torch.ones(2)})
-    sent = messages.request(messages.EVALUATE, 5, arrays=arrays, split="val", threshold=0.5)
+    sent = messages.request(messages.EVALUATE, 5, arrays=arrays, split="val", sites=("a", "b"))
     assert_same_bits({"w": torch.ones(2)}, messages.unpack(sent.content[messages.ARRAYS]))
-    assert sent.content[messages.CONFIG]["threshold"] == 0.5
+    assert sent.content[messages.CONFIG]["sites"] == ["a", "b"]
 
 
-def test_reply_goes_back_to_the_sender_with_its_numbers(asked):
-    reply = messages.reply(asked, {"loss": float("nan"), messages.WEIGHT: 4})
+def test_update_goes_back_to_the_sender_with_its_numbers(asked):
+    state = {"w": torch.ones(2), "w/scale": torch.tensor(0.5)}
+    reply = messages.update_reply(asked, 4, {"loss": float("nan")}, state)
     assert reply.metadata.src_node_id == 5
     assert reply.metadata.dst_node_id == asked.metadata.src_node_id
     assert np.isnan(reply.content[messages.METRICS]["loss"])
     assert reply.content[messages.METRICS][messages.WEIGHT] == 4
-    assert messages.ARRAYS not in reply.content
+    assert set(reply.content) == {messages.METRICS, messages.ARRAYS}
+    assert_same_bits(state, messages.unpack(reply.content[messages.ARRAYS]))
+
+
+def test_evaluation_arrives_as_it_was_sent_and_nothing_besides(asked):
+    metrics = {"loss": 0.5, "auroc": 1.0}
+    plain = Evaluation(4, metrics)
+    reply = messages.evaluation_reply(asked, plain)
+    assert reply.metadata.src_node_id == 5
+    assert set(reply.content) == {messages.METRICS}
+    assert messages.evaluation_in(reply) == plain
+    statistics = {"mean": torch.arange(3.0, dtype=torch.float64), "count": torch.tensor(7)}
+    rich = Evaluation(4, metrics, statistics, {"extractor": "one"})
+    found = messages.evaluation_in(messages.evaluation_reply(asked, rich))
+    assert (found.count, found.metrics, found.words) == (4, metrics, {"extractor": "one"})
+    assert_same_bits(statistics, found.statistics)
 
 
 def test_identity_is_name_device_sources_and_counts(asked):
@@ -179,7 +198,7 @@ def test_error_of_flower_without_a_reason_still_says_something(asked):
 
 
 def test_success_is_no_failure(asked):
-    assert messages.failure_in(messages.reply(asked, {"loss": 1.0})) is None
+    assert messages.failure_in(messages.update_reply(asked, 1, {"loss": 1.0}, {})) is None
     assert messages.failure_in(messages.identity_reply(asked, "north", {}, "cpu")) is None
     other = RecordDict({"config": ConfigRecord({"failure": "none"})})
     assert messages.failure_in(Message(other, reply_to=asked)) is None

@@ -12,7 +12,6 @@ from common.errors import FedscanError
 from common.evaluation.generation import (
     MEASURES,
     Moments,
-    copying,
     density_coverage,
     frechet_distance,
     judge_features,
@@ -154,20 +153,12 @@ class TestManifolds:
         assert (precision_recall(real, generated), density_coverage(real, generated)) == whole
 
 
-class TestCopying:
-    def test_nearest_neighbours_by_hand(self):
+class TestNearestNeighbours:
+    def test_by_hand(self):
         training = np.array([[0.0], [10.0]])
         distances, indices = nearest_neighbours(training, np.array([[1.0], [7.0], [10.0]]))
         assert distances.tolist() == [1, 3, 0]
         assert indices.tolist() == [0, 1, 1]
-
-    def test_fresh_draws_do_not_copy_and_copies_do(self):
-        training, held_out = normal(300), normal(300, seed=1)
-        assert copying(training, normal(300, seed=2), held_out)["share_nearer"] == pytest.approx(
-            0.5, abs=0.07
-        )
-        assert copying(training, training[:100] + 1e-3, held_out)["share_nearer"] > 0.98
-        assert copying(training, normal(50, mean=30), held_out)["share_nearer"] == 0
 
 
 class TestPathLength:

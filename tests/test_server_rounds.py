@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import math
 import random
 import shutil
 from collections.abc import Callable, Iterable
@@ -11,7 +13,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -21,19 +22,20 @@ from safetensors.torch import load_file
 
 from clients import local
 from clients.app import app as client_app
+from clients.state import SiteState
 from common import messages
 from common.config import RunConfig
 from common.errors import ConfigError, ProvenanceError
 from common.messages import EVALUATE, HELLO, TRAIN, Failure
 from common.metrics_log import read_rows
 from common.paths import cache_dir
-from common.seeding import derive_seed
-from common.tasks import load_task
+from common.tasks import Evaluation, Place, load_task
+from common.transport import broadcast, encode_update, received, tensor_bytes
 from server import roll_call
 from server.roll_call import SiteFailure
 from server.rounds import federate
-from server.selection import BestRound, pooled
-from server.strategies import make_strategy
+from server.selection import BestRound, due
+from server.strategies import SMALLEST_DISTANCE, give_votes, make_strategy
 
 pytestmark = pytest.mark.usefixtures("in_simulation", "task_identity")
 
@@ -46,6 +48,7 @@ TINY = {
     "connect-timeout": 0.05,
 }
 Answer = Callable[[Message], Message | None]
+TRAINED_AND_VALIDATED = ((TRAIN, "train", 1), (EVALUATE, "val", 0))  # weights come up from one
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -83,8 +86,9 @@ class InProcessGrid:
             self._random.shuffle(sent)
         replies = [self.nodes[message.metadata.dst_node_id](message) for message in sent]
         self.requests += sent
-        self.replies += (received := [reply for reply in replies if reply is not None])
-        return received
+        given = [reply for reply in replies if reply is not None]
+        self.replies += copy.deepcopy(given)  # as sent, whatever the server then makes of them
+        return given
 
     def asked(self) -> list[tuple[str, str, int]]:
         """What was asked for, in order: kind, split, round; once for all nodes."""
@@ -102,7 +106,7 @@ class ScriptedSite:
     """A hospital that answers from a script.
 
     After training in round r, its weights are the global ones plus noise of its own; with
-    ``mark``, they are all r instead.
+    ``mark``, they are all r instead; with ``drift``, they are the global ones plus as much.
     """
 
     name: str
@@ -110,6 +114,9 @@ class ScriptedSite:
     n_val: int = 5
     val_loss: list[float] = field(default_factory=lambda: [0.5, 0.4, 0.3])
     mark: bool = False
+    drift: float = 0.0
+    transport: str = "float32"
+    claims: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, message: Message) -> Message:
         config = message.content[messages.CONFIG]
@@ -121,18 +128,20 @@ class ScriptedSite:
             return self.train(message, round_number)
         loss = self.val_loss[round_number - 1] if split == "val" else 0.7
         metrics = {"loss": loss, "balanced_accuracy": 0.5, "auroc": float("nan")}
-        return messages.reply(message, {messages.WEIGHT: self.n_val, **metrics})
+        return messages.evaluation_reply(message, Evaluation(self.n_val, metrics))
 
     def train(self, message: Message, round_number: int) -> Message:
         generator = torch.Generator().manual_seed(sum(self.name.encode()) + round_number)
+        reference = received(messages.unpack(message.content[messages.ARRAYS]))
         weights = {
             name: torch.full_like(weight, round_number)
             if self.mark
-            else weight + torch.randn(weight.shape, generator=generator)
-            for name, weight in messages.unpack(message.content[messages.ARRAYS]).items()
+            else weight + (self.drift or torch.randn(weight.shape, generator=generator))
+            for name, weight in reference.items()
         }
-        metrics = {messages.WEIGHT: self.n_train, "loss": 0.6, "images-seen": 8.0}
-        return messages.reply(message, metrics, arrays=messages.pack(weights))
+        metrics = {"loss": 0.6, "images-seen": 8.0, **self.claims}
+        update, _ = encode_update(weights, reference, {}, self.transport)
+        return messages.update_reply(message, self.n_train, metrics, update)
 
 
 def nodes(*sites: Answer) -> dict[int, Answer]:
@@ -219,6 +228,20 @@ def test_bytes_are_those_of_the_weights(tmp_path):
     one = sum(len(array.data) for array in messages.pack(model.state_dict()).values())
     assert summary["bytes_up"] == one * 2 * 3  # two sites, three rounds of training
     assert summary["bytes_down"] == one * 2 * (3 + 3 + 1)  # and of validation, and the test
+    rows = [r for r in read_rows(folder / "metrics.jsonl") if r.name.startswith("bytes-")]
+    told = [(r.round, r.site, r.split, r.name, r.value) for r in rows]
+    expected = [
+        (number, site, split, name, value)
+        for number, kind, split, up in (
+            *((n, kind, split, up) for n in (1, 2, 3) for kind, split, up in TRAINED_AND_VALIDATED),
+            (3, EVALUATE, "test", 0),
+        )
+        for site in ("north", "south")
+        for name, value in ((f"bytes-down-{kind}", one), (f"bytes-up-{kind}", one * up))
+    ]
+    assert told == expected
+    assert sum(r.value for r in rows if "-up-" in r.name) == summary["bytes_up"]
+    assert sum(r.value for r in rows if "-down-" in r.name) == summary["bytes_down"]
 
 
 # Averaging
@@ -237,15 +260,21 @@ def test_order_of_replies_changes_no_bit_of_the_result(tmp_path):
     assert len(results) == 1
 
 
-def training_replies(states: list[dict[str, torch.Tensor]], weights: list[int]) -> list[Message]:
-    return [
-        messages.reply(
-            messages.request(TRAIN, 5 + number),
-            {messages.WEIGHT: weight, "loss": 1.0},
-            arrays=messages.pack(state),
+def training_replies(
+    states: list[dict[str, torch.Tensor]], counts: list[int], **claims: float
+) -> dict[str, Message]:
+    return {
+        f"site-{number}": messages.update_reply(
+            messages.request(TRAIN, 5 + number), count, {"loss": 1.0, **claims}, state
         )
-        for number, (state, weight) in enumerate(zip(states, weights, strict=True))
-    ]
+        for number, (state, count) in enumerate(zip(states, counts, strict=True))
+    }
+
+
+def average(config: RunConfig, replies: dict[str, Message]) -> dict[str, torch.Tensor]:
+    strategy = make_strategy(config, {}, participants=1)
+    averaged, _ = strategy.aggregate_train(1, list(replies.values()))
+    return messages.unpack(averaged)
 
 
 STRATEGIES = [RunConfig(), RunConfig(strategy="fedprox", proximal_mu=0.1)]
@@ -261,8 +290,10 @@ def test_average_of_identical_replies_is_the_reply(config, weights, seed):
     generator = torch.Generator().manual_seed(seed)
     state = {"a": torch.randn(3, 4, generator=generator), "b": torch.randn(2, generator=generator)}
     replies = training_replies([state] * len(weights), weights)
-    averaged, _ = make_strategy(config).aggregate_train(1, replies)
-    for name, tensor in messages.unpack(averaged).items():
+    give_votes(replies, config, {})
+    averaged = average(config, replies)
+    assert averaged.keys() == state.keys()
+    for name, tensor in averaged.items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, state[name], rtol=1e-6, atol=1e-7)
 
@@ -270,8 +301,62 @@ def test_average_of_identical_replies_is_the_reply(config, weights, seed):
 @pytest.mark.parametrize("config", STRATEGIES)
 def test_average_is_weighted_by_training_scans(config):
     replies = training_replies([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], [30, 10])
-    averaged, _ = make_strategy(config).aggregate_train(1, replies)
-    torch.testing.assert_close(messages.unpack(averaged)["w"], torch.full((2,), 0.25))
+    give_votes(replies, config, {})
+    torch.testing.assert_close(average(config, replies)["w"], torch.full((2,), 0.25))
+
+
+UNIFORM = RunConfig(weighting="uniform")
+DISTANCE = RunConfig(task="generation", weighting="distance")
+
+
+def votes(replies: dict[str, Message]) -> list[float]:
+    return [float(reply.content[messages.METRICS][messages.VOTE]) for reply in replies.values()]
+
+
+@pytest.mark.parametrize(
+    ("config", "distances", "expected"),
+    [
+        (RunConfig(), [], [30.0, 10.0]),
+        (RunConfig(), [0.5, 0.1], [30.0, 10.0]),  # distances concern one weighting alone
+        (RunConfig(task="generation"), [0.5, 0.1], [1.0, 1.0]),  # what suits generation
+        (UNIFORM, [], [1.0, 1.0]),
+        (UNIFORM, [0.5, 0.1], [1.0, 1.0]),
+        (DISTANCE, [], [1.0, 1.0]),  # before the first validation
+        (DISTANCE, [0.5, 0.1], [2.0, 10.0]),
+        (DISTANCE, [-0.2, 0.0], [1 / SMALLEST_DISTANCE] * 2),  # an unbiased one may be negative
+    ],
+)
+def test_votes_follow_the_weighting_and_no_claim_of_a_site(config, distances, expected):
+    states = [{"w": torch.zeros(2)}, {"w": torch.ones(2)}]
+    by_site = {f"site-{i}": distance for i, distance in enumerate(distances)}
+    for claims in ({}, {messages.VOTE: 1e9}):
+        replies = training_replies(states, [30, 10], **claims)
+        give_votes(replies, config, by_site)
+        assert votes(replies) == pytest.approx(expected)
+        share = expected[1] / sum(expected)
+        torch.testing.assert_close(average(config, replies)["w"], torch.full((2,), share))
+
+
+@pytest.mark.parametrize("weighting", ["images", "uniform"])
+def test_weighting_of_the_run_decides_the_average_whatever_a_site_claims(tmp_path, weighting):
+    """South has three quarters of the scans, and says in vain that it counts for more."""
+    results = []
+    for claims in ({}, {messages.VOTE: 1e9}):
+        south = ScriptedSite("south", n_train=30, claims=claims)
+        grid = InProcessGrid(nodes(ScriptedSite("north"), south))
+        run(tmp_path / str(len(results)), grid, weighting=weighting, num_server_rounds=1)
+        one, other, tested = (
+            messages.unpack(m.content[messages.ARRAYS])
+            for m in (
+                *(r for r in grid.replies if r.metadata.message_type == TRAIN),
+                grid.requests[-1],
+            )
+        )
+        share = {"images": 0.75, "uniform": 0.5}[weighting]
+        for name, weight in tested.items():
+            torch.testing.assert_close(weight, (1 - share) * one[name] + share * other[name])
+        results.append(tested)
+    assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())
 
 
 def test_next_round_starts_from_the_average(tmp_path):
@@ -345,11 +430,39 @@ def test_best_round_is_the_first_minimum(losses):
     assert not any(taken[best.round_number :])
 
 
-@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 99)), min_size=1, max_size=6))
-def test_pooled_mean_is_the_mean_over_scans(sites):
-    table = {str(i): {"loss": loss, "n": n} for i, (loss, n) in enumerate(sites)}
-    every_scan = np.repeat([loss for loss, _ in sites], [n for _, n in sites])
-    assert pooled(table, "loss", "n") == pytest.approx(every_scan.mean(), abs=1e-9)
+@pytest.mark.parametrize(
+    ("every", "rounds", "expected"),
+    [
+        (1, 3, [1, 2, 3]),
+        (2, 6, [2, 4, 6]),
+        (2, 5, [2, 4, 5]),  # the last round is validated in any case
+        (6, 4, [4]),
+        (3, 3, [3]),
+    ],
+)
+def test_validation_is_due_every_so_many_rounds_and_at_the_end(every, rounds, expected):
+    assert [n for n in range(1, rounds + 1) if due(n, every, rounds)] == expected
+
+
+def test_rounds_without_validation_are_trained_and_never_selected(tmp_path):
+    losses = [0.0, 0.4, 0.0, 0.3, 0.5]  # none but the second, fourth and fifth are asked for
+    sites = (ScriptedSite(name, val_loss=losses, mark=True) for name in ("north", "south"))
+    grid = InProcessGrid(nodes(*sites))
+    folder = run(tmp_path, grid, num_server_rounds=5, evaluate_every=2)
+    assert grid.asked() == [
+        (HELLO, "", 0),
+        (TRAIN, "train", 1),
+        (TRAIN, "train", 2),
+        (EVALUATE, "val", 2),
+        (TRAIN, "train", 3),
+        (TRAIN, "train", 4),
+        (EVALUATE, "val", 4),
+        (TRAIN, "train", 5),
+        (EVALUATE, "val", 5),
+        (EVALUATE, "test", 4),
+    ]
+    assert json.loads((folder / "summary.json").read_text())["best_round"] == 4
+    assert all(torch.all(w == 4) for w in load_file(folder / "model.safetensors").values())
 
 
 # Who takes part
@@ -477,6 +590,78 @@ def test_first_failure_in_order_of_name_is_told(tmp_path):
     assert fail(tmp_path, grid, SiteFailure)["site"] == "b"
 
 
+def without_weights(message: Message) -> Message:
+    reply = ScriptedSite("south").train(message, 2)
+    del reply.content[messages.ARRAYS]
+    return reply
+
+
+def with_weights(change: Callable[[dict[str, torch.Tensor]], None], transport: str = "float32"):
+    def how(message: Message) -> Message:
+        reply = ScriptedSite("south", transport=transport).train(message, 2)
+        update = messages.unpack(reply.content[messages.ARRAYS])
+        change(update)
+        reply.content[messages.ARRAYS] = messages.pack(update)
+        return reply
+
+    return how
+
+
+def a_name(update: dict[str, torch.Tensor]) -> str:
+    return next(name for name in update if not name.endswith("/scale"))
+
+
+@pytest.mark.parametrize(
+    ("transport", "how", "why"),
+    [
+        ("float32", without_weights, messages.ARRAYS),
+        ("float32", with_weights(lambda u: u.pop(a_name(u))), "is missing"),
+        ("float32", with_weights(lambda u: u.update(more=torch.zeros(1))), "was not asked for"),
+        ("float32", with_weights(lambda u: u[a_name(u)].fill_(math.nan)), "not finite"),
+        ("float32", with_weights(lambda u: u.update({a_name(u): torch.zeros(1, 7)})), "the shape"),
+        ("float32", with_weights(lambda u: None, "float16"), "float32 is expected"),
+        ("float16", with_weights(lambda u: None), "float16 is expected"),
+        ("int8", with_weights(lambda u: None, "float16"), "/scale is missing"),
+        (
+            "int8",
+            with_weights(lambda u: u[a_name(u) + "/scale"].fill_(math.inf), "int8"),
+            "not finite",
+        ),
+    ],
+)
+def test_site_whose_update_does_not_decode_ends_the_run_and_is_named(tmp_path, transport, how, why):
+    north = ScriptedSite("north", transport=transport)
+    south = FailingSite("south", transport=transport, how=how)
+    grid = InProcessGrid(nodes(north, south))
+    failure = fail(tmp_path, grid, SiteFailure, transport=transport)
+    assert (failure["site"], failure["phase"]) == ("south", "train, round 2")
+    assert failure["error"].startswith("its answer is not usable: ")
+    assert why in failure["error"]
+    assert grid.asked()[-1] == (TRAIN, "train", 2)  # nothing of it is averaged or validated
+
+
+# How weights travel
+
+
+@pytest.mark.parametrize("transport", ["float16", "int8"])
+def test_steps_that_float16_cannot_show_add_up_all_the_same(tmp_path, transport):
+    """The server adds differences to its own float32 weights, not to what it rounded for them."""
+    drift = 2.0**-20
+    sites = (ScriptedSite(name, drift=drift, transport=transport) for name in ("north", "south"))
+    grid = InProcessGrid(nodes(*sites))
+    folder = run(tmp_path, grid, transport=transport)
+    config = run_config(tmp_path)
+    start = load_task("classification").build_model(config).state_dict()
+    result = load_file(folder / "model.safetensors")
+    assert result.keys() == start.keys()
+    rounded = received(broadcast(start, "float16"))
+    assert max(float((rounded[n] - w).abs().max()) for n, w in start.items()) > 10 * drift
+    for name, weight in result.items():  # 3 rounds, of which the last has the lowest loss
+        torch.testing.assert_close(
+            weight.double(), start[name].double() + 3 * drift, rtol=1e-6, atol=0.05 * drift
+        )
+
+
 # With the clients themselves
 
 
@@ -502,10 +687,21 @@ def simulated(count: int = 2) -> list[dict]:
     return [{"partition-id": i, "num-partitions": count} for i in range(count)]
 
 
-def test_deployed_and_simulated_sites_learn_the_same_bits(tmp_path, tiny_cohort, client_folders):
+def test_deployed_and_simulated_sites_learn_the_same_bits(
+    tmp_path, tiny_cohort, client_folders, monkeypatch
+):
     """Who asks, in which order, and how a site is started decide nothing."""
     deployed = [{"site": s, "data-dir": str(tiny_cohort / s)} for s in ("north", "island")]
-    models, tables, records, grids = set(), [], set(), []
+    models, tables, records, grids, steps = set(), [], set(), [], []
+    remove = SiteState.remove
+
+    def counted(state: SiteState) -> None:
+        last = {k: v for k, v in state.load(3).items() if k.endswith("/step")}
+        steps.append((state.site, {float(value) for value in last.values()}))
+        remove(state)
+        assert not state.folder.exists()
+
+    monkeypatch.setattr(SiteState, "remove", counted)
     for name, node_configs, cohort in (
         ("simulated", simulated(), str(tiny_cohort)),
         ("deployed", deployed, ""),
@@ -520,13 +716,19 @@ def test_deployed_and_simulated_sites_learn_the_same_bits(tmp_path, tiny_cohort,
         tables.append(sites)
         records.add(
             tuple(
-                (tmp_path / "records" / site / "1.csv").read_bytes() for site in ("north", "island")
+                (tmp_path / "records" / site / "1" / "predictions.csv").read_bytes()
+                for site in ("north", "island")
             )
         )
+        assert {  # with the test the private state is gone
+            str(path.relative_to(tmp_path / "records"))
+            for path in (tmp_path / "records").rglob("*")
+            if path.is_file()
+        } == {"north/1/predictions.csv", "island/1/predictions.csv"}
         shutil.rmtree(tmp_path / "records")  # a second run must write its own
-        for context in contexts:  # six steps of AdamW stay at the site
-            steps = messages.unpack(context.state[messages.PRIVATE])
-            assert {float(v) for k, v in steps.items() if k.endswith("/step")} == {6.0}
+        assert not any(context.state for context in contexts)  # nothing in Flower's keeping
+    # Six steps of AdamW stay at the site.
+    assert sorted(steps) == [("island", {6.0})] * 2 + [("north", {6.0})] * 2
     assert len(models) == len(records) == 1
     assert tables[0] == tables[1]
     assert {name: site["n_test"] for name, site in tables[0].items()} == {"island": 4, "north": 4}
@@ -561,7 +763,7 @@ def test_federation_of_one_site_is_plain_training(tmp_path, tiny_cohort, client_
         if message.content[messages.CONFIG]["split"] == "val"
     ]
 
-    task, cpu = load_task(config.task), torch.device("cpu")
+    task, place = load_task(config.task), Place("north", ("north",), torch.device("cpu"))
     scans = task.load_split("north", tiny_cohort / "north", "train", config, cache_dir())
     model, private = task.build_model(config), {}
     for round_number, federated in enumerate(validated, start=1):
@@ -569,15 +771,68 @@ def test_federation_of_one_site_is_plain_training(tmp_path, tiny_cohort, client_
             model,
             scans,
             config,
-            first_step=(round_number - 1) * config.local_steps,
-            steps=config.local_steps,
-            seed=derive_seed(config.seed, site="north", round=round_number, purpose="fit"),
-            device=cpu,
+            place=place,
+            round_number=round_number,
             private=private,
         ).private
         for name, weight in model.state_dict().items():
             assert torch.equal(weight, federated[name])
     assert len(validated) == 3
+
+
+def flat(state: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([state[name].flatten() for name in sorted(state)]).double()
+
+
+@pytest.fixture
+def learned(tmp_path, tiny_cohort, client_folders):
+    """Run the same federation with another transport; give its grid, summary and weights."""
+
+    def learn(transport: str) -> tuple[InProcessGrid, dict, torch.Tensor]:
+        folder = tmp_path / transport
+        config = run_config(folder, cohort_dir=str(tiny_cohort), transport=transport)
+        grid = InProcessGrid(clients(simulated(), config)[0])
+        federate(grid, config, run_id="run")
+        summary = json.loads((folder / "run" / "summary.json").read_text())
+        return grid, summary, flat(load_file(folder / "run" / "model.safetensors"))
+
+    return learn
+
+
+def updates(grid: InProcessGrid) -> list[dict[str, torch.Tensor]]:
+    return [
+        messages.unpack(reply.content[messages.ARRAYS])
+        for reply in grid.replies
+        if reply.metadata.message_type == TRAIN
+    ]
+
+
+def test_smaller_updates_give_nearly_the_same_model(tmp_path, learned):
+    """Half or a quarter of the bytes up, half of them down, besides a header for every tensor."""
+    grid, whole, model = learned("float32")
+    start = load_task("classification").build_model(run_config(tmp_path))
+    way = (model - flat(shared := start.state_dict())).norm()
+    raw = tensor_bytes(shared)
+    assert [tensor_bytes(update) for update in updates(grid)] == [raw] * 6
+    for transport, share, arrays, farthest in (("float16", 2, 1, 0.01), ("int8", 4, 2, 0.03)):
+        grid, summary, smaller = learned(transport)
+        scales = 4 * len(shared) * (arrays - 1)
+        for update in updates(grid):
+            weights = {str(t.dtype) for name, t in update.items() if not name.endswith("/scale")}
+            assert weights == {f"torch.{transport}"}
+            assert len(update) == arrays * len(shared)
+            assert tensor_bytes(update) == raw // share + scales
+        headers = 140 * len(shared)
+        up = 6 * (raw // share + scales)
+        assert up < summary["bytes_up"] < up + 6 * headers * arrays
+        down = 14 * raw // 2  # of two sites' three rounds, three validations and a test
+        assert down < summary["bytes_down"] < down + 14 * headers
+        assert summary["bytes_up"] < 0.6 * whole["bytes_up"]
+        distance = (smaller - model).norm()
+        assert 0 < distance < farthest * way
+        assert summary["best_round"] == whole["best_round"]
+        for site, values in summary["sites"].items():
+            assert values["loss"] == pytest.approx(whole["sites"][site]["loss"], abs=1e-3)
 
 
 def test_bad_data_of_a_deployed_site_end_the_run_in_public_words(tmp_path, client_folders, caplog):

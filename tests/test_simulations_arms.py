@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from common.config import RunConfig
-from common.tasks import classification
-from simulations.arms import COLUMNS, POOL, Work, run_cell
+from common.errors import ConfigError
+from common.paths import cache_dir
+from common.tasks import Place, classification
+from simulations.arms import COLUMNS, POOL, Work, pooled_config, run_cell
 from simulations.plan import Cell
 
 TINY = {"num-server-rounds": 2, "local-steps": 3, "batch-size": 4, "image-size": 16}
@@ -20,14 +27,19 @@ def work(tiny_cohort: Path, session_cache: Path, tmp_path: Path, monkeypatch: py
     """Compose the work of one cell on the tiny cohort."""
     monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
 
-    def compose(arm: str, sites: tuple[str, ...] = ("island", "north"), batch: str = "large"):
+    def compose(
+        arm: str, sites: tuple[str, ...] = ("island", "north"), batch: str = "large", **run
+    ):
+        changed = {key.replace("_", "-"): value for key, value in run.items()}
         return Work(
             cell=Cell(arm, "", 0),
-            run=RunConfig.from_flower(TINY).to_flower(),
+            run=RunConfig.from_flower(TINY | changed).to_flower(),
             sites={site: str(tiny_cohort / site) for site in sites},
             folder=str(tmp_path / arm / batch),
             records=str(tmp_path / "records"),
             centralized_batch=batch,
+            local=list(sites),
+            models={},
             cpus=1,
             gpus=0.0,
             timeout=600.0,
@@ -45,6 +57,14 @@ def test_every_model_is_tested_at_every_site_with_every_metric(work) -> None:
     assert set(run_cell(work("centralized")).query("split == 'test'").trained_on) == {POOL}
 
 
+def test_only_the_sites_that_are_to_train_alone_do_and_are_tested_everywhere(work) -> None:
+    both = run_cell(work("local"))
+    one = run_cell(replace(work("local"), local=["island"]))
+    expected = both[both.trained_on == "island"].drop(columns="seconds")
+    pd.testing.assert_frame_equal(one.drop(columns="seconds"), expected, check_index_type=False)
+    assert set(one.query("split == 'test'").tested_on) == {"island", "north"}
+
+
 def test_arms_make_equal_steps_and_see_equal_images(work) -> None:
     local = run_cell(work("local")).query("split == 'test'")
     large = run_cell(work("centralized")).query("split == 'test'")
@@ -55,6 +75,15 @@ def test_arms_make_equal_steps_and_see_equal_images(work) -> None:
     assert set(large.images_seen) == set(small.images_seen) == {both_sites}
 
 
+def test_a_pools_configuration_is_validated() -> None:
+    config = RunConfig.from_flower({"task": "generation", "batch-size": 2, "local-steps": 5})
+    assert pooled_config(config, 1, "large") == config
+    assert pooled_config(config, 2, "large").batch_size == 4
+    assert pooled_config(config, 3, "small").local_steps == 15
+    with pytest.raises(ConfigError):
+        pooled_config(config, 3, "large")
+
+
 def test_a_pool_of_one_site_is_that_site_alone(work) -> None:
     alone = run_cell(work("local", ("north",)))
     pooled = run_cell(work("centralized", ("north",)))
@@ -62,6 +91,47 @@ def test_a_pool_of_one_site_is_that_site_alone(work) -> None:
     assert list(alone.steps) == list(pooled.steps)
     assert list(alone.images_seen) == list(pooled.images_seen)
     assert list(alone.metric) == list(pooled.metric)
+
+
+@pytest.mark.parametrize("arm", ["local", "centralized"])
+def test_each_model_is_plain_training_with_the_lowest_validation_loss(
+    arm: str, work, tmp_path: Path
+) -> None:
+    """Whatever validates in between: what fit gives, round after round, is what is tested."""
+    given = work(arm, num_server_rounds=5, evaluate_every=2)
+    rows = run_cell(given)
+    config, cpu = given.config, torch.device("cpu")
+    pools = {POOL: ["island", "north"]} if arm == "centralized" else {s: [s] for s in given.sites}
+
+    def load(site: str, split: str):
+        return classification.load_split(site, Path(given.sites[site]), split, config, cache_dir())
+
+    for trained_on, members in pools.items():
+        run = config.model_copy(update={"batch_size": 4 * len(members)})
+        place = Place(trained_on, tuple(given.sites), cpu)
+        data = classification.pool([load(site, "train") for site in members])
+        model, private, losses, states = classification.build_model(run), {}, {}, {}
+        for number in range(1, 6):
+            private = classification.fit(
+                model, data, run, place=place, round_number=number, private=private
+            ).private
+            if number in (2, 4, 5):
+                states[number] = classification.shared_state(model)
+                scans = classification.pool([load(site, "val") for site in members])
+                found = classification.predict(model, scans, cpu)
+                losses[number] = classification.score(scans, found)["loss"]
+        best = min(losses, key=losses.get)
+        folder = Path(given.folder) / trained_on
+        saved = load_file(folder / "model.safetensors")
+        assert saved.keys() == states[best].keys()
+        assert all(torch.equal(tensor, states[best][name]) for name, tensor in saved.items())
+        assert json.loads((folder / "summary.json").read_text())["best_round"] == best
+        curve = rows[(rows.trained_on == trained_on) & (rows.split == "val")]
+        assert sorted(set(curve.rounds)) == [2, 4, 5]
+        assert set(curve.metric) == {"loss", "balanced_accuracy"}
+        for number, loss in losses.items():
+            told = curve[(curve.rounds == number) & (curve.metric == "loss")]
+            assert (told.value * told.n).sum() / told.n.sum() == pytest.approx(loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("arm", ["local", "centralized"])
@@ -91,9 +161,6 @@ def test_no_test_scan_is_opened_before_training_and_selection_are_over(
 
 @pytest.mark.parametrize("arm", ["local", "centralized"])
 def test_training_does_not_depend_on_the_test_scans(arm: str, work, tmp_path: Path) -> None:
-    import shutil
-    from dataclasses import replace
-
     given = work(arm)
     before = run_cell(given).query("split == 'val'").drop(columns="seconds")
     # The same cohort with every test scan replaced by one that cannot be read, save one a site.
@@ -114,7 +181,10 @@ def test_predictions_stay_in_each_sites_own_records(work, tmp_path: Path) -> Non
     run_cell(work("local"))
     for site in ("island", "north"):
         folder = tmp_path / "records" / site / "local-seed0"
-        assert {path.name for path in folder.iterdir()} == {"island.csv", "north.csv"}
-        frame = pd.read_csv(folder / "north.csv")
+        assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == {
+            "island/predictions.csv",
+            "north/predictions.csv",
+        }
+        frame = pd.read_csv(folder / "north" / "predictions.csv")
         assert list(frame.columns) == ["scan", "label", "probability"]
         assert len(frame) == 4

@@ -13,7 +13,11 @@ import pandas as pd
 import pytest
 from processes import SCRIPTS, environment, fedscan, flower_processes, wait_until_gone
 
-from simulations.plan import Cell
+from common.errors import ConfigError
+from common.files import write_json
+from simulations.benchmark import Benchmark
+from simulations.compare import unfinished
+from simulations.plan import Cell, Plan, load_plan
 from simulations.schedule import end_cell
 
 TIMINGS = ["seconds"]
@@ -115,3 +119,83 @@ def test_a_cell_that_did_not_end_well_leaves_one_row_without_a_value(tmp_path: P
     (row,) = pd.read_csv(tmp_path / "results.csv").to_dict("records")
     assert row["status"] == "timeout" and row["seed"] == 3
     assert pd.isna(row["metric"]) and pd.isna(row["value"])
+
+
+GENERATORS = {"run": {"task": "generation"}, "use": {"task": "classification"}, "local": "poor"}
+
+
+@pytest.fixture
+def generators(tmp_path: Path):
+    """Compose a comparison of generators of which nothing has run."""
+
+    def compose(**changes) -> Benchmark:
+        plan = Plan.model_validate({"seeds": 2, **GENERATORS, **changes})
+        made = Benchmark(plan, {"island": Path(), "north": Path()}, {}, tmp_path / "out")
+        made.folder.mkdir()
+        write_json(made.folder / "manifest.json", {"poor_site": "island"})
+        return made
+
+    return compose
+
+
+def end(made: Benchmark, status: str, *cells: Cell) -> None:
+    for cell in cells:
+        made._cell(cell).mkdir(parents=True, exist_ok=True)
+        write_json(made._cell(cell) / "status.json", {"status": status, "why": ""})
+
+
+def test_use_is_made_of_the_generators_that_there_are(generators) -> None:
+    variants = {"a": {}, "b": {"transport": "int8"}}
+    made = generators(variants=variants, strategies=["a", "b"], reference="b")
+    end(made, "done", Cell("federated", "a", 0), Cell("federated", "b", 0), Cell("local", "", 0))
+    end(made, "error", Cell("centralized", "", 0))
+    cells = made.folder.absolute() / "cells"
+    assert made._work(Cell("use", "", 0)).models == {
+        "local GAN": str(cells / "local-seed0" / "island"),
+        "federated GAN": str(cells / "federated-b-seed0" / "all"),
+    }
+    assert made._work(Cell("use", "", 1)).models == {}
+    assert made._work(Cell("local", "", 0)).models == {}
+
+
+def test_an_arm_that_is_not_compared_gives_no_generator(generators) -> None:
+    made = generators(arms=["federated"])
+    end(made, "done", Cell("federated", "fedavg", 0), Cell("local", "", 0))
+    assert list(made._work(Cell("use", "", 0)).models) == ["federated GAN"]
+
+
+def test_what_an_interrupted_federation_left_at_its_sites_is_removed(generators) -> None:
+    made = generators()
+    end(made, "done", Cell("use", "", 0), Cell("use", "", 1), Cell("local", "", 0))
+    island = made.folder / "sites" / "island"
+    for name in ("state/17", "17", "federated-fedavg-seed0/all", "local-seed0/island"):
+        (island / name).mkdir(parents=True)
+    made._clear([Cell("federated", "fedavg", 0)])
+    assert [path.name for path in island.iterdir()] == ["local-seed0"]
+    # What was made of the seed's generators is made anew with the one that now comes.
+    assert [made._status(Cell("use", "", seed)) for seed in (0, 1)] == ["missing", "done"]
+    assert made._status(Cell("local", "", 0)) == "done"
+
+
+def test_cells_before_and_after_are_named_where_they_failed(generators) -> None:
+    made = generators()
+    end(made, "timeout", Cell("use", "", 1), Cell("pretraining", "", 0))
+    assert unfinished(made.folder) == ["pretraining-seed0 (timeout)", "use-seed1 (timeout)"]
+
+
+def test_another_plan_is_not_resumed(tiny_cohort: Path, tmp_path: Path) -> None:
+    sites = {site: tiny_cohort / site for site in ("island", "north")}
+
+    def begin(plan: Plan, *, resume: bool) -> None:
+        Benchmark(plan, sites, {}, tmp_path)._begin(resume)
+
+    plan = load_plan("gan-domain-adaptation", {}, {})
+    begin(plan, resume=False)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["reference"] == "gan-tuned" and len(manifest["contrasts"]) == 5
+    assert manifest["plan"]["variants"]["gan-tuned"]["features"] == "tuned"
+    assert manifest["config"]["classifier"] == "slices"  # of no variant
+    begin(plan, resume=True)
+    variants = {**plan.variants, "gan-tuned": {"classifier": "gan-features"}}
+    with pytest.raises(ConfigError, match="another plan"):
+        begin(plan.model_copy(update={"variants": variants}), resume=True)

@@ -770,8 +770,8 @@ def test_generated_pictures_are_found_back(trained, command, tmp_path: Path) -> 
 def test_a_projection_can_be_drawn_again(trained, command, tmp_path: Path) -> None:
     import torch
 
+    from common.imaging.pictures import to_pixels
     from common.training.gan_sampling import load_generator
-    from simulations.gan.pictures import to_pixels
 
     command("generate", trained[0], "--count", 1, "--out", tmp_path / "made")
     image = tmp_path / "made" / "picture-00000.png"

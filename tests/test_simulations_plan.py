@@ -8,6 +8,7 @@ import pytest
 from processes import fedscan
 
 from common.errors import ConfigError
+from simulations.compare import Request, compare
 from simulations.plan import FEDPROX_MU, Cell, load_plan, presets
 
 
@@ -15,8 +16,112 @@ from simulations.plan import FEDPROX_MU, Cell, load_plan, presets
 def test_every_preset_is_a_plan_with_a_description_and_valid_cells(name: str) -> None:
     plan = load_plan(name, {}, {})
     assert plan.description
-    for cell in plan.cells():
-        assert plan.config(cell, {}).seed == cell.seed
+    for cell in (cell for stage in plan.stages() for cell in stage):
+        assert plan.config(cell, {}, features="/features").seed == cell.seed
+    for variant in plan.variants:  # also those that the preset leaves to `--strategies`
+        assert plan.config(Cell("federated", variant, 0), {}, features="/features")
+
+
+def test_what_goes_before_and_after_has_stages_of_its_own() -> None:
+    plan = load_plan("generation", {"seeds": 2}, {})
+    assert [sorted({cell.arm for cell in stage}) for stage in plan.stages()] == [
+        ["centralized", "federated", "local"],
+        ["use"],
+    ]
+    assert plan.config(Cell("use", "", 1), {}).task == "classification"
+    assert plan.config(Cell("local", "", 1), {}).task == "generation"
+    plan = load_plan("gan-domain-adaptation", {"seeds": 2}, {})
+    before, compared = plan.stages()
+    assert [cell.name for cell in before] == ["pretraining-seed0", "pretraining-seed1"]
+    assert plan.config(before[0], {}).task == "generation"
+    assert {cell.name for cell in compared if cell.seed == 1} == {
+        "local-seed1",
+        *(f"federated-{name}-seed1" for name in plan.strategies),
+    }
+
+
+def test_only_pretrained_variants_begin_with_the_features_of_the_pretraining() -> None:
+    plan = load_plan("gan-domain-adaptation", {}, {})
+    begins = {
+        name: plan.config(Cell("federated", name, 0), {}, features="/there").gan_checkpoint
+        for name in plan.strategies
+    }
+    assert begins == {
+        "scratch": "",
+        "untrained-frozen": "",
+        "untrained-tuned": "",
+        "gan-frozen": "/there",
+        "gan-tuned": "/there",
+    }
+    # The control differs in nothing else.
+    for kind in ("frozen", "tuned"):
+        one, other = (
+            plan.config(Cell("federated", f"{start}-{kind}", 0), {}, features="/there")
+            for start in ("gan", "untrained")
+        )
+        assert one.model_copy(update={"gan_checkpoint": ""}) == other
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"strategies": ["fedsgd"]}, "'fedsgd': accepted are fedavg, fedprox"),
+        ({"variants": {"../x": {}}}, "lower-case"),
+        ({"variants": {"fedprox": {}}, "pretrained": []}, "'fedprox': that name is taken"),
+        ({"variants": {"local": {}}, "pretrained": []}, "'local': that name is taken"),
+        ({"reference": "nobody"}, "reference 'nobody'"),
+        ({"contrasts": [["scratch", "nobody"]]}, "contrast with 'nobody'"),
+        ({"contrasts": [["scratch", "scratch"]]}, "with itself"),
+        ({"contrasts": [["scratch"]]}, "at least 2"),
+        ({"pretrained": ["scratch"], "pretraining": {}}, "need a table"),
+        ({"pretrained": ["nobody"]}, "is no variant"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(changes: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_plan("gan-domain-adaptation", {"strategies": ["fedavg"], **changes}, {})
+
+
+def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() -> None:
+    run = {
+        **{"share": "generator", "weighting": "distance", "transport": "int8"},
+        **{"server-learning-rate": 2.0, "server-momentum": 0.5, "evaluate-every": 7},
+        **{"num-server-rounds": 9, "local-steps": 9, "batch-size": 8, "learning-rate": 0.1},
+    }
+    shared = {"threads": 2, "device": "cpu", "gan-changes": "resolution=64", "reply-timeout": 9.0}
+    base = {"min-sites": 3, "cohort-dir": "/there"}
+    use = Cell("use", "", 1)
+    plain = load_plan("generation", {}, {}).config(use, base)
+    changed = load_plan("generation", {}, {**run, **shared}).config(use, base)
+    kept = {key: value for key, value in changed.to_flower().items() if key not in shared}
+    assert kept == {k: v for k, v in plain.to_flower().items() if k not in shared}
+    assert {key: changed.to_flower()[key] for key in shared} == shared
+    assert (changed.seed, changed.min_sites, changed.cohort_dir) == (1, 3, "/there")
+
+
+def test_one_strategy_stands_for_federation_and_pairs_need_both() -> None:
+    plan = load_plan("gan-domain-adaptation", {}, {})
+    assert plan.reference_strategy == "gan-tuned"
+    assert plan.compared_contrasts == plan.contrasts and len(plan.contrasts) == 5
+    plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "gan-frozen"]}, {})
+    assert plan.reference_strategy == "scratch"
+    assert plan.compared_contrasts == [["scratch", "local"]]
+    assert load_plan("default", {"arms": ["local"]}, {}).reference_strategy == ""
+    both = {"strategies": ["fedprox", "fedavg"]}
+    assert load_plan("default", both, {}).reference_strategy == "fedavg"
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_pool_with_an_impossible_batch_is_refused_before_anything_starts(
+    dry_run: bool, tmp_path: Path
+) -> None:
+    request = Request(
+        **{"preset": "generation", "overrides": {}, "run": {"batch-size": 2}, "cohort": None},
+        **{"sites": 3, "out": tmp_path / "out", "gpus_per_cell": 0.0, "cell_timeout": 9.0},
+    )
+    with pytest.raises(ConfigError, match=r"arm 'centralized', 3 × batch-size: .*6"):
+        compare(request, resume=False, dry_run=dry_run)
+    assert not list(tmp_path.iterdir())
 
 
 def test_cells_are_arms_times_seeds_and_strategies_concern_the_federated_arm_only() -> None:

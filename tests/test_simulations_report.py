@@ -143,6 +143,14 @@ def test_one_arm_alone(tmp_path: Path) -> None:
     assert len(words_of_images(page)) == 2 * 3 + 2 * 3
 
 
+def test_variants_have_their_names_and_one_stands_for_federation(tmp_path: Path) -> None:
+    models = (("local", ""), ("federated", "scratch"), ("federated", "gan-tuned"))
+    text = Page(write_report(make_folder(tmp_path / "b", models=models, seeds=2)).read_text()).text
+    assert "From scratch − GAN, tuned".replace(" ", " ") in text
+    assert "balanced accuracy of Federated (GAN, tuned)" in text
+    assert "Federated − centralized" not in text  # no such arm
+
+
 def test_one_repetition_is_called_one(tmp_path: Path) -> None:
     page = Page(write_report(make_folder(tmp_path / "b", seeds=1)).read_text())
     assert "means over" not in page.text

@@ -503,3 +503,27 @@ def test_a_test_value_that_is_there_twice_is_refused():
     results, sides = benchmark(noisy)
     with pytest.raises(FedscanError, match="twice"):
         run((pd.concat([results, results.iloc[:1]]), sides))
+
+
+# Which pairs are told
+
+
+def test_named_pairs_are_told_instead_of_every_strategy_against_the_reference():
+    tables = benchmark(noisy, arms=(LOCAL, FEDAVG, FEDPROX), seeds=2)
+    named = [["fedavg", "fedprox"], ["fedprox", "local"]]
+    found = run(tables, reference_strategy="fedprox", contrasts=named)
+    names = ["federated - centralized", "fedavg - fedprox", "fedprox - local"]
+    for part in (*found["differences"].values(), found["differences_over_sites"]):
+        assert list(part) == names
+    other = run(tables)
+    for site in SITES:
+        one, two = (f["differences"][site] for f in (found, other))
+        flipped = two["fedprox - fedavg"]["auroc"]
+        assert one["fedavg - fedprox"]["auroc"]["mean"] == pytest.approx(-flipped["mean"])
+    assert found["reference_strategy"] == "fedprox"
+    gain = found["headline"]["gain_of_data_poor_site"]
+    told = found["differences"]["island"]["fedprox - local"]["balanced_accuracy"]
+    assert (gain["value"], gain["low"]) == (told["mean"], told["low"])
+    local = found["scores"]["island"]["local"]["balanced_accuracy"]["mean"]
+    mine = found["scores"]["island"]["federated/fedprox"]["balanced_accuracy"]["mean"]
+    assert gain["value"] == pytest.approx(mine - local)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,24 +15,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from common.checkpoints import load_model
 from common.config import RunConfig
 from common.imaging.prepare import ImageSet
-from common.tasks import classification, load_task
+from common.predictions import save_predictions
+from common.tasks import Evaluation, Fit, Place, Task, classification, load_task
 from common.tasks.classification import (
     MOMENTS,
     SHIFT_VOXELS,
-    Fit,
     _Batches,
     augment,
     build_model,
     cosine,
+    evaluate,
+    first_release,
     fit,
+    judge,
+    load_shared,
+    participants,
+    pool,
     predict,
+    release,
+    save,
     score,
     shared_state,
+    summary,
 )
 
 CPU = torch.device("cpu")
+SITES = ("island", "north")
+NORTH, ISLAND = (Place(site, SITES, CPU) for site in ("north", "island"))
 SIDE = 16
 TINY = {
     "image-size": SIDE,
@@ -74,23 +88,13 @@ def train(
     run: RunConfig | None = None,
     *,
     model: nn.Module | None = None,
-    first_step: int = 0,
-    steps: int = 10,
-    seed: int = 1,
-    private: dict[str, Tensor] | None = None,
+    round_number: int = 1,
+    place: Place = NORTH,
+    private: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Fit]:
     run = run or config()
     model = model or build_model(run)
-    done = fit(
-        model,
-        data,
-        run,
-        first_step=first_step,
-        steps=steps,
-        seed=seed,
-        device=CPU,
-        private=private or {},
-    )
+    done = fit(model, data, run, place=place, round_number=round_number, private=private or {})
     return {name: weight.clone() for name, weight in model.state_dict().items()}, done
 
 
@@ -104,35 +108,65 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def test_task_of_the_configuration_has_every_function():
     task = load_task(config().task)
-    for name in ("build_model", "shared_state", "load_split", "fit", "predict", "score"):
-        assert callable(getattr(task, name))
+    functions = [name for name in vars(Task) if not name.startswith("_")]
+    assert {"build_model", "shared_state", "load_split", "fit", "evaluate"} <= set(functions)
+    for name in functions:
+        assert callable(getattr(task, name)), name
 
 
 def test_initial_weights_are_the_runs_and_shared_whole():
     model = build_model(config(seed=5))
     assert same(model.state_dict(), build_model(config(seed=5, local_steps=3)).state_dict())
     assert not same(model.state_dict(), build_model(config(seed=6)).state_dict())
-    assert shared_state(model).keys() == model.state_dict().keys()
+    assert same(build_model(config(seed=5), ISLAND).state_dict(), model.state_dict())
+    assert same(shared_state(model, config()), model.state_dict())
+    assert same(first_release(model), model.state_dict())
+
+
+def test_shared_state_is_a_copy_and_is_taken_over_whole_or_not_at_all():
+    model, other = build_model(config(seed=5)), build_model(config(seed=6))
+    shared = shared_state(model, config())
+    load_shared(other, shared)
+    assert same(other.state_dict(), model.state_dict())
+    before = {name: weight.clone() for name, weight in shared.items()}
+    with torch.no_grad():
+        for weight in (*model.parameters(), *other.parameters()):
+            weight.zero_()
+    assert same(shared, before)
+    name, *_ = shared
+    for broken in ({k: v for k, v in shared.items() if k != name}, shared | {"more": shared[name]}):
+        with pytest.raises(RuntimeError):
+            load_shared(other, broken)
+
+
+def test_average_of_a_round_is_released_as_it_is():
+    before, average = (shared_state(build_model(config(seed=seed))) for seed in (1, 2))
+    released = release(before, average, config(), round_number=2, participants=3)
+    assert same(released, average)
 
 
 # Learning
 
 
 def test_training_learns_what_tells_the_classes_apart(data):
-    run = config(local_steps=40)
+    run = config(local_steps=5, num_server_rounds=16)
     model, unseen = build_model(run), make_images(20, seed=9)
     before = score(unseen, predict(model, unseen, CPU))
-    _, early = train(data, run, model=model, steps=5)
-    _, late = train(data, run, model=model, first_step=5, steps=75, private=early.private)
+    _, early = train(data, run, model=model)
+    private, losses = early.private, []
+    for number in range(2, 17):
+        _, late = train(data, run, model=model, round_number=number, private=private)
+        private = late.private
+        losses.append(late.metrics["loss"])
     after = score(unseen, predict(model, unseen, CPU))
-    assert late.metrics["loss"] < early.metrics["loss"]
+    assert np.mean(losses) < early.metrics["loss"]
     assert after["loss"] < 0.5 * before["loss"]
     assert after["balanced_accuracy"] > 0.9
 
 
 def test_fit_reports_the_images_it_saw_and_leaves_the_data_alone(data):
     images, labels = data.images.copy(), data.labels.copy()
-    _, done = train(data, steps=7)
+    _, done = train(data, config(local_steps=7))
     assert done.metrics.keys() == {"loss", "images-seen"}
     assert done.metrics["images-seen"] == 7 * 4
     np.testing.assert_array_equal(data.images, images)
@@ -140,7 +174,7 @@ def test_fit_reports_the_images_it_saw_and_leaves_the_data_alone(data):
 
 
 def test_batch_may_be_larger_than_the_data(data):
-    _, done = train(data, config(batch_size=30), steps=2)
+    _, done = train(data, config(batch_size=30, local_steps=2))
     assert math.isfinite(done.metrics["loss"])
 
 
@@ -148,30 +182,42 @@ def test_batch_may_be_larger_than_the_data(data):
 
 
 def test_same_seed_is_the_same_bits_and_another_seed_is_not(data):
-    one, fit_one = train(data, seed=1)
+    start = shared_state(build_model(config()))
+
+    def from_start(seed: int = 1, place: Place = NORTH, round_number: int = 1):
+        model = build_model(config())
+        load_shared(model, start)
+        run = config(seed=seed, num_server_rounds=10**5)  # rounds differ little by the schedule
+        return train(data, run, model=model, place=place, round_number=round_number)
+
+    one, fit_one = from_start()
     torch.manual_seed(1234)  # no draw comes from the global generator
-    two, fit_two = train(data, seed=1)
-    other, _ = train(data, seed=2)
+    two, fit_two = from_start()
     assert same(one, two)
     assert same(fit_one.private, fit_two.private)
     assert fit_one.metrics == fit_two.metrics
-    assert not same(one, other)
+    assert not same(one, from_start(seed=2)[0])
+    assert not same(one, from_start(place=ISLAND)[0])
+    # Another round's batches are others, beyond what its place in the schedule does.
+    assert from_start(round_number=2)[1].metrics["loss"] != pytest.approx(
+        fit_one.metrics["loss"], rel=1e-5
+    )
 
 
 def test_training_leaves_the_global_generator_alone(data):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    train(data, steps=2)
+    train(data, config(local_steps=2))
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_network_that_drops_paths_is_repeatable_too():
-    run = config(classifier="efficientnet-b2", batch_size=2)
+    run = config(classifier="efficientnet-b2", batch_size=2, local_steps=1)
     small = make_images(4, seed=0)
-    one, _ = train(small, run, steps=1)
+    one, _ = train(small, run)
     torch.manual_seed(1234)
-    two, _ = train(small, run, steps=1)
+    two, _ = train(small, run)
     assert same(one, two)
 
 
@@ -190,12 +236,11 @@ def test_private_state_is_three_moments_of_every_weight(data):
 def test_steps_count_on_and_private_state_changes_the_result(data):
     run = config()
     start, first = train(data, run)
-    again = {"first_step": 10, "seed": 2}
 
     def resume(private):
         model = build_model(run)
         model.load_state_dict(start)
-        return train(data, run, model=model, private=private, **again)
+        return train(data, run, model=model, private=private, round_number=2)
 
     carried, second = resume(first.private)
     anew, _ = resume({})
@@ -207,17 +252,18 @@ def test_steps_count_on_and_private_state_changes_the_result(data):
 def test_two_calls_are_one_long_call_where_batches_do_not_matter(data):
     """What a fit draws anew is batches and augmentation; moments and schedule go on."""
     run = config(batch_size=12)
+    long = config(batch_size=12, local_steps=20, num_server_rounds=1)
     together, parted = (
         KnowsOnlyFrequency(torch.tensor([0.3, -0.2])),
         KnowsOnlyFrequency(torch.tensor([0.3, -0.2])),
     )
-    train(data, run, model=together, steps=20)
-    _, first = train(data, run, model=parted, steps=10)
-    train(data, run, model=parted, first_step=10, steps=10, private=first.private, seed=2)
+    train(data, long, model=together)
+    _, first = train(data, run, model=parted)
+    train(data, run, model=parted, round_number=2, private=first.private)
     torch.testing.assert_close(parted.bias, together.bias, rtol=0, atol=1e-7)
     anew = KnowsOnlyFrequency(torch.tensor([0.3, -0.2]))
-    train(data, run, model=anew, steps=10)
-    train(data, run, model=anew, first_step=10, steps=10, seed=2)
+    train(data, run, model=anew)
+    train(data, run, model=anew, round_number=2)
     assert not torch.allclose(anew.bias, together.bias, rtol=0, atol=1e-7)
 
 
@@ -248,8 +294,8 @@ def test_rounds_follow_one_schedule(data, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     run = config()
-    train(data, run, steps=10)
-    train(data, run, first_step=10, steps=10)
+    train(data, run)
+    train(data, run, round_number=2)
     assert rates == [run.learning_rate * cosine(step, 20) for step in range(20)]
     assert all(later < earlier for earlier, later in pairwise(rates))
     assert rates[-1] < 0.01 * run.learning_rate
@@ -281,7 +327,7 @@ def learnt_frequency(men: float, batch_size: int) -> float:
     noise = np.zeros((40, 2, 2, 2), dtype=np.float32)
     labels = (np.arange(40) < 40 * men).astype(np.int64)
     model = KnowsOnlyFrequency()
-    train(ImageSet(noise, labels, ("",) * 40), run, model=model, steps=400)
+    train(ImageSet(noise, labels, ("",) * 40), run, model=model)
     return float(model.bias.detach().softmax(0)[1])
 
 
@@ -298,15 +344,15 @@ def test_mix_of_classes_is_no_prior_with_small_batches(men, batch_size):
 
 
 def test_network_on_noise_has_no_preference_for_the_larger_class():
-    run = config(batch_size=16, learning_rate=1e-3)
+    run = config(batch_size=16, learning_rate=1e-3, local_steps=20, num_server_rounds=1)
     model, noise = build_model(run), make_images(40, seed=1, blob=False, men=0.9)
-    train(noise, run, model=model, steps=20)
+    train(noise, run, model=model)
     fresh = predict(model, make_images(40, seed=2, blob=False), CPU)
     assert fresh.mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_site_with_one_class_can_train():
-    weights, done = train(make_images(6, seed=0, men=1.0), steps=3)
+    weights, done = train(make_images(6, seed=0, men=1.0), config(local_steps=3))
     assert math.isfinite(done.metrics["loss"])
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
@@ -316,14 +362,15 @@ def test_site_with_one_class_can_train():
 
 def moved(data: ImageSet, run: RunConfig) -> float:
     start = build_model(run).state_dict()
-    weights, _ = train(data, run, steps=20)
+    weights, _ = train(data, run)
     return math.sqrt(sum(float((w - start[n]).square().sum()) for n, w in weights.items()))
 
 
 def test_pull_towards_the_start_keeps_the_weights_near_it(data):
-    free = moved(data, config(weight_decay=0))
+    one_round = {"weight_decay": 0, "local_steps": 20, "num_server_rounds": 1}
+    free = moved(data, config(**one_round))
     leashed = [
-        moved(data, config(strategy="fedprox", proximal_mu=mu, weight_decay=0))
+        moved(data, config(strategy="fedprox", proximal_mu=mu, **one_round))
         for mu in (1e-6, 1.0, 1e4)
     ]
     assert leashed[0] == pytest.approx(free, rel=1e-2)
@@ -333,12 +380,13 @@ def test_pull_towards_the_start_keeps_the_weights_near_it(data):
 
 def test_proximal_term_is_half_mu_times_squared_distance(data):
     """Li et al. 2020, eq. 2: the second step's loss has it, the first is at the start itself."""
-    run = config(strategy="fedprox", proximal_mu=50.0, batch_size=12)
     start = torch.tensor([0.3, -0.2])
 
     def loss_after(steps: int) -> tuple[float, Tensor]:
         model = KnowsOnlyFrequency(start)
-        _, done = train(data, run, model=model, steps=steps)
+        length = {"local_steps": steps, "num_server_rounds": 20 // steps}  # of one schedule
+        run = config(strategy="fedprox", proximal_mu=50.0, batch_size=12, **length)
+        _, done = train(data, run, model=model)
         return done.metrics["loss"], model.bias.detach()
 
     def cross_entropy(bias: Tensor) -> float:
@@ -358,13 +406,13 @@ def test_proximal_term_is_half_mu_times_squared_distance(data):
 def test_images_that_are_not_numbers_end_the_fit(data):
     broken = ImageSet(np.full_like(data.images, np.nan), data.labels, data.ids)
     with pytest.raises(FloatingPointError, match="diverged"):
-        train(broken, steps=1)
+        train(broken, config(local_steps=1))
 
 
 def test_learning_rate_that_explodes_ends_the_fit(data):
-    run = config(learning_rate=10, weight_decay=10)
+    run = config(learning_rate=10, weight_decay=10, local_steps=40, num_server_rounds=1)
     with pytest.raises(FloatingPointError, match="lower learning-rate"):
-        train(data, run, model=build_model(run), steps=40)
+        train(data, run, model=build_model(run))
 
 
 # Batches
@@ -455,3 +503,82 @@ def test_head_moves_by_a_voxel_at_most_and_is_mirrored_left_to_right_only(images
     }
     assert drawn <= possible
     assert len(drawn) > 0.9 * len(possible)
+
+
+# What a site says of a model, and what all sites say together
+
+
+def test_evaluation_is_the_score_of_the_split_that_was_asked_for(data, tmp_path):
+    run, unseen = config(), make_images(20, seed=9)
+    released, _ = train(data, run)
+    asked: list[str] = []
+
+    def load(split: str) -> ImageSet:
+        asked.append(split)
+        return unseen
+
+    found = evaluate(released, load, "val", run, place=NORTH)
+    model = build_model(run)
+    load_shared(model, released)
+    predictions = predict(model, unseen, CPU)
+    assert asked == ["val"]
+    assert found == Evaluation(20, score(unseen, predictions))
+    assert not found.statistics
+    assert not found.words
+    assert evaluate(released, load, "test", run, place=NORTH, records=tmp_path / "run") == found
+    (written,) = tmp_path.rglob("*.*")
+    save_predictions(tmp_path / "expected", unseen.labels, predictions)
+    assert written == tmp_path / "run" / "predictions.csv"
+    assert written.read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def evaluations(sites: list[tuple[float, int]]) -> dict[str, Evaluation]:
+    return {
+        str(i): Evaluation(n, {"loss": loss, "balanced_accuracy": 0.625})
+        for i, (loss, n) in enumerate(sites)
+    }
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 99)), min_size=1, max_size=6))
+def test_loss_of_all_sites_is_the_mean_over_scans(sites):
+    every_scan = np.repeat([loss for loss, _ in sites], [n for _, n in sites])
+    assert judge(evaluations(sites), config()).loss == pytest.approx(every_scan.mean(), abs=1e-9)
+
+
+def test_verdict_names_every_site_and_has_no_metric_of_the_whole():
+    verdict = judge(evaluations([(0.5, 1), (0.1, 3)]), config())
+    assert verdict.words == "validation loss 0.200, balanced accuracy 0 0.62, 1 0.62"
+    assert verdict.whole == {}
+    assert math.isnan(judge(evaluations([(float("nan"), 1), (0.1, 3)]), config()).loss)
+
+
+def test_summary_has_each_sites_metrics_and_nothing_of_the_whole():
+    found = evaluations([(0.5, 1), (0.1, 3)])
+    verdict, fits = judge(found, config()), {"0": {"loss": 9.0}, "1": {"loss": 9.0}}
+    whole, sites = summary(found, verdict, fits, config(), round_number=1)
+    assert whole == {}
+    assert sites == {site: {"n_test": one.count, **one.metrics} for site, one in found.items()}
+    sites["0"]["loss"] = 7.0
+    assert found["0"].metrics["loss"] == 0.5
+
+
+def test_pool_holds_every_scan_once_in_the_order_given(data):
+    other = make_images(5, seed=3)
+    both = pool([data, other])
+    assert participants(both) == participants(data) + participants(other) == 17
+    np.testing.assert_array_equal(both.images, np.concatenate([data.images, other.images]))
+    np.testing.assert_array_equal(both.labels, np.concatenate([data.labels, other.labels]))
+    assert both.ids == data.ids + other.ids
+
+
+def test_what_is_saved_is_the_released_state_and_how_to_build_it(data, tmp_path: Path):
+    released, _ = train(data)
+    shared = {name: torch.zeros_like(weight) for name, weight in released.items()}
+    save(tmp_path, released, shared, config(), round_number=2, place=NORTH)
+    model = build_model(config(seed=1))
+    description = load_model(tmp_path, model)
+    assert same(model.state_dict(), released)
+    assert description["round"] == 2
+    assert description["task"] == "classification"
+    assert (description["classifier"], description["image_size"]) == ("small", SIDE)
+    assert description["classes"] == ["female", "male"]

@@ -555,7 +555,9 @@ class TestState:
 
     def test_what_a_site_keeps_to_itself_is_in_no_other_group(self, trained):
         private = trained.export("private")
-        assert {"ada.p", "ada.sign_sum", "ada.sign_count"} <= private.keys()
+        own = {"ada.p", "ada.sign_sum", "ada.sign_count", "path_length_mean"}
+        assert own <= private.keys()
+        assert not own & trained.export([group for group in GROUPS if group != "private"]).keys()
         moments = {name for name in private if "/" in name}
         parameters = trained.export("parameters")
         assert moments == {

@@ -133,7 +133,7 @@ def precision_recall(
     """
     real_radii, generated_radii = _radii(real, k), _radii(generated, k)
     inside_real, inside_generated = [], np.zeros(len(real), dtype=bool)
-    for rows, distances in _distances(generated, real):
+    for rows, distances in distances_by_block(generated, real):
         inside_real.append((distances <= real_radii).any(axis=1))
         inside_generated |= (distances <= generated_radii[rows, None]).any(axis=0)
     return float(np.concatenate(inside_real).mean()), float(inside_generated.mean())
@@ -150,7 +150,7 @@ def density_coverage(
     """
     radii = _radii(real, k)
     hits, covered = 0, np.zeros(len(real), dtype=bool)
-    for _, distances in _distances(generated, real):
+    for _, distances in distances_by_block(generated, real):
         inside = distances <= radii
         hits += int(inside.sum())
         covered |= inside.any(axis=0)
@@ -159,32 +159,9 @@ def density_coverage(
 
 def nearest_neighbours(training: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distance to the nearest training image, shape (N,), and which one that is, shape (N,)."""
-    nearest = [(d.min(axis=1), d.argmin(axis=1)) for _, d in _distances(images, training)]
+    nearest = [(d.min(axis=1), d.argmin(axis=1)) for _, d in distances_by_block(images, training)]
     distances, indices = zip(*nearest, strict=True)
     return np.concatenate(distances), np.concatenate(indices)
-
-
-def copying(training: np.ndarray, generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
-    """Whether generated images lie nearer to training images than other real ones do.
-
-    Returns
-    -------
-    dict of str to float
-        Medians of the distance to the nearest training image, and ``share_nearer``, the
-        probability that a generated image lies nearer to one than a held-out real image does:
-        1/2 when it has learnt the distribution, towards 1 when it copies, towards 0 when it is far
-        from everything (the Mann-Whitney statistic of Meehan et al. 2020, over all cells).
-    """
-    from scipy.stats import mannwhitneyu
-
-    ours, _ = nearest_neighbours(training, generated)
-    theirs, _ = nearest_neighbours(training, held_out)
-    nearer = mannwhitneyu(theirs, ours).statistic / (len(ours) * len(theirs))
-    return {
-        "generated_median": float(np.median(ours)),
-        "held_out_median": float(np.median(theirs)),
-        "share_nearer": float(nearer),
-    }
 
 
 def perceptual_path_length(
@@ -319,7 +296,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
-def _distances(rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def distances_by_block(rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Euclidean distances from all rows to all columns, block by block of rows."""
     from scipy.spatial.distance import cdist
 
@@ -330,5 +307,5 @@ def _distances(rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[slice, n
 
 def _radii(features: np.ndarray, k: int) -> np.ndarray:
     """Distance of each to its k-th nearest neighbour, itself not counted."""
-    blocks = [np.partition(d, k, axis=1)[:, k] for _, d in _distances(features, features)]
+    blocks = [np.partition(d, k, axis=1)[:, k] for _, d in distances_by_block(features, features)]
     return np.concatenate(blocks)

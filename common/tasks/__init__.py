@@ -1,15 +1,201 @@
-"""A task is one module: how to build, load, fit, predict and score, and what sites share.
+"""A task is one module: how to build, load, fit and judge, what sites share, and what is released.
 
-Server, clients and the arms of a comparison know a task by these functions only, so none of them
-grows when a task is added.
+Server, clients and the arms of a comparison know a task by the functions of :class:`Task` only, so
+none of them grows when a task is added. The state of a training is in three parts: what sites
+*share* and the server averages; what stays *private* to a site between rounds; and what is
+*released*, the network that is judged and given away, made at the server from the averages.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from common.config import RunConfig
+
+State = Mapping[str, "Tensor"]
 
 
-def load_task(name: str) -> ModuleType:
+@dataclass(frozen=True)
+class Fit:
+    """What one round's training gives: numbers to report, and state that stays at the site."""
+
+    metrics: dict[str, float]
+    private: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a site says of a released network on one split.
+
+    Parameters
+    ----------
+    count : int
+        Scans it was judged on.
+    metrics : dict of str to float
+    statistics : dict of str to Tensor
+        What can be merged over sites exactly: moments of features.
+    words : dict of str to str
+        What must be the same at all sites for their numbers to be comparable.
+    """
+
+    count: int
+    metrics: dict[str, float]
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all sites' evaluations say together.
+
+    Parameters
+    ----------
+    loss : float
+        The lower, the better: what rounds are selected by.
+    whole : dict of str to float
+        Metrics of all sites together, where they are more than a mean of the sites'.
+    words : str
+        One line for people.
+    """
+
+    loss: float
+    whole: dict[str, float]
+    words: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is computed: which site or pool, among which sites, on what device.
+
+    Parameters
+    ----------
+    site : str
+        The site's name, or a pool's; part of every seed.
+    sites : tuple of str
+        All sites of the run, sorted.
+    device : torch.device
+    """
+
+    site: str
+    sites: tuple[str, ...]
+    device: torch.device
+
+
+Load = Callable[[str], Any]  # given a split, the task's data of it
+
+
+class Task(Protocol):
+    """What a task's module has; ``model`` and ``data`` are whatever the task makes of them."""
+
+    def build_model(self, config: RunConfig, place: Place) -> Any:
+        """Build the model with the run's initial weights, the same wherever it is built."""
+
+    def warm_start(self, model: Any, config: RunConfig) -> None:
+        """Take over weights of an earlier training, where the run begins with some.
+
+        Whoever holds the first weights of a run calls it: the server, or the pool. A site gets
+        them with the first message, and reads no file that a run config names.
+        """
+
+    def shared_state(self, model: Any, config: RunConfig) -> dict[str, Tensor]:
+        """Return the part of the model's state that sites share, float32."""
+
+    def load_shared(self, model: Any, state: State) -> None:
+        """Take over what :meth:`shared_state` gave elsewhere, strictly."""
+
+    def align(self, updates: Mapping[str, dict[str, Tensor]], config: RunConfig) -> None:
+        """Give all sites' trained states, by site, what only one of them has learned; in place.
+
+        Called before they are averaged, so that what the others had no occasion to learn does not
+        thin it out.
+        """
+
+    def first_release(self, model: Any) -> dict[str, Tensor]:
+        """Return the released state before any round."""
+
+    def release(
+        self,
+        previous: State,
+        shared: State,
+        config: RunConfig,
+        *,
+        round_number: int,
+        participants: int,
+    ) -> dict[str, Tensor]:
+        """Make the released state out of the one before and the average of a round."""
+
+    def survey(self, site: str, data_dir: Path) -> dict[str, int]:
+        """Count participants by split, without opening a scan."""
+
+    def load_split(
+        self, site: str, data_dir: Path, split: str, config: RunConfig, cache: Path
+    ) -> Any:
+        """Load one split of one site; no file of another split is opened."""
+
+    def participants(self, data: Any) -> int:
+        """Return how many participants are in data."""
+
+    def pool(self, sets: Sequence[Any]) -> Any:
+        """Put several sites' data together."""
+
+    def fit(
+        self,
+        model: Any,
+        data: Any,
+        config: RunConfig,
+        *,
+        place: Place,
+        round_number: int,
+        private: State,
+    ) -> Fit:
+        """Train in place for one round's steps; ``private`` is what the last round gave back."""
+
+    def evaluate(
+        self,
+        released: State,
+        load: Load,
+        split: str,
+        config: RunConfig,
+        *,
+        place: Place,
+        records: Path | None = None,
+    ) -> Evaluation:
+        """Judge the released state on one split; ``records`` is for what stays at the site."""
+
+    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+        """Merge the sites' evaluations."""
+
+    def save(
+        self, folder: Path, released: State, shared: State, config: RunConfig, **about: Any
+    ) -> None:
+        """Write what is released, and what is needed to build it again."""
+
+    def illustrate(self, folder: Path, released: State, config: RunConfig, **about: Any) -> None:
+        """Leave pictures of a round's released state, where there is something to see."""
+
+    def summary(
+        self,
+        evaluations: Mapping[str, Evaluation],
+        verdict: Verdict,
+        fits: Mapping[str, Mapping[str, float]],
+        config: RunConfig,
+        *,
+        round_number: int,
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Return what a summary says of the whole, and under each site.
+
+        ``fits`` is what training said in the round whose state is released, ``round_number``.
+        """
+
+
+def load_task(name: str) -> Task:
     """Import a task by its name in the run config; late, for what it needs is heavy."""
     import importlib
 

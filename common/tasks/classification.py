@@ -1,5 +1,8 @@
 """Classification of a scan: here, of sex from a T1-weighted brain MRI.
 
+An image is a head: a cube of voxels, or the stack of a few of its axial slices, as the classifier
+takes it.
+
 ``fit`` is the one training loop of fedscan's classifiers. Whoever calls it (a site in a federation,
 one hospital by itself, all data in one pool) decides only which images it may see.
 """
@@ -7,42 +10,138 @@ one hospital by itself, all data in one pool) decides only which images it may s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.checkpoints import save_model
 from common.config import RunConfig
-from common.errors import DataContractError, DivergedError
+from common.errors import ConfigError, DataContractError, DivergedError
 from common.evaluation.classification import classification_metrics
 from common.models.classifier import CLASSES, build_classifier
+from common.predictions import save_predictions
+from common.provenance import source_hash
 from common.seeding import derive_seed
+from common.tasks import Evaluation, Fit, Load, Place, State, Verdict
 
 if TYPE_CHECKING:
     from common.imaging.prepare import ImageSet
 
 SHIFT_VOXELS = 1  # augmentation: at most, along each axis
 GAMMA_SD = 0.2  # augmentation: SD of log gamma
+OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks, not cubes
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
 
 
-def build_model(config: RunConfig) -> nn.Module:
-    """Build the model with the run's initial weights, the same wherever it is built."""
-    return build_classifier(
-        config.classifier,
-        image_size=config.image_size,
-        seed=derive_seed(config.seed, purpose="initial weights"),
-    )
+@dataclass(frozen=True)
+class Axes:
+    """What the axes of an image (…, A, B, C) are.
+
+    Parameters
+    ----------
+    right : int
+        The axis from the participant's left to right.
+    shifted : tuple of int
+        Those along which a head may lie a little elsewhere.
+    """
+
+    right: int
+    shifted: tuple[int, ...]
 
 
-def shared_state(model: nn.Module) -> dict[str, Tensor]:
+CUBE = Axes(right=-3, shifted=(-3, -2, -1))  # right, anterior, superior
+STACK = Axes(right=-1, shifted=(-2, -1))  # height, rows from front to back, right
+
+
+def axes_of(images: Tensor) -> Axes:
+    """Tell a cube, whose sides are equal, from a stack, which has fewer slices than pixels."""
+    return CUBE if images.shape[-3] == images.shape[-1] else STACK
+
+
+def build_model(config: RunConfig, place: Place | None = None) -> nn.Module:
+    """Build the model with the run's initial weights, the same wherever it is built.
+
+    Raises
+    ------
+    ConfigError
+        If the networks of ``gan`` and ``gan-changes`` cannot be, or have no use for slices.
+    """
+    seed = derive_seed(config.seed, purpose="initial weights")
+    if config.classifier not in OF_SLICES:
+        return build_classifier(config.classifier, image_size=config.image_size, seed=seed)
+    from common.imaging.slices import LEVELS_MM
+    from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
+    from common.tasks.generation_networks import architecture, gan_config
+
+    gan = _gan(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.classifier == "slices":
+            return SliceClassifier(len(LEVELS_MM), gan_config(gan).resolution)
+        networks = architecture(gan, place.sites if place else ())
+        tuned = config.features == "tuned"
+        return DiscriminatorClassifier(networks, len(LEVELS_MM), tuned=tuned)
+
+
+def warm_start(model: nn.Module, config: RunConfig) -> None:
+    """Take over the discriminator of ``gan-checkpoint``; without one, begin with the run's weights.
+
+    Raises
+    ------
+    ConfigError
+        If the checkpoint's networks are not those of the run, or the classifier has none.
+    FedscanError
+        If there is no checkpoint, or it cannot be read.
+    """
+    if not config.gan_checkpoint:
+        return
+    if config.classifier != "gan-features":
+        raise ConfigError(
+            f"gan-checkpoint has no effect with classifier '{config.classifier}': set it empty, or "
+            "the classifier to 'gan-features'"
+        )
+    from common.training.gan_checkpoint import load_discriminator
+
+    discriminator, _ = load_discriminator(config.gan_checkpoint)
+    try:
+        model.take_over(discriminator)
+    except ConfigError as error:
+        raise ConfigError(f"gan-checkpoint {config.gan_checkpoint}: {error}") from error
+
+
+def shared_state(model: nn.Module, config: RunConfig | None = None) -> dict[str, Tensor]:
     """Return the part of the model's state that sites share: all of it, in every classifier."""
-    return model.state_dict()
+    del config
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def load_shared(model: nn.Module, state: State) -> None:
+    """Take over weights, strictly."""
+    model.load_state_dict(dict(state), strict=True)
+
+
+def align(updates: Mapping[str, dict[str, Tensor]], config: RunConfig) -> None:
+    """Leave them: every site learns every weight."""
+    del updates, config
+
+
+def first_release(model: nn.Module) -> dict[str, Tensor]:
+    """Return the initial weights."""
+    return shared_state(model)
+
+
+def release(
+    previous: State, shared: State, config: RunConfig, *, round_number: int, participants: int
+) -> dict[str, Tensor]:
+    """Release the average of the round, as it is."""
+    del previous, config, round_number, participants
+    return dict(shared)
 
 
 def survey(site: str, data_dir: Path) -> dict[str, int]:
@@ -76,18 +175,52 @@ def survey(site: str, data_dir: Path) -> dict[str, int]:
 
 def load_split(site: str, data_dir: Path, split: str, config: RunConfig, cache: Path) -> ImageSet:
     """Load one split of one site's scans; no file of another split is opened."""
+    if config.classifier in OF_SLICES:
+        return _load_stacks(site, data_dir, split, config, cache)
     from common.imaging.bids import read_site
     from common.imaging.prepare import load_images
 
     return load_images(read_site(data_dir, site), split, image_size=config.image_size, cache=cache)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What one call of :func:`fit` gives: numbers to report, and state that stays at the site."""
+def _load_stacks(site: str, data_dir: Path, split: str, config: RunConfig, cache: Path) -> ImageSet:
+    """Cut each scan's slices, as generation does: images (N, L, R, R) in [0, 1]."""
+    from common.imaging.bids import LABELS
+    from common.imaging.prepare import ImageSet
+    from common.imaging.slices import LEVELS_MM, SEX, load_slices
+    from common.tasks.generation_networks import gan_config
 
-    metrics: dict[str, float]
-    private: dict[str, Tensor]
+    levels, classes = len(LEVELS_MM), [SEX[label] for label in LABELS]
+    found = load_slices(
+        site, data_dir, split, resolution=gan_config(_gan(config)).resolution, cache=cache
+    )
+    return ImageSet(
+        (found.images.reshape(-1, levels, *found.images.shape[2:]) + 1) / 2,
+        np.array([classes.index(row["sex"]) for row in found.labels[::levels]], dtype=np.int64),
+        found.ids[::levels],
+    )
+
+
+def _gan(config: RunConfig) -> RunConfig:
+    """Return the run config as generation reads it; of batches, a GAN's sizes know nothing."""
+    return config.model_copy(update={"batch_size": 1})
+
+
+def participants(data: ImageSet) -> int:
+    """Return how many participants are in data: one an image."""
+    return len(data.labels)
+
+
+def pool(sets: Sequence[ImageSet]) -> ImageSet:
+    """Put several sites' images into one set, in the order given."""
+    from common.imaging.prepare import ImageSet
+
+    return ImageSet(
+        np.concatenate([one.images for one in sets]),
+        np.concatenate([one.labels for one in sets]),
+        tuple(name for one in sets for name in one.ids),
+        {},
+    )
 
 
 @dataclass(frozen=True)
@@ -112,13 +245,11 @@ def fit(
     data: ImageSet,
     config: RunConfig,
     *,
-    first_step: int,
-    steps: int,
-    seed: int,
-    device: torch.device,
-    private: Mapping[str, Tensor],
+    place: Place,
+    round_number: int,
+    private: State,
 ) -> Fit:
-    """Train a classifier in place for a number of optimizer steps.
+    """Train a classifier in place for one round: ``local_steps`` optimizer steps.
 
     AdamW on the cross-entropy, each class weighted by n / (2 · n_class) so that a hospital's mix
     of sexes does not become a prior; the learning rate follows one cosine over the whole run. The
@@ -128,18 +259,17 @@ def fit(
     Parameters
     ----------
     model : nn.Module
-        Maps (B, 1, S, S, S) to logits (B, 2). Trained in place, left on the CPU.
+        Maps (B, 1, S, S, S) to logits (B, 2), or stacks (B, 1, L, R, R). Trained in place, left on
+        the CPU. What needs no gradient is left alone.
     data : ImageSet
-        Images (N, S, S, S) in [0, 1] and labels (N,).
+        Images (N, S, S, S) or (N, L, R, R) in [0, 1] and labels (N,).
     config : RunConfig
         Batch size, learning rate, weight decay and, with ``proximal_mu`` > 0, the weight μ of
         FedProx's term μ/2 · ‖w - w₀‖² (Li et al. 2020, eq. 2), with w₀ the weights on entry.
-    first_step : int
-        Steps of the run that came before this call, for the schedule.
-    steps : int
-    seed : int
-        Decides batches and augmentation.
-    device : torch.device
+    place : Place
+        Its site decides batches and augmentation, together with the run's seed and the round.
+    round_number : int
+        From 1; the schedule follows it.
     private : mapping of str to Tensor
         What the last call gave back as ``private``; empty at first.
 
@@ -153,6 +283,9 @@ def fit(
     DivergedError
         If the loss is not finite: the run has diverged.
     """
+    device, steps = place.device, config.local_steps
+    first_step = (round_number - 1) * steps
+    seed = derive_seed(config.seed, site=place.site, round=round_number, purpose="fit")
     images = torch.from_numpy(data.images).unsqueeze(1)
     labels = torch.from_numpy(data.labels)
     present = torch.bincount(labels, minlength=CLASSES).clamp(min=1)
@@ -233,7 +366,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     Parameters
     ----------
     images : Tensor
-        (B, 1, S, S, S) in [0, 1], axes right, anterior, superior.
+        Cubes (B, 1, S, S, S) or stacks (B, 1, L, R, R) in [0, 1].
     generator : torch.Generator
         Every draw comes from it.
 
@@ -242,14 +375,17 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     Tensor
         A new tensor of the same shape. Sizes are left alone: they carry sex.
     """
-    count = len(images)
-    shifts = torch.randint(-SHIFT_VOXELS, SHIFT_VOXELS + 1, (count, 3), generator=generator)
+    count, axes = len(images), axes_of(images)
+    size = (count, len(axes.shifted))
+    shifts = torch.randint(-SHIFT_VOXELS, SHIFT_VOXELS + 1, size, generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
     gamma = torch.exp(GAMMA_SD * torch.randn(count, 1, 1, 1, 1, generator=generator))
     out = torch.stack(
         [
             # The border of a prepared cube is empty, so rolling is shifting.
-            torch.roll(image.flip(1) if mirror else image, tuple(shift.tolist()), (1, 2, 3))
+            torch.roll(
+                image.flip(axes.right) if mirror else image, tuple(shift.tolist()), axes.shifted
+            )
             for image, mirror, shift in zip(images, mirrored, shifts, strict=True)
         ]
     )
@@ -268,12 +404,14 @@ def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarra
         If a probability is not finite.
     """
     model.to(device).eval()
+    images = torch.from_numpy(data.images).unsqueeze(1).to(device)
+    right = axes_of(images).right
     probabilities = [
-        (model(part).double().softmax(1) + model(part.flip(2)).double().softmax(1))[:, 1].cpu() / 2
-        for part in torch.from_numpy(data.images).unsqueeze(1).to(device).split(32)
+        (model(part).double().softmax(1) + model(part.flip(right)).double().softmax(1))[:, 1]
+        for part in images.split(32)
     ]
     model.cpu()
-    found = torch.cat(probabilities)
+    found = torch.cat(probabilities).cpu() / 2
     if not found.isfinite().all():
         raise DivergedError("the model predicts NaN: the run has diverged. Lower learning-rate")
     return found.numpy()
@@ -282,3 +420,96 @@ def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarra
 def score(data: ImageSet, predictions: np.ndarray) -> dict[str, float]:
     """Return the metrics of predictions; see ``common.evaluation.classification``."""
     return classification_metrics(data.labels, predictions)
+
+
+def evaluate(
+    released: State,
+    load: Load,
+    split: str,
+    config: RunConfig,
+    *,
+    place: Place,
+    records: Path | None = None,
+) -> Evaluation:
+    """Judge weights on one split.
+
+    Parameters
+    ----------
+    released : mapping of str to Tensor
+    load : callable
+    split : str
+    config : RunConfig
+    place : Place
+    records : Path, optional
+        Folder for ``predictions.csv``, a row a scan, which stays at the site.
+    """
+    model = build_model(config, place)
+    load_shared(model, released)
+    data = load(split)
+    predictions = predict(model, data, place.device)
+    if records is not None:
+        save_predictions(records / "predictions.csv", data.labels, predictions)
+    return Evaluation(len(data.labels), score(data, predictions))
+
+
+def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+    """Mean loss over all sites' scans; on a few dozen of them accuracy moves in steps of percents.
+
+    Accuracies are told, not chosen by.
+    """
+    del config
+    total = sum(one.count for one in evaluations.values())
+    loss = sum(one.metrics["loss"] * one.count for one in evaluations.values()) / total
+    accuracies = ", ".join(
+        f"{site} {one.metrics['balanced_accuracy']:.2f}" for site, one in evaluations.items()
+    )
+    return Verdict(loss, {}, f"validation loss {loss:.3f}, balanced accuracy {accuracies}")
+
+
+def save(
+    folder: Path,
+    released: State,
+    shared: State,
+    config: RunConfig,
+    *,
+    round_number: int,
+    place: Place,
+) -> None:
+    """Write ``model.safetensors`` and ``model.json``."""
+    del shared, place
+    save_model(
+        folder,
+        dict(released),
+        {
+            "task": config.task,
+            "classifier": config.classifier,
+            **_size(config),
+            "classes": ["female", "male"],
+            "round": round_number,
+            "source_hash": source_hash(),
+        },
+    )
+
+
+def _size(config: RunConfig) -> dict[str, int | str]:
+    if config.classifier not in OF_SLICES:
+        return {"image_size": config.image_size}
+    return {"gan": config.gan, "gan_changes": config.gan_changes, "features": config.features}
+
+
+def illustrate(folder: Path, released: State, config: RunConfig, **about: Any) -> None:
+    """Leave nothing: weights of a classifier are nothing to look at."""
+    del folder, released, config, about
+
+
+def summary(
+    evaluations: Mapping[str, Evaluation],
+    verdict: Verdict,
+    fits: Mapping[str, Mapping[str, float]],
+    config: RunConfig,
+    *,
+    round_number: int,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return nothing of the whole, and under each site its metrics."""
+    del verdict, fits, config, round_number
+    return {}, {site: {"n_test": one.count, **one.metrics} for site, one in evaluations.items()}

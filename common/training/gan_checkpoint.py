@@ -7,6 +7,7 @@ names the ``.safetensors`` with all tensors; see ``common.checkpoints.save_snaps
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ import torch
 from common.checkpoints import read_description, read_snapshot, save_snapshot
 from common.errors import ConfigError, DivergedError, FedscanError
 from common.models.architecture import ARCHITECTURE_VERSION, Architecture
-from common.models.stylegan2 import Generator, build, state_groups
+from common.models.stylegan2 import Discriminator, Generator, build, state_groups
 from common.provenance import source_hash, versions
 from common.training.gan_config import GanConfig
-from common.training.gan_state import GanTraining, resolve_device, starting_p
+from common.training.gan_state import GROUPS, GanTraining, resolve_device, starting_p
 
 if TYPE_CHECKING:
     from common.imaging.slices import SliceSet
@@ -28,7 +29,11 @@ FORMAT = "fedscan StyleGAN2-ADA training, 1"  # raise the number when names of t
 
 
 def save_checkpoint(
-    folder: str | Path, training: GanTraining, data: SliceSet | None = None
+    folder: str | Path,
+    training: GanTraining,
+    data: SliceSet | None = None,
+    *,
+    groups: Sequence[str] = GROUPS,
 ) -> None:
     """Replace the folder's checkpoint: whole, or not at all if the process ends meanwhile.
 
@@ -38,13 +43,15 @@ def save_checkpoint(
     training : GanTraining
     data : SliceSet, optional
         What it was trained on, to be described in numbers: nothing of it is written.
+    groups : sequence of str
+        By default all, to go on with. A federation's result has no site's ``private`` state.
 
     Raises
     ------
     DivergedError
         If a tensor is not finite; the checkpoint before stays.
     """
-    state = training.export()
+    state = training.export(groups)
     if bad := sorted(name for name, tensor in state.items() if not tensor.isfinite().all()):
         raise DivergedError(
             f"{bad[0]} is not finite after iteration {training.steps}: the training has diverged, "
@@ -143,25 +150,40 @@ def load_generator(folder: str | Path) -> tuple[Generator, dict[str, Any]]:
     FedscanError
         As :func:`load_checkpoint`.
     """
-    folder = Path(folder)
-    _, architecture = _described(folder)
-    description, state = read_snapshot(folder, NAME, ("ema.", "generator.synthesis."))
-    generator = build(architecture, 0)[0]
     # The average's own tensors; constants, which nothing averages, are G's.
     prefix = {"parameters": "ema", "averages": "ema", "constants": "generator"}
+    return _network(Path(folder), 0, prefix, ("ema.", "generator.synthesis."))
+
+
+def load_discriminator(folder: str | Path) -> tuple[Discriminator, dict[str, Any]]:
+    """Load the discriminator, whose features tell much about pictures.
+
+    Parameters, returns and raises as :func:`load_generator`.
+    """
+    prefix = dict.fromkeys(("parameters", "averages", "constants"), "discriminator")
+    return _network(Path(folder), 1, prefix, ("discriminator.",))
+
+
+def _network(
+    folder: Path, which: int, prefix: dict[str, str], names: tuple[str, ...]
+) -> tuple[Any, dict[str, Any]]:
+    _, architecture = _described(folder)
+    description, state = read_snapshot(folder, NAME, names)
+    network = build(architecture, 0)[which]
     wanted = {
         name: f"{prefix[group]}.{name}"
-        for group, tensors in state_groups(generator).items()
+        for group, tensors in state_groups(network).items()
         for name in tensors
     }
     found = {name: state[written] for name, written in wanted.items() if written in state}
     try:
-        generator.load_state_dict(found, strict=True)
+        network.load_state_dict(found, strict=True)
     except RuntimeError as error:
         raise FedscanError(
-            f"{folder}: the checkpoint's generator is not whole ({error}). Train anew"
+            f"{folder}: the checkpoint's {type(network).__name__.lower()} is not whole ({error}). "
+            "Train anew"
         ) from error
-    return generator.eval().requires_grad_(False), description
+    return network.eval().requires_grad_(False), description
 
 
 def _described(folder: Path) -> tuple[dict[str, Any], Architecture]:

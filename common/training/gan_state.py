@@ -17,8 +17,9 @@ from common.training.gan_config import GanConfig
 from common.training.gan_losses import ema_beta, lazy_adam, next_p
 
 # parameters: of G and D; what sites share.
-# averages:   of w, of the path length, of G over time (the EMA): linear in what they average.
-# private:    Adam's moments, ADA's p and the signs it has counted: a site's own optimization.
+# averages:   of w, of G over time (the EMA): linear in what they average.
+# private:    Adam's moments, the mean path length, ADA's p and the signs it has counted: a site's
+#             own optimization.
 # constants:  noise maps: the same everywhere, never averaged (FIR filters are code, in no state).
 # counters:   iterations and images seen.
 GROUPS = ("parameters", "averages", "private", "constants", "counters")
@@ -212,7 +213,11 @@ class GanTraining:
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         if group == "private":
             optimizers = (self.generator_optimizer, self.discriminator_optimizer)
-            live = {"ada.sign_sum": self.sign_sum, "ada.sign_count": self.sign_count}
+            live = {
+                "ada.sign_sum": self.sign_sum,
+                "ada.sign_count": self.sign_count,
+                "path_length_mean": self.path_mean,
+            }
             for (prefix, network), optimizer in zip(networks.items(), optimizers, strict=True):
                 for name, parameter in network.named_parameters():
                     for moment in MOMENTS:
@@ -229,7 +234,6 @@ class GanTraining:
             average = state_groups(self.ema)
             for name, tensor in (average["parameters"] | average["averages"]).items():
                 live[f"ema.{name}"] = tensor
-            live["path_length_mean"] = self.path_mean
         return live
 
 

@@ -76,8 +76,8 @@ def generate(request: Request) -> dict[str, Any]:
     SystemExit
         With 128 and the signal's number, when interrupted: what was made by then is whole.
     """
+    from common.imaging.pictures import arranged, write_grid, write_picture
     from common.training.gan_sampling import combinations, sample_batches, wanted_labels
-    from simulations.gan.pictures import arranged, write_grid, write_picture
 
     generator, about = open_checkpoint(request.checkpoint, request.device)
     architecture = generator.architecture

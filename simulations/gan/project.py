@@ -150,7 +150,7 @@ def _write(folder: Path, target: np.ndarray, done: Projection) -> dict[str, Any]
     """Keep one projection: pictures, latent and noise maps, distances; no other user reads them."""
     from safetensors.torch import save
 
-    from simulations.gan.pictures import write_grid, write_path, write_picture
+    from common.imaging.pictures import write_grid, write_path, write_picture
 
     reached = done.reconstruction.numpy()
     write_picture(folder / "target.png", target, mode=PRIVATE)

@@ -94,8 +94,9 @@ def summarize(
         quotient of their Fréchet distances; ``copying``; ``path_length``; ``extractor`` with its
         name and hash; ``steps``, ``images_seen``, ``seconds``, ``p``.
     """
-    from common.evaluation.generation import copying, judge_features
+    from common.evaluation.generation import judge_features
     from common.evaluation.image_statistics import image_statistics
+    from common.evaluation.memorization import copying
     from common.training.gan_sampling import sample_rows
 
     test = load_pool(folders, "test", training.config.resolution)

@@ -299,8 +299,8 @@ class _Run:
 
         With labels a row is a label and a column a latent.
         """
+        from common.imaging.pictures import write_grid
         from common.training.gan_sampling import combinations, sample_rows
-        from simulations.gan.pictures import write_grid
 
         turns = combinations(training.architecture)
         conditional = bool(training.architecture.labels)
@@ -319,8 +319,8 @@ class _Run:
 
     def _draw_real(self, data: SliceSet, architecture: Any) -> None:
         """Draw training slices in rows like the grids', for eyes that may see scans."""
+        from common.imaging.pictures import write_grid
         from common.training.gan_sampling import combinations
-        from simulations.gan.pictures import write_grid
 
         draws = np.random.default_rng(self.config.seed)
         turns = [row for row in combinations(architecture) if row]

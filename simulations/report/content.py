@@ -7,32 +7,20 @@ was resampled over, and phantoms are called phantoms.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from simulations.report import figures, tables, words
+from simulations.report import charts, figures, provenance, tables, words
+from simulations.report.blocks import Section, figure_blocks
 from simulations.report.figures import METRIC_NAMES, signed_number
-from simulations.report.tables import MEAN_OVER_SITES, Table, duration
+from simulations.report.tables import MEAN_OVER_SITES, Table
 from simulations.report.words import is_number, listed, mapping, plural, sentence, whole
 
 LEADING = ("balanced_accuracy", "auroc")
 CURVES = ("loss", "balanced_accuracy")
-MOST_FAILURES = 12  # lines in the notice; the table of costs counts them all
-CONTENTS = {
-    "results": "Results",
-    "curves": "Learning curves",
-    "matrix": "Every model at every site",
-    "scans": "Scans",
-    "costs": "Bytes and time",
-    "budget": "Budgets",
-    "provenance": "Provenance",
-    "limits": "Limits",
-}
 TILES = {
     "gain_of_data_poor_site": (
         "Gain of the data-poor site: federated − local",
@@ -83,48 +71,50 @@ class Content:
 
     def parts(self) -> dict[str, Any]:
         """Return the template's variables, figures and tables numbered in reading order."""
-        figure, table = itertools.count(1), itertools.count(1)
         place = plural(len(self.sites), "site")
-        found = {
+        started = words.day(self.manifest.get("started"))
+        return {
             "title": f"Federated training against pooled and local training at {place}",
-            "eyebrow": " · ".join(
-                filter(
-                    None,
-                    (
-                        "fedscan benchmark",
-                        words.day(self.manifest.get("started")),
-                        self.times,
-                    ),
-                )
-            ),
+            "eyebrow": " · ".join(filter(None, ("fedscan benchmark", started, self.times))),
             "headline": self._headline(),
-            "tiles": self._tiles(),
-            "notices": self._notices(),
-            "contents": CONTENTS.items(),
+            "tiles": list(self._tiles()),
+            "notices": tables.failed(self.results, self.summary),
             "series": [
-                {"name": one.name, "key": figures.legend_key(one)}
+                {"name": one.name, "key": charts.legend_key(one)}
                 for one in figures.series_of(self.results)
             ],
-            "comparisons": list(self._comparisons(figure)),
-            "differences": list(self._differences(figure)),
-            "result_tables": list(self._result_tables(table)),
-            "curves": list(self._curves(figure)),
-            "matrix": self._matrix(table),
-            "scans": [self._scan(site) for site in self.samples if len(self.samples[site])],
-            "scans_title": f"Figure {next(figure)}. Sample scans of every site",
-            "config": list(self._config()),
-            "provenance": list(self._provenance()),
-            "limits": list(
-                words.limits(
-                    phantoms=self.phantoms,
-                    counts=self.counts,
-                    seeds=len(self.seeds),
-                    has_p=bool(self.differences["p"].notna().any()),
-                    budget=mapping(self.manifest.get("budget")),
-                )
-            ),
+            "sections": list(self._sections(itertools.count(1), itertools.count(1))),
+            "footer": words.FOOTER,
         }
-        found["costs"] = tables.costs_table(
+
+    def _sections(self, figure: Iterator[int], table: Iterator[int]) -> Iterator[Section]:
+        comparisons = list(self._comparisons(figure))
+        yield Section(
+            *("results", "Results", "Results at every site"),
+            [
+                ("text", words.results(self.means, self._intervals)),
+                *figure_blocks(comparisons, words.NO_TESTS),
+                *figure_blocks(self._differences(figure), legend=False),
+                *(("table", one) for one in self._result_tables(table)),
+            ],
+        )
+        curves = list(self._curves(figure))
+        yield Section("curves", "Learning curves", "", figure_blocks(curves, words.NO_CURVES))
+        matrix = self._matrix(table)
+        crossed = [("text", words.MATRIX), ("table", matrix)]
+        yield Section(
+            *("matrix", "Every model at every site", ""),
+            crossed if matrix else [("text", words.NO_MATRIX)],
+        )
+        scans = {
+            "title": f"Figure {next(figure)}. Sample scans of every site",
+            "caption": words.scans(self.phantoms),
+            "pictures": [self._scan(site) for site in self.samples if len(self.samples[site])],
+            "kind": "scans",
+        }
+        shown = ("pictures", scans) if scans["pictures"] else ("text", words.NO_SCANS)
+        yield Section("scans", "Scans", "What the sites' scans look like", [shown])
+        costs = tables.costs_table(
             self.results,
             len(self.sites),
             f"Table {next(table)}. Bytes and time of a repetition",
@@ -132,24 +122,24 @@ class Content:
             "all sites together. Times are of this machine; a local repetition trains every "
             "site's model, one after another.",
         )
-        found["budget"] = tables.budget_table(
+        yield Section("costs", "Bytes and time", "", [("table", costs)])
+        budget = tables.budget_table(
             self.results,
             f"Table {next(table)}. Optimizer steps and training images",
             "As counted in the results. Steps are those of one participant; images of a model are "
             "summed over the sites that train it, a repetition's over its models.",
         )
-        found["site_table"] = tables.sites_table(
-            self.counts, self.poor, f"Table {next(table)}. Scans a site"
+        told = words.budget(self.manifest, len(self.sites))
+        yield Section("budget", "Budgets", "Equal budgets", [("text", told), ("table", budget)])
+        yield provenance.section(self.manifest, self.poor, f"Table {next(table)}. Scans a site")
+        limits = words.limits(
+            phantoms=self.phantoms,
+            counts=self.counts,
+            seeds=len(self.seeds),
+            has_p=bool(self.differences["p"].notna().any()),
+            budget=mapping(self.manifest.get("budget")),
         )
-        found["text"] = {
-            "results": words.results(self.means, self._intervals),
-            "matrix": words.MATRIX,
-            "scans": words.scans(self.phantoms),
-            "no_scans": words.NO_SCANS,
-            "budget": words.budget(self.manifest, len(self.sites)),
-            "footer": words.FOOTER,
-        }
-        return found
+        yield Section("limits", "Limits", "", [("list", list(limits))])
 
     def _headline(self) -> list[str]:
         told = mapping(self.summary.get("headline"))
@@ -158,8 +148,7 @@ class Content:
         for key, (_, needed) in TILES.items():
             found = mapping(told.get(key)).get("sentence")
             if found and needed <= arms:
-                # A true minus, as everywhere on the page; the summary's is for any terminal.
-                sentences.append(re.sub(r"(?<![\w-])-(?=\d)", "−", str(found)))
+                sentences.append(words.true_minus(found))
         alone = f"This folder holds no comparison of the arms: it is of {listed(sorted(arms))}."
         absent = "The summary holds no headline: compare the arms site by site below."
         return sentences or [absent if len(arms) > 1 else alone]
@@ -170,7 +159,7 @@ class Content:
             found = mapping(told.get(key))
             if not is_number(found.get("value")):
                 continue
-            note = "balanced accuracy"
+            note = f"balanced accuracy{self._of_reference()}"
             if is_number(found.get("low")) and is_number(found.get("high")):
                 span = f"{signed_number(found['low'])} to {signed_number(found['high'])}"
                 zero = "excludes" if found.get("excludes_zero") else "includes"
@@ -183,13 +172,13 @@ class Content:
             "note": f"test scans a site: {', '.join(tested)}" if tested else "of every arm",
         }
 
-    def _notices(self) -> list[str]:
-        lines = tables.failures(self.results)
-        if not lines:
-            return []
-        more = [f"And {len(lines) - MOST_FAILURES} more."] * (len(lines) > MOST_FAILURES)
-        head = "Not every training ended well. What failed is in no mean and in no figure:"
-        return [head, *lines[:MOST_FAILURES], *more]
+    def _of_reference(self) -> str:
+        """Say which strategy stands for the federated arm, where there are several."""
+        rows = self.results[self.results["arm"] == "federated"]
+        reference = self.summary.get("reference_strategy")
+        if not reference or rows["strategy"].nunique() < 2:
+            return ""
+        return f" of {figures.series('federated', str(reference)).name}"
 
     def _comparisons(self, number: Iterator[int]) -> Iterator[dict[str, Any]]:
         if not np.isfinite(self.scores["mean"]).any():
@@ -292,30 +281,4 @@ class Content:
         uri, width, height = figures.scan_strip(self.samples[site])
         count = plural(len(self.samples[site]), "axial slice")
         alt = f"{count} through the middle of training scans of site {site}"
-        return {"site": site, "uri": uri, "width": width, "height": height, "alt": alt}
-
-    def _config(self) -> Iterator[tuple[str, str]]:
-        for key, value in self.config.items():
-            if key in ("output-dir", "seed", "strategy"):  # of the machine, of a cell
-                continue
-            if key == "proximal-mu" and not value:  # of fedavg's cells, where both were run
-                continue
-            if key == "cohort-dir":  # a whole path would tell of the machine and its user
-                value = PurePath(str(value)).name or "none: phantoms"
-            yield key, str(value)
-
-    def _provenance(self) -> Iterator[tuple[str, str]]:
-        manifest, machine = self.manifest, mapping(self.manifest.get("machine"))
-        if manifest.get("description"):
-            yield "question", str(manifest["description"])
-        yield "arms", listed(manifest.get("arms"))
-        yield "strategies", listed(manifest.get("strategies"))
-        yield "seeds", listed(manifest.get("seeds"))
-        yield "started", str(manifest.get("started", "–"))
-        took = manifest.get("seconds")
-        yield "time of all trainings", duration(took) if is_number(took) else "–"
-        for key, value in machine.items():
-            yield key.replace("_", " "), listed(value) if isinstance(value, list) else str(value)
-        yield "source hash", str(manifest.get("source_hash", "–"))
-        for name, version in mapping(manifest.get("versions")).items():
-            yield str(name), str(version)
+        return {"name": site, "note": "", "uri": uri, "width": width, "height": height, "alt": alt}

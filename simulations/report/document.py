@@ -1,8 +1,9 @@
-"""The report of a comparison: one HTML file, made anew from the files of a benchmark's folder.
+"""The report of a comparison or of a run: one HTML file, made anew from the files of its folder.
 
-Figures and tables follow from ``results.csv``, intervals from ``summary.json``; the report trains
-and computes nothing, so it can be redrawn wherever the folder is. It holds no script and asks the
-network for nothing. Everything read from a file is escaped: a site's name is the site's choice.
+Figures and tables follow from ``results.csv`` or ``metrics.jsonl``, intervals from
+``summary.json``; the report trains nothing, so it can be redrawn wherever the folder is. It holds
+no script and asks the network for nothing. Everything read from a file is escaped: a site's name is
+the site's choice.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,14 @@ import pandas as pd
 
 from common.errors import FedscanError
 from common.files import write_atomically
+from common.metrics_log import Row, read_rows
+from simulations.generation_statistics import WHOLE
 from simulations.report.content import Content
+from simulations.report.generation_content import GenerationContent
 from simulations.report.page import PAGE, STYLE
+from simulations.report.pictures import trained_model, trained_models
+from simulations.report.run_content import RunContent
+from simulations.report.words import mapping
 
 REPORT = "report.html"
 TEXTS = ("arm", "strategy", "trained_on", "tested_on", "split", "metric", "status")
@@ -37,13 +45,13 @@ NUMBERS = (
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` into a benchmark's folder.
+    """Write ``report.html`` into the folder of a benchmark, or of a run that made a generator.
 
     Parameters
     ----------
     folder : Path
-        Holds results.csv, summary.json, manifest.json and, if there are scans to show,
-        samples.npz.
+        Of a benchmark: holds results.csv, summary.json, manifest.json and, if there are scans to
+        show, samples.npz. Of a run: manifest.json, metrics.jsonl and, when it ended, summary.json.
 
     Returns
     -------
@@ -53,15 +61,42 @@ def write_report(folder: Path) -> Path:
     Raises
     ------
     FedscanError
-        A file is missing or cannot be read.
+        A file is missing or cannot be read, or it is a run without a report.
     """
     folder = Path(folder)
-    results = read_results(folder)
-    summary, manifest = (_read_json(folder, name) for name in ("summary.json", "manifest.json"))
-    page = render(results, summary, manifest, _read_samples(folder))
+    page = _run(folder) if _is_run(folder) else _comparison(folder)
     target = folder / REPORT
     write_atomically(target, page.encode())
     return target
+
+
+def _comparison(folder: Path) -> str:
+    results = read_results(folder)
+    summary, manifest = (_read_json(folder, name) for name in ("summary.json", "manifest.json"))
+    samples = _read_samples(folder)
+    if mapping(manifest.get("config")).get("task") != "generation":
+        return render(results, summary, manifest, samples)
+    models = trained_models(folder, results)
+    use = _read_use(folder)
+    return fill(GenerationContent(results, summary, manifest, samples, models, use).parts())
+
+
+def _run(folder: Path) -> str:
+    manifest = _read_json(folder, "manifest.json")
+    if mapping(manifest.get("config")).get("task") != "generation":
+        raise FedscanError(
+            f"{folder} is a run's folder. A report is made of a comparison, by fedscan benchmark, "
+            "or of a run with task = generation"
+        )
+    metrics = _read_metrics(folder, manifest)
+    summary = _read_json(folder, "summary.json") if (folder / "summary.json").is_file() else {}
+    config = mapping(manifest.get("config"))
+    key = ("federated", str(config.get("strategy", "")), config.get("seed"), WHOLE)
+    return fill(RunContent(metrics, summary, manifest, trained_model(folder, *key)).parts())
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").is_file() and not (folder / "results.csv").exists()
 
 
 def read_results(folder: Path) -> pd.DataFrame:
@@ -102,11 +137,15 @@ def render(
     samples : mapping of str to (K, S, S) floats
         Site to slices of its training scans; may be empty.
     """
+    return fill(Content(results, summary, manifest, samples).parts())
+
+
+def fill(parts: Mapping[str, Any]) -> str:
+    """Fill the page's template with what a content says."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    parts = Content(results, summary, manifest, samples).parts()
     return environment.from_string(PAGE).render(style=Markup(STYLE), **parts)
 
 
@@ -133,6 +172,40 @@ def _read_samples(folder: Path) -> dict[str, np.ndarray]:
     if flat := [name for name, slices in found.items() if slices.ndim != 3]:
         raise FedscanError(f"{path}: {flat[0]} holds no stack of slices (K, S, S)")
     return found
+
+
+def _read_use(folder: Path) -> pd.DataFrame | None:
+    """Rows of ``use.csv``, if there is one."""
+    path = folder / "use.csv"
+    if not path.is_file():
+        return None
+    columns = ["seed", "row", "site", "metric", "value", "n"]
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if absent := [name for name in columns if name not in table]:
+            raise ValueError(f"lacks the columns {', '.join(absent)}")
+        numbers = {
+            name: pd.to_numeric(table[name].mask(table[name] == "")).astype(float)
+            for name in ("seed", "value", "n")
+        }
+    except (ValueError, OSError) as error:
+        raise FedscanError(f"{path}: {error}. Delete it to report without it") from None
+    return table.assign(**numbers).dropna(subset=["seed", "value"])
+
+
+def _read_metrics(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows of ``metrics.jsonl`` with the columns of a table of results."""
+    path = _existing(folder, "metrics.jsonl")
+    try:
+        rows = [asdict(row) for row in read_rows(path)]
+        table = pd.DataFrame(rows, columns=[one.name for one in fields(Row)])
+        table = table.assign(**{k: pd.to_numeric(table[k]) for k in ("round", "value", "n")})
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise FedscanError(f"{path}: {error}. Accepted is a log by fedscan run") from None
+    strategy = str(mapping(manifest.get("config")).get("strategy", ""))
+    whole = {"arm": "federated", "strategy": strategy, "trained_on": WHOLE, "status": "done"}
+    named = {"site": "tested_on", "name": "metric", "round": "rounds"}
+    return table.rename(columns=named).astype({"metric": str}).assign(**whole)
 
 
 def _existing(folder: Path, name: str) -> Path:

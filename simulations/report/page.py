@@ -1,8 +1,9 @@
 """The report's page: Jinja template and style sheet, as Python strings.
 
-Flower's bundle keeps no ``.j2``, so a template is a module. No script, no font, no file from
-elsewhere: the Content-Security-Policy forbids them all. What is filled in is escaped by Jinja; only
-the figures, built escaped, arrive as markup.
+One page for every kind of report: a header, then sections of blocks (text, figure, pictures,
+table, columns of facts, list). Flower's bundle keeps no ``.j2``, so a template is a module. No
+script, no font, no file from elsewhere: the Content-Security-Policy forbids them all. What is
+filled in is escaped by Jinja; only the figures, built escaped, arrive as markup.
 """
 
 STYLE = """
@@ -101,6 +102,9 @@ th.site { font-weight: 650; }
 .matrix thead th:first-child { text-align: left; }
 .matrix td small { color: inherit; opacity: .85; }
 .scans img { display: block; width: 100%; height: auto; border-radius: 4px; background: #000; }
+.grids .panels { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
+.grids .panel { max-width: none; }
+.grids img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 dl.facts { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr;
   gap: .25rem 1.4rem; font-size: .9rem; margin: .6rem 0 1rem; }
 dl.facts dt { color: var(--soft); }
@@ -134,6 +138,7 @@ footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size
   figure, tbody.group, .tile, .panel, .keep { break-inside: avoid; }
   .panels { grid-template-columns: repeat(2, 1fr); gap: .8rem 1.6rem; }
   .scans .panels { grid-template-columns: repeat(3, 1fr); gap: .8rem 1rem; }
+  .grids .panels { grid-template-columns: repeat(2, 1fr); }
   .tiles { grid-template-columns: repeat(3, 1fr); }
   .scroll { overflow: visible; }
   caption span { position: static; }
@@ -154,6 +159,17 @@ PAGE = """\
 {{ panel.svg }}
 </div>
 {% endfor %}</div>
+{%- endmacro -%}
+{%- macro pictures(figure) -%}
+<div class="panels">
+{% for one in figure.pictures %}<div class="panel">
+<p class="panel-title">{{ one.name }}{% if one.note %} <span>{{ one.note }}</span>{% endif %}</p>
+<img src="{{ one.uri }}" width="{{ one.width }}" height="{{ one.height }}" alt="{{ one.alt }}">
+</div>
+{% endfor %}</div>
+{%- endmacro -%}
+{%- macro caption(figure) -%}
+<figcaption><b>{{ figure.title }}.</b> {{ figure.caption }}</figcaption>
 {%- endmacro -%}
 {%- macro facts(pairs) -%}
 <dl class="facts">
@@ -208,76 +224,35 @@ img-src data:; base-uri 'none'; form-action 'none'">
 {%- if notices %}<div class="notice" role="note">{% for line in notices %}<p>{{ line }}</p>\
 {% endfor %}</div>
 {% endif %}<nav aria-label="Contents"><ul>
-{% for id, name in contents %}<li><a href="#{{ id }}">{{ name }}</a></li>
+{% for one in sections %}<li><a href="#{{ one.id }}">{{ one.name }}</a></li>
 {% endfor %}</ul></nav>
 </header>
 <main>
-<section aria-labelledby="results"><h2 id="results">Results at every site</h2>
-<p>{{ text.results }}</p>
-{% for figure in comparisons %}<figure>
-{{ legend() if loop.first }}
-{{ panels(figure) }}
-<figcaption><b>{{ figure.title }}.</b> {{ figure.caption }}</figcaption>
+{% for section in sections %}<section aria-labelledby="{{ section.id }}">\
+<h2 id="{{ section.id }}">{{ section.heading }}</h2>
+{% for kind, value in section.blocks %}
+{%- if kind == "text" %}<p>{{ value }}</p>
+{% elif kind == "figure" %}<figure>
+{{ legend() if value.legend }}
+{{ panels(value) }}
+{{ caption(value) }}
 </figure>
-{% else %}<p>No model ended well, so there is no test result to show.</p>
-{% endfor %}
-{% for figure in differences %}<figure>
-{{ panels(figure) }}
-<figcaption><b>{{ figure.title }}.</b> {{ figure.caption }}</figcaption>
+{% elif kind == "pictures" %}<figure class="{{ value.kind }}">
+{{ pictures(value) }}
+{{ caption(value) }}
 </figure>
-{% endfor %}
-{% for t in result_tables %}{{ table(t) }}
-{% endfor %}
-</section>
-<section aria-labelledby="curves"><h2 id="curves">Learning curves</h2>
-{% for figure in curves %}<figure>
-{{ legend() if loop.first }}
-{{ panels(figure) }}
-<figcaption><b>{{ figure.title }}.</b> {{ figure.caption }}</figcaption>
-</figure>
-{% else %}<p>The results hold no validation metrics.</p>
-{% endfor %}
-</section>
-<section aria-labelledby="matrix"><h2 id="matrix">Every model at every site</h2>
-{% if matrix %}<p>{{ text.matrix }}</p>
-{{ table(matrix) }}
-{% else %}<p>No model ended well, so there is nothing to cross.</p>
-{% endif %}
-</section>
-<section aria-labelledby="scans"><h2 id="scans">What the sites' scans look like</h2>
-{% if scans %}<figure class="scans">
-<div class="panels">
-{% for scan in scans %}<div class="panel">
-<p class="panel-title">{{ scan.site }}</p>
-<img src="{{ scan.uri }}" width="{{ scan.width }}" height="{{ scan.height }}" alt="{{ scan.alt }}">
-</div>
+{% elif kind == "table" %}{{ table(value) }}
+{% elif kind == "columns" %}<div class="columns">
+{% for heading, pairs in value %}<div><h3>{{ heading }}</h3>{{ facts(pairs) }}</div>
 {% endfor %}</div>
-<figcaption><b>{{ scans_title }}.</b> {{ text.scans }}</figcaption>
-</figure>
-{% else %}<p>{{ text.no_scans }}</p>
-{% endif %}
-</section>
-<section aria-labelledby="costs"><h2 id="costs">Bytes and time</h2>
-{{ table(costs) }}
-</section>
-<section aria-labelledby="budget"><h2 id="budget">Equal budgets</h2>
-<p>{{ text.budget }}</p>
-{{ table(budget) }}
-</section>
-<section aria-labelledby="provenance"><h2 id="provenance">Configuration and provenance</h2>
-<div class="columns">
-<div><h3>Run configuration</h3>{{ facts(config) }}</div>
-<div><h3>What ran</h3>{{ facts(provenance) }}</div>
-</div>
-{{ table(site_table) if site_table }}
-</section>
-<section aria-labelledby="limits"><h2 id="limits">Limits</h2>
-<ul>
-{% for limit in limits %}<li>{{ limit }}</li>
+{% elif kind == "list" %}<ul>
+{% for line in value %}<li>{{ line }}</li>
 {% endfor %}</ul>
-</section>
+{% endif %}
+{%- endfor %}</section>
+{% endfor -%}
 </main>
-<footer><p>{{ text.footer }}</p></footer>
+<footer><p>{{ footer }}</p></footer>
 </body>
 </html>
 """

@@ -118,3 +118,12 @@ def count_ticks(last: int) -> list[int]:
     power = 10 ** math.floor(math.log10(raw))
     step = int(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw))
     return list(range(0, last + 1, step))
+
+
+def even_ticks(limits: Limits, most: int = 6) -> list[float]:
+    """At most about ``most`` ticks in steps of 1, 2 or 5 times a power of ten."""
+    raw = (limits[1] - limits[0]) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.ceil(limits[0] / step - 1e-9), math.floor(limits[1] / step + 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]

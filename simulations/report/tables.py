@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from simulations.report.charts import Series
 from simulations.report.figures import (
     METRIC_NAMES,
-    Series,
     final_values,
     series,
     series_of,
@@ -22,6 +22,8 @@ from simulations.report.words import mapping, sentence, whole
 SCORES = ["site", "arm", "strategy", "metric", "mean", "low", "high", "seeds", "over", "n"]
 DIFFERENCES = ["site", "contrast", "metric", "mean", "low", "high", "p", "note", "over_sites"]
 MEAN_OVER_SITES = "mean of sites"
+ASIDE = {"pretraining": "Pretraining", "use": "Use of synthetic scans"}
+MOST_FAILURES = 12  # lines in the notice; the table of costs counts them all
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def differences_table(differences: pd.DataFrame, title: str, caption: str) -> Ta
     with_p = differences["p"].notna().any()
     groups = []
     for contrast, table in differences.groupby("contrast", sort=False):
+        if table["mean"].isna().all():  # with an arm that is not compared
+            continue
         places = list(dict.fromkeys(table["site"]))
         group = []
         for index, site in enumerate(places):
@@ -241,10 +245,30 @@ def failures(results: pd.DataFrame) -> list[str]:
     return lines
 
 
+def failed(results: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the notice on trainings that did not end well; none, where all did.
+
+    Those that are in no row of the results, as they go before the comparison or after it, are
+    ``unfinished`` in the summary.
+    """
+    lines = failures(results)
+    for one in map(mapping, summary.get("unfinished") or []):
+        name = ASIDE.get(str(one.get("arm")), sentence(str(one.get("arm"))))
+        lines.append(f"{name}, seed {whole(one.get('seed'))}: {one.get('status')}.")
+    if not lines:
+        return []
+    more = [f"And {len(lines) - MOST_FAILURES} more."] * (len(lines) > MOST_FAILURES)
+    head = "Not every training ended well. What failed is in no mean and in no figure:"
+    return [head, *lines[:MOST_FAILURES], *more]
+
+
 def contrast_name(contrast: str) -> str:
-    """Return a contrast with a true minus sign and its arms' usual spelling."""
-    names = {"fedavg": "FedAvg", "fedprox": "FedProx"}
-    return sentence(" −\u00a0".join(names.get(part, part) for part in contrast.split(" - ")))
+    """Return a contrast with a true minus sign and its arms' and strategies' usual spelling."""
+    return sentence(" −\u00a0".join(map(_strategy_name, contrast.split(" - "))))
+
+
+def _strategy_name(name: str) -> str:
+    return name if name in ("centralized", "local", "federated") else series("federated", name).note
 
 
 def data_size(count: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ MATRIX = (
     "A local model that does well at home and poorly elsewhere has learned its own scanner and "
     "patients; one model for all sites should do well in every column."
 )
+NO_TESTS = "No model ended well, so there is no test result to show."
+NO_CURVES = "The results hold no validation metrics."
+NO_MATRIX = "No model ended well, so there is nothing to cross."
 NO_SCANS = "The folder holds no samples.npz, so there are no scans to show."
 FOOTER = (
     "Made by fedscan report from results.csv, summary.json, manifest.json and samples.npz of "
@@ -203,6 +207,11 @@ def whole(value: object) -> str:
         return f"{int(value):,}".replace(",", "\u202f")  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):
         return "–"
+
+
+def true_minus(words: object) -> str:
+    """Write a true minus, as everywhere on the page; a summary's is for any terminal."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", str(words))
 
 
 def sentence(words: str) -> str:

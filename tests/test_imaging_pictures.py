@@ -15,10 +15,7 @@ import pytest
 from PIL import Image
 
 from common.errors import ConfigError
-from simulations.gan import picture_input
-from simulations.gan.generate import write_slice
-from simulations.gan.picture_input import is_whole_scan, read_picture
-from simulations.gan.pictures import (
+from common.imaging.pictures import (
     READABLE,
     arranged,
     grid,
@@ -27,6 +24,9 @@ from simulations.gan.pictures import (
     write_path,
     write_picture,
 )
+from simulations.gan import picture_input
+from simulations.gan.generate import write_slice
+from simulations.gan.picture_input import is_whole_scan, read_picture
 
 
 @pytest.fixture

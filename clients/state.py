@@ -1,0 +1,205 @@
+"""What a site keeps to itself from one round to the next, on its own disk.
+
+Every message to a deployed site is answered by a process of its own, and Flower holds a node's
+context in the SuperNode's memory: a restart loses it. What a training cannot go on without (an
+optimizer's moments, the remainder of an encoding, weights that are not shared) is therefore kept
+here, in ``RECORDS/SITE/state/RUN/round-N``, for its owner's eyes only, and never sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.checkpoints import read_snapshot, save_snapshot
+from common.errors import FedscanError
+from common.paths import site_records
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A child of Flower's logger, so that lines reach its console.
+log = logging.getLogger("flwr.fedscan")
+
+NAME = "state"
+RUN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+ROUND = re.compile(r"round-([1-9][0-9]*)")
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+
+
+class SiteState:
+    """A site's private state in one run.
+
+    Parameters
+    ----------
+    site : str
+    run_id : int or str
+        Digits, letters and ``-``, at most 64. It comes from the server and names a folder here.
+
+    Raises
+    ------
+    FedscanError
+        If the run's id is anything else.
+    """
+
+    def __init__(self, site: str, run_id: int | str) -> None:
+        if not RUN_ID.fullmatch(str(run_id)):
+            raise FedscanError(
+                f"site '{site}': the server's run id {str(run_id)[:80]!r} is refused. A run id "
+                "holds 1 to 64 digits, letters and -",
+                public=f"site '{site}': the run id is refused. A run id holds 1 to 64 digits, "
+                "letters and -",
+            )
+        self.site, self.run_id = site, str(run_id)
+        self.folder = site_records(site) / "state" / self.run_id
+
+    def load(self, round_number: int) -> dict[str, Tensor]:
+        """Read the state as it was at the end of a round.
+
+        Parameters
+        ----------
+        round_number : int
+            0 is the time before the first round.
+
+        Returns
+        -------
+        dict of str to Tensor
+            On the CPU; empty for round 0.
+
+        Raises
+        ------
+        FedscanError
+            If that round was never saved here, was removed, or what is there is damaged.
+        """
+        _require_round(round_number, least=0)
+        if round_number == 0:
+            return {}
+        folder = self._round(round_number)
+        way_out = "Restore the site's folder of states, or start the run anew"
+        with self._told(f"the state of round {round_number} cannot be read"):
+            if not self._whole(round_number):
+                whole = sorted(filter(self._whole, self._rounds()))
+                kept = ", ".join(map(str, whole)) or "none"
+                missing = f"the private state of round {round_number} of run {self.run_id}"
+                raise FedscanError(
+                    f"site '{self.site}': {missing} is missing in {self.folder} (rounds that are "
+                    f"there: {kept}). {way_out}",
+                    public=f"site '{self.site}': {missing} is missing. {way_out}",
+                )
+        damaged = f"the private state of round {round_number} of run {self.run_id} is damaged"
+        try:
+            description, state = read_snapshot(folder, NAME)
+        except FedscanError as error:
+            raise FedscanError(
+                f"site '{self.site}': {damaged} ({error}). {way_out}",
+                public=f"site '{self.site}': {damaged}. {way_out}",
+            ) from error
+        if any(description.get(key) != value for key, value in self._about(round_number).items()):
+            raise FedscanError(
+                f"site '{self.site}': {damaged}: {folder} holds another site's, run's or round's. "
+                f"{way_out}",
+                public=f"site '{self.site}': {damaged}: it is another's. {way_out}",
+            )
+        # Tensors that were just read are windows on the file, which a later round removes.
+        return {name: tensor.clone() for name, tensor in state.items()}
+
+    def save(self, round_number: int, state: Mapping[str, Tensor]) -> None:
+        """Keep the state at the end of a round: whole, or not at all if the process ends meanwhile.
+
+        The last round before it is kept too, so that an order that is repeated after a crash
+        starts from the same state and gets the same answer. All others are removed, older ones
+        and newer ones, which belong to a past that is being redone.
+
+        Parameters
+        ----------
+        round_number : int
+            At least 1.
+        state : mapping of str to Tensor
+            May be empty. No two may share memory.
+
+        Raises
+        ------
+        FedscanError
+            If the disk is full or may not be written to; what was kept before is still there.
+        """
+        _require_round(round_number, least=1)
+        folder = self._round(round_number)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        with self._told(f"the private state of round {round_number} cannot be saved"):
+            try:
+                folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+                for made in (self.folder.parent, self.folder, folder):  # parents heed the umask
+                    made.chmod(PRIVATE_FOLDER)
+                save_snapshot(folder, NAME, tensors, self._about(round_number), PRIVATE_FILE)
+            except OSError:
+                if not self._whole(round_number):  # else it was saved before, and stays
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            rounds = self._rounds()
+            before = max(filter(self._whole, (n for n in rounds if n < round_number)), default=0)
+        for number in rounds - {before, round_number}:
+            try:
+                shutil.rmtree(self._round(number))
+            except OSError as error:  # no reason to fail a round that is saved: tried again next
+                log.warning(
+                    "site %s: the state of round %d could not be removed (%s)",
+                    self.site,
+                    number,
+                    type(error).__name__,
+                )
+
+    def remove(self) -> None:
+        """Remove all of the run's state, and the folders above it that are empty then.
+
+        Raises
+        ------
+        FedscanError
+            If something of it cannot be removed.
+        """
+        problem = "the private state of the run that has ended cannot be removed"
+        # None may have been saved, or another process may be removing it.
+        with self._told(problem), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder)
+        with contextlib.suppress(OSError):  # not empty, most of the time
+            self.folder.parent.rmdir()
+            self.folder.parent.parent.rmdir()
+
+    def _about(self, round_number: int) -> dict[str, str | int]:
+        return {"site": self.site, "run": self.run_id, "round": round_number}
+
+    def _round(self, number: int) -> Path:
+        return self.folder / f"round-{number}"
+
+    def _rounds(self) -> set[int]:
+        """Rounds of which there is something, be it whole or not."""
+        if not self.folder.is_dir():
+            return set()
+        matches = (ROUND.fullmatch(path.name) for path in self.folder.iterdir())
+        return {int(match[1]) for match in matches if match}
+
+    def _whole(self, number: int) -> bool:
+        """Tell whether a round was saved to the end: the sidecar comes last."""
+        return (self._round(number) / f"{NAME}.json").is_file()
+
+    @contextlib.contextmanager
+    def _told(self, problem: str) -> Iterator[None]:
+        """Tell an error of the file system so that the server learns the kind, not the place."""
+        try:
+            yield
+        except OSError as error:
+            told = f"site '{self.site}': {problem} in its folder of records"
+            advice = "Let the site make room there and allow reading and writing, then try again"
+            raise FedscanError(
+                f"{told} ({error}). {advice}",
+                public=f"{told} ({error.strerror or type(error).__name__}). {advice}",
+            ) from error
+
+
+def _require_round(number: int, least: int) -> None:
+    if number < least:
+        raise FedscanError(f"round {number} has no state. Rounds are counted from {least}")

@@ -1,0 +1,59 @@
+"""Grids of a released generator's pictures: a row a site and sex, a column a height."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from common.config import RunConfig
+from common.imaging.pictures import write_grid
+from common.models.architecture import Architecture
+from common.models.stylegan2 import Generator
+from common.seeding import derive_seed
+from common.tasks import Place, State
+from common.tasks.generation_networks import generator_of
+from common.training.gan_sampling import combinations, sample_rows
+
+COLUMNS = 10  # pictures in a row
+
+
+def illustrate(
+    folder: Path, released: State, config: RunConfig, *, round_number: int, place: Place
+) -> None:
+    """Write ``grids/round-NNNN.png``: a row a site and sex, a column a height, with fixed latents.
+
+    The rows and columns are those of the labels there are; of them, a person is one latent.
+    """
+    generator = generator_of(released, config, place)
+    rows, names, captions = grid_rows(generator.architecture)
+    numbers = [k for row in rows for k in range(len(row))]
+    flat = [one for row in rows for one in row]
+    seed = derive_seed(config.seed, purpose="grid")
+    images = sample_rows(generator, flat, [k // _heights(generator) for k in numbers], seed=seed)
+    parts = np.split(images, np.cumsum([len(row) for row in rows])[:-1])
+    path = folder / "grids" / f"round-{round_number:04d}.png"
+    write_grid(path, parts, names=names, captions=captions)
+
+
+def grid_rows(
+    networks: Architecture,
+) -> tuple[list[list[dict[str, str]]], list[str], list[str]]:
+    """Lay out a grid: labels of each row's pictures, names of rows, captions of columns."""
+    heights = dict(networks.labels).get("height", ("",))
+    others = dict.fromkeys(
+        tuple((kind, value) for kind, value in row.items() if kind != "height")
+        for row in combinations(networks)
+    )
+    people = max(1, COLUMNS // len(heights))
+    columns = [{"height": h} if h else {} for _ in range(people) for h in heights]
+    rows = [[{**dict(other), **column} for column in columns] for other in others]
+    names = [" ".join(value for _, value in other) for other in others]
+    if not any(names):  # a few rows of the same kind
+        rows, names = [columns] * 4, []
+    captions = [f"{column['height']} mm" if column else "" for column in columns]
+    return rows, names, captions if any(captions) else []
+
+
+def _heights(generator: Generator) -> int:
+    return len(dict(generator.architecture.labels).get("height", ("",)))

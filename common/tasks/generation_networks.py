@@ -1,0 +1,66 @@
+"""The networks that a generation run's configuration asks for, and pictures from a released one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.config import RunConfig
+from common.errors import FedscanError
+from common.imaging.slices import LEVELS_MM, SEX
+from common.models.architecture import Architecture
+from common.models.stylegan2 import Generator, build
+from common.tasks import Place, State
+from common.training.gan_config import GanConfig
+from common.training.gan_sampling import sample_rows
+
+if TYPE_CHECKING:
+    from common.imaging.slices import SliceSet
+
+GENERATOR = "generator."  # begins the names of its tensors in a shared or released state
+
+
+@lru_cache(maxsize=64)
+def gan_config(config: RunConfig) -> GanConfig:
+    """Return the StyleGAN2-ADA's configuration: the run's preset, its changes, its budget."""
+    return config.stylegan2()
+
+
+def architecture(config: RunConfig, sites: Sequence[str]) -> Architecture:
+    """Return the networks' sizes: all sites must have the same labels, also those they lack."""
+    values = {
+        "sex": tuple(SEX.values()),
+        "height": tuple(f"{level:g}" for level in LEVELS_MM),
+        "site": tuple(sites),
+    }
+    return gan_config(config).architecture(values)
+
+
+def generator_of(released: State, config: RunConfig, place: Place) -> Generator:
+    """Build the released generator, on the place's device."""
+    networks = architecture(config, place.sites)
+    generator = build(networks, 0)[0]
+    load_released(generator, released)
+    return generator.eval().requires_grad_(False).to(place.device)
+
+
+def load_released(generator: Generator, released: State) -> None:
+    """Take over a released state, strictly; noise constants stay the run's own."""
+    state = {name.removeprefix(GENERATOR): tensor for name, tensor in released.items()}
+    constants = {k: v for k, v in generator.state_dict().items() if k not in state}
+    try:
+        if unlike := [name for name in constants if not name.endswith(".noise")]:
+            raise RuntimeError(f"missing: {', '.join(unlike[:3])}")
+        generator.load_state_dict({**constants, **state}, strict=True)
+    except RuntimeError as error:
+        raise FedscanError(f"the released generator does not fit its networks: {error}") from None
+
+
+def pictures(generator: Generator, data: SliceSet, seed: int) -> np.ndarray:
+    """Make a picture with the labels of each slice, (N, C, R, R)."""
+    kinds = [kind for kind, _ in generator.architecture.labels]
+    rows = [{kind: row[kind] for kind in kinds} for row in data.labels]
+    return sample_rows(generator, rows, range(len(rows)), seed=seed)

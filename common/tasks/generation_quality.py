@@ -1,0 +1,241 @@
+"""How good a generator is, judged at the sites and merged at the server, and whether it copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from common.config import RunConfig
+from common.errors import FedscanError
+from common.evaluation.generation import Moments, frechet_distance, judge_features
+from common.evaluation.memorization import judge_copying, strongest, write_look_alikes
+from common.models.stylegan2 import Generator, build
+from common.paths import cache_dir
+from common.seeding import derive_seed
+from common.tasks import Evaluation, Load, Place, State, Verdict
+from common.tasks.generation_networks import architecture, gan_config, generator_of, pictures
+
+if TYPE_CHECKING:
+    from common.evaluation.extractor import Extractor
+    from common.imaging.slices import SliceSet
+
+SAMPLE = ("real", "generated")
+LOOK_ALIKES = 10  # pairs in a site's figure
+TOLD = ("frechet_distance", "kernel_distance", "precision", "recall")
+
+
+class HeldOut(NamedTuple):
+    """Features (N, D) of a site's held-out slices, and the participant of each."""
+
+    features: np.ndarray
+    ids: tuple[str, ...]
+
+
+def evaluate(
+    released: State,
+    load: Load,
+    split: str,
+    config: RunConfig,
+    *,
+    place: Place,
+    records: Path | None = None,
+) -> Evaluation:
+    """Judge a generator by pictures with the labels of a site's slices, one a slice.
+
+    Everything is computed at the site. What can be merged exactly, the moments of the features of
+    real and generated slices, is in ``statistics``; the other measures are the site's own.
+
+    Parameters
+    ----------
+    released : mapping of str to Tensor
+    load : callable
+    split : str
+    config : RunConfig
+    place : Place
+    records : Path, optional
+        Folder at the site. Where it is given, it is also tested whether the generator copies the
+        site's training slices, and the strongest look-alikes are kept there as a figure.
+    """
+    extractor = _extractor(config.extractor)
+    generator = generator_of(released, config, place)
+    data = load(split)
+    seed = derive_seed(config.seed, site=place.site, split=split, purpose="judged pictures")
+    features = {
+        "real": extractor.features(data.images),
+        "generated": extractor.features(pictures(generator, data, seed)),
+    }
+    judged = judge_features(features["generated"], features["real"])
+    metrics = {name: float(value) for name, value in judged.items() if _is_number(value)}
+    if records is not None:
+        held_out = HeldOut(features["real"], data.ids)
+        mirrored = gan_config(config).mirror
+        metrics |= _copying(
+            generator, load("train"), held_out, extractor, seed, records, mirrored=mirrored
+        )
+    statistics = {
+        f"{kind}.{name}": torch.as_tensor(value, dtype=torch.float64)
+        for kind in SAMPLE
+        for name, value in vars(Moments.of(features[kind])).items()
+    }
+    words = {"extractor": extractor.name, "extractor-hash": extractor.hash}
+    return Evaluation(len(data), metrics, statistics, words)
+
+
+def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+    """Merge the sites' moments: the Fréchet distance of all, without a feature leaving a site.
+
+    Rounds are selected by it; where images are too few for a covariance, by the sites' mean kernel
+    distance.
+
+    Raises
+    ------
+    FedscanError
+        If sites judged with different extractors: their features mean different things.
+    """
+    del config
+    for site, one in evaluations.items():
+        if not {"extractor", "extractor-hash"} <= one.words.keys():
+            raise FedscanError(f"site '{site}' does not say with which extractor it has judged")
+    hashes = {site: one.words["extractor-hash"] for site, one in evaluations.items()}
+    if len(set(hashes.values())) > 1:
+        found = ", ".join(f"{site} {digest[:12]}" for site, digest in hashes.items())
+        raise FedscanError(
+            f"sites judge pictures with different extractors ({found}). Copy one extractor's file "
+            "to all of them and name it with --set extractor=/its/path"
+        )
+    whole = {
+        f"{name}_mean": float(np.mean([one.metrics[name] for one in evaluations.values()]))
+        for name in TOLD
+        if all(name in one.metrics for one in evaluations.values())
+    }
+    moments = [merged_moments(evaluations, kind) for kind in SAMPLE]
+    kernel = whole.get("kernel_distance_mean", math.nan)
+    said = f"kernel distance {kernel:.3f}"
+    if min(m.count for m in moments) <= len(moments[0].mean):
+        return Verdict(kernel, whole, said + ", too few slices for a Fréchet distance")
+    whole["frechet_distance"] = frechet_distance(*moments)
+    said = f"Fréchet distance {whole['frechet_distance']:.2f}, {said}"
+    return Verdict(whole["frechet_distance"], whole, said)
+
+
+def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
+    """Moments of all sites' real or generated features, from those that the sites told.
+
+    Raises
+    ------
+    FedscanError
+        If a site's are missing, broken or of another size: told by its name.
+    """
+    parts = []
+    for site, one in evaluations.items():
+        try:
+            count, mean, covariance = (
+                one.statistics[f"{kind}.{name}"].numpy() for name in ("count", "mean", "covariance")
+            )
+        except KeyError as error:
+            raise FedscanError(f"site '{site}': moments of features: {error} is missing") from None
+        sizes = {*mean.shape, *covariance.shape, *(len(part.mean) for part in parts)}
+        whole = (count.ndim, mean.ndim, covariance.ndim, len(sizes)) == (0, 1, 2, 1)
+        if not whole or count != one.count or not np.isfinite([*mean, *covariance.flat]).all():
+            raise FedscanError(f"site '{site}': moments of {kind} features are not usable")
+        parts.append(Moments(int(count), mean, covariance))
+    return Moments.merged(parts)
+
+
+def summary(
+    evaluations: Mapping[str, Evaluation],
+    verdict: Verdict,
+    fits: Mapping[str, Mapping[str, float]],
+    config: RunConfig,
+    *,
+    round_number: int,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the block ``generation`` of the whole, and under each site.
+
+    The whole's Fréchet distance is that of all images together, from merged moments; its kernel
+    distance, precision and recall are means over sites, since they cannot be merged.
+    """
+    words = next(iter(evaluations.values())).words
+    extractor = {"name": words["extractor"], "hash": words["extractor-hash"]}
+    seen = round_number * config.local_steps * config.batch_size
+    sites = {
+        site: {
+            "generation": {
+                **dict.fromkeys(TOLD),  # too few images for a measure: null
+                **one.metrics,
+                "extractor": extractor,
+                "images_seen": seen,
+                "p_ada": fits.get(site, {}).get("p"),
+            }
+        }
+        for site, one in evaluations.items()
+    }
+    ps = [values["p"] for values in fits.values() if "p" in values]
+    whole = {
+        "extractor": extractor,
+        "frechet_distance": verdict.whole.get("frechet_distance"),
+        **{name: verdict.whole.get(f"{name}_mean") for name in TOLD[1:]},
+        "frechet_distance_mean_over_sites": verdict.whole.get("frechet_distance_mean"),
+        "images_seen": seen * max(1, len(fits)),
+        "p_ada": float(np.mean(ps)) if ps else None,
+    }
+    found: dict[str, Any] = {"generation": whole}
+    if len(fits) > 1:
+        found["bytes_plain"] = plain_bytes(config, tuple(evaluations)) * len(fits)
+    return found, sites
+
+
+def plain_bytes(config: RunConfig, sites: Sequence[str]) -> int:
+    """Bytes that a site would exchange if G, D and G's average went both ways in float32."""
+    generator, discriminator = build(architecture(config, sites), 0)
+    networks = (generator, discriminator, generator)
+    weights = sum(p.numel() for network in networks for p in network.parameters())
+    return 2 * 4 * weights * config.num_server_rounds
+
+
+def _copying(
+    generator: Generator,
+    training: SliceSet,
+    held_out: HeldOut,
+    extractor: Extractor,
+    seed: int,
+    records: Path,
+    *,
+    mirrored: bool,
+) -> dict[str, float]:
+    """Test for copies of training slices; keep the look-alikes, scans and pictures, at the site."""
+    images = pictures(generator, training, derive_seed(seed, purpose="copies"))
+    ours = extractor.features(images)
+    scans = training.images
+    if mirrored:  # a copy of a mirror image is a copy
+        scans = np.concatenate([scans, scans[..., ::-1]])
+    theirs = extractor.features(scans)
+    found = judge_copying(theirs, ours, held_out.features, participants=held_out.ids)
+    measured = {
+        "authenticity": found.authenticity,
+        "authenticity_held_out": found.authenticity_held_out,
+        "nearest_training_median": found.generated_median,
+        "nearest_training_median_held_out": found.held_out_median,
+        "look_alikes": found.look_alikes,
+        "copies_flagged": found.flagged,
+    }
+    chosen = strongest(theirs, ours, LOOK_ALIKES, held_out=held_out.features)
+    write_look_alikes(records / "look-alikes.png", images, scans, *chosen)
+    return {name: float(value) for name, value in measured.items() if value is not None}
+
+
+@lru_cache(maxsize=1)
+def _extractor(name: str) -> Extractor:
+    from common.evaluation.extractor import load_extractor
+
+    return load_extractor(name, cache_dir())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,143 @@
+"""Sentences of reports of generators: how they were judged, and what that does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from simulations.report.words import is_number, listed, plural
+
+FEW_SLICES = 1000
+NO_PICTURES = "The folder holds no grids of pictures, so there are none to show."
+NO_COPYING = "No site has tested whether a generator copies its training slices."
+NO_CURVES = "The results hold no validation distance."
+COPYING = (
+    "Each site compares the pictures with its own training slices. Of that it tells: authenticity, "
+    "that of held-out slices as well; the median distance to the nearest training slice, of "
+    "pictures and of held-out slices; the share of look-alikes among the pictures; and whether the "
+    "generator is flagged. The look-alikes themselves stay with it, for its eyes. Authenticity: "
+    "the share of pictures that lie further from their nearest training slice than that slice from "
+    "its own nearest one. It is to be read beside that of held-out slices of other people, which "
+    "copy nobody: a share well below theirs is suspicious. A generator is flagged where a picture "
+    "singles out one training slice as no held-out slice does."
+)
+FLAGGED = (
+    "Pictures that single out one training slice were found. Look at the site's look-alikes before "
+    "such a generator, or its pictures, leaves anybody's hands:"
+)
+COMPARISON_FOOTER = (
+    "Made by fedscan report from results.csv, summary.json, manifest.json, samples.npz, use.csv "
+    "and the grids of generated pictures in this folder. The file is complete in itself and asks "
+    "the network for nothing."
+)
+RUN_FOOTER = (
+    "Made by fedscan report from manifest.json, metrics.jsonl, summary.json and grids of this run "
+    "folder. The file is complete in itself and asks the network for nothing."
+)
+USE = (
+    "Classifiers of sex, tested on real test scans. They are trained with the data-poor site's own "
+    "scans, alone or beside synthetic ones, of which as many are taken as its validation scans "
+    "choose; or on synthetic scans alone, with the label of the site where they are tested. The "
+    "federated classifier learns from every site's real scans. It is that of its best round by "
+    "validation; the others keep their last weights. Synthetic scans are of use where a row with "
+    "them is above the one without, by more than the intervals leave open."
+)
+
+
+def judged(extractors: Sequence[str], means: str) -> str:
+    """Say how the pictures were judged."""
+    by = listed(list(extractors)) if extractors else "an extractor that the summaries do not name"
+    return (
+        "Each site makes a picture with the labels of each of its test slices, which neither "
+        f"training nor the choice of a round has seen, and compares both by features of {by}. "
+        f"Shown are {means}. Fréchet and kernel distance: less is better. Precision: the share of "
+        "pictures among what is real; recall and coverage: the share of what is real that the "
+        "pictures reach. Distances of other extractors, or of other numbers of slices, cannot be "
+        "compared with these."
+    )
+
+
+def intervals(level: str, seeds: int) -> str:
+    """Say what the intervals are."""
+    if seeds < 2:
+        return "One repetition has no interval."
+    return (
+        f"Intervals: {level}, Student's t over {plural(seeds, 'repetition')}; they hold the "
+        "chance of training, not of who was tested."
+    )
+
+
+def real(phantoms: bool) -> str:
+    """Say whose slices the real ones are."""
+    if phantoms:
+        return "The real slices are of phantoms: no person is shown."
+    return (
+        "The real slices are training scans, shown only on the machine that holds them: keep this "
+        "file as you keep the scans. To pass it on, delete samples.npz and run fedscan report "
+        "again."
+    )
+
+
+def limits(
+    *,
+    phantoms: bool,
+    extractors: Sequence[str],
+    counts: Mapping[str, Mapping[str, Any]],
+    seeds: int | None,
+    budget: Mapping[str, Any] | None,
+) -> Iterator[str]:
+    """Say what the numbers do not show; of a comparison, or of one run (``seeds`` None)."""
+    if phantoms:
+        yield (
+            "The scans are phantoms: real template anatomy with simulated people and scanners. "
+            "What is measured is how trainings compare under known conditions, not how well "
+            "anybody's pathology is drawn."
+        )
+    else:
+        yield "The result is of these sites' scans and says nothing of other hospitals or devices."
+    if not extractors or any(name.startswith("fedscan-brain") for name in extractors):
+        yield (
+            "The extractor fedscan-brain was trained on phantoms, and sees nothing finer than 64 "
+            "pixels: it tells blurred, noisy and displaced heads apart, not every anatomical "
+            "fault. For real cohorts judge with a network of your own."
+        )
+    few = {s: n["n_test"] for s, n in counts.items() if is_number(n.get("n_test"))}
+    told = ", ".join(f"{site} {n}" for site, n in few.items())
+    yield (
+        "Moments of few slices: a Fréchet distance of some hundred slices is too high, the more "
+        "so the fewer they are, also between real and real. Compare models at one place, not "
+        f"places with each other{f' (people tested: {told})' if told else ''}. Slices of one "
+        "person are no independent images."
+    )
+    if seeds is None or seeds < 2:
+        yield (
+            "One repetition: there is no interval, and another seed may turn the order of close "
+            "numbers around."
+        )
+    else:
+        yield (
+            f"{plural(seeds, 'repetition')}: the intervals are wide because so few repetitions "
+            "tell little of chance, and they are not corrected for the number of measures and "
+            "sites. They may reach beyond what a share can be. An interval that includes zero does "
+            "not show that two generators are equal."
+        )
+    yield "Sites and people are fixed: nothing here speaks of other ones."
+    if budget is not None:
+        small = budget.get("centralized_batch") == "small"
+        other = "large" if small else "small"
+        pooled = "sites × as many steps" if small else "a batch sites × as large"
+        yield (
+            "Equal budgets are one reading of a fair comparison: the pooled generator may do "
+            f"better or worse under the other one (centralized-batch = {other}). Rounds, steps, "
+            "learning rates and the server's step, as they come with fedscan, were chosen for the "
+            "federated generator, on another cohort of phantoms. The pooled one takes them as they "
+            f"are, with {pooled}, and one that a site trains alone with the site's own batch."
+        )
+    yield (
+        "The federation is simulated on one machine. Bytes are what a network would carry; times "
+        "hold no network and no waiting for a hospital."
+    )
+    yield (
+        "The test for copies does not see parts of a scan in an otherwise new picture, or what the "
+        "extractor is blind to; a generator that passes it is not proven to keep a secret."
+    )

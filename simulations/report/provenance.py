@@ -1,0 +1,85 @@
+"""Where a result comes from: configuration, versions, machine, scans, as the manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from simulations.report import tables
+from simulations.report.blocks import Block, Section
+from simulations.report.tables import duration
+from simulations.report.words import is_number, listed, mapping
+
+OF_A_CELL = ("output-dir", "seed", "strategy")  # or of the machine: in a comparison left out
+
+
+def section(
+    manifest: Mapping[str, Any], poor: str, title: str, *, left_out: tuple[str, ...] = OF_A_CELL
+) -> Section:
+    """Return the section; ``title`` is that of the table of scans, if the manifest has any."""
+    config = mapping(manifest.get("config"))
+    columns = [
+        ("Run configuration", list(_config(config, left_out))),
+        ("What ran", list(_ran(manifest))),
+    ]
+    if differing := list(_differing(manifest)):
+        columns.append(("Where trainings differ from it", differing))
+    blocks: list[Block] = [("columns", columns)]
+    if counts := tables.sites_table(mapping(manifest.get("sites")), poor, title):
+        blocks.append(("table", counts))
+    return Section("provenance", "Provenance", "Configuration and provenance", blocks)
+
+
+def _config(config: Mapping[str, Any], left_out: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if key in left_out:
+            continue
+        if key == "proximal-mu" and not value:  # of fedavg's cells, where both were run
+            continue
+        if key == "cohort-dir":
+            value = PurePath(str(value)).name or "none: phantoms"
+        yield key, _told(value)
+
+
+def _differing(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Values of the compared variants, of what went before and of what came after."""
+    plan = mapping(manifest.get("plan"))
+    compared = manifest.get("strategies")
+    for name, values in mapping(plan.get("variants")).items():
+        if isinstance(compared, list) and name in compared:
+            begins = name in (plan.get("pretrained") or [])
+            yield name, _values(values, "features of the pretraining" if begins else "")
+    for name in ("pretraining", "use"):
+        if plan.get(name):
+            yield name, _values(plan[name])
+
+
+def _values(values: object, more: str = "") -> str:
+    told = [f"{key} = {_told(value)}" for key, value in mapping(values).items()]
+    return ", ".join(filter(None, [*told, more])) or "nothing"
+
+
+def _told(value: object) -> str:
+    """Return a value; of a path its end, as the whole would tell of the machine and its user."""
+    return PurePath(str(value)).name if str(value).startswith("/") else str(value)
+
+
+def _ran(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    machine = mapping(manifest.get("machine"))
+    if manifest.get("description"):
+        yield "question", str(manifest["description"])
+    for key in ("arms", "strategies", "seeds"):
+        if "run_id" not in manifest:
+            yield key, listed(manifest.get(key))
+    if "run_id" in manifest:
+        yield "run", str(manifest["run_id"])
+    else:
+        yield "started", str(manifest.get("started", "–"))
+        took = manifest.get("seconds")
+        yield "time of all trainings", duration(took) if is_number(took) else "–"
+    for key, value in machine.items():
+        yield key.replace("_", " "), listed(value) if isinstance(value, list) else str(value)
+    yield "source hash", str(manifest.get("source_hash", "–"))
+    for name, version in mapping(manifest.get("versions")).items():
+        yield str(name), str(version)

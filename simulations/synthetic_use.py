@@ -1,0 +1,251 @@
+"""What synthetic scans are good for: a classifier that learns from them, tested on real scans.
+
+Two questions. *Synthetic only*: what does a classifier know that never saw a real scan? *Real and
+synthetic*: does a small hospital's classifier gain by people whom it draws from a generator, beside
+its own few? How many it draws is chosen on its validation scans, none being a choice as well.
+
+Every training is the classification task's own, with the same steps and the same seeds, and its
+last weights are kept. Test scans are read once, when all trainings are over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.config import RunConfig
+from common.errors import ConfigError
+from common.imaging.bids import LABELS
+from common.imaging.prepare import ImageSet
+from common.imaging.slices import LEVELS_MM, SEX
+from common.paths import cache_dir
+from common.seeding import derive_seed
+from common.tasks import Place, classification
+from common.training.gan_sampling import load_generator, sample_rows
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from common.models.stylegan2 import Generator
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ["seed", "row", "site", "metric", "value", "n"]
+METRICS = ("balanced_accuracy", "auroc")
+AMOUNTS = (16, 32, 64, 128)  # synthetic participants beside a site's own; none is tried as well
+REAL_ONLY = "local real only"
+CHOSEN = "synthetic_participants"  # the metric that says which amount was chosen
+
+
+def synthetic_people(generator: Generator, site: str, count: int, seed: int) -> ImageSet:
+    """Draw people who never lived: each is one latent, at every height of a stack.
+
+    Parameters
+    ----------
+    generator : Generator
+        Conditioned on sex, height and site.
+    site : str
+        Whose scanner and patients they are to resemble.
+    count : int
+        Women and men in turn. The first of many are the same people as a few drawn alone.
+    seed : int
+
+    Returns
+    -------
+    ImageSet
+        Images (count, L, R, R) in [0, 1], L the heights; ids are numbers.
+
+    Raises
+    ------
+    ConfigError
+        If the generator has no such labels, or does not know the site or a height.
+    """
+    heights = [f"{level:g}" for level in LEVELS_MM]
+    _require_labels(generator, {"sex": list(SEX.values()), "height": heights, "site": [site]})
+    labels = np.arange(count, dtype=np.int64) % len(LABELS)
+    rows = [
+        {"sex": SEX[LABELS[label]], "height": height, "site": site}
+        for label in labels
+        for height in heights
+    ]
+    numbers = np.repeat(np.arange(count), len(heights)).tolist()
+    drawn = derive_seed(seed, site=site, purpose="synthetic people")
+    images = sample_rows(generator, rows, numbers, seed=drawn)  # (count · L, 1, R, R)
+    stacks = images.reshape(count, len(heights), *images.shape[2:])
+    return ImageSet(np.clip((stacks + 1) / 2, 0, 1), labels, tuple(map(str, range(count))))
+
+
+def use_of_synthetic(
+    folders: Mapping[str, Path],
+    generators: Mapping[str, Path],
+    poor: str,
+    config: RunConfig,
+    seed: int,
+    *,
+    amounts: Sequence[int] = AMOUNTS,
+) -> pd.DataFrame:
+    """Train on synthetic people, alone and beside a site's own, and test on real scans.
+
+    Parameters
+    ----------
+    folders : mapping of str to Path
+        Each site's BIDS data set.
+    generators : mapping of str to Path
+        Name in words, such as "local GAN", and the folder of its checkpoint.
+    poor : str
+        The site with few scans of its own.
+    config : RunConfig
+        Of a classification by slices: budget, batch size, learning rate. Its seed is replaced.
+    seed : int
+    amounts : sequence of int
+        Synthetic participants that are tried beside the poor site's; the largest are all there are
+        where they are alone.
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`COLUMNS`. Rows "local real only" and "local real + NAME" at the poor site, of
+        metrics :data:`METRICS` (n: test scans) and, of the latter, ``synthetic_participants``, the
+        amount with the lowest validation loss, of equals the smallest (n: validation scans). Rows
+        "NAME only" at every site: trained on synthetic people with that site's label, of which a
+        generator that never saw the site can only guess the looks. A generator that makes no such
+        people (it has no labels of sex, height and site, or pictures of another size) has no row.
+
+    Raises
+    ------
+    ConfigError
+        If the classifier sees no slices, or a site is unknown.
+    """
+    if config.task != "classification" or config.classifier not in classification.OF_SLICES:
+        raise ConfigError(
+            f"classifier '{config.classifier}' has no use for synthetic slices: accepted are "
+            f"{' and '.join(classification.OF_SLICES)}, with task 'classification'"
+        )
+    if poor not in folders or not amounts or min(amounts) < 1:
+        raise ConfigError(
+            f"site '{poor}' with {list(amounts)} synthetic participants: accepted are a site of "
+            f"{', '.join(folders)} and amounts from 1"
+        )
+    trainings = _Trainings(config.model_copy(update={"seed": seed}), poor, tuple(sorted(folders)))
+    real = trainings.load(folders, poor, "train")
+    validation = trainings.load(folders, poor, "val")
+    models: list[tuple[str, str, nn.Module]] = []  # row, site, trained
+    chosen: dict[str, int] = {}
+
+    local = trainings.train(real)
+    models.append((REAL_ONLY, poor, local))
+    known = trainings.loss(local, validation)
+    of_sites: dict[str, dict[str, ImageSet]] = {}
+    for name, folder in generators.items():
+        try:
+            of_sites[name] = _people(name, folder, sorted(folders), max(amounts), seed, real)
+        except ConfigError as error:  # one generator's fault is no reason to lose the others' rows
+            log.warning("left out: %s", error)
+    for name, people in of_sites.items():
+        losses, tried = {0: known}, {0: local}
+        for amount in sorted(amounts):
+            drawn = _first(people[poor], amount)
+            tried[amount] = trainings.train(classification.pool([real, drawn]))
+            losses[amount] = trainings.loss(tried[amount], validation)
+        row = f"local real + {name}"
+        chosen[row] = min(losses, key=lambda amount: (losses[amount], amount))
+        models.append((row, poor, tried[chosen[row]]))
+        models += [(f"{name} only", site, trainings.train(people[site])) for site in folders]
+
+    rows = [
+        (seed, row, poor, CHOSEN, float(amount), len(validation.labels))
+        for row, amount in chosen.items()
+    ]
+    for site in folders:
+        test = trainings.load(folders, site, "test")
+        for row, at, model in models:
+            if at == site:
+                found = classification.score(test, trainings.predict(model, test))
+                rows += [(seed, row, site, name, found[name], len(test.labels)) for name in METRICS]
+    order = [REAL_ONLY, *chosen, *(f"{name} only" for name in of_sites)]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return frame.sort_values(
+        "row", key=lambda one: one.map(order.index), kind="stable"
+    ).reset_index(drop=True)
+
+
+def trainings(generators: int, sites: int) -> int:
+    """Count the trainings of :func:`use_of_synthetic`, with as many generators and sites."""
+    return 1 + generators * (len(AMOUNTS) + sites)
+
+
+class _Trainings:
+    """Trainings that differ in their data only.
+
+    Parameters
+    ----------
+    config : RunConfig
+    site : str
+        By whose name batches are drawn.
+    sites : tuple of str
+    """
+
+    def __init__(self, config: RunConfig, site: str, sites: tuple[str, ...]) -> None:
+        self.config, self.place = config, Place(site, sites, torch.device("cpu"))
+
+    def load(self, folders: Mapping[str, Path], site: str, split: str) -> ImageSet:
+        return classification.load_split(site, Path(folders[site]), split, self.config, cache_dir())
+
+    def train(self, data: ImageSet) -> nn.Module:
+        model, private = classification.build_model(self.config, self.place), {}
+        classification.warm_start(model, self.config)
+        for number in range(1, self.config.num_server_rounds + 1):
+            private = classification.fit(
+                model, data, self.config, place=self.place, round_number=number, private=private
+            ).private
+        return model
+
+    def predict(self, model: nn.Module, data: ImageSet) -> np.ndarray:
+        return classification.predict(model, data, self.place.device)
+
+    def loss(self, model: nn.Module, data: ImageSet) -> float:
+        return classification.score(data, self.predict(model, data))["loss"]
+
+
+def _people(
+    name: str, folder: Path, sites: Sequence[str], count: int, seed: int, real: ImageSet
+) -> dict[str, ImageSet]:
+    generator, _ = load_generator(folder)
+    resolution, wanted = generator.architecture.resolution, real.images.shape[-1]
+    if resolution != wanted:
+        raise ConfigError(
+            f"{name}: its pictures have {resolution} pixels a side, the classifier's slices "
+            f"{wanted}. Set `gan` and `gan-changes` to those that it was trained with"
+        )
+    try:
+        return {site: synthetic_people(generator, site, count, seed) for site in sites}
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _first(people: ImageSet, count: int) -> ImageSet:
+    return replace(
+        people, images=people.images[:count], labels=people.labels[:count], ids=people.ids[:count]
+    )
+
+
+def _require_labels(generator: Generator, wanted: Mapping[str, Sequence[str]]) -> None:
+    known = dict(generator.architecture.labels)
+    if missing := [kind for kind in wanted if kind not in known]:
+        raise ConfigError(
+            f"the generator has no labels of {' and '.join(missing)}, which a synthetic person "
+            f"needs. Train one with label-kinds={','.join(wanted)}"
+        )
+    for kind, values in wanted.items():
+        if strange := [value for value in values if value not in known[kind]]:
+            raise ConfigError(
+                f"the generator knows no {kind} '{strange[0]}': it was trained with "
+                f"{', '.join(known[kind])}"
+            )

@@ -1,0 +1,193 @@
+"""A site's rounds: what it keeps outlives its process, repeats to the bit, ends with the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from safetensors.torch import load_file, save_file
+
+from clients import local
+from clients.app import app
+from clients.state import SiteState
+from common import messages
+from common.config import RunConfig
+from common.messages import EVALUATE, TRAIN
+from common.tasks import load_task
+from common.transport import broadcast, decode_update
+
+pytestmark = pytest.mark.usefixtures("task_identity")
+
+ROOT = Path(__file__).parents[1]
+TINY = {"num-server-rounds": 3, "local-steps": 2, "batch-size": 4, "image-size": 16}
+SITES = ("island", "north")
+Weights = dict[str, torch.Tensor]
+
+# Answers one order to train, as a SuperNode's process for a single message does.
+ONE_MESSAGE = """
+import json, sys
+from flwr.app import Context, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from safetensors.torch import load_file, save_file
+TaskIdentity._run_id = TaskIdentity._node_id = TaskIdentity._task_id = 1
+from clients.app import app
+from common import messages
+
+node, run, weights, number, sites, answer = map(json.loads, sys.argv[1:])
+order = messages.request(
+    messages.TRAIN, 5, round_number=number, split="train", sites=sites,
+    arrays=messages.pack(load_file(weights)),
+)
+reply = app(order, Context(7, 5, node, RecordDict(), run))
+assert messages.failure_in(reply) is None, messages.failure_in(reply)
+save_file(messages.unpack(reply.content[messages.ARRAYS]), answer)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folders(monkeypatch, session_cache, tmp_path) -> None:
+    monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
+    local._remembered.cache_clear()
+
+
+@pytest.fixture(params=["float32", "int8"])
+def config(request) -> RunConfig:
+    return RunConfig.from_flower(TINY | {"transport": request.param})
+
+
+class Site:
+    """A deployed hospital, north, as the server meets it in run 7."""
+
+    def __init__(self, config: RunConfig, cohort: Path) -> None:
+        self.config = config
+        self.node = {"site": "north", "data-dir": str(cohort / "north")}
+        self.state = SiteState("north", 7)
+        model = load_task(config.task).build_model(config)
+        self.start = load_task(config.task).shared_state(model, config)
+
+    def ask(self, kind: str, number: int, split: str, weights: Weights) -> Message:
+        """Put an order to the site; its context is new each time, as after a restart."""
+        arrays = messages.pack(broadcast(weights, self.config.transport))
+        order = {"round_number": number, "split": split, "sites": SITES, "arrays": arrays}
+        context = Context(7, 5, self.node, RecordDict(), self.config.to_flower())
+        reply = app(messages.request(kind, 5, **order), context)
+        assert not context.state  # the site's state is in nobody else's keeping
+        return reply
+
+    def train(self, number: int, weights: Weights) -> Weights:
+        """Return the update as it travels."""
+        reply = self.ask(TRAIN, number, "train", weights)
+        assert messages.failure_in(reply) is None, messages.failure_in(reply)
+        assert set(reply.content) == {messages.METRICS, messages.ARRAYS}
+        return messages.unpack(reply.content[messages.ARRAYS])
+
+    def after(self, weights: Weights, update: Weights) -> Weights:
+        """Return the weights that a server with this one site goes on with."""
+        return decode_update(update, weights, self.config.transport)
+
+
+@pytest.fixture
+def site(config, tiny_cohort) -> Site:
+    return Site(config, tiny_cohort)
+
+
+def same(one: Weights, other: Weights) -> bool:
+    assert one.keys() == other.keys()
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_private_state_is_the_tasks_and_what_the_transport_owes(site):
+    site.train(1, site.start)
+    private = site.state.load(1)
+    moments = {name for name in private if name.startswith("task/")}
+    assert {float(private[name]) for name in moments if name.endswith("/step")} == {2.0}
+    owed = {f"residual/{name}" for name in site.start}
+    assert set(private) - moments == (owed if site.config.transport == "int8" else set())
+    assert moments
+
+
+def test_second_round_in_a_process_of_its_own_goes_on_bit_for_bit(site, tmp_path):
+    first = site.train(1, site.start)
+    between = site.after(site.start, first)
+    save_file(broadcast(between, site.config.transport), tmp_path / "sent")
+
+    values = (site.node, site.config.to_flower(), str(tmp_path / "sent"), 2, SITES)
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_MESSAGE]
+        + [json.dumps(value) for value in (*values, str(tmp_path / "answer"))],
+        cwd=ROOT,
+        env=dict(os.environ),
+        timeout=120,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    elsewhere, kept_elsewhere = load_file(tmp_path / "answer"), site.state.load(2)
+
+    site.state.remove()  # and the same two rounds without interruption
+    assert same(site.train(1, site.start), first)
+    here = site.train(2, between)
+    assert same(here, elsewhere)
+    assert same(site.state.load(2), kept_elsewhere)
+    steps = {float(v) for name, v in kept_elsewhere.items() if name.endswith("/step")}
+    assert steps == {4.0}
+
+
+def test_order_that_is_repeated_gets_the_same_answer(site):
+    first = site.train(1, site.start)
+    between = site.after(site.start, first)
+    second = site.train(2, between)
+    kept = site.state.load(2)
+    assert same(site.train(2, between), second)
+    assert same(site.state.load(2), kept)
+    assert same(site.train(1, site.start), first)
+    assert same(site.train(2, between), second)
+
+
+def test_private_state_decides_the_next_round(site):
+    between = site.after(site.start, site.train(1, site.start))
+    second = site.train(2, between)
+    first = site.state.load(1)
+    forgotten = {n: torch.zeros_like(t) if n.endswith("/exp_avg") else t for n, t in first.items()}
+    site.state.save(1, forgotten)
+    assert not same(site.train(2, between), second)
+
+
+def test_round_whose_state_is_lost_is_a_failure_and_no_new_beginning(site, tmp_path):
+    between = site.after(site.start, site.train(1, site.start))
+    site.state.remove()
+    failure = messages.failure_in(site.ask(TRAIN, 2, "train", between))
+    assert (failure.site, failure.phase) == ("north", "train, round 2")
+    assert "the private state of round 1 of run 7 is missing" in failure.error
+    assert str(tmp_path) not in failure.error + failure.traceback
+    assert not site.state.folder.exists()
+
+
+def test_validation_leaves_the_private_state_and_the_test_removes_it(site, tmp_path):
+    trained = site.after(site.start, site.train(1, site.start))
+    kept = site.state.load(1)
+    for split in ("val", "test"):
+        reply = site.ask(EVALUATE, 1, split, trained)
+        assert messages.failure_in(reply) is None, messages.failure_in(reply)
+        assert set(reply.content) == {messages.METRICS}
+        if split == "val":
+            assert same(site.state.load(1), kept)
+    files = [path for path in (tmp_path / "records").rglob("*") if path.is_file()]
+    assert files == [tmp_path / "records" / "north" / "7" / "predictions.csv"]
+    assert not site.state.folder.parent.exists()
+
+
+def test_state_of_another_run_of_the_site_is_left_alone(site):
+    other = SiteState("north", 8)
+    other.save(1, {"moment": torch.ones(2)})
+    trained = site.after(site.start, site.train(1, site.start))
+    site.ask(EVALUATE, 1, "test", trained)
+    assert not site.state.folder.exists()
+    assert torch.equal(other.load(1)["moment"], torch.ones(2))

@@ -1,0 +1,190 @@
+"""Stacks of slices: places are told apart, a head by itself, frozen weights left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import ConfigError
+from common.models.architecture import Architecture
+from common.models.classifier import CLASSES
+from common.models.slice_classifier import (
+    FEATURE_SIDE,
+    DiscriminatorClassifier,
+    SliceClassifier,
+)
+from common.models.stylegan2 import build
+
+LEVELS, SIDE = 3, 16
+TINY = Architecture(resolution=SIDE, channel_base=128, channel_max=8, z_dim=8, w_dim=8)
+KINDS = ["slices", "frozen", "tuned"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def classifier(kind: str, seed: int = 0, architecture: Architecture = TINY) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    if kind == "slices":
+        return SliceClassifier(LEVELS, SIDE, width=4)
+    return DiscriminatorClassifier(architecture, LEVELS, tuned=kind == "tuned")
+
+
+def stacks(count: int = 4, seed: int = 0) -> torch.Tensor:
+    """Bright noise in a disc, in air of exactly 0."""
+    generator = torch.Generator().manual_seed(seed)
+    images = 0.2 + 0.6 * torch.rand(count, 1, LEVELS, SIDE, SIDE, generator=generator)
+    axis = torch.arange(SIDE) - (SIDE - 1) / 2
+    return images * (axis[:, None] ** 2 + axis**2 < (SIDE / 3) ** 2)
+
+
+def trained_discriminator(architecture: Architecture = TINY, seed: int = 5) -> torch.nn.Module:
+    """A discriminator with biases that are not those of the start."""
+    discriminator = build(architecture, seed)[1]
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return discriminator
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_logits_a_head_which_depend_on_that_head_alone(kind: str) -> None:
+    model, images = classifier(kind), stacks()
+    with torch.no_grad():
+        together = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    assert together.shape == (4, CLASSES)
+    assert len(set(np.round(together[:, 0].tolist(), 5))) == 4
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heights_sides_and_places_are_told_apart(kind: str) -> None:
+    model, images = classifier(kind), stacks(1)
+    with torch.no_grad():
+        straight = model(images)
+        for other in (images.flip(2), images.flip(3), images.flip(4), images.roll(1, 4)):
+            assert not torch.allclose(model(other), straight, atol=1e-4)
+
+
+def test_gain_of_a_scan_is_taken_out_by_the_small_network() -> None:
+    model, images = classifier("slices"), stacks()
+    with torch.no_grad():
+        torch.testing.assert_close(model(0.7 * images), model(images), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "tuned"])
+def test_features_are_those_of_the_discriminators_blocks_slice_by_slice(kind: str) -> None:
+    model, discriminator = classifier(kind), trained_discriminator()
+    model.take_over(discriminator)
+    images = stacks(2)
+    with torch.no_grad():
+        found = model.features(images)
+        for image, one in zip(images, found, strict=True):
+            x = discriminator.from_image(2 * image[0][:, None] - 1)  # a batch of the slices
+            for block in discriminator.blocks[: len(model.blocks)]:
+                x = block(x)
+            assert x.shape[2:] == (FEATURE_SIDE, FEATURE_SIDE)
+            expected = ((x - x.mean()) / x.std(correction=0)).flatten()
+            # Frozen weights are rounded to float16, whose relative error is 5e-4 at most.
+            torch.testing.assert_close(
+                one, expected, atol=1e-4 if kind == "tuned" else 2e-2, rtol=0
+            )
+
+
+@pytest.mark.parametrize("kind", ["frozen", "tuned"])
+def test_linear_layer_is_the_same_whatever_discriminator_is_below(kind: str) -> None:
+    fresh, warm = classifier(kind), classifier(kind)
+    warm.take_over(trained_discriminator())
+    assert torch.equal(fresh.head.weight, warm.head.weight)
+    assert not torch.equal(fresh.from_image.weight, warm.from_image.weight)
+
+
+def test_frozen_weights_get_no_gradient_and_tuned_ones_do() -> None:
+    for kind, wanted in (("frozen", False), ("tuned", True)):
+        model = classifier(kind)
+        model(stacks()).sum().backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == (wanted or name.startswith("head.")), name
+
+
+@pytest.mark.parametrize("votes", [(1, 1, 1), (160, 96, 16), (7, 0.3, 1 / 3)])
+def test_average_of_equal_frozen_weights_is_the_same_weights_again(votes) -> None:
+    """Averaged as Flower does it, in float32, time and again; the last bits would drift."""
+    model = classifier("frozen")
+    model.take_over(trained_discriminator())
+    start = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("head.")}
+    shares = np.float32(np.array(votes) / sum(votes))
+    drifted = False
+    for _ in range(5):
+        state = model.state_dict()
+        averaged = {
+            k: torch.from_numpy(sum(share * v.numpy() for share in shares))
+            for k, v in state.items()
+        }
+        drifted |= any(not torch.equal(averaged[k], v) for k, v in start.items())
+        model.load_state_dict(averaged)
+        for name, tensor in start.items():
+            assert torch.equal(model.state_dict()[name], tensor), name
+    assert drifted or votes == (1, 1, 1)  # else there was nothing to protect them from
+
+
+def test_frozen_weights_travel_in_float16_unharmed_and_the_linear_layer_is_not_rounded() -> None:
+    model = classifier("frozen")
+    model.take_over(trained_discriminator())
+    for name, tensor in model.state_dict().items():
+        whole = torch.equal(tensor.half().float(), tensor)
+        assert whole == (not name.startswith("head.")), name
+
+
+def test_tuned_weights_are_taken_over_bit_for_bit() -> None:
+    model, discriminator = classifier("tuned"), trained_discriminator()
+    model.take_over(discriminator)
+    theirs = discriminator.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert name.startswith("head.") or torch.equal(tensor, theirs[name]), name
+
+
+def test_labels_and_latents_of_the_gan_do_not_matter() -> None:
+    other = replace(TINY, labels=(("sex", ("F", "M")),), z_dim=4, mapping_layers=3)
+    model = classifier("frozen")
+    model.take_over(trained_discriminator(other))
+    names = set(model.state_dict())
+    assert not [name for name in names if "embed" in name or "dense" in name or "output" in name]
+    assert names == set(classifier("frozen", architecture=other).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"resolution": 32}, "resolution 32 instead of 16"),
+        ({"channel_max": 4}, "channel-max 4 instead of 8"),
+        ({"channel_base": 64}, "channel-base 64 instead of 128"),
+    ],
+)
+def test_other_networks_are_refused_with_the_way_out(change, said: str) -> None:
+    model = classifier("frozen")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ConfigError, match=said) as raised:
+        model.take_over(trained_discriminator(replace(TINY, **change)))
+    assert "gan-changes" in str(raised.value)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_discriminator_that_was_never_trained_is_refused() -> None:
+    with pytest.raises(ConfigError, match="share = 'both'"):
+        classifier("tuned").take_over(build(TINY, 0)[1])
+
+
+def test_coloured_pictures_are_refused() -> None:
+    with pytest.raises(ConfigError, match="3 channels"):
+        classifier("frozen", architecture=replace(TINY, channels=3))

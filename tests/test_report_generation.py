@@ -1,0 +1,466 @@
+"""Reports of generators: whole, told in words, without a scan that does not belong there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from benchmark_folders import Page
+from browser import Browser
+from generation_folders import SITES, make_comparison, make_run, noise, slices
+from PIL import Image
+
+from common.config import RunConfig
+from common.errors import FedscanError
+from common.files import write_json
+from common.metrics_log import Row
+from simulations import benchmark, compare, console, estimate, federate
+from simulations.plan import Plan
+from simulations.report import pictures, samples
+from simulations.report.document import read_results, write_report
+from simulations.schedule import end_cell
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_comparison(tmp_path_factory.mktemp("generation") / "comparison")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return Page(write_report(folder).read_text())
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "17")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_every_part_that_was_promised_is_there(page: Page) -> None:
+    headings = {a["id"] for a in page.all("h2")}
+    expected = ("results", "pictures", "curves", "use", "copying", "costs", "budget")
+    assert headings == {*expected, "provenance", "limits"}
+    assert "At island, the federated generator was better than" in page.text
+    assert "Over all sites, the federated generator was worse than" in page.text
+    assert "Student's t over 3 repetitions" in page.text
+    assert "35.3 % of the bytes" in page.text
+    assert "fedscan-brain-r1-p3-v1 (abababababab)" in page.text
+    assert "Too few validation slices for it at island" in page.text
+    for limit in ("The scans are phantoms", "was trained on phantoms", "Moments of few slices"):
+        assert limit in page.text
+
+
+def test_classifiers_and_hyperparameters_are_told_as_they_are(page: Page) -> None:
+    assert "Synthetic participants chosen" in page.text
+    assert "synthetic_participants" not in page.text
+    assert "the others keep their last weights" in page.text
+    assert "were chosen for the federated generator, on another cohort of phantoms" in page.text
+    assert "with a batch sites × as large" in page.text
+    assert "the share of look-alikes" in page.text and "median distance" in page.text
+
+
+def test_every_grid_names_its_seed(page: Page) -> None:
+    assert page.text.count("seed 0, round 12") == 3
+    assert "Pictures of every generator. " in page.text
+
+
+def test_cells_before_and_after_that_failed_are_noticed(copy: Path) -> None:
+    lost = [{"arm": "use", "seed": 1, "status": "error"}]
+    lost.append({"arm": "pretraining", "seed": 0, "status": "timeout"})
+    rewrite(copy / "summary.json", unfinished=lost)
+    page = Page(write_report(copy).read_text())
+    assert "Not every training ended well" in page.text
+    assert "Use of synthetic scans, seed 1: error." in page.text
+    assert "Pretraining, seed 0: timeout." in page.text
+
+
+def test_the_configuration_shows_what_variants_override(copy: Path) -> None:
+    variants = {"int8": {"transport": "int8", "extractor": "/home/someone/net.pt"}, "b": {"x": 1}}
+    plan = {"variants": variants, "pretrained": ["int8"], "use": {"classifier": "slices"}}
+    rewrite(copy / "manifest.json", plan=plan, strategies=["fedavg", "int8"])
+    text = Page(write_report(copy).read_text()).text
+    assert "int8 transport = int8, extractor = net.pt, features of the pretraining" in text
+    assert "use classifier = slices" in text
+    assert "x = 1" not in text and "someone" not in text
+
+
+def test_figures_and_tables_are_numbered_in_reading_order(page: Page) -> None:
+    for kind, count in (("Figure", 6), ("Table", 7)):
+        numbers = re.findall(rf"{kind} (\d+)\. ", page.text)
+        assert numbers == [str(k + 1) for k in range(count)]
+    assert len(page.all("table")) == 7
+
+
+def test_pictures_are_real_ones_every_arm_and_rounds(folder: Path, page: Page) -> None:
+    alts = [str(a["alt"]) for a in page.all("img")]
+    assert alts[0] == "Real training slices of island, north, south"
+    assert [alt for alt in alts if "as it was tested" in alt] == [
+        f"Pictures by the generator {name}, as it was tested"
+        for name in ("Centralized", "Federated", "Local only (of island)")
+    ]
+    rounds = [int(alt.split()[-1]) for alt in alts if "after round" in alt]
+    assert rounds == [6, 12, 18]
+    assert all(str(a["src"]).startswith("data:image/png;base64,") for a in page.all("img"))
+    assert page.all("script") == []
+    assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
+
+
+def test_distances_are_told_in_words(page: Page) -> None:
+    told = [str(a["aria-label"]) for a in page.all("svg") if a.get("role") == "img"]
+    shown = [words for words in told if words.startswith("Test Fréchet distance, logarithmic")]
+    assert len(shown) == 2  # all sites together and the poor site
+    assert re.search(r"Local only \(of island\) \d+\.\d, interval \d+\.\d to \d+\.\d", shown[0])
+    curves = [words for words in told if words.startswith("Validation kernel distance at island")]
+    assert len(curves) == 1
+    assert "Local only (of island) ends at" in curves[0]
+    whole = next(words for words in told if "Validation Fréchet distance at all sites" in words)
+    assert "Local only" not in whole  # it is validated at its own site alone
+
+
+def test_generators_that_copy_are_named_with_the_site(tmp_path: Path) -> None:
+    flagged = (("local", 0, "island"), ("local", 1, "island"))
+    folder = make_comparison(tmp_path / "c", seeds=2, rounds=12, flagged=flagged)
+    page = Page(write_report(folder).read_text())
+    line = "Local only (of island): flagged as copying training slices of island in 2 repetitions"
+    assert line in page.text
+    assert "2 of 2" in page.text
+    notice = next(words for words in page.words if "flagged as copying" in words)
+    assert "sub-" not in page.text and "north" not in notice
+
+
+def test_nothing_of_the_sites_own_side_gets_in(copy: Path) -> None:
+    before = write_report(copy).read_bytes()
+    picture = Image.fromarray(np.full((8, 8), 77, np.uint8))
+    for place in ("sites/island/federated-fedavg-seed0/all", "cells/federated-fedavg-seed0/all"):
+        (copy / place).mkdir(parents=True, exist_ok=True)
+        picture.save(copy / place / "look-alikes.png")
+    assert write_report(copy).read_bytes() == before
+
+
+def test_a_name_in_a_table_is_no_way_out_of_the_folder(folder: Path, copy: Path) -> None:
+    grids = copy.parent / "elsewhere" / "grids"
+    grids.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(grids / "round-0001.png")
+    table = pd.read_csv(copy / "results.csv", keep_default_na=False)
+    for name in ("../../../elsewhere", "..", str(grids.parent), ""):
+        changed = table.assign(trained_on=table["trained_on"].replace("island", name))
+        changed.to_csv(copy / "results.csv", index=False)
+        models = pictures.trained_models(copy, read_results(copy))
+        assert {model.trained_on for model in models} == {"all"}
+    known = pictures.trained_models(folder, read_results(folder))
+    assert {model.trained_on for model in known} == {"all", "island"}
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "use.csv", "cells"])
+def test_missing_parts_are_left_out(copy: Path, name: str) -> None:
+    path = copy / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = Page(write_report(copy).read_text())
+    alts = [str(a["alt"]) for a in page.all("img")]
+    assert any("Real" in alt for alt in alts) == (name != "samples.npz")
+    assert any("Pictures by" in alt for alt in alts) == (name != "cells")
+    assert ("Use of synthetic scans" in page.text) == (name != "use.csv")
+
+
+def test_an_empty_summary_is_computed_from_the_results(copy: Path, page: Page) -> None:
+    (copy / "summary.json").write_text("{}")
+    (copy / "cells" / "federated-fedavg-seed0" / "all" / "summary.json").write_text("[]")
+    again = Page(write_report(copy).read_text())
+    assert len(again.all("table")) == len(page.all("table"))
+    assert "At island, the federated generator was better than" in again.text
+    (copy / "manifest.json").write_text(json.dumps({"config": {"task": "generation"}}))
+    assert "Distances to real test slices" in Page(write_report(copy).read_text()).text
+
+
+def test_a_broken_picture_is_left_out(copy: Path) -> None:
+    for path in copy.glob("cells/centralized-seed0/all/grids/*.png"):
+        path.write_bytes(b"no picture")
+    alts = [str(a["alt"]) for a in Page(write_report(copy).read_text()).all("img")]
+    assert not any("Centralized" in alt for alt in alts)
+    assert any("Federated" in alt for alt in alts)
+
+
+def test_results_without_distances_do_not_break_it(copy: Path) -> None:
+    table = pd.read_csv(copy / "results.csv", keep_default_na=False)
+    kept = table[table["metric"].isin(["precision", "recall"])]
+    kept.to_csv(copy / "results.csv", index=False)
+    (copy / "summary.json").write_text("{}")
+    page = Page(write_report(copy).read_text())
+    assert "holds no pair of generators to compare" in page.text
+    assert "no validation distance" in page.text
+    assert "No site has tested whether" in page.text
+
+
+def test_one_repetition_and_failed_cells(tmp_path: Path) -> None:
+    failed = (("centralized", 0),)
+    folder = make_comparison(tmp_path / "c", seeds=1, rounds=12, failed=failed, use=False)
+    page = Page(write_report(folder).read_text())
+    assert "One repetition has no interval" in page.text
+    assert "Centralized, seed 0: error." in page.text
+    assert "one repetition has no interval, so it may be chance" in page.text
+    everything = tuple((arm, 0) for arm in ("centralized", "federated", "local"))
+    folder = make_comparison(tmp_path / "d", seeds=1, rounds=12, failed=everything, use=False)
+    assert "No model ended well" in Page(write_report(folder).read_text()).text
+
+
+def test_scans_of_people_are_called_so(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    config = {**manifest["config"], "cohort-dir": "/home/someone/hospitals"}
+    rewrite(copy / "manifest.json", config={**config, "extractor": "/home/someone/net.pt"})
+    page = Page(write_report(copy).read_text())
+    assert "shown only on the machine that holds them" in page.text
+    assert "someone" not in page.text
+
+
+def test_real_slices_keep_their_place_and_stand_upright() -> None:
+    data = slices(5, "north", np.random.default_rng(0), noise)
+    stack = samples.laid_out(data)
+    rows = samples.rows(stack)
+    men = [k for k, label in enumerate(data.labels) if label["sex"] == "M"]
+    np.testing.assert_allclose(rows["M"], data.images[men][:10], atol=1e-6)
+    one = data.subset([label["sex"] == "F" and name == "sub-0" for label, name in
+                       zip(data.labels, data.ids, strict=True)])  # fmt: skip
+    alone = samples.rows(samples.laid_out(one))
+    assert list(alone) == ["F"]  # of one woman, the second's places are air
+    assert (alone["F"][5:] == -1).all() and alone["F"][:5].max() > 0
+    assert samples.rows(stack[:7]) == {}
+    # As in every samples.npz: the front right pixel lies at the end of both axes.
+    np.testing.assert_allclose(2 * stack[0, -1, -1] - 1, data.images[0, 0, 0, -1], atol=1e-6)
+
+
+def test_stages_hold_the_first_the_last_and_the_released() -> None:
+    grids = {6 * k: Path("x") for k in range(1, 41)}
+    model = pictures.Trained("federated", "fedavg", 0, "all", {"best_round": 126}, grids)
+    found = pictures.stages(model)
+    assert found[0] == 6 and found[-1] == 240 and 126 in found
+    assert len(found) <= pictures.STAGES + 1
+    assert pictures.stages(pictures.Trained("federated", "", 0, "all")) == []
+
+
+def test_real_slices_are_a_picture() -> None:
+    stack = samples.laid_out(slices(4, "north", np.random.default_rng(0), noise))
+    found = pictures.real_slices({"north": stack, "south": stack})
+    picture = Image.open(io.BytesIO(base64.b64decode(found["uri"].partition(",")[2])))
+    assert picture.size == (found["width"], found["height"])
+    assert picture.mode == "L"
+    assert pictures.real_slices({}) is None
+    assert pictures.real_slices({"north": stack[:6]}) is None
+
+
+def test_a_run_has_a_report_of_its_own(run_folder: Path) -> None:
+    page = Page(write_report(run_folder).read_text())
+    assert {a["id"] for a in page.all("h2")} >= {"results", "pictures", "curves", "copying"}
+    assert "it is that of round 12 of 12" in page.text
+    assert "35.0 %" in page.text
+    rounds = [str(a["alt"]).split()[-1] for a in page.all("img")]
+    assert rounds == ["3", "6", "9", "12"]
+    for site in SITES:
+        assert any(f"at {site} over 12 rounds" in str(a.get("aria-label")) for a in page.all("svg"))
+
+
+def test_a_run_under_way_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "17", ended=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 13, "si')  # a line being written
+    page = Page(write_report(folder).read_text())
+    assert "has not been tested" in page.text
+    assert len(page.all("img")) == 4
+
+
+def test_a_copying_run_is_noticed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "17")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["sites"]["island"]["generation"]["copies_flagged"] = 1.0
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text = Page(write_report(folder).read_text()).text
+    assert "The generator is flagged as copying training slices of island." in text
+    assert "training slices of north." not in text
+
+
+def test_a_run_that_classifies_has_no_report(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "17")
+    rewrite(folder / "manifest.json", config={"task": "classification"})
+    with pytest.raises(FedscanError, match="a run's folder"):
+        write_report(folder)
+
+
+class Told:
+    """A bar that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.done, self.notes = 0, []
+
+    def advance(self, count: int = 1, note: str = "", *, always: bool = False) -> None:
+        self.done += count
+        self.notes += [note] if always else []
+
+
+def test_rounds_without_validation_count_as_well() -> None:
+    config = RunConfig.from_flower(
+        {"task": "generation", "num-server-rounds": 5, "evaluate-every": 2}
+    )
+    rows, bar = [], Told()
+
+    def add(number: int, site: str, split: str, name: str, value: float) -> None:
+        rows.append(Row(number, site, split, name, value, 10, 1.0))
+        federate._show_new_rounds(rows, bar, config)
+
+    add(1, "north", "train", "p", 0.0)
+    assert bar.done == 1
+    add(2, "north", "train", "p", 0.0)
+    add(2, "north", "val", "kernel_distance", 0.25)
+    assert bar.done == 1  # the whole is not yet there
+    add(2, "all", "val", "frechet_distance", 12.345)
+    assert bar.done == 2
+    assert bar.notes == ["validation: Fréchet distance 12.35; kernel distance north 0.250"] or (
+        bar.notes == ["validation: Fréchet distance 12.34; kernel distance north 0.250"]
+    )
+    for number in (3, 4, 5):
+        rows.append(Row(number, "north", "train", "p", 0.0, 10, 1.0))
+    for number in (4, 5):
+        rows.append(Row(number, "all", "val", "kernel_distance_mean", 0.1, 10, 1.0))
+        rows.append(Row(number, "north", "val", "kernel_distance", 0.1, 10, 1.0))
+    federate._show_new_rounds(rows, bar, config)
+    assert bar.done == 5
+    assert bar.notes[-1] == "validation: kernel distance north 0.100"
+
+
+def test_the_terminal_shows_distances(
+    folder: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    lines = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=lines, width=160))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["copies"] = [{"model": "local at island", "seed": 2, "site": "island"}]
+    compare.show(summary)
+    told = lines.getvalue()
+    assert "Fréchet distance to real test slices" in told
+    assert "local at island, seed 2: flagged as copying" in told
+    assert "the federated generator was worse than" in told
+    console.show_run(json.loads((run_folder / "summary.json").read_text()))
+    assert re.search(r"all +│ +340 │ +900 │", lines.getvalue())
+
+
+def test_an_estimate_counts_who_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "step_seconds", lambda config, sites: 0.1)
+    monkeypatch.setattr(estimate, "usable_cpus", lambda: 1)
+    run = {"task": "generation", "num-server-rounds": 10, "local-steps": 10}
+    for local, trainings in (("all", 3), ("poor", 1)):
+        plan = Plan(arms=["local"], local=local, run=run)
+        seconds = estimate.estimate_seconds(plan, 3, {"min-sites": 3})
+        assert seconds == pytest.approx(10 * trainings + estimate.CELL_OVERHEAD)
+
+
+def test_an_estimate_counts_every_classifier_of_a_use_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "step_seconds", lambda config, sites: 0.1)
+    monkeypatch.setattr(estimate, "usable_cpus", lambda: 1)
+    run = {"task": "generation", "num-server-rounds": 10, "local-steps": 10}
+    use = {"task": "classification", "num-server-rounds": 2, "local-steps": 5}
+    base, arms = {"min-sites": 3}, ["local", "federated"]
+    with_, without = (
+        estimate.estimate_seconds(Plan(arms=arms, run=run, use=one), 3, base) for one in (use, {})
+    )
+    classifiers = 3 + 1 + 2 * 4 + 2 * 3  # federated at three sites; real; amounts; sites
+    assert with_ - without == pytest.approx(classifiers + estimate.FEDERATED_OVERHEAD)
+
+
+@pytest.mark.parametrize("task", ["classification", "generation"])
+def test_a_real_step_is_timed(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(estimate.PROBE_STEPS, task, 1)
+    config = RunConfig.from_flower({"task": task, "image-size": 16, "batch-size": 4})
+    assert estimate.step_seconds(config, 2) > 0
+
+
+def test_a_comparison_of_generators_collects_no_predictions(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(seeds=2, local="poor", run={"task": "generation"}, use={"task": "classification"})
+    sites = {site: tmp_path / site for site in SITES}
+    made = benchmark.Benchmark(plan, sites, {"min-sites": 3}, tmp_path / "out")
+    table = pd.read_csv(folder / "results.csv")
+    for cell in plan.cells():
+        mine = (table["arm"] == cell.arm) & (table["seed"] == cell.seed)
+        made._cell(cell).mkdir(parents=True)
+        table[mine].to_csv(made._cell(cell) / "results.csv", index=False)
+        (made._cell(cell) / "all").mkdir()
+        write_json(made._cell(cell) / "all" / "summary.json", {"bytes_plain": 212e6})
+    first, second = plan.stages()[-1]
+    made._cell(first).mkdir(parents=True)
+    use = pd.read_csv(folder / "use.csv").query("seed == 0")
+    use.to_csv(made._cell(first) / "results.csv", index=False)
+    write_json(made._cell(first) / "status.json", {"status": "done"})
+    end_cell(made._cell(second), second, "error", "why")
+    shutil.copy(folder / "manifest.json", tmp_path / "out" / "manifest.json")
+    task = SimpleNamespace(
+        load_split=lambda site, *_: slices(4, site, np.random.default_rng(0), noise)
+    )
+    monkeypatch.setattr(benchmark, "load_task", lambda name: task)
+    made._collect()
+    out = tmp_path / "out"
+    assert list(out.rglob("predictions.csv")) == []
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["seeds"] == [0, 1]
+    assert summary["costs"]["federated"]["share_of_plain_bytes"] == pytest.approx(0.5)
+    assert set(pd.read_csv(out / "use.csv")["seed"]) == {0}
+    assert summary["use"][0]["row"] == "local real only"
+    assert summary["unfinished"] == [{"arm": "use", "seed": 1, "status": "error"}]
+    assert (out / "samples.npz").stat().st_mode & 0o777 == 0o600
+    with np.load(out / "samples.npz") as kept:
+        assert {name: stack.shape for name, stack in kept.items()} == dict.fromkeys(
+            SITES, (20, 8, 8)
+        )
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if shutil.which("chromium") is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_quiet_and_whole_in_a_browser(
+    browser: Browser, folder: Path, run_folder: Path, width: int, scheme: str
+) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.ask("Emulation.setDeviceMetricsOverride", **size)
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.ask("Emulation.setEmulatedMedia", features=[feature])
+    for made in (folder, run_folder):
+        report = write_report(made)
+        browser.open(report)
+        assert browser.requests() == [report.as_uri()]
+        assert browser.complaints() == []
+        page_width = "document.documentElement.{}Width"
+        wide, window = (browser.evaluate(page_width.format(k)) for k in ("scroll", "client"))
+        assert wide == window > 0.9 * width
+        seen = "[...document.images].filter(i => i.complete && i.naturalWidth > 0).length"
+        assert browser.evaluate(seen) == len(Page(report.read_text()).all("img"))
+        enlarged = "[...document.images].filter(i => i.width > i.naturalWidth).length"
+        assert browser.evaluate(enlarged) == 0
+        paper = str(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")

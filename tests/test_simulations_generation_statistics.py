@@ -1,0 +1,229 @@
+"""Means, paired differences and headlines of a comparison of generators."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from common.errors import FedscanError
+from simulations.generation_statistics import interval, summarize_generation, summarize_use
+from simulations.report.document import NUMBERS, TEXTS
+
+MANIFEST = {"poor_site": "island", "sites": {"island": {}, "north": {}}}
+
+
+def table(values: dict[tuple[str, str, str], list[float]], **extra: object) -> pd.DataFrame:
+    """Test rows: (arm, tested on, metric) to values by seed; local is island's."""
+    rows = [
+        {
+            **{"arm": arm, "strategy": "fedavg" if arm == "federated" else "", "seed": seed},
+            **{"trained_on": "island" if arm == "local" else "all", "tested_on": place},
+            **{"split": "test", "metric": metric, "value": value, "status": "done"},
+            **{"images_seen": 100, "bytes_up": 30, "bytes_down": 10, "seconds": 5, **extra},
+        }
+        for (arm, place, metric), found in values.items()
+        for seed, value in enumerate(found)
+    ]
+    return pd.DataFrame(rows).reindex(columns=[*TEXTS, *NUMBERS])
+
+
+def test_three_seeds_have_students_interval() -> None:
+    found = interval({0: 1.0, 1: 2.0, 2: 3.0})
+    half = 4.302653 / math.sqrt(3)  # t of 97.5 % with 2 degrees of freedom; s = 1
+    assert found["mean"] == 2.0
+    assert (found["low"], found["high"]) == pytest.approx((2 - half, 2 + half), abs=1e-5)
+    assert found["values"] == {"0": 1.0, "1": 2.0, "2": 3.0}
+
+
+def test_one_seed_has_none_and_says_so() -> None:
+    found = interval({0: 1.0})
+    assert found["low"] is found["high"] is None
+    assert "no interval" in found["note"]
+    assert interval({})["mean"] is None
+
+
+def test_the_whole_is_measured_over_all_slices_where_it_can_be() -> None:
+    values = {
+        ("federated", "all", "frechet_distance"): [4.0, 5.0],
+        ("federated", "all", "frechet_distance_mean"): [9.0, 9.0],
+        ("federated", "all", "precision_mean"): [0.5, 0.7],
+        ("federated", "island", "coverage"): [0.2, 0.4],
+        ("federated", "north", "coverage"): [0.6, 0.8],
+        ("federated", "island", "copies_flagged"): [0.0, 1.0],
+        ("federated", "north", "copies_flagged"): [0.0, 0.0],
+        ("federated", "island", "authenticity"): [0.5, 0.5],  # north has not judged it
+        ("federated", "island", "recall"): [math.nan, 0.1],
+    }
+    summary = summarize_generation(table(values), MANIFEST)
+    scores = summary["scores"]
+    whole = {measure: one["mean"] for measure, one in scores["all"]["federated"].items()}
+    expected = {"frechet_distance": 4.5, "precision": 0.6, "coverage": 0.5, "copies_flagged": 0.5}
+    assert whole == pytest.approx(expected)
+    assert scores["island"]["federated"]["recall"]["seeds"] == 1
+    assert summary["copies"] == [{"model": "federated", "seed": 1, "site": "island"}]
+
+
+def test_differences_are_taken_within_a_seed() -> None:
+    values = {
+        ("federated", "island", "frechet_distance"): [10.0, 20.0, 30.0],
+        ("local", "island", "frechet_distance"): [11.0, 22.0],
+    }
+    summary = summarize_generation(table(values), MANIFEST)
+    found = summary["differences"]["federated - local"]["island"]["frechet_distance"]
+    assert found["values"] == {"0": -1.0, "1": -2.0}
+    assert found["mean"] == -1.5
+    assert summary["differences"]["federated - centralized"] == {}
+    assert summary["headline"]["loss_against_pooling"]["value"] is None
+    assert "cannot be told" in summary["headline"]["loss_against_pooling"]["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("federated", "verdict"),
+    [
+        ([1.0, 1.1, 0.9], "better"),
+        ([2.0, 2.2, 1.9], "not told apart"),
+        ([1.5, 2.9, 2.6], "not told apart"),
+        ([3.0, 3.1, 2.9], "worse"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_zero(federated: list[float], verdict: str) -> None:
+    values = {
+        ("federated", "all", "frechet_distance"): federated,
+        ("centralized", "all", "frechet_distance"): [2.0, 2.0, 2.0],
+    }
+    headline = summarize_generation(table(values), MANIFEST)["headline"]["loss_against_pooling"]
+    assert headline["verdict"] == verdict
+    apart = verdict != "not told apart"
+    assert f"was {verdict} {'than' if apart else 'from'} the" in headline["sentence"]
+    assert apart == (not headline["low"] <= 0 <= headline["high"])
+    assert ("may be chance" in headline["sentence"]) == (not apart)
+
+
+def test_one_repetition_claims_nothing() -> None:
+    values = {
+        ("federated", "all", "frechet_distance"): [1.0],
+        ("centralized", "all", "frechet_distance"): [2.0],
+    }
+    headline = summarize_generation(table(values), MANIFEST)["headline"]["loss_against_pooling"]
+    assert headline["verdict"] is None
+    assert "1.00 lower" in headline["sentence"]
+    assert "no interval" in headline["sentence"]
+    assert "worse" not in headline["sentence"]
+
+
+def test_too_few_slices_for_frechet_leave_the_kernel_distance() -> None:
+    values = {
+        ("federated", "island", "kernel_distance"): [0.1, 0.2],
+        ("local", "island", "kernel_distance"): [0.9, 0.8],
+    }
+    headline = summarize_generation(table(values), MANIFEST)["headline"]["gain_of_data_poor_site"]
+    assert headline["metric"] == "kernel_distance"
+    assert headline["value"] == pytest.approx(-0.7)
+
+
+def test_bytes_are_compared_with_the_plain_exchange_where_it_is_known() -> None:
+    values = {
+        ("federated", "all", "frechet_distance"): [1.0, 1.0],
+        ("centralized", "all", "frechet_distance"): [1.0, 1.0],
+    }
+    costs = summarize_generation(table(values), MANIFEST)["costs"]
+    assert costs["federated"]["share_of_plain_bytes"] is None
+    plain = {("fedavg", 0): 80.0, ("fedavg", 1): 160.0}
+    costs = summarize_generation(table(values), MANIFEST, plain_bytes=plain)["costs"]
+    assert costs["federated"]["share_of_plain_bytes"] == pytest.approx((0.5 + 0.25) / 2)
+    assert costs["federated"]["repetitions"] == 2
+    assert "share_of_plain_bytes" not in costs["centralized"]
+
+
+def test_strategies_are_named_where_there_are_several() -> None:
+    one = table({("federated", "all", "frechet_distance"): [1.0]})
+    other = one.assign(strategy="own-discriminator")
+    summary = summarize_generation(pd.concat([one, other], ignore_index=True), MANIFEST)
+    assert set(summary["models"]) == {"federated/fedavg", "federated/own-discriminator"}
+    assert summary["reference_strategy"] == "fedavg"
+
+
+def several() -> pd.DataFrame:
+    """Two strategies and island's own, at all and at island."""
+    parts = [
+        table({("local", "island", "kernel_distance"): [9.0, 9.0]}),
+        *(
+            table(
+                {
+                    ("federated", "all", "frechet_distance"): [level, level + 1],
+                    ("federated", "island", "kernel_distance"): [level, level],
+                }
+            ).assign(strategy=name)
+            for name, level in (("fedavg", 1.0), ("int8", 3.0))
+        ),
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_further_strategies_are_set_against_the_reference() -> None:
+    found = summarize_generation(several(), MANIFEST)["differences"]
+    assert list(found) == ["federated - local", "federated - centralized", "int8 - fedavg"]
+    further = found["int8 - fedavg"]
+    assert list(further) == ["all", "island", "north"]
+    assert further["all"]["frechet_distance"]["values"] == {"0": 2.0, "1": 2.0}
+    assert further["island"]["kernel_distance"]["mean"] == 2.0
+    assert further["north"] == {}
+
+
+def test_the_reference_and_the_pairs_can_be_named() -> None:
+    named = {"reference": "int8", "contrasts": [["fedavg", "local"], ["int8", "local"]]}
+    summary = summarize_generation(several(), {**MANIFEST, **named})
+    found = summary["differences"]
+    assert list(found) == ["federated - centralized", "fedavg - local", "int8 - local"]
+    assert list(found["fedavg - local"]) == ["island"]
+    assert found["fedavg - local"]["island"]["kernel_distance"]["mean"] == -8.0
+    assert summary["reference_strategy"] == "int8"
+    assert summary["headline"]["gain_of_data_poor_site"]["value"] == -6.0
+
+
+def test_means_over_sites_are_no_frechet_distance_of_all_and_one_flag_is_enough() -> None:
+    values = {
+        ("federated", "all", "frechet_distance_mean"): [9.0, 9.0],
+        ("federated", "all", "copies_flagged_mean"): [0.5, 0.0],
+        ("federated", "island", "copies_flagged"): [1.0, 0.0],
+        ("federated", "north", "copies_flagged"): [0.0],  # of seed 1 it has not judged
+    }
+    whole = summarize_generation(table(values), MANIFEST)["scores"]["all"]["federated"]
+    assert list(whole) == ["copies_flagged"]
+    assert whole["copies_flagged"]["values"] == {"0": 1.0, "1": 0.0}
+
+
+def test_failed_cells_are_counted_and_in_no_mean() -> None:
+    good = table({("centralized", "all", "frechet_distance"): [1.0, 3.0]})
+    lost = table({("centralized", "", ""): [math.nan]}).assign(seed=2, status="error")
+    summary = summarize_generation(pd.concat([good, lost], ignore_index=True), MANIFEST)
+    assert summary["scores"]["all"]["centralized"]["frechet_distance"]["mean"] == 2.0
+    assert summary["cells"]["note"] == "1 of 3 cells are in no mean (centralized: 1 error)"
+
+
+def test_all_cells_failed() -> None:
+    lost = table({("centralized", "", ""): [math.nan]}).assign(status="error")
+    summary = summarize_generation(lost, MANIFEST)
+    assert summary["models"] == {}
+    assert summary["headline"]["gain_of_data_poor_site"]["value"] is None
+
+
+def test_a_number_that_is_there_twice_is_refused() -> None:
+    rows = table({("centralized", "all", "frechet_distance"): [1.0]})
+    with pytest.raises(FedscanError, match="twice"):
+        summarize_generation(pd.concat([rows, rows]), MANIFEST)
+
+
+def test_use_of_pictures_keeps_the_order_of_rows() -> None:
+    use = pd.DataFrame(
+        {"seed": seed, "row": row, "site": "island", "metric": "auroc", "value": value, "n": 60}
+        for seed in (0, 1)
+        for row, value in (("local real only", 0.7 + seed / 10), ("federated GAN only", 0.6))
+    )
+    first, second = summarize_use(use)
+    assert (first["row"], second["row"]) == ("local real only", "federated GAN only")
+    assert first["mean"] == pytest.approx(0.75)
+    assert first["n"] == 60
+    assert second["low"] == pytest.approx(0.6)

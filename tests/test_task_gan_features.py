@@ -1,0 +1,271 @@
+"""Slices in the classification task: how they are cut and varied, and where a GAN enters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from common.checkpoints import load_model
+from common.config import RunConfig
+from common.errors import ConfigError, FedscanError
+from common.imaging.prepare import ImageSet
+from common.imaging.slices import LEVELS_MM, SEX, load_slices
+from common.tasks import Place, classification
+from common.tasks.classification import (
+    CUBE,
+    SHIFT_VOXELS,
+    STACK,
+    augment,
+    axes_of,
+    build_model,
+    evaluate,
+    fit,
+    load_shared,
+    load_split,
+    predict,
+    save,
+    shared_state,
+    warm_start,
+)
+from common.tasks.generation_networks import architecture, gan_config
+from common.training.gan import GanTraining
+from common.training.gan_checkpoint import load_discriminator, save_checkpoint
+
+CPU = torch.device("cpu")
+SITES = ("island", "north")
+NORTH = Place("north", SITES, CPU)
+LEVELS = len(LEVELS_MM)
+SMALL_GAN = "resolution=16 channel-base=128 channel-max=8 z-dim=8 w-dim=8 label-kinds=sex,site"
+TINY = {
+    "gan-changes": SMALL_GAN,
+    "batch-size": 6,  # no GAN takes it: six are no whole groups of four
+    "learning-rate": 3e-3,
+    "num-server-rounds": 2,
+    "local-steps": 5,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(classifier: str = "gan-features", **changes) -> RunConfig:
+    return RunConfig.from_flower(
+        TINY
+        | {"classifier": classifier}
+        | {key.replace("_", "-"): value for key, value in changes.items()}
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GAN with the networks of the runs, whose weights are not those of any start."""
+    folder = tmp_path_factory.mktemp("gan")
+    settings = config("small", task="generation", batch_size=4)
+    training = GanTraining.start(gan_config(settings), architecture(settings, SITES), device=CPU)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in training.discriminator.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    save_checkpoint(folder, training)
+    return folder
+
+
+def data(count: int = 12, side: int = 16) -> ImageSet:
+    """Discs that are larger in men, in air of 0."""
+    draws = np.random.default_rng(0)
+    axis = np.arange(side) - (side - 1) / 2
+    labels = np.arange(count) % 2
+    radius = (side / 4 + side / 8 * labels)[:, None, None, None]
+    disc = axis[:, None] ** 2 + axis**2 < radius**2
+    images = disc * draws.uniform(0.3, 0.9, (count, LEVELS, side, side))
+    return ImageSet(images.astype(np.float32), labels, tuple(map(str, range(count))))
+
+
+def state_without_head(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("head.")}
+
+
+# What an image is
+
+
+@pytest.mark.parametrize("name", ["slices", "gan-features"])
+def test_stacks_are_the_generators_slices_person_by_person(
+    name: str, tiny_cohort: Path, session_cache: Path
+) -> None:
+    folder = tiny_cohort / "north"
+    stacks = load_split("north", folder, "train", config(name), session_cache)
+    slices = load_slices("north", folder, "train", resolution=16, cache=session_cache)
+    assert stacks.images.shape == (len(slices) // LEVELS, LEVELS, 16, 16)
+    assert stacks.images.dtype == np.float32 and stacks.labels.dtype == np.int64
+    assert stacks.images.min() == 0 and 0.7 < stacks.images.max() <= 1
+    for person, (stack, label) in enumerate(zip(stacks.images, stacks.labels, strict=True)):
+        rows = range(person * LEVELS, (person + 1) * LEVELS)
+        np.testing.assert_allclose(2 * stack - 1, slices.images[rows, 0], atol=1e-6)
+        assert {slices.labels[k]["sex"] for k in rows} == {SEX[("female", "male")[label]]}
+        assert {slices.ids[k] for k in rows} == {stacks.ids[person]}
+
+
+def test_resolution_is_the_gans_and_not_the_cubes(tiny_cohort: Path, session_cache: Path) -> None:
+    wide = config("slices", gan_changes="", image_size=16)
+    stacks = load_split("island", tiny_cohort / "island", "val", wide, session_cache)
+    assert stacks.images.shape[1:] == (LEVELS, 32, 32)
+    assert len(predict(build_model(wide), stacks, CPU)) == len(stacks.labels)
+
+
+def test_axes_are_told_by_the_shape() -> None:
+    assert axes_of(torch.zeros(2, 1, 16, 16, 16)) == CUBE
+    assert axes_of(torch.zeros(2, 1, LEVELS, 16, 16)) == STACK
+
+
+def test_stack_is_mirrored_and_shifted_within_its_slices(monkeypatch) -> None:
+    monkeypatch.setattr(classification, "GAMMA_SD", 0.0)
+    image = torch.zeros(1, LEVELS, 9, 9)
+    image[:, :, 3, 2] = torch.arange(1, LEVELS + 1.0)  # a point a height: left, in front
+    images = image.expand(200, *image.shape)
+    found = set()
+    for out in augment(images, torch.Generator().manual_seed(0)):
+        places = {tuple(one.nonzero()[0].tolist()) for one in out[0]}
+        assert len(places) == 1  # the heights stay together and in order
+        assert out[0].amax((1, 2)).tolist() == list(range(1, LEVELS + 1))
+        found |= places
+    near = range(-SHIFT_VOXELS, SHIFT_VOXELS + 1)
+    assert found == {(3 + a, column + b) for column in (2, 6) for a in near for b in near}
+
+
+@pytest.mark.parametrize("name", ["slices", "gan-features"])
+def test_mirror_images_get_the_same_prediction(name: str) -> None:
+    model, straight = build_model(config(name), NORTH), data()
+    mirrored = replace(straight, images=straight.images[..., ::-1].copy())
+    turned = replace(straight, images=straight.images[..., ::-1, :].copy())
+    expected = predict(model, straight, CPU)
+    np.testing.assert_allclose(predict(model, mirrored, CPU), expected, atol=1e-7)
+    assert np.abs(predict(model, turned, CPU) - expected).max() > 1e-5
+
+
+# Training
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("slices", {}), ("gan-features", {}), ("gan-features", {"features": "tuned"})],
+)
+def test_training_learns_what_tells_the_classes_apart(name: str, changes) -> None:
+    settings = config(name, local_steps=30, weight_decay=0.0, **changes)
+    model, images = build_model(settings, NORTH), data()
+    private = {}
+    for number in (1, 2):
+        done = fit(model, images, settings, place=NORTH, round_number=number, private=private)
+        private = done.private
+    assert ((predict(model, images, CPU) > 0.5) == (images.labels == 1)).mean() > 0.9
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.1])
+def test_frozen_weights_do_not_change_in_a_bit_and_have_no_moments(mu: float) -> None:
+    settings = config(weight_decay=1.0, proximal_mu=mu, strategy="fedprox" if mu else "fedavg")
+    model = build_model(settings, NORTH)
+    before, head = state_without_head(model), model.head.weight.clone()
+    done = fit(model, data(), settings, place=NORTH, round_number=1, private={})
+    again = fit(model, data(), settings, place=NORTH, round_number=2, private=done.private)
+    assert all(torch.equal(v, before[k]) for k, v in state_without_head(model).items())
+    assert not torch.equal(model.head.weight, head)
+    assert {name.split("/")[0] for name in again.private} == {"head.weight", "head.bias"}
+
+
+def test_tuned_weights_all_change() -> None:
+    model = build_model(config(features="tuned"), NORTH)
+    before = state_without_head(model)
+    fit(model, data(), config(features="tuned"), place=NORTH, round_number=1, private={})
+    assert not [k for k, v in state_without_head(model).items() if torch.equal(v, before[k])]
+
+
+def test_another_site_continues_with_what_was_shared() -> None:
+    settings = config(features="tuned")
+    model = build_model(settings, NORTH)
+    fit(model, data(), settings, place=NORTH, round_number=1, private={})
+    other = build_model(settings, replace(NORTH, site="island"))
+    load_shared(other, shared_state(model, settings))
+    np.testing.assert_array_equal(predict(other, data(), CPU), predict(model, data(), CPU))
+
+
+# Where it begins
+
+
+def test_untrained_control_is_the_seeds_and_the_same_at_every_site() -> None:
+    one = build_model(config(), NORTH)
+    warm_start(one, config())
+    same, other = build_model(config(), Place("x", SITES, CPU)), build_model(config(seed=1), NORTH)
+    assert all(torch.equal(v, same.state_dict()[k]) for k, v in one.state_dict().items())
+    assert not torch.equal(one.from_image.weight, other.from_image.weight)
+
+
+@pytest.mark.parametrize("features", ["frozen", "tuned"])
+def test_checkpoints_discriminator_is_taken_over(features: str, checkpoint: Path) -> None:
+    settings = config(features=features, gan_checkpoint=str(checkpoint))
+    model, control = build_model(settings, NORTH), build_model(config(features=features), NORTH)
+    assert all(torch.equal(v, control.state_dict()[k]) for k, v in model.state_dict().items())
+    warm_start(model, settings)
+    theirs = load_discriminator(checkpoint)[0].state_dict()
+    for name, tensor in state_without_head(model).items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=5e-4)
+    assert torch.equal(model.head.weight, control.head.weight)
+    wanted = {"frozen": 2, "tuned": len(list(model.parameters()))}[features]
+    assert sum(parameter.requires_grad for parameter in model.parameters()) == wanted
+
+
+def test_site_builds_the_model_without_the_servers_file(checkpoint: Path, tmp_path: Path) -> None:
+    settings = config(gan_checkpoint=str(tmp_path / "only-at-the-server"))
+    server = build_model(config(), NORTH)
+    warm_start(server, config(gan_checkpoint=str(checkpoint)))
+    site = build_model(settings, NORTH)
+    load_shared(site, shared_state(server, settings))
+    np.testing.assert_array_equal(predict(site, data(), CPU), predict(server, data(), CPU))
+
+
+def test_other_networks_are_refused_with_their_folder_and_the_way_out(checkpoint: Path) -> None:
+    wide = SMALL_GAN.replace("channel-max=8", "channel-max=16")
+    settings = config(gan_checkpoint=str(checkpoint), gan_changes=wide)
+    with pytest.raises(ConfigError, match="channel-max 8 instead of 16") as raised:
+        warm_start(build_model(settings, NORTH), settings)
+    assert str(checkpoint) in str(raised.value)
+
+
+def test_kinds_of_labels_do_not_matter(checkpoint: Path) -> None:
+    plain = SMALL_GAN.replace("sex,site", "none")
+    settings = config(gan_checkpoint=str(checkpoint), gan_changes=plain)
+    warm_start(build_model(settings, NORTH), settings)
+
+
+def test_missing_checkpoint_and_one_without_use_are_refused(tmp_path: Path) -> None:
+    settings = config(gan_checkpoint=str(tmp_path / "nothing"))
+    with pytest.raises(FedscanError, match="nothing"):
+        warm_start(build_model(settings, NORTH), settings)
+    useless = config("slices", gan_checkpoint=str(tmp_path))
+    with pytest.raises(ConfigError, match="no effect with classifier 'slices'"):
+        warm_start(build_model(useless, NORTH), useless)
+
+
+# What is released
+
+
+@pytest.mark.parametrize("name", ["slices", "gan-features"])
+def test_released_model_can_be_judged_and_built_again(name: str, tmp_path: Path) -> None:
+    settings = config(name)
+    model = build_model(settings, NORTH)
+    released = shared_state(model, settings)
+    found = evaluate(released, lambda split: data(), "test", settings, place=NORTH)
+    assert found.count == 12 and 0 <= found.metrics["balanced_accuracy"] <= 1
+    save(tmp_path, released, released, settings, round_number=1, place=NORTH)
+    again = build_model(config(name, seed=9), NORTH)
+    description = load_model(tmp_path, again)
+    assert description["gan"] == settings.gan and description["gan_changes"] == SMALL_GAN
+    np.testing.assert_array_equal(predict(again, data(), CPU), predict(model, data(), CPU))
