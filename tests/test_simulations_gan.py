@@ -469,7 +469,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
     ("words", "expected"),
     [
         (["--site", "west"], "holds island, north"),
-        (["--preset", "tiny"], "tiny-32, brain-64, brain-128, paper-256"),
+        (["--preset", "tiny"], "tiny-32, tiny-32-federated, brain-64, brain-128, paper-256"),
         (["--preset", "paper-256"], "--set channels=1"),
         (["--set", "batchsize=4"], "did you mean 'batch-size'?"),
         (["--set", "resolution=48"], "resolution = 48"),
