@@ -47,7 +47,7 @@ def test_sizes_of_presets_are_those_whose_speed_is_published():
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="tiny-32, tiny-32-federated, brain-64, brain-128, paper-256"):
+    with pytest.raises(ConfigError, match=", ".join(PRESETS)):
         preset("tiny-23")
 
 
