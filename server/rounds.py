@@ -92,7 +92,7 @@ class Federation:
         shared, released = self.task.shared_state(model, config), self.task.first_release(model)
         del model
         self.strategy = make_strategy(config, shared, participants=len(sites))
-        best: BestRound[tuple[State, State, Fits]] = BestRound()
+        best: BestRound[tuple[State, Fits]] = BestRound()
         for number in range(1, rounds + 1):
             shared = self._train(number, shared)
             released = self.task.release(
@@ -107,7 +107,16 @@ class Federation:
                 name: one.metrics.get("kernel_distance", math.nan)
                 for name, one in validation.items()
             }
-            best.offer(number, verdict.loss, (released, shared, self.fits))
+            if best.offer(number, verdict.loss, (released, self.fits)):
+                # At once: what ends the run early must not take the best generator with it.
+                self.task.save(
+                    self.folder.path,
+                    released,
+                    shared,
+                    config,
+                    round_number=number,
+                    place=self.place,
+                )
             log.info("Round %d/%d: %s", number, rounds, verdict.words)
             self.task.illustrate(
                 self.folder.path, released, config, round_number=number, place=self.place
@@ -185,11 +194,8 @@ class Federation:
         count = sum(one.count for one in parts.values())
         self._log(number, split, {WHOLE: (count, verdict.whole)})
 
-    def _finish(self, number: int, released: State, shared: State, fits: Fits) -> None:
+    def _finish(self, number: int, released: State, fits: Fits) -> None:
         config = self.config
-        self.task.save(
-            self.folder.path, released, shared, config, round_number=number, place=self.place
-        )
         test = self._evaluate(number, released, "test")
         verdict = self.task.judge(test, config)
         self._log_whole(number, "test", verdict, test)

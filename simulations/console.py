@@ -136,8 +136,7 @@ def show_run(summary: Mapping[str, Any]) -> None:
     )
     columns = GENERATION if generation else CLASSIFICATION
     table.add_column("site")
-    test = "test slices" if generation else "test"
-    for heading in ("train", test, *columns.values()):
+    for heading in ("train", "test", *columns.values()):
         table.add_column(heading, justify="right")
     rows = [(escape(name), site) for name, site in summary["sites"].items()]
     if generation:

@@ -14,7 +14,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.files import write_json
 from common.metrics_log import Row, read_rows
-from common.paths import cache_dir
+from common.paths import cache_dir, site_records
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
 from server.selection import due
@@ -131,7 +131,9 @@ def federate(
                 folder = _follow(run, config, bar)
             completed = run.succeeded()
         except BaseException:
-            _mark_interrupted(Path(config.output_dir) / (run.run_id() or "-"))
+            if run_id := run.run_id():
+                _mark_interrupted(Path(config.output_dir) / run_id)
+                _forget_private_state(run_id)
             raise
         finally:
             if folder is None and (run_id := run.run_id()):
@@ -142,6 +144,8 @@ def federate(
         log = run.log()
     if completed and folder and (folder / SUMMARY).is_file():
         return folder, json.loads((folder / SUMMARY).read_text())
+    if folder:
+        _forget_private_state(folder.name)
     raise RunFailed(_why(folder, log))
 
 
@@ -158,6 +162,12 @@ def require_writable(folder: Path, what: str) -> None:
             file.write(b"0" * 4096)
     except OSError as error:
         raise ConfigError(f"{what}: {folder} cannot be written to ({error.strerror})") from None
+
+
+def _forget_private_state(run_id: str) -> None:
+    """Remove what simulated sites have kept for a run that nobody goes on with."""
+    for state in site_records("any").parent.glob(f"*/state/{run_id}"):
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def _mark_interrupted(folder: Path) -> None:

@@ -211,10 +211,10 @@ def _read_metrics(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
 def _existing(folder: Path, name: str) -> Path:
     """Return the path of a file that must be there."""
     if not folder.is_dir():
-        raise FedscanError(f"{folder} is no folder. Give the one that fedscan benchmark wrote")
+        raise FedscanError(f"{folder} is no folder. Give a benchmark's or a run's")
     if not (folder / name).is_file():
         raise FedscanError(
-            f"{folder} holds no {name}, so it is not the folder of a finished benchmark. "
-            "Give the one that fedscan benchmark wrote"
+            f"{folder} holds no {name}, so it is not the folder of a finished benchmark, nor that "
+            "of a generation run. Give one that fedscan benchmark or fedscan run wrote"
         )
     return folder / name

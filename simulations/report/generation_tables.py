@@ -154,7 +154,7 @@ def run_table(summary: Mapping[str, Any], title: str, caption: str) -> Table | N
         counts = [mapping(about) for about in mapping(summary.get("sites")).values()]
         totals = [_total(counts, key) for key in ("n_train", "n_test")]
         groups.append(_run_row(heading(WHOLE), found, *totals))
-    heads = [Head("Tested at", n=False), Head("Training"), Head("Test slices")]
+    heads = [Head("Tested at", n=False), Head("Training"), Head("Test")]
     heads += [_head(m) for m in MEASURES]
     return Table(title, caption, heads, [[row] for row in groups]) if groups else None
 
