@@ -9,6 +9,8 @@ from pathlib import Path
 
 from common.files import without_nan
 
+WHOLE = "all"  # the site of a number that is that of all sites together
+
 
 @dataclass(frozen=True)
 class Row:

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from common import messages
 from common.config import RunConfig
 from common.errors import DivergedError
-from common.metrics_log import Row
+from common.metrics_log import WHOLE, Row
 from common.run_folder import RunFolder
 from common.tasks import Evaluation, Place, State, Verdict, load_task
 from common.transport import broadcast
@@ -31,7 +31,6 @@ from server.strategies import give_votes, make_strategy
 log = logging.getLogger("flwr.fedscan")
 
 Fits = dict[str, dict[str, float]]  # what a round's training said, by site
-WHOLE = "all"  # in the log of metrics, where a number is that of all sites together
 
 
 def federate(grid: Grid, config: RunConfig, *, run_id: str) -> None:

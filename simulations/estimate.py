@@ -86,14 +86,14 @@ def _random_scans(config: RunConfig, sites: tuple[str, ...]) -> Any:
     """Make a batch of noise, as the task would load it."""
     from common.imaging.prepare import ImageSet
     from common.imaging.slices import LEVELS_MM, SEX, SliceSet
-    from common.tasks.classification import OF_SLICES
+    from common.tasks.classification import OF_SLICES, as_generation
     from common.tasks.generation_networks import gan_config
 
     draws, count, levels = np.random.default_rng(0), config.batch_size, len(LEVELS_MM)
     if config.task == "classification":
         shape: tuple[int, ...] = (config.image_size,) * 3
         if config.classifier in OF_SLICES:
-            side = gan_config(config.model_copy(update={"batch_size": 1})).resolution
+            side = gan_config(as_generation(config)).resolution
             shape = (levels, side, side)
         images = draws.random((count, *shape), np.float32)
         return ImageSet(images, np.arange(count) % 2, (), {})

@@ -13,13 +13,12 @@ from typing import Any
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.files import write_json
-from common.metrics_log import Row, read_rows
+from common.metrics_log import WHOLE, Row, read_rows
 from common.paths import cache_dir, site_records
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
 from server.selection import due
 from simulations import console
-from simulations.generation_statistics import WHOLE
 from simulations.launch import FlowerRun, Resources, flower_run, usable_cpus
 
 LOG = "flower.log"

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from common.errors import FedscanError
+from common.metrics_log import WHOLE
 from simulations.bootstrap import LEVEL, number
 from simulations.contrasts import ARMS, CENTRALIZED, LOCAL, contrasts, name_of, reference_of
 
-WHOLE = "all"  # tested_on: the slices of all sites together
 MEASURES = (
     "frechet_distance",
     "kernel_distance",

@@ -20,17 +20,11 @@ from common.models.classifier import (
 )
 from common.tasks.classification import predict
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 NAMES = ["small", "efficientnet-b2"]
 standardize = StandardizeHead()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

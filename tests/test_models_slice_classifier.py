@@ -18,17 +18,11 @@ from common.models.slice_classifier import (
 )
 from common.models.stylegan2 import build
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LEVELS, SIDE = 3, 16
 TINY = Architecture(resolution=SIDE, channel_base=128, channel_max=8, z_dim=8, w_dim=8)
 KINDS = ["slices", "frozen", "tuned"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def classifier(kind: str, seed: int = 0, architecture: Architecture = TINY) -> torch.nn.Module:

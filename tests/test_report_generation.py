@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -429,15 +428,6 @@ def test_a_comparison_of_generators_collects_no_predictions(
         assert {name: stack.shape for name, stack in kept.items()} == dict.fromkeys(
             SITES, (20, 8, 8)
         )
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if shutil.which("chromium") is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    browser = Browser(tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.close()
 
 
 @pytest.mark.browser

@@ -37,7 +37,7 @@ from server.rounds import federate
 from server.selection import BestRound, due
 from server.strategies import SMALLEST_DISTANCE, give_votes, make_strategy
 
-pytestmark = pytest.mark.usefixtures("in_simulation", "task_identity")
+pytestmark = pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
 
 TINY = {
     "num-server-rounds": 3,
@@ -49,14 +49,6 @@ TINY = {
 }
 Answer = Callable[[Message], Message | None]
 TRAINED_AND_VALIDATED = ((TRAIN, "train", 1), (EVALUATE, "val", 0))  # weights come up from one
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -289,15 +288,6 @@ def test_sizes_and_times_read_well() -> None:
     assert [duration(s) for s in (94.5, 812, 7200)] == ["94 s", "14 min", "2.0 h"]
     assert figures.signed_number(-0.034) == "−0.03"
     assert figures.signed_number(-0.001) == "0.00"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if shutil.which("chromium") is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    browser = Browser(tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.close()
 
 
 @pytest.mark.browser

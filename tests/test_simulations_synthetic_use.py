@@ -20,6 +20,8 @@ from common.training.gan_checkpoint import load_generator, save_checkpoint
 from simulations import synthetic_use
 from simulations.synthetic_use import COLUMNS, synthetic_people, use_of_synthetic
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SITES = ("island", "north")
 LEVELS = len(LEVELS_MM)
 TINY_GAN = "resolution=16 channel-base=64 channel-max=4 z-dim=8 w-dim=8 label-kinds=sex,height,site"
@@ -30,14 +32,6 @@ TINY = {
     "num-server-rounds": 2,
     "local-steps": 2,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(**changes) -> RunConfig:

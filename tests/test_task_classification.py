@@ -42,6 +42,8 @@ from common.tasks.classification import (
     summary,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SITES = ("island", "north")
 NORTH, ISLAND = (Place(site, SITES, CPU) for site in ("north", "island"))
@@ -53,14 +55,6 @@ TINY = {
     "num-server-rounds": 2,
     "local-steps": 10,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_images(count: int, seed: int, *, blob: bool = True, men: float = 0.5) -> ImageSet:

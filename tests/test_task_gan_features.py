@@ -36,6 +36,8 @@ from common.tasks.generation_networks import architecture, gan_config
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_discriminator, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SITES = ("island", "north")
 NORTH = Place("north", SITES, CPU)
@@ -48,14 +50,6 @@ TINY = {
     "num-server-rounds": 2,
     "local-steps": 5,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(classifier: str = "gan-features", **changes) -> RunConfig:

@@ -25,6 +25,8 @@ from common.tasks import (
 from common.training.gan_checkpoint import load_discriminator, load_generator
 from common.training.gan_sampling import sample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SITES = ("island", "north")
 CPU = torch.device("cpu")
 SMALL = (
@@ -64,14 +66,6 @@ def slices(site: str, people: int, seed: int) -> SliceSet:
 def same(one, other) -> bool:
     assert one.keys() == other.keys()
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

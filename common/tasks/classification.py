@@ -79,7 +79,7 @@ def build_model(config: RunConfig, place: Place | None = None) -> nn.Module:
     from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
     from common.tasks.generation_networks import architecture, gan_config
 
-    gan = _gan(config)
+    gan = as_generation(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.classifier == "slices":
@@ -192,7 +192,7 @@ def _load_stacks(site: str, data_dir: Path, split: str, config: RunConfig, cache
 
     levels, classes = len(LEVELS_MM), [SEX[label] for label in LABELS]
     found = load_slices(
-        site, data_dir, split, resolution=gan_config(_gan(config)).resolution, cache=cache
+        site, data_dir, split, resolution=gan_config(as_generation(config)).resolution, cache=cache
     )
     return ImageSet(
         (found.images.reshape(-1, levels, *found.images.shape[2:]) + 1) / 2,
@@ -201,7 +201,7 @@ def _load_stacks(site: str, data_dir: Path, split: str, config: RunConfig, cache
     )
 
 
-def _gan(config: RunConfig) -> RunConfig:
+def as_generation(config: RunConfig) -> RunConfig:
     """Return the run config as generation reads it; of batches, a GAN's sizes know nothing."""
     return config.model_copy(update={"batch_size": 1})
 

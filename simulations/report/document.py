@@ -20,8 +20,7 @@ import pandas as pd
 
 from common.errors import FedscanError
 from common.files import write_atomically
-from common.metrics_log import Row, read_rows
-from simulations.generation_statistics import WHOLE
+from common.metrics_log import WHOLE, Row, read_rows
 from simulations.report.content import Content
 from simulations.report.generation_content import GenerationContent
 from simulations.report.page import PAGE, STYLE

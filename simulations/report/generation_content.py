@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulations.generation_statistics import DISTANCES, WHOLE, summarize_generation, summarize_use
+from common.metrics_log import WHOLE
+from simulations.generation_statistics import DISTANCES, summarize_generation, summarize_use
 from simulations.report import charts, pictures, provenance, tables, words
 from simulations.report import generation_figures as drawn
 from simulations.report import generation_tables as told

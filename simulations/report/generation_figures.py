@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from simulations.generation_statistics import NAMES, WHOLE, places
+from common.metrics_log import WHOLE
+from simulations.generation_statistics import NAMES, places
 from simulations.report import charts, figures, svg
 from simulations.report.charts import Axis, Estimate, Series
 from simulations.report.words import is_number, mapping, sentence

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from simulations.generation_statistics import WHOLE
+from common.metrics_log import WHOLE
 from simulations.report.charts import Series
 from simulations.report.generation_figures import (
     MEASURE_NAMES,

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from simulations.generation_statistics import WHOLE, share_of_plain
+from common.metrics_log import WHOLE
+from simulations.generation_statistics import share_of_plain
 from simulations.report import charts, pictures, provenance, words
 from simulations.report import generation_figures as drawn
 from simulations.report import generation_tables as told
