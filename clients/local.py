@@ -18,13 +18,13 @@ from common.errors import ConfigError
 from common.paths import cache_dir, site_records
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, SITE_NAME, Site, locate_site
 from common.tasks import Place, Task, load_task
-from common.transport import encode_update, received
+from common.transport import encode_update, received, to_keep
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_SITES = 10_000  # as many as `min-sites` accepts
-TASK, RESIDUAL = "task/", "residual/"  # parts of a site's private state
+TASK, RESIDUAL, REFERENCE = "task/", "residual/", "reference/"  # parts of a site's private state
 
 
 class Workplace:
@@ -65,13 +65,15 @@ class Workplace:
     def train(self, message: Message) -> Message:
         """Fit the global model to the site's training scans for one round.
 
-        What the task keeps between rounds, and what the transport still owes, is private: it goes
-        to the site's own disk.
+        What the task keeps between rounds, what the transport still owes and what the next
+        broadcast will differ from goes to the site's own disk.
         """
         config, number = self.config, int(message.content[messages.CONFIG]["round"])
         state = SiteState(self.site.name, self.run_id)
         before = state.load(number - 1)
-        reference = received(messages.unpack(message.content[messages.ARRAYS]))
+        reference = received(
+            messages.unpack(message.content[messages.ARRAYS]), _with_prefix(before, REFERENCE)
+        )
         data = self._split("train")
         with self._place(message) as place:
             model = self.task.build_model(config, place)
@@ -88,8 +90,13 @@ class Workplace:
         update, residual = encode_update(
             trained, reference, _with_prefix(before, RESIDUAL), config.transport
         )
-        kept = {TASK + name: tensor for name, tensor in fit.private.items()}
-        state.save(number, kept | {RESIDUAL + name: tensor for name, tensor in residual.items()})
+        parts = {
+            TASK: fit.private,
+            RESIDUAL: residual,
+            REFERENCE: to_keep(reference, config.transport),
+        }
+        kept = {prefix + name: part[name] for prefix, part in parts.items() for name in part}
+        state.save(number, kept)
         return messages.update_reply(message, self.task.participants(data), fit.metrics, update)
 
     def evaluate(self, message: Message) -> Message:

@@ -2,8 +2,9 @@
 
 Every message to a deployed site is answered by a process of its own, and Flower holds a node's
 context in the SuperNode's memory: a restart loses it. What a training cannot go on without (an
-optimizer's moments, the remainder of an encoding, weights that are not shared) is therefore kept
-here, in ``RECORDS/SITE/state/RUN/round-N``, for its owner's eyes only, and never sent.
+optimizer's moments, the remainder of an encoding, the weights that the next broadcast differs from,
+weights that are not shared) is therefore kept here, in ``RECORDS/SITE/state/RUN/round-N``, for its
+owner's eyes only, and never sent.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ class RunConfig(Settings):
     )
     transport: Literal["float32", "float16", "int8"] = Field(
         "float32",
-        description="how weights travel; float16, int8: updates as differences of that type, with "
-        "error feedback",
+        description="how weights travel; float16: a site's update as differences of that type; "
+        "int8: the server's broadcast too; with error feedback",
     )
     num_server_rounds: int = Field(
         0, ge=0, le=100_000, description="communication rounds; 0: as many as suit the task"

@@ -1,15 +1,18 @@
 """How weights are encoded for a message: what travels, what is rounded, where the error stays.
 
 Every round the server broadcasts weights W and each site sends back what its training made of
-them. An encoding says how many bits that takes:
+them; R is what a site makes of the broadcast and starts from. An encoding says how many bits that
+takes:
 
-=========  ==============================  ===================================================
-encoding   down (server to site)           up (site to server)
-=========  ==============================  ===================================================
-float32    W                               the trained weights T
-float16    R = W rounded to float16        T - R rounded to float16, with error feedback
-int8       R = W rounded to float16        T - R in int8, a scale a tensor, with error feedback
-=========  ==============================  ===================================================
+=========  ================================  ================================================
+encoding   down (server to site)             up (site to server)
+=========  ================================  ================================================
+float32    W, which is R                     the trained weights T
+float16    W rounded to float16, which is R  T - R rounded to float16, with error feedback
+int8       W less the R of the round before  T - R, in the same way
+           in int8, a scale a tensor, with
+           error feedback; first as float16
+=========  ================================  ================================================
 
 A difference is a hundred to a thousand times smaller than the weights, so it bears a rounding
 that would ruin the weights themselves.
@@ -23,12 +26,23 @@ Karimireddy et al. 2019, arXiv 1901.09847)::
 so that the sum of all d is the sum of all T - R less the one remainder e_t, however many rounds
 there were.
 
-**Down**, the rounding does not accumulate, provided that the server keeps W in float32 and adds
-the difference to *that*: ``W <- W + d``. The site's T - R was taken from the R that it received,
-which is what the server sent, bit for bit; so the rounding W - R is in no difference, a round
-starts at most half a step of float16 beside W, and the next R is rounded from W afresh. Were d
-added to R instead, W - R would be thrown away each round, and a weight that moves by less than
-half a step of float16 a round (2^-12 of itself, at worst) would never move at all.
+**Down**, in int8, the server sends what W has moved away from the R of the round before. It and all
+sites hold that R, bit for bit, since all add the same decoded numbers to it::
+
+    D_t = Q(W_t - R_{t-1}),    R_t = R_{t-1} + D_t
+
+What Q rounds away is W_t - R_t, and thereby in the next difference: this is error feedback whose
+remainder nobody needs to keep. The first R is W in float16: half the bytes of float32, and what is
+rounded away is owed like any other remainder, and sent with the second round. A site without the R
+of the round before cannot go on. A model that is only judged is no W of a round and has no R before
+it: it goes down as in float16.
+
+Either way the rounding on the way down does not accumulate, provided that the server keeps W in
+float32 and adds the site's difference to *that*: ``W <- W + d``. The site's T - R was taken from
+the R that it holds, which is the server's bit for bit; so the rounding W - R is in no difference,
+and a round starts at most half a step beside W. Were d added to R instead, W - R would be thrown
+away each round, and a weight that moves by less than half a step a round (in float16 2^-12 of
+itself, at worst) would never move at all.
 
 float32 needs none of this: what travels is what was trained, bit for bit.
 """
@@ -50,7 +64,9 @@ SCALE = "/scale"  # beside NAME in int8: NAME/scale, one step in units of the we
 LEVELS = 127  # of int8 on either side of zero; -128 is not used, so that both sides are alike
 
 
-def broadcast(state: Mapping[str, Tensor], encoding: Encoding) -> dict[str, Tensor]:
+def broadcast(
+    state: Mapping[str, Tensor], encoding: Encoding, reference: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Encode the server's weights for the way down.
 
     Parameters
@@ -58,45 +74,84 @@ def broadcast(state: Mapping[str, Tensor], encoding: Encoding) -> dict[str, Tens
     state : mapping of str to Tensor
         Floating point, of any shapes. Not modified, and the server goes on with it.
     encoding : {"float32", "float16", "int8"}
+    reference : mapping of str to Tensor, optional
+        What every site holds of the round before: :func:`to_keep`. Nothing in the first round, and
+        where a model is only judged. It counts in int8 alone.
 
     Returns
     -------
     dict of str to Tensor
-        Copies on the CPU: float32 as it is, else rounded to the nearest float16.
+        Copies on the CPU: float32 as it is, float16 rounded to the nearest. int8: differences from
+        ``reference``, as of :func:`encode_update`; without one, float16.
 
     Raises
     ------
     DivergedError
-        If a weight is not finite, or beyond ±65504, where float16 ends.
+        If a weight is not finite, or beyond the encoding: float16 ends at ±65504.
     FedscanError
-        If a tensor is not floating point.
+        If a tensor is not floating point, or ``reference`` has other names or shapes.
     """
     _require_known(encoding)
+    if encoding == "int8" and reference:
+        return encode_update(state, reference, {}, encoding)[0]  # the remainder is in the next one
     dtype = torch.float32 if encoding == "float32" else torch.float16
     return {name: _finite(name, _floating(name, value), dtype) for name, value in state.items()}
 
 
-def received(message: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def received(
+    message: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Decode a broadcast: what a site starts from, and what its difference is taken from.
 
     Parameters
     ----------
     message : mapping of str to Tensor
         From :func:`broadcast`.
+    reference : mapping of str to Tensor, optional
+        What was kept of the round before: :func:`to_keep`. Where there is one, the message must
+        hold differences from it.
 
     Returns
     -------
     dict of str to Tensor
-        Copies in float32, which hold every float16 exactly.
+        Copies in float32, which hold every float16 exactly: the same bits at the server, which
+        decodes its own broadcast, and at every site.
 
     Raises
     ------
     FedscanError
-        If a tensor is not floating point.
+        If the message holds differences and there is no ``reference``, or does not fit it; or if a
+        tensor is not floating point.
     """
+    if reference:
+        return decode_update(message, reference, "int8")
+    if any(value.dtype == torch.int8 for value in message.values()):
+        raise FedscanError(
+            "the weights came as differences from those of the round before, which are missing at "
+            "this site. Start the run anew, or with transport = 'float16' or 'float32', which need "
+            "none"
+        )
     return {
         name: _floating(name, value).to(torch.float32, copy=True) for name, value in message.items()
     }
+
+
+def to_keep(reference: Mapping[str, Tensor], encoding: Encoding) -> Mapping[str, Tensor]:
+    """Return what server and sites must keep of a broadcast until the next one.
+
+    Parameters
+    ----------
+    reference : mapping of str to Tensor
+        R, as of :func:`received`.
+    encoding : {"float32", "float16", "int8"}
+
+    Returns
+    -------
+    mapping of str to Tensor
+        In int8 R itself, else nothing.
+    """
+    _require_known(encoding)
+    return reference if encoding == "int8" else {}
 
 
 def encode_update(
@@ -106,6 +161,8 @@ def encode_update(
     encoding: Encoding,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Encode what a site's training made, for the way up.
+
+    The way down in int8 is the same, with the server's weights in place of the trained ones.
 
     In float16 numbers below 6e-8 become zero and relative precision falls off below 6e-5; in int8
     a step is 1/127 of a tensor's largest entry, and half of it the largest error. Both errors are
@@ -165,17 +222,17 @@ def encode_update(
 def decode_update(
     message: Mapping[str, Tensor], reference: Mapping[str, Tensor], encoding: Encoding
 ) -> dict[str, Tensor]:
-    """Decode a site's update to whole weights, or refuse all of it.
+    """Decode an update to whole weights, or refuse all of it.
 
     Parameters
     ----------
     message : mapping of str to Tensor
-        From :func:`encode_update`, or from a site that means ill.
+        From :func:`encode_update`, or from somebody who means ill.
     reference : mapping of str to Tensor
-        What the difference is added to. A server gives its own float32 weights W, the ones that
-        it broadcast, *before* their rounding: only so does the rounding on the way down not
-        accumulate (see the head of this module). Given ``received(broadcast(W))`` it gets the
-        weights as the site had them after its training. In float32 only names and shapes count.
+        What the difference is added to. For a site's update a server gives its own float32 weights
+        W, the ones that it broadcast, *before* their rounding: only so does the rounding on the way
+        down not accumulate (see the head of this module). Given ``received(broadcast(W))`` it gets
+        the weights as the site had them after its training. In float32 only names and shapes count.
     encoding : {"float32", "float16", "int8"}
 
     Returns
@@ -312,8 +369,8 @@ def _require_steps(name: str, steps: Tensor, scale: Tensor) -> None:
 
 def _refused(why: str) -> FedscanError:
     return FedscanError(
-        f"a site's update was refused, and nothing of it used: {why}. Run the same release at "
-        "the site, and start the run anew"
+        f"an update was refused, and nothing of it used: {why}. Run the same release at the server "
+        "and the site, and start the run anew"
     )
 
 

@@ -36,7 +36,7 @@ def read_update(reply: Message, site: str, phase: str, shared: State, encoding: 
     site, phase : str
         For the words of a refusal.
     shared : mapping of str to Tensor
-        The server's weights, from which the site's differ by its update.
+        The server's own weights, which the update is added to.
     encoding : str
 
     Raises

@@ -21,7 +21,7 @@ from common.errors import DivergedError
 from common.metrics_log import WHOLE, Row
 from common.run_folder import RunFolder
 from common.tasks import Evaluation, Place, State, Verdict, load_task
-from common.transport import broadcast
+from common.transport import broadcast, received, to_keep
 from server.replies import read_evaluation, read_update
 from server.roll_call import RollCall, SiteFailure
 from server.selection import BestRound, due
@@ -76,6 +76,7 @@ class Federation:
         self.bytes_up = self.bytes_down = 0
         self.roll_call = RollCall(grid, config)
         self.place = Place("server", tuple(self.roll_call.sites), torch.device("cpu"))
+        self.reference: State = {}  # what every site holds of the round before
         self.fits: Fits = {}
         self.distances: dict[str, float] = {}
 
@@ -126,7 +127,9 @@ class Federation:
 
     def _train(self, number: int, shared: State) -> State:
         encoding, phase = self.config.transport, f"{messages.TRAIN}, round {number}"
-        replies = self._ask(messages.TRAIN, number, broadcast(shared, encoding), "train")
+        message = broadcast(shared, encoding, self.reference)
+        self.reference = to_keep(received(message, self.reference), encoding)
+        replies = self._ask(messages.TRAIN, number, message, "train")
         updates = {
             name: read_update(reply, name, phase, shared, encoding)
             for name, reply in replies.items()

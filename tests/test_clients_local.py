@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from clients.app import app
 from clients.state import SiteState
 from common import messages
 from common.config import RunConfig
+from common.errors import FedscanError
 from common.messages import EVALUATE, TRAIN
 from common.tasks import load_task
-from common.transport import broadcast, decode_update
+from common.transport import broadcast, decode_update, received, to_keep
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 
@@ -71,10 +73,21 @@ class Site:
         self.state = SiteState("north", 7)
         model = load_task(config.task).build_model(config)
         self.start = load_task(config.task).shared_state(model, config)
+        self.held: dict[int, Mapping[str, torch.Tensor]] = {}  # by round, as the server knows it
+
+    def sent(self, kind: str, number: int, weights: Weights) -> Weights:
+        """Return the weights as they travel to the site."""
+        encoding = self.config.transport
+        if kind == EVALUATE:
+            return broadcast(weights, encoding)
+        before = self.held.get(number - 1)
+        message = broadcast(weights, encoding, before)
+        self.held[number] = to_keep(received(message, before), encoding)
+        return message
 
     def ask(self, kind: str, number: int, split: str, weights: Weights) -> Message:
         """Put an order to the site; its context is new each time, as after a restart."""
-        arrays = messages.pack(broadcast(weights, self.config.transport))
+        arrays = messages.pack(self.sent(kind, number, weights))
         order = {"round_number": number, "split": split, "sites": SITES, "arrays": arrays}
         context = Context(7, 5, self.node, RecordDict(), self.config.to_flower())
         reply = app(messages.request(kind, 5, **order), context)
@@ -108,15 +121,25 @@ def test_private_state_is_the_tasks_and_what_the_transport_owes(site):
     private = site.state.load(1)
     moments = {name for name in private if name.startswith("task/")}
     assert {float(private[name]) for name in moments if name.endswith("/step")} == {2.0}
-    owed = {f"residual/{name}" for name in site.start}
-    assert set(private) - moments == (owed if site.config.transport == "int8" else set())
+    held_and_owed = {part + name for part in ("reference/", "residual/") for name in site.start}
+    assert set(private) - moments == (held_and_owed if site.config.transport == "int8" else set())
     assert moments
+
+
+def test_site_holds_what_the_server_knows_that_it_holds(site):
+    weights = site.start
+    for number in (1, 2, 3):
+        weights = site.after(weights, site.train(number, weights))
+        private = site.state.load(number)
+        held = {n.removeprefix("reference/"): t for n, t in private.items() if "reference/" in n}
+        assert same(held, site.held[number])
+    assert bool(held) == (site.config.transport == "int8")
 
 
 def test_second_round_in_a_process_of_its_own_goes_on_bit_for_bit(site, tmp_path):
     first = site.train(1, site.start)
     between = site.after(site.start, first)
-    save_file(broadcast(between, site.config.transport), tmp_path / "sent")
+    save_file(site.sent(TRAIN, 2, between), tmp_path / "sent")
 
     values = (site.node, site.config.to_flower(), str(tmp_path / "sent"), 2, SITES)
     done = subprocess.run(
@@ -168,6 +191,38 @@ def test_round_whose_state_is_lost_is_a_failure_and_no_new_beginning(site, tmp_p
     assert "the private state of round 1 of run 7 is missing" in failure.error
     assert str(tmp_path) not in failure.error + failure.traceback
     assert not site.state.folder.exists()
+
+
+@pytest.mark.parametrize("config", ["int8"], indirect=True)
+def test_differences_from_weights_that_a_site_lost_are_not_trained_on(site):
+    between = site.after(site.start, site.train(1, site.start))
+    private = site.state.load(1)
+    site.state.save(1, {n: t for n, t in private.items() if not n.startswith("reference/")})
+    failure = messages.failure_in(site.ask(TRAIN, 2, "train", between))
+    assert (failure.site, failure.phase) == ("north", "train, round 2")
+    assert "those of the round before, which are missing at this site" in failure.error
+    assert "Start the run anew, or with transport = 'float16' or 'float32'" in failure.error
+    with pytest.raises(FedscanError, match="round 2 of run 7 is missing"):
+        site.state.load(2)
+
+
+@pytest.mark.parametrize("config", ["int8"], indirect=True)
+@pytest.mark.parametrize("what", ["whole", "unknown", "endless"])
+def test_broadcast_that_is_no_difference_from_what_the_site_holds_is_refused(
+    site, what, monkeypatch
+):
+    between = site.after(site.start, site.train(1, site.start))
+    good = site.sent(TRAIN, 2, between)
+    name = next(name for name in good if name.endswith("/scale"))
+    bad = {
+        "whole": broadcast(between, "int8"),
+        "unknown": {**good, "more": torch.zeros(1)},
+        "endless": {**good, name: torch.tensor(torch.inf)},
+    }[what]
+    monkeypatch.setattr(site, "sent", lambda *order: bad)
+    failure = messages.failure_in(site.ask(TRAIN, 2, "train", between))
+    assert (failure.site, failure.phase) == ("north", "train, round 2")
+    assert "an update was refused, and nothing of it used" in failure.error
 
 
 def test_validation_leaves_the_private_state_and_the_test_removes_it(site, tmp_path):

@@ -15,6 +15,7 @@ from common.transport import (
     encode_update,
     received,
     tensor_bytes,
+    to_keep,
 )
 
 ROUNDED = ["float16", "int8"]
@@ -143,6 +144,75 @@ def test_unknown_encoding_is_refused():
     ):
         with pytest.raises(FedscanError, match=r"'int4' is no encoding.*float32, float16, int8"):
             call()
+
+
+# Down, from round to round
+
+
+@quick
+@given(st.lists(st.tuples(SEEDS, SIZES), min_size=1, max_size=8))
+def test_server_and_sites_hold_the_same_within_a_step_of_the_newest(rounds):
+    """Of whatever weights, near or far from those of the round before; the site sees no others."""
+    known, held = {}, {}
+    for number, (seed, size) in enumerate(rounds):
+        state = weights(seed, size)
+        message = broadcast(state, "int8", known)
+        known = to_keep(received(message, known), "int8")
+        held = to_keep(received(message, held), "int8")
+        assert same(held, known)
+        for name, value in state.items():
+            error = (held[name].double() - value.double()).abs()
+            one = step(message, name, "int8" if number else "float16")
+            assert (error <= one / 2 * (1 + 2.0**-12) + FLOAT32 * value.abs() + 1e-44).all()
+
+
+@pytest.mark.parametrize("encoding", ["float32", "float16"])
+def test_other_encodings_go_down_whole_and_nothing_is_kept_of_them(encoding):
+    state, before = weights(0), weights(1)
+    assert same(broadcast(state, encoding, before), broadcast(state, encoding))
+    assert to_keep(state, encoding) == {}
+
+
+def test_weights_that_stand_still_are_reached():
+    """Each round pays what the one before rounded away, the first one's float16 included."""
+    state, held = weights(0), {}
+    for _ in range(5):
+        held = received(broadcast(state, "int8", held), held)
+    for name, value in state.items():
+        torch.testing.assert_close(held[name], value, rtol=FLOAT32, atol=0)
+
+
+def test_int8_goes_down_as_a_difference_even_beyond_float16():
+    before = {"w": torch.tensor([60000.0, 1.0])}
+    message = broadcast({"w": torch.tensor([70000.0, 1.0])}, "int8", before)
+    assert {name: tensor.dtype for name, tensor in message.items()} == {
+        "w": torch.int8,
+        "w/scale": torch.float32,
+    }
+    assert received(message, before)["w"].tolist() == pytest.approx([70000, 1])
+
+
+def test_differences_without_what_they_differ_from_are_refused():
+    message = broadcast(weights(1), "int8", received(broadcast(weights(0), "int8")))
+    for nothing in (None, {}):
+        with pytest.raises(FedscanError, match=r"missing at this site.*float16.*float32"):
+            received(message, nothing)
+
+
+def test_broadcast_that_does_not_fit_what_is_held_is_refused():
+    held = received(broadcast(weights(0), "int8"))
+    good = broadcast(weights(1), "int8", held)
+    for bad in (
+        broadcast(weights(1), "int8"),
+        {**good, "more": torch.zeros(())},
+        {**good, "bias": good["bias"][None]},
+        {**good, "bias/scale": torch.tensor(torch.nan)},
+        {name: value for name, value in good.items() if name != "bias"},
+    ):
+        with pytest.raises(FedscanError, match="nothing of it used"):
+            received(bad, held)
+    with pytest.raises(FedscanError, match="do not belong together"):
+        broadcast({"w": torch.ones(1)}, "int8", held)
 
 
 # Up

@@ -18,6 +18,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.messages import EVALUATE, TRAIN
 from common.tasks import Place, generation, generation_quality
+from common.transport import received, to_keep
 from server.rounds import federate
 
 pytestmark = pytest.mark.usefixtures("in_simulation", "task_identity")
@@ -107,6 +108,15 @@ def test_private_state_never_is_in_a_message(
                 for split in generation_quality.SAMPLE
                 for name in ("count", "mean", "covariance")
             }
+    held: dict[str, torch.Tensor] = {}
+    for order in [m for m in grid.requests if m.metadata.message_type == TRAIN][::2]:  # of a round
+        held = received(messages.unpack(order.content[messages.ARRAYS]), held)
+        held = dict(to_keep(held, transport))
+    for state in kept.values():  # bit for bit the same, at both sites
+        assert {name for name in state if name.startswith("reference/")} == {
+            f"reference/{name}" for name in held
+        }
+        assert all(torch.equal(state[f"reference/{name}"], held[name]) for name in held)
 
 
 def test_the_run_leaves_its_results_and_the_sites_keep_theirs(

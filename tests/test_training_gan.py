@@ -17,6 +17,7 @@ from common.models.augment import BGC, Strengths
 from common.training import gan
 from common.training.gan import Draws, GanTraining, RealSlices, fit
 from common.training.gan_losses import (
+    diversity_shortfall,
     ema_beta,
     lazy_adam,
     logistic_loss,
@@ -97,6 +98,53 @@ class TestLosses:
         assert lengths.square().mean().item() == pytest.approx(
             jacobian.square().sum().item() / 64, rel=0.05
         )
+
+
+class TestDiversity:
+    def test_as_far_apart_as_real_images_costs_nothing_and_equal_ones_cost_one(self):
+        images = torch.randn(4000, 1, 4, 4, generator=draws_of(0))
+        first, second = images[:2000], images[2000:]
+        assert diversity_shortfall(first, first, 32.0) == 1
+        # Independent standard normal pixels: the squared distance is 2 a pixel.
+        assert diversity_shortfall(first / 2, second / 2, 32.0) == pytest.approx(0.75, abs=0.02)
+        assert diversity_shortfall(first * 2, second * 2, 32.0) == 0
+
+    def test_spread_is_the_mean_squared_distance_of_slices_with_equal_labels(self):
+        training = start()
+        reals = RealSlices(toy_slices(), training.architecture, training.config, training.device)
+        distances, weights = [], []
+        for group in reals.labels.unique(dim=0):
+            images = reals.images[(reals.labels == group).all(1)].flatten(1)
+            distances.append(torch.pdist(images).square().mean())
+            weights.append(len(images) - 1)  # degrees of freedom: what a group knows
+        assert reals.spread == pytest.approx(np.average(distances, weights=weights), rel=1e-4)
+
+    def test_pushes_fakes_of_one_label_apart(self):
+        alike = fitted(12, diversity_weight=0.0)
+        apart = fitted(12, diversity_weight=100.0)
+        z = torch.randn(32, alike.architecture.z_dim, generator=draws_of(3))
+        labels = torch.eye(alike.architecture.label_dim)[:1].repeat(32, 1)
+        with torch.no_grad():
+            spread = [float(t.generator(z, labels).var(0).sum()) for t in (alike, apart)]
+        assert spread[1] > 1.2 * spread[0]
+
+    @pytest.mark.parametrize("batch", [2, 3, 4])
+    def test_pairs_share_labels_and_the_shortfall_is_a_metric(self, batch):
+        training = start(diversity_weight=1.0, batch_size=batch)
+        reals = RealSlices(toy_slices(), training.architecture, training.config, training.device)
+        draws = Draws(1, 0, training.device)
+        _, labels = gan._latents(training, reals, draws, "G", batch, paired=True)
+        assert torch.equal(labels[: batch // 2], labels[-(batch // 2) :])
+        assert 0 <= gan.generator_step(training, reals, draws)["diversity-shortfall"] <= 1
+
+    def test_one_picture_or_slices_without_spread_are_refused(self):
+        with pytest.raises(ConfigError, match="batch-size to 2"):
+            fitted(1, diversity_weight=1.0, batch_size=1)
+        training = start(diversity_weight=1.0)
+        data = toy_slices()
+        same = dataclasses.replace(data, images=np.zeros_like(data.images))
+        with pytest.raises(ConfigError, match="Set diversity-weight to 0"):
+            fit(training, same, steps=1, seed=0)
 
 
 class TestStyleMixing:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from common.errors import DivergedError
+from common.errors import ConfigError, DivergedError
 from common.seeding import derive_seed
 from common.training.gan_losses import (
+    diversity_shortfall,
     logistic_loss,
     mix_styles,
     mixing_cutoffs,
@@ -76,16 +77,22 @@ class GanFit:
 
 
 def generator_step(training: GanTraining, data: RealSlices, draws: Draws) -> dict[str, Tensor]:
-    """Train G to be taken for real (Gmain)."""
+    """Train G to be taken for real (Gmain), by pictures that vary as real ones do."""
+    weight, count = training.config.diversity_weight, training.config.batch_size
     training.discriminator.requires_grad_(False)
-    ws, labels = _latents(training, data, draws, "G", training.config.batch_size, average=True)
+    ws, labels = _latents(training, data, draws, "G", count, average=True, paired=weight > 0)
     images = training.generator.synthesis(ws, noise="random", generator=draws("G noise"))
     logits = training.discriminator(_augmented(training, images, draws, "G"), labels)
     loss = logistic_loss(logits, real=True)
+    measured = {"loss-generator": loss.detach()}
+    if weight:
+        shortfall = diversity_shortfall(images[: count // 2], images[-(count // 2) :], data.spread)
+        loss = loss + weight * shortfall
+        measured["diversity-shortfall"] = shortfall.detach()
     loss.backward()
     norm = _optimize(training.generator_optimizer)
     training.discriminator.requires_grad_(True)
-    return {"loss-generator": loss.detach(), **_norms("generator", norm)}
+    return {**measured, **_norms("generator", norm)}
 
 
 def path_length_step(training: GanTraining, data: RealSlices, draws: Draws) -> dict[str, Tensor]:
@@ -190,19 +197,22 @@ def fit(
     GanFit
         Metrics, means over the iterations: ``loss-generator``, ``loss-discriminator``,
         ``sign-real`` (ADA's r_t), ``r1-penalty`` (without γ/2), ``path-length``,
-        ``path-penalty``, ``gradient-norm-generator``, ``gradient-norm-discriminator`` (of the
-        main phases), ``non-finite-gradients-generator`` and ``…-discriminator`` (share of main
-        phases with any: they are replaced, as half precision overflows now and then),
-        ``images-per-second``; and at the end of the call ``p``, ``images-seen``.
+        ``path-penalty``, ``diversity-shortfall``, ``gradient-norm-generator``,
+        ``gradient-norm-discriminator`` (of the main phases), ``non-finite-gradients-generator`` and
+        ``…-discriminator`` (share of main phases with any: they are replaced, as half precision
+        overflows now and then), ``images-per-second``; and at the end of the call ``p``,
+        ``images-seen``.
 
     Raises
     ------
     ConfigError
-        If the data do not fit the architecture.
+        If the data do not fit the architecture, or have no spread where diversity is asked for.
     DivergedError
         If a loss or a penalty is not finite: seen at the next line of the log, or at the end.
     """
     config = training.config
+    if config.diversity_weight and config.batch_size < 2:
+        raise ConfigError("diversity-weight compares two pictures: set batch-size to 2 or more")
     reals = RealSlices(data, training.architecture, config, training.device)
     whole, part = _Means(), _Means()
     clock = time.perf_counter()
@@ -236,10 +246,16 @@ def _latents(
     count: int,
     *,
     average: bool = False,
+    paired: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Draw labels and latents of fakes: ws (count, num_ws, w_dim), labels (count, label_dim)."""
+    """Draw labels and latents of fakes: ws (count, num_ws, w_dim), labels (count, label_dim).
+
+    Paired, the last count // 2 have the labels of the first, in that order.
+    """
     config, mapping = training.config, training.generator.mapping
     labels = data.draw_labels(count, draws(f"{phase} labels"))
+    if paired:
+        labels = torch.cat([labels[: count - count // 2], labels[: count // 2]])
     sources = 2 if config.style_mixing else 1
     z = torch.randn(
         sources * count,

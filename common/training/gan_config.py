@@ -2,7 +2,7 @@
 
 Sources: StyleGAN, Karras et al. 2019, arXiv 1812.04948; StyleGAN2, Karras et al. 2020,
 arXiv 1912.04958; ADA, Karras et al. 2020, arXiv 2006.06676; R1, Mescheder et al. 2018,
-arXiv 1801.04406.
+arXiv 1801.04406; DSGAN, Yang et al. 2019, arXiv 1901.09024.
 """
 
 from __future__ import annotations
@@ -101,6 +101,12 @@ class GanConfig(Settings):
     )
     style_mixing: Fraction = Field(
         0.9, description="share of images made of two latents (StyleGAN, 3.1)"
+    )
+    diversity_weight: NonNegative = Field(
+        0.0,
+        le=1e4,
+        description="weight of G's cost for slices of one label that are more alike than real "
+        "ones (DSGAN, eq. 2); 0: none",
     )
 
     # Average of the generator: the network that makes the pictures.
@@ -325,6 +331,7 @@ PRESETS: dict[str, GanConfig] = {
     ),
     # For sites that train together in many short rounds: as tiny-32, in a third of the time an
     # iteration. Small latents leave the labels more of w; steps count more than images there.
+    # So few of them end in averages of heads unless G is told how far people lie apart.
     "tiny-32-federated": GanConfig(
         label_kinds=("sex", "height", "site"),
         channel_base=1024,
@@ -337,6 +344,7 @@ PRESETS: dict[str, GanConfig] = {
         r1_gamma=0.2,
         path_weight=0.0,
         style_mixing=0.0,
+        diversity_weight=1.0,
         ema_kimg=2.5,
         ada_kimg=100.0,
         snapshot_every=1000,

@@ -40,6 +40,28 @@ def r1_penalty(images: Tensor, logits: Tensor) -> Tensor:
     return gradients.square().sum((1, 2, 3))
 
 
+def diversity_shortfall(first: Tensor, second: Tensor, spread: float) -> Tensor:
+    """How much more alike two fakes of one label are than two real images of one label.
+
+    The logistic loss alone lets G, early in training, paint the mean of each label whatever z is.
+    A diversity-sensitive GAN adds -min(‖G(z₁) - G(z₂)‖ / ‖z₁ - z₂‖, τ) with a bound τ to be chosen
+    (Yang et al. 2019, arXiv 1901.09024, eq. 2; Mao et al. 2019, arXiv 1903.05628). Here the bound
+    is what the data show, and the distance is the mean square, whose expectation is known::
+
+        max(0, 1 - E‖G(z₁, c) - G(z₂, c)‖² / E‖x₁ - x₂‖²)    x₁, x₂ real, of one label
+
+    So it is between 0 and 1, and exerts no force where fakes vary as much as real images do.
+
+    Parameters
+    ----------
+    first, second : Tensor
+        (N, C, R, R) each: fakes of the same labels, of other latents.
+    spread : float
+        E‖x₁ - x₂‖², above 0.
+    """
+    return F.relu(1 - (first - second).square().sum((1, 2, 3)).mean() / spread)
+
+
 def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
     """Length of the change of each image with w (StyleGAN2, section 3.2 and eq. 4).
 

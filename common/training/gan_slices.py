@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,6 +75,28 @@ class RealSlices:
             mirrored = torch.from_numpy(chosen >= count).to(images.device)
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images, self.labels[index]
+
+    @cached_property
+    def spread(self) -> float:
+        """Mean squared distance of two slices that share all labels: twice their variance.
+
+        Raises
+        ------
+        ConfigError
+            If no two slices share their labels, or all that do are the same.
+        """
+        groups = self.labels.unique(dim=0, return_inverse=True)[1]
+        squares = pairs = 0.0
+        for group in range(int(groups.max()) + 1):
+            images = self.images[groups == group]
+            squares += float((images - images.mean(0)).square().sum())
+            pairs += len(images) - 1  # degrees of freedom
+        if not squares:
+            raise ConfigError(
+                "diversity-weight needs slices that share their labels and differ: there are none. "
+                "Set diversity-weight to 0, or train with fewer label-kinds"
+            )
+        return 2 * squares / pairs
 
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw labels for fakes, as often as the slices have them: (count, label_dim)."""
