@@ -119,6 +119,16 @@ class RunConfig(Settings):
     features: Literal["frozen", "tuned"] = Field(
         "frozen", description="gan-features: whether the discriminator's weights are trained on"
     )
+    heights: Literal["generated", "whole-head"] = Field(
+        "generated",
+        description="slices and gan-features: the axial slices of a head that they see, the five "
+        "that generators make, or twelve from the temporal lobes to the crown",
+    )
+    adapt: Literal["none", "center"] = Field(
+        "none",
+        description="slices and gan-features: center takes a site's own mean out of the features "
+        "of its scans (AdaBN, arXiv 1603.04779)",
+    )
     gan: str = Field("tiny-32-federated", description="generation: preset of the StyleGAN2-ADA")
     gan_changes: str = Field(
         "",
@@ -169,6 +179,17 @@ class RunConfig(Settings):
         if value and not Path(value).is_absolute():
             raise ValueError("relative path")  # put into words by accepted_values
         return value
+
+    @model_validator(mode="after")
+    def _slice_options(self) -> RunConfig:
+        of_slices = self.task != "classification" or self.classifier in ("slices", "gan-features")
+        for key, left in (("heights", "generated"), ("adapt", "none")):
+            if not of_slices and getattr(self, key) != left:
+                raise ValueError(
+                    f"{key} has no effect with classifier '{self.classifier}': set it '{left}', or "
+                    "the classifier to 'slices' or 'gan-features'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _strategy_options(self) -> RunConfig:

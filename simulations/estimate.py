@@ -86,7 +86,7 @@ def _random_scans(config: RunConfig, sites: tuple[str, ...]) -> Any:
     """Make a batch of noise, as the task would load it."""
     from common.imaging.prepare import ImageSet
     from common.imaging.slices import LEVELS_MM, SEX, SliceSet
-    from common.tasks.classification import OF_SLICES, as_generation
+    from common.tasks.classification import OF_SLICES, as_generation, heights_mm
     from common.tasks.generation_networks import gan_config
 
     draws, count, levels = np.random.default_rng(0), config.batch_size, len(LEVELS_MM)
@@ -94,7 +94,7 @@ def _random_scans(config: RunConfig, sites: tuple[str, ...]) -> Any:
         shape: tuple[int, ...] = (config.image_size,) * 3
         if config.classifier in OF_SLICES:
             side = gan_config(as_generation(config)).resolution
-            shape = (levels, side, side)
+            shape = (len(heights_mm(config)), side, side)
         images = draws.random((count, *shape), np.float32)
         return ImageSet(images, np.arange(count) % 2, (), {})
     gan = gan_config(config)

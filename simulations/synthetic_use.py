@@ -121,12 +121,16 @@ def use_of_synthetic(
     Raises
     ------
     ConfigError
-        If the classifier sees no slices, or a site is unknown.
+        If the classifier sees no slices, or others than generators make, or a site is unknown.
     """
     if config.task != "classification" or config.classifier not in classification.OF_SLICES:
         raise ConfigError(
             f"classifier '{config.classifier}' has no use for synthetic slices: accepted are "
             f"{' and '.join(classification.OF_SLICES)}, with task 'classification'"
+        )
+    if config.heights != "generated":
+        raise ConfigError(
+            f"heights = '{config.heights}': generators make slices at those of 'generated' alone"
         )
     if poor not in folders or not amounts or min(amounts) < 1:
         raise ConfigError(

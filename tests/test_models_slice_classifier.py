@@ -25,11 +25,14 @@ TINY = Architecture(resolution=SIDE, channel_base=128, channel_max=8, z_dim=8, w
 KINDS = ["slices", "frozen", "tuned"]
 
 
-def classifier(kind: str, seed: int = 0, architecture: Architecture = TINY) -> torch.nn.Module:
+def classifier(
+    kind: str, seed: int = 0, architecture: Architecture = TINY, *, centered: bool = False
+) -> torch.nn.Module:
     torch.manual_seed(seed)
     if kind == "slices":
-        return SliceClassifier(LEVELS, SIDE, width=4)
-    return DiscriminatorClassifier(architecture, LEVELS, tuned=kind == "tuned")
+        return SliceClassifier(LEVELS, SIDE, width=4, centered=centered)
+    tuned = kind == "tuned"
+    return DiscriminatorClassifier(architecture, LEVELS, tuned=tuned, centered=centered)
 
 
 def stacks(count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -82,7 +85,7 @@ def test_features_are_those_of_the_discriminators_blocks_slice_by_slice(kind: st
     model.take_over(discriminator)
     images = stacks(2)
     with torch.no_grad():
-        found = model.features(images)
+        found = model.represent(images)
         for image, one in zip(images, found, strict=True):
             x = discriminator.from_image(2 * image[0][:, None] - 1)  # a batch of the slices
             for block in discriminator.blocks[: len(model.blocks)]:
@@ -182,3 +185,34 @@ def test_discriminator_that_was_never_trained_is_refused() -> None:
 def test_coloured_pictures_are_refused() -> None:
     with pytest.raises(ConfigError, match="3 channels"):
         classifier("frozen", architecture=replace(TINY, channels=3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_centered_on_its_site_a_shift_of_all_features_changes_nothing(kind: str) -> None:
+    images = stacks(6)
+    model = classifier(kind, centered=True).eval()
+    model.center_on(images)
+    represent, before = model.represent, model(images)
+    model.represent = lambda stacks: represent(stacks) + 3.0  # another scanner, in all its scans
+    assert not torch.allclose(model(images), before, atol=1e-2)
+    model.center_on(images)
+    torch.testing.assert_close(model(images), before, atol=1e-4, rtol=1e-4)
+    model.train()
+    torch.testing.assert_close(model(images).mean(0), model.head.bias, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sites_center_is_no_part_of_the_state_and_must_be_told(kind: str) -> None:
+    plain, model = classifier(kind), classifier(kind, centered=True).eval()
+    with pytest.raises(RuntimeError, match="center_on"):
+        model(stacks())
+    model.center_on(stacks())
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_center_is_the_mean_over_scans_and_mirror_images_however_many() -> None:
+    model, images = classifier("frozen", centered=True), stacks(33)  # more than a batch
+    model.center_on(images)
+    with torch.no_grad():
+        both = model.represent(torch.cat([images, images.flip(-1)]))
+    torch.testing.assert_close(model.center, both.mean(0), atol=1e-5, rtol=1e-4)

@@ -20,6 +20,8 @@ from common.imaging.prepare import FIELD_OF_VIEW_MM, ImageSet, load_images
 # Above the head's centre of mass, from the basal ganglia over the ventricles to the white matter
 # above them. 20 mm lower lie temporal poles and cerebellum; 40 mm up, brains narrow.
 LEVELS_MM = (-9.0, 0.0, 9.0, 18.0, 27.0)
+# From the temporal lobes to the crown, those above among them: what tells more of a whole head.
+WHOLE_HEAD_MM = tuple(float(level) for level in range(-36, 64, 9))
 RESOLUTIONS = (16, 32, 64, 128, 256)
 SEX = {"female": "F", "male": "M"}
 

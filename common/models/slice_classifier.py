@@ -23,7 +23,56 @@ FEATURE_SIDE = 8  # pixels a side of the discriminator's activations that are it
 BLOCK_SIZES = ("resolution", "channels", "channel_base", "channel_max")
 
 
-class SliceClassifier(nn.Module):
+class StackClassifier(nn.Module):
+    """A linear layer on features of a stack of slices, which may be centered on their site.
+
+    A scanner moves the features of all its scans, and a common model's threshold then fits no site
+    but the largest. Adaptive batch normalization (Li et al. 2016, arXiv 1603.04779) takes a site's
+    own statistics instead of those of the training; here the mean alone, since SDs of a dozen scans
+    say little. While training it is the mean of the batch, afterwards of the site's training scans,
+    by :meth:`center_on`. It is no part of the state: it never leaves the site, nobody averages it.
+
+    Subclasses have ``represent``, (B, 1, L, R, R) to (B, features), and ``head``.
+
+    Parameters
+    ----------
+    centered : bool
+    """
+
+    def __init__(self, *, centered: bool) -> None:
+        super().__init__()
+        self.centered = centered
+        self.register_buffer("center", None, persistent=False)
+
+    @torch.no_grad()
+    def center_on(self, stacks: Tensor) -> None:
+        """Take the mean of a site's training scans (N, 1, L, R, R) and of their mirror images."""
+        device = self.head.weight.device
+        sums = [
+            (self.represent(part) + self.represent(part.flip(-1))).sum(0) / 2
+            for part in stacks.to(device).split(32)
+        ]
+        self.center = torch.stack(sums).sum(0) / len(stacks)
+
+    def forward(self, stacks: Tensor) -> Tensor:
+        """Return logits (B, 2) of stacks (B, 1, L, R, R) in [0, 1].
+
+        Raises
+        ------
+        RuntimeError
+            If it is centered, not in training, and not told on which site.
+        """
+        x = self.represent(stacks)
+        if self.centered and self.training:
+            x = x - x.mean(0)
+        elif self.centered:
+            if self.center is None:
+                raise RuntimeError("a centered classifier must be told its site: center_on")
+            x = x - self.center
+        return self.head(x)
+
+
+class SliceClassifier(StackClassifier):
     """One convolution of the standardized slices together, then a linear layer over all places.
 
     The heights are the convolution's channels: what is a cortex at one height is told from what is
@@ -37,10 +86,14 @@ class SliceClassifier(nn.Module):
         R, pixels a side.
     width : int
         Channels that the convolution makes.
+    centered : bool
+        See :class:`StackClassifier`.
     """
 
-    def __init__(self, levels: int, resolution: int, width: int = 32) -> None:
-        super().__init__()
+    def __init__(
+        self, levels: int, resolution: int, width: int = 32, *, centered: bool = False
+    ) -> None:
+        super().__init__(centered=centered)
         self.standardize = StandardizeHead()
         self.features = nn.Sequential(
             nn.Conv2d(levels, width, kernel_size=5, stride=2, padding=2),
@@ -50,12 +103,12 @@ class SliceClassifier(nn.Module):
         )
         self.head = nn.Linear(width * ((resolution + 1) // 2) ** 2, CLASSES)
 
-    def forward(self, stacks: Tensor) -> Tensor:
-        """Return logits (B, 2) of stacks (B, 1, L, R, R) in [0, 1]."""
-        return self.head(self.features(self.standardize(stacks).squeeze(1)))
+    def represent(self, stacks: Tensor) -> Tensor:
+        """Return features (B, width · (R / 2)²) of stacks (B, 1, L, R, R) in [0, 1]."""
+        return self.features(self.standardize(stacks).squeeze(1))
 
 
-class DiscriminatorClassifier(nn.Module):
+class DiscriminatorClassifier(StackClassifier):
     """A linear layer on what the first blocks of a StyleGAN2 discriminator make of each slice.
 
     The layers behind, which compare the pictures of a batch and judge whether they fit their
@@ -73,6 +126,8 @@ class DiscriminatorClassifier(nn.Module):
         L, slices of a head.
     tuned : bool
         Whether the blocks learn as well, or the linear layer alone.
+    centered : bool
+        See :class:`StackClassifier`.
 
     Raises
     ------
@@ -80,8 +135,10 @@ class DiscriminatorClassifier(nn.Module):
         If the discriminator's pictures are not gray.
     """
 
-    def __init__(self, architecture: Architecture, levels: int, *, tuned: bool) -> None:
-        super().__init__()
+    def __init__(
+        self, architecture: Architecture, levels: int, *, tuned: bool, centered: bool = False
+    ) -> None:
+        super().__init__(centered=centered)
         a = self.architecture = architecture
         if a.channels != 1:
             raise ConfigError(
@@ -99,7 +156,7 @@ class DiscriminatorClassifier(nn.Module):
         self.register_load_state_dict_post_hook(_round_frozen)
         _round_frozen(self)
 
-    def features(self, stacks: Tensor) -> Tensor:
+    def represent(self, stacks: Tensor) -> Tensor:
         """Return features (B, L · C · 8 · 8) of stacks (B, 1, L, R, R) in [0, 1].
 
         Each head's are standardized by their own mean and SD.
@@ -110,10 +167,6 @@ class DiscriminatorClassifier(nn.Module):
             x = block(x)
         x = x.reshape(len(stacks), -1)
         return F.layer_norm(x, x.shape[1:])
-
-    def forward(self, stacks: Tensor) -> Tensor:
-        """Return logits (B, 2) of stacks (B, 1, L, R, R) in [0, 1]."""
-        return self.head(self.features(stacks))
 
     def take_over(self, discriminator: Discriminator) -> None:
         """Begin with the weights of a trained discriminator.

@@ -75,18 +75,17 @@ def build_model(config: RunConfig, place: Place | None = None) -> nn.Module:
     seed = derive_seed(config.seed, purpose="initial weights")
     if config.classifier not in OF_SLICES:
         return build_classifier(config.classifier, image_size=config.image_size, seed=seed)
-    from common.imaging.slices import LEVELS_MM
     from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
     from common.tasks.generation_networks import architecture, gan_config
 
-    gan = as_generation(config)
+    gan, levels, centered = as_generation(config), len(heights_mm(config)), config.adapt == "center"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.classifier == "slices":
-            return SliceClassifier(len(LEVELS_MM), gan_config(gan).resolution)
+            return SliceClassifier(levels, gan_config(gan).resolution, centered=centered)
         networks = architecture(gan, place.sites if place else ())
         tuned = config.features == "tuned"
-        return DiscriminatorClassifier(networks, len(LEVELS_MM), tuned=tuned)
+        return DiscriminatorClassifier(networks, levels, tuned=tuned, centered=centered)
 
 
 def warm_start(model: nn.Module, config: RunConfig) -> None:
@@ -187,18 +186,31 @@ def _load_stacks(site: str, data_dir: Path, split: str, config: RunConfig, cache
     """Cut each scan's slices, as generation does: images (N, L, R, R) in [0, 1]."""
     from common.imaging.bids import LABELS
     from common.imaging.prepare import ImageSet
-    from common.imaging.slices import LEVELS_MM, SEX, load_slices
+    from common.imaging.slices import SEX, load_slices
     from common.tasks.generation_networks import gan_config
 
-    levels, classes = len(LEVELS_MM), [SEX[label] for label in LABELS]
+    heights, classes = heights_mm(config), [SEX[label] for label in LABELS]
     found = load_slices(
-        site, data_dir, split, resolution=gan_config(as_generation(config)).resolution, cache=cache
+        site,
+        data_dir,
+        split,
+        resolution=gan_config(as_generation(config)).resolution,
+        cache=cache,
+        levels_mm=heights,
     )
+    levels = len(heights)
     return ImageSet(
         (found.images.reshape(-1, levels, *found.images.shape[2:]) + 1) / 2,
         np.array([classes.index(row["sex"]) for row in found.labels[::levels]], dtype=np.int64),
         found.ids[::levels],
     )
+
+
+def heights_mm(config: RunConfig) -> tuple[float, ...]:
+    """Return the heights of a head's slices, for classifiers of slices."""
+    from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
+
+    return {"generated": LEVELS_MM, "whole-head": WHOLE_HEAD_MM}[config.heights]
 
 
 def as_generation(config: RunConfig) -> RunConfig:
@@ -445,6 +457,8 @@ def evaluate(
     """
     model = build_model(config, place)
     load_shared(model, released)
+    if config.classifier in OF_SLICES and config.adapt == "center":
+        model.to(place.device).center_on(torch.from_numpy(load("train").images).unsqueeze(1))
     data = load(split)
     predictions = predict(model, data, place.device)
     if records is not None:
@@ -494,7 +508,8 @@ def save(
 def _size(config: RunConfig) -> dict[str, int | str]:
     if config.classifier not in OF_SLICES:
         return {"image_size": config.image_size}
-    return {"gan": config.gan, "gan_changes": config.gan_changes, "features": config.features}
+    keys = ("gan", "gan_changes", "features", "heights", "adapt")
+    return {key: getattr(config, key) for key in keys}
 
 
 def illustrate(folder: Path, released: State, config: RunConfig, **about: Any) -> None:
