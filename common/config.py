@@ -127,7 +127,7 @@ class RunConfig(Settings):
     adapt: Literal["none", "center"] = Field(
         "none",
         description="slices and gan-features: center takes a site's own mean out of the features "
-        "of its scans (AdaBN, arXiv 1603.04779)",
+        "of its scans (AdaBN, arXiv 1603.04779), while training that of the batch",
     )
     gan: str = Field("tiny-32-federated", description="generation: preset of the StyleGAN2-ADA")
     gan_changes: str = Field(
@@ -182,13 +182,20 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _slice_options(self) -> RunConfig:
-        of_slices = self.task != "classification" or self.classifier in ("slices", "gan-features")
-        for key, left in (("heights", "generated"), ("adapt", "none")):
-            if not of_slices and getattr(self, key) != left:
+        if self.task != "classification":
+            return self
+        for key in ("heights", "adapt"):
+            default = type(self).model_fields[key].default
+            of_slices = self.classifier in ("slices", "gan-features")
+            if not of_slices and getattr(self, key) != default:
                 raise ValueError(
-                    f"{key} has no effect with classifier '{self.classifier}': set it '{left}', or "
-                    "the classifier to 'slices' or 'gan-features'"
+                    f"{key} has no effect with classifier '{self.classifier}': set it '{default}', "
+                    "or the classifier to 'slices' or 'gan-features'"
                 )
+        if self.adapt == "center" and self.batch_size == 1:
+            raise ValueError(
+                "adapt 'center' takes the mean of a batch: set batch-size to 2 or more"
+            )
         return self
 
     @model_validator(mode="after")

@@ -145,8 +145,8 @@ class _Training:
     def run(self, members: list[str]) -> list[dict[str, Any]]:
         """Do every round, and keep the best on the members' validation scans."""
         task, config, place = self.task, self.config, self.place
-        splits = {s: {split: self._load(s, split) for split in ("train", "val")} for s in members}
-        train = task.pool([of_site["train"] for of_site in splits.values()])
+        train = task.pool([self._load(site, "train") for site in members])
+        validation = {site: self._load(site, "val") for site in members}
         log = MetricsLog(self.folder / METRICS)
         model, private = task.build_model(config, place), {}
         task.warm_start(model, config)
@@ -162,9 +162,15 @@ class _Training:
                 continue
             found = {
                 site: task.evaluate(
-                    released, of_site.__getitem__, "val", config, place=self._at(site)
+                    released,
+                    lambda split, site=site, data=data: (
+                        data if split == "val" else self._load(site, split)
+                    ),
+                    "val",
+                    config,
+                    place=self._at(site),
                 )
-                for site, of_site in splits.items()
+                for site, data in validation.items()
             }
             verdict = task.judge(found, config)
             self.best.offer(number, verdict.loss, (released, shared, fit.metrics))

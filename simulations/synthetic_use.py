@@ -132,6 +132,11 @@ def use_of_synthetic(
         raise ConfigError(
             f"heights = '{config.heights}': generators make slices at those of 'generated' alone"
         )
+    if config.adapt != "none":
+        raise ConfigError(
+            f"adapt = '{config.adapt}': synthetic people have no site to be centered on. Set it "
+            "'none'"
+        )
     if poor not in folders or not amounts or min(amounts) < 1:
         raise ConfigError(
             f"site '{poor}' with {list(amounts)} synthetic participants: accepted are a site of "

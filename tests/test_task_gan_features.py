@@ -14,7 +14,7 @@ from common.checkpoints import load_model
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.imaging.prepare import ImageSet
-from common.imaging.slices import LEVELS_MM, SEX, load_slices
+from common.imaging.slices import LEVELS_MM, SEX, WHOLE_HEAD_MM, load_slices
 from common.tasks import Place, classification
 from common.tasks.classification import (
     CUBE,
@@ -29,6 +29,7 @@ from common.tasks.classification import (
     load_split,
     predict,
     save,
+    score,
     shared_state,
     warm_start,
 )
@@ -263,3 +264,44 @@ def test_released_model_can_be_judged_and_built_again(name: str, tmp_path: Path)
     description = load_model(tmp_path, again)
     assert description["gan"] == settings.gan and description["gan_changes"] == SMALL_GAN
     np.testing.assert_array_equal(predict(again, data(), CPU), predict(model, data(), CPU))
+
+
+# A site's own center
+
+
+def test_a_site_is_centered_on_its_training_scans_whatever_is_judged() -> None:
+    settings, asked = config("slices", adapt="center"), []
+    model = build_model(settings, NORTH)
+
+    def load(split: str) -> ImageSet:
+        asked.append(split)
+        return data(8) if split == "train" else data()
+
+    shared = shared_state(model)
+    judged = evaluate(shared, load, "val", settings, place=NORTH)
+    assert asked == ["train", "val"]
+    assert not any("center" in name for name in shared)
+    model.center_on(torch.from_numpy(data(8).images).unsqueeze(1))
+    assert judged.metrics == score(data(), predict(model, data(), CPU))
+
+
+@pytest.mark.parametrize(("key", "value"), [("heights", "whole-head"), ("adapt", "center")])
+def test_what_only_slices_have_is_refused_for_cubes(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} has no effect with classifier 'small'"):
+        config("small", **{key: value})
+    config("small", task="generation", batch_size=4, **{key: value})  # of its features, later
+
+
+def test_a_batch_of_one_cannot_be_centered() -> None:
+    with pytest.raises(ConfigError, match="batch-size to 2"):
+        config("slices", adapt="center", batch_size=1)
+
+
+def test_a_whole_head_has_the_generated_heights_among_its_own(tiny_cohort, tmp_path) -> None:
+    few, many = (
+        load_split("north", tiny_cohort / "north", "test", config(heights=heights), tmp_path)
+        for heights in ("generated", "whole-head")
+    )
+    assert many.images.shape[1] == len(WHOLE_HEAD_MM)
+    place = [WHOLE_HEAD_MM.index(level) for level in LEVELS_MM]
+    np.testing.assert_array_equal(many.images[:, place], few.images)

@@ -145,14 +145,24 @@ class TestDiversity:
         assert torch.equal(labels[: batch // 2], labels[-(batch // 2) :])
         assert 0 <= gan.generator_step(training, reals, draws)["diversity-shortfall"] <= 1
 
-    def test_one_picture_or_slices_without_spread_are_refused(self):
+    def test_without_labels_all_slices_are_compared(self):
+        config = TINY.with_changes({"label-kinds": "none", "diversity-weight": 1.0})
+        training = GanTraining.start(config, config.architecture(), device="cpu")
+        reals = RealSlices(toy_slices(), training.architecture, config, training.device)
+        distances = torch.pdist(reals.images.flatten(1)).square()
+        assert reals.spread == pytest.approx(float(distances.mean()), rel=1e-4)
+        assert "diversity-shortfall" in fit(training, toy_slices(), steps=1, seed=0).metrics
+
+    def test_slices_that_tell_nothing_of_it_train_as_without(self):
+        few = toy_slices().subset([0, 1])  # one slice of each label
+        trainings = [start(diversity_weight=weight) for weight in (0.0, 1.0)]
+        results = [fit(one, few, steps=2, seed=0) for one in trainings]
+        assert "diversity-shortfall" not in results[1].metrics
+        assert equal(*(one.export("parameters") for one in trainings))
+
+    def test_a_batch_of_one_has_no_pair(self):
         with pytest.raises(ConfigError, match="batch-size to 2"):
             fitted(1, diversity_weight=1.0, batch_size=1)
-        training = start(diversity_weight=1.0)
-        data = toy_slices()
-        same = dataclasses.replace(data, images=np.zeros_like(data.images))
-        with pytest.raises(ConfigError, match="Set diversity-weight to 0"):
-            fit(training, same, steps=1, seed=0)
 
 
 class TestStyleMixing:

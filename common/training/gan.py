@@ -78,16 +78,18 @@ class GanFit:
 
 def generator_step(training: GanTraining, data: RealSlices, draws: Draws) -> dict[str, Tensor]:
     """Train G to be taken for real (Gmain), by pictures that vary as real ones do."""
-    weight, count = training.config.diversity_weight, training.config.batch_size
+    config, count = training.config, training.config.batch_size
+    # Where no two slices share their labels, nothing tells how much people vary.
+    paired = config.diversity_weight > 0 and data.spread > 0
     training.discriminator.requires_grad_(False)
-    ws, labels = _latents(training, data, draws, "G", count, average=True, paired=weight > 0)
+    ws, labels = _latents(training, data, draws, "G", count, average=True, paired=paired)
     images = training.generator.synthesis(ws, noise="random", generator=draws("G noise"))
     logits = training.discriminator(_augmented(training, images, draws, "G"), labels)
     loss = logistic_loss(logits, real=True)
     measured = {"loss-generator": loss.detach()}
-    if weight:
+    if paired:
         shortfall = diversity_shortfall(images[: count // 2], images[-(count // 2) :], data.spread)
-        loss = loss + weight * shortfall
+        loss = loss + config.diversity_weight * shortfall
         measured["diversity-shortfall"] = shortfall.detach()
     loss.backward()
     norm = _optimize(training.generator_optimizer)
@@ -206,7 +208,8 @@ def fit(
     Raises
     ------
     ConfigError
-        If the data do not fit the architecture, or have no spread where diversity is asked for.
+        If the data do not fit the architecture, or a batch has no pair where diversity-weight
+        compares pairs.
     DivergedError
         If a loss or a penalty is not finite: seen at the next line of the log, or at the end.
     """
@@ -250,7 +253,8 @@ def _latents(
 ) -> tuple[Tensor, Tensor]:
     """Draw labels and latents of fakes: ws (count, num_ws, w_dim), labels (count, label_dim).
 
-    Paired, the last count // 2 have the labels of the first, in that order.
+    Paired, the last count // 2 have the labels of the first, in that order: half as many labels
+    side by side as in the other phases.
     """
     config, mapping = training.config, training.generator.mapping
     labels = data.draw_labels(count, draws(f"{phase} labels"))

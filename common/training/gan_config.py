@@ -106,7 +106,7 @@ class GanConfig(Settings):
         0.0,
         le=1e4,
         description="weight of G's cost for slices of one label that are more alike than real "
-        "ones (DSGAN, eq. 2); 0: none",
+        "ones (DSGAN, eq. 2); 0: none, and so where no two slices share their labels",
     )
 
     # Average of the generator: the network that makes the pictures.

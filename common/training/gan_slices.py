@@ -80,23 +80,18 @@ class RealSlices:
     def spread(self) -> float:
         """Mean squared distance of two slices that share all labels: twice their variance.
 
-        Raises
-        ------
-        ConfigError
-            If no two slices share their labels, or all that do are the same.
+        Of the slices as they are, without their mirror images. 0 where no two slices share their
+        labels: then nothing is known of it.
         """
-        groups = self.labels.unique(dim=0, return_inverse=True)[1]
+        groups = torch.zeros(len(self.images), dtype=torch.int64, device=self.labels.device)
+        if self.labels.shape[1]:
+            groups = self.labels.unique(dim=0, return_inverse=True)[1]
         squares = pairs = 0.0
         for group in range(int(groups.max()) + 1):
             images = self.images[groups == group]
             squares += float((images - images.mean(0)).square().sum())
             pairs += len(images) - 1  # degrees of freedom
-        if not squares:
-            raise ConfigError(
-                "diversity-weight needs slices that share their labels and differ: there are none. "
-                "Set diversity-weight to 0, or train with fewer label-kinds"
-            )
-        return 2 * squares / pairs
+        return 2 * squares / max(pairs, 1)
 
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw labels for fakes, as often as the slices have them: (count, label_dim)."""
