@@ -202,6 +202,9 @@ def test_unfit_settings_are_refused(folders, gans) -> None:
         use_of_synthetic(folders, gans, "island", config(classifier="small"), seed=0)
     with pytest.raises(ConfigError, match="site 'moon'"):
         use_of_synthetic(folders, gans, "moon", config(), seed=0)
+    for settings in ({"heights": "whole-head"}, {"adapt": "center"}):
+        with pytest.raises(ConfigError, match=f"{next(iter(settings))} = '"):
+            use_of_synthetic(folders, gans, "island", config(**settings), seed=0)
 
 
 def test_a_generator_that_makes_no_such_people_has_no_row(

@@ -87,8 +87,11 @@ def generator_step(training: GanTraining, data: RealSlices, draws: Draws) -> dic
     logits = training.discriminator(_augmented(training, images, draws, "G"), labels)
     loss = logistic_loss(logits, real=True)
     measured = {"loss-generator": loss.detach()}
-    if paired:
-        shortfall = diversity_shortfall(images[: count // 2], images[-(count // 2) :], data.spread)
+    if config.diversity_weight:  # told also by sites without a pair: all tell the same metrics
+        shortfall = torch.zeros_like(loss)
+        if paired:
+            halves = images[: count // 2], images[-(count // 2) :]
+            shortfall = diversity_shortfall(*halves, data.spread)
         loss = loss + config.diversity_weight * shortfall
         measured["diversity-shortfall"] = shortfall.detach()
     loss.backward()
