@@ -39,6 +39,8 @@ _SUITABLE: dict[str, dict[str, int | str]] = {
     },
 }
 
+OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
+
 
 class RunConfig(Settings):
     """Everything that decides a run's result, apart from the scans and the code.
@@ -186,11 +188,10 @@ class RunConfig(Settings):
             return self
         for key in ("heights", "adapt"):
             default = type(self).model_fields[key].default
-            of_slices = self.classifier in ("slices", "gan-features")
-            if not of_slices and getattr(self, key) != default:
+            if self.classifier not in OF_SLICES and getattr(self, key) != default:
                 raise ValueError(
                     f"{key} has no effect with classifier '{self.classifier}': set it '{default}', "
-                    "or the classifier to 'slices' or 'gan-features'"
+                    f"or the classifier to {' or '.join(map(repr, OF_SLICES))}"
                 )
         if self.adapt == "center" and self.batch_size == 1:
             raise ValueError(

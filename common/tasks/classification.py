@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoints import save_model
-from common.config import RunConfig
+from common.config import OF_SLICES, RunConfig
 from common.errors import ConfigError, DataContractError, DivergedError
 from common.evaluation.classification import classification_metrics
 from common.models.classifier import CLASSES, build_classifier
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 SHIFT_VOXELS = 1  # augmentation: at most, along each axis
 GAMMA_SD = 0.2  # augmentation: SD of log gamma
-OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks, not cubes
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
 
 
@@ -457,7 +456,7 @@ def evaluate(
     """
     model = build_model(config, place)
     load_shared(model, released)
-    if config.classifier in OF_SLICES and config.adapt == "center":
+    if config.adapt == "center":
         model.to(place.device).center_on(torch.from_numpy(load("train").images).unsqueeze(1))
     data = load(split)
     predictions = predict(model, data, place.device)
