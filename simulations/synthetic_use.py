@@ -28,6 +28,7 @@ from common.imaging.slices import LEVELS_MM, SEX
 from common.paths import cache_dir
 from common.seeding import derive_seed
 from common.tasks import Place, classification
+from common.training.classifier import predict
 from common.training.gan_sampling import load_generator, sample_rows
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class _Trainings:
         return model
 
     def predict(self, model: nn.Module, data: ImageSet) -> np.ndarray:
-        return classification.predict(model, data, self.place.device)
+        return predict(model, data, self.place.device)
 
     def loss(self, model: nn.Module, data: ImageSet) -> float:
         return classification.score(data, self.predict(model, data))["loss"]

@@ -18,7 +18,7 @@ from common.models.classifier import (
     StandardizeHead,
     build_classifier,
 )
-from common.tasks.classification import predict
+from common.training.classifier import predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,6 +16,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.paths import cache_dir
 from common.tasks import Place, classification
+from common.training.classifier import predict
 from simulations.arms import COLUMNS, POOL, Work, pooled_config, run_cell
 from simulations.plan import Cell
 
@@ -118,7 +119,7 @@ def test_each_model_is_plain_training_with_the_lowest_validation_loss(
             if number in (2, 4, 5):
                 states[number] = classification.shared_state(model)
                 scans = classification.pool([load(site, "val") for site in members])
-                found = classification.predict(model, scans, cpu)
+                found = predict(model, scans, cpu)
                 losses[number] = classification.score(scans, found)["loss"]
         best = min(losses, key=losses.get)
         folder = Path(given.folder) / trained_on

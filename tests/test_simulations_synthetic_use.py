@@ -15,6 +15,7 @@ from common.imaging.slices import LEVELS_MM
 from common.models.stylegan2 import Generator
 from common.tasks import classification
 from common.tasks.generation_networks import architecture, gan_config
+from common.training.classifier import predict
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_generator, save_checkpoint
 from simulations import synthetic_use
@@ -90,7 +91,7 @@ def test_images_are_what_the_classifier_takes(generator: Generator) -> None:
     assert people.images.dtype == np.float32
     assert 0 <= people.images.min() < people.images.max() <= 1
     model = classification.build_model(config())
-    assert len(classification.predict(model, people, torch.device("cpu"))) == 4
+    assert len(predict(model, people, torch.device("cpu"))) == 4
 
 
 def test_few_are_the_first_of_many_and_seeds_and_sites_differ(generator: Generator) -> None:

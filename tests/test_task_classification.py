@@ -19,14 +19,9 @@ from common.checkpoints import load_model
 from common.config import RunConfig
 from common.imaging.prepare import ImageSet
 from common.predictions import save_predictions
-from common.tasks import Evaluation, Fit, Place, Task, classification, load_task
+from common.tasks import Evaluation, Fit, Place, Task, load_task
 from common.tasks.classification import (
-    MOMENTS,
-    SHIFT_VOXELS,
-    _Batches,
-    augment,
     build_model,
-    cosine,
     evaluate,
     first_release,
     fit,
@@ -34,13 +29,15 @@ from common.tasks.classification import (
     load_shared,
     participants,
     pool,
-    predict,
     release,
     save,
     score,
     shared_state,
     summary,
 )
+from common.training import classifier_augment
+from common.training.classifier import MOMENTS, _Batches, cosine, predict
+from common.training.classifier_augment import SHIFT_VOXELS, augment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -462,14 +459,14 @@ def test_generator_decides_every_draw(images):
 
 
 def test_without_gamma_every_voxel_is_kept(images, monkeypatch):
-    monkeypatch.setattr(classification, "GAMMA_SD", 0.0)
+    monkeypatch.setattr(classifier_augment, "GAMMA_SD", 0.0)
     out = augment(images, generator())
     for image, moved_image in zip(images, out, strict=True):
         assert torch.equal(moved_image.flatten().sort().values, image.flatten().sort().values)
 
 
 def test_gamma_keeps_air_and_the_order_of_intensities(images, monkeypatch):
-    monkeypatch.setattr(classification, "GAMMA_SD", 0.5)
+    monkeypatch.setattr(classifier_augment, "GAMMA_SD", 0.5)
     out = augment(images, generator())
     for image, varied in zip(images, out, strict=True):
         assert (varied == 0).sum() == (image == 0).sum()
@@ -481,7 +478,7 @@ def test_gamma_keeps_air_and_the_order_of_intensities(images, monkeypatch):
 
 
 def test_head_moves_by_a_voxel_at_most_and_is_mirrored_left_to_right_only(images, monkeypatch):
-    monkeypatch.setattr(classification, "GAMMA_SD", 0.0)
+    monkeypatch.setattr(classifier_augment, "GAMMA_SD", 0.0)
     image = images[:1]
     steps = range(-SHIFT_VOXELS, SHIFT_VOXELS + 1)
     possible = {

@@ -15,25 +15,22 @@ from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.imaging.prepare import ImageSet
 from common.imaging.slices import LEVELS_MM, SEX, WHOLE_HEAD_MM, load_slices
-from common.tasks import Place, classification
+from common.tasks import Place
 from common.tasks.classification import (
-    CUBE,
-    SHIFT_VOXELS,
-    STACK,
-    augment,
-    axes_of,
     build_model,
     evaluate,
     fit,
     load_shared,
     load_split,
-    predict,
     save,
     score,
     shared_state,
     warm_start,
 )
 from common.tasks.generation_networks import architecture, gan_config
+from common.training import classifier_augment
+from common.training.classifier import predict
+from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_discriminator, save_checkpoint
 
@@ -123,7 +120,7 @@ def test_axes_are_told_by_the_shape() -> None:
 
 
 def test_stack_is_mirrored_and_shifted_within_its_slices(monkeypatch) -> None:
-    monkeypatch.setattr(classification, "GAMMA_SD", 0.0)
+    monkeypatch.setattr(classifier_augment, "GAMMA_SD", 0.0)
     image = torch.zeros(1, LEVELS, 9, 9)
     image[:, :, 3, 2] = torch.arange(1, LEVELS + 1.0)  # a point a height: left, in front
     images = image.expand(200, *image.shape)

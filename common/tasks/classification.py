@@ -2,65 +2,31 @@
 
 An image is a head: a cube of voxels, or the stack of a few of its axial slices, as the classifier
 takes it.
-
-``fit`` is the one training loop of fedscan's classifiers. Whoever calls it (a site in a federation,
-one hospital by itself, all data in one pool) decides only which images it may see.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.checkpoints import save_model
 from common.config import OF_SLICES, RunConfig
-from common.errors import ConfigError, DataContractError, DivergedError
+from common.errors import ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
-from common.models.classifier import CLASSES, build_classifier
+from common.models.classifier import build_classifier
 from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
 from common.tasks import Evaluation, Fit, Load, Place, State, Verdict
+from common.training.classifier import predict, train
 
 if TYPE_CHECKING:
     from common.imaging.prepare import ImageSet
-
-SHIFT_VOXELS = 1  # augmentation: at most, along each axis
-GAMMA_SD = 0.2  # augmentation: SD of log gamma
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
-
-
-@dataclass(frozen=True)
-class Axes:
-    """What the axes of an image (…, A, B, C) are.
-
-    Parameters
-    ----------
-    right : int
-        The axis from the participant's left to right.
-    shifted : tuple of int
-        Those along which a head may lie a little elsewhere.
-    """
-
-    right: int
-    shifted: tuple[int, ...]
-
-
-CUBE = Axes(right=-3, shifted=(-3, -2, -1))  # right, anterior, superior
-STACK = Axes(right=-1, shifted=(-2, -1))  # height, rows from front to back, right
-
-
-def axes_of(images: Tensor) -> Axes:
-    """Tell a cube, whose sides are equal, from a stack, which has fewer slices than pixels."""
-    return CUBE if images.shape[-3] == images.shape[-1] else STACK
 
 
 def build_model(config: RunConfig, place: Place | None = None) -> nn.Module:
@@ -234,23 +200,6 @@ def pool(sets: Sequence[ImageSet]) -> ImageSet:
     )
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """Random batches without end: every image once, in a new order, before any a second time."""
-
-    count: int
-    size: int
-    generator: np.random.Generator
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        pending = np.empty(0, dtype=np.int64)
-        while True:
-            while len(pending) < self.size:
-                pending = np.concatenate([pending, self.generator.permutation(self.count)])
-            yield pending[: self.size]
-            pending = pending[self.size :]
-
-
 def fit(
     model: nn.Module,
     data: ImageSet,
@@ -260,27 +209,17 @@ def fit(
     round_number: int,
     private: State,
 ) -> Fit:
-    """Train a classifier in place for one round: ``local_steps`` optimizer steps.
-
-    AdamW on the cross-entropy, each class weighted by n / (2 · n_class) so that a hospital's mix
-    of sexes does not become a prior; the learning rate follows one cosine over the whole run. The
-    moments are the caller's to keep: a site's own, never averaged, since starting them anew every
-    round makes its first steps as large as the learning rate in every direction.
+    """Train a classifier in place for one round; see :func:`common.training.classifier.train`.
 
     Parameters
     ----------
     model : nn.Module
-        Maps (B, 1, S, S, S) to logits (B, 2), or stacks (B, 1, L, R, R). Trained in place, left on
-        the CPU. What needs no gradient is left alone.
     data : ImageSet
-        Images (N, S, S, S) or (N, L, R, R) in [0, 1] and labels (N,).
     config : RunConfig
-        Batch size, learning rate, weight decay and, with ``proximal_mu`` > 0, the weight μ of
-        FedProx's term μ/2 · ‖w - w₀‖² (Li et al. 2020, eq. 2), with w₀ the weights on entry.
     place : Place
         Its site decides batches and augmentation, together with the run's seed and the round.
     round_number : int
-        From 1; the schedule follows it.
+        From 1; the schedule of the learning rate follows it.
     private : mapping of str to Tensor
         What the last call gave back as ``private``; empty at first.
 
@@ -294,138 +233,17 @@ def fit(
     DivergedError
         If the loss is not finite: the run has diverged.
     """
-    device, steps = place.device, config.local_steps
-    first_step = (round_number - 1) * steps
-    seed = derive_seed(config.seed, site=place.site, round=round_number, purpose="fit")
-    images = torch.from_numpy(data.images).unsqueeze(1)
-    labels = torch.from_numpy(data.labels)
-    present = torch.bincount(labels, minlength=CLASSES).clamp(min=1)
-    class_weights = (len(labels) / (CLASSES * present)).to(device)
-
-    model.to(device).train()
-    start = [p.detach().clone() for p in model.parameters()] if config.proximal_mu else []
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    loss, moments = train(
+        model,
+        data,
+        config,
+        device=place.device,
+        seed=derive_seed(config.seed, site=place.site, round=round_number, purpose="fit"),
+        first_step=(round_number - 1) * config.local_steps,
+        moments=private,
     )
-    _restore_moments(optimizer, model, private)
-    batches = iter(_Batches(len(labels), config.batch_size, np.random.default_rng(seed)))
-    augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
-    losses = []
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
-        for step in range(first_step, first_step + steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * cosine(step, config.total_steps)
-            index = torch.from_numpy(next(batches))
-            logits = model(augment(images[index], augmentation).to(device))
-            # Divided by the batch, not by its own weights as "mean" would: a batch without the
-            # rarer class would else pull towards the other at full strength.
-            targets = labels[index].to(device)
-            loss = F.cross_entropy(logits, targets, weight=class_weights, reduction="sum")
-            loss = loss / len(targets)
-            if start:
-                drift = sum(
-                    (p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True)
-                )
-                loss = loss + config.proximal_mu / 2 * drift
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-    mean_loss = float(torch.stack(losses).mean())
-    model.cpu()
-    if not math.isfinite(mean_loss):
-        raise DivergedError(
-            f"the training loss is {mean_loss} after step {first_step + steps}: the run has "
-            "diverged. Try a lower learning-rate"
-        )
-    metrics = {"loss": mean_loss, "images-seen": float(steps * config.batch_size)}
-    return Fit(metrics, _moments(optimizer, model))
-
-
-def _moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    return {
-        f"{name}/{moment}": optimizer.state[parameter][moment].detach().cpu()
-        for name, parameter in model.named_parameters()
-        for moment in MOMENTS
-        if parameter in optimizer.state
-    }
-
-
-def _restore_moments(
-    optimizer: torch.optim.Optimizer, model: nn.Module, private: Mapping[str, Tensor]
-) -> None:
-    for name, parameter in model.named_parameters():
-        if f"{name}/step" in private:
-            optimizer.state[parameter] = {
-                # The count of steps stays on the CPU, where AdamW keeps it.
-                moment: private[f"{name}/{moment}"].clone()
-                if moment == "step"
-                else private[f"{name}/{moment}"].to(parameter.device, copy=True)
-                for moment in MOMENTS
-            }
-
-
-def cosine(step: int, total: int) -> float:
-    """Fraction of the peak learning rate at a step: half a cosine from 1 towards 0."""
-    return 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
-
-
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Vary what does not carry the label: side, place and contrast.
-
-    Parameters
-    ----------
-    images : Tensor
-        Cubes (B, 1, S, S, S) or stacks (B, 1, L, R, R) in [0, 1].
-    generator : torch.Generator
-        Every draw comes from it.
-
-    Returns
-    -------
-    Tensor
-        A new tensor of the same shape. Sizes are left alone: they carry sex.
-    """
-    count, axes = len(images), axes_of(images)
-    size = (count, len(axes.shifted))
-    shifts = torch.randint(-SHIFT_VOXELS, SHIFT_VOXELS + 1, size, generator=generator)
-    mirrored = torch.rand(count, generator=generator) < 0.5
-    gamma = torch.exp(GAMMA_SD * torch.randn(count, 1, 1, 1, 1, generator=generator))
-    out = torch.stack(
-        [
-            # The border of a prepared cube is empty, so rolling is shifting.
-            torch.roll(
-                image.flip(axes.right) if mirror else image, tuple(shift.tolist()), axes.shifted
-            )
-            for image, mirror, shift in zip(images, mirrored, shifts, strict=True)
-        ]
-    )
-    return out.pow_(gamma)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarray:
-    """Return probabilities of class 1 (male), (N,) float64, in the order of the data.
-
-    The mean over an image and its mirror image, which show the same person.
-
-    Raises
-    ------
-    DivergedError
-        If a probability is not finite.
-    """
-    model.to(device).eval()
-    images = torch.from_numpy(data.images).unsqueeze(1).to(device)
-    right = axes_of(images).right
-    probabilities = [
-        (model(part).double().softmax(1) + model(part.flip(right)).double().softmax(1))[:, 1]
-        for part in images.split(32)
-    ]
-    model.cpu()
-    found = torch.cat(probabilities).cpu() / 2
-    if not found.isfinite().all():
-        raise DivergedError("the model predicts NaN: the run has diverged. Lower learning-rate")
-    return found.numpy()
+    seen = float(config.local_steps * config.batch_size)
+    return Fit({"loss": loss, "images-seen": seen}, moments)
 
 
 def score(data: ImageSet, predictions: np.ndarray) -> dict[str, float]:
