@@ -192,7 +192,7 @@ def test_another_plan_is_not_resumed(tiny_cohort: Path, tmp_path: Path) -> None:
     plan = load_plan("gan-domain-adaptation", {}, {})
     begin(plan, resume=False)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["reference"] == "gan-tuned" and len(manifest["contrasts"]) == 5
+    assert manifest["reference"] == "gan-frozen" and len(manifest["contrasts"]) == 6
     assert manifest["plan"]["variants"]["gan-tuned"]["features"] == "tuned"
     assert manifest["config"]["classifier"] == "slices"  # of no variant
     begin(plan, resume=True)

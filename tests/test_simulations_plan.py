@@ -101,9 +101,9 @@ def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() ->
 
 def test_one_strategy_stands_for_federation_and_pairs_need_both() -> None:
     plan = load_plan("gan-domain-adaptation", {}, {})
-    assert plan.reference_strategy == "gan-tuned"
-    assert plan.compared_contrasts == plan.contrasts and len(plan.contrasts) == 5
-    plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "gan-frozen"]}, {})
+    assert plan.reference_strategy == "gan-frozen"
+    assert plan.compared_contrasts == plan.contrasts and len(plan.contrasts) == 6
+    plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "gan-tuned"]}, {})
     assert plan.reference_strategy == "scratch"
     assert plan.compared_contrasts == [["scratch", "local"]]
     assert load_plan("default", {"arms": ["local"]}, {}).reference_strategy == ""
