@@ -130,7 +130,7 @@ class Content:
             "summed over the sites that train it, a repetition's over its models.",
         )
         told = words.budget(self.manifest, len(self.sites))
-        yield Section("budget", "Budgets", "Equal budgets", [("text", told), ("table", budget)])
+        yield Section("budget", "Budgets", "", [("text", told), ("table", budget)])
         yield provenance.section(self.manifest, self.poor, f"Table {next(table)}. Scans a site")
         limits = words.limits(
             phantoms=self.phantoms,

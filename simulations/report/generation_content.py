@@ -175,9 +175,7 @@ class GenerationContent:
             "discriminator saw of all sites that train the model.",
         )
         explained = words.budget(self.manifest, len(self.sites))
-        yield Section(
-            "budget", "Budgets", "Equal budgets", [("text", explained), ("table", budget)]
-        )
+        yield Section("budget", "Budgets", "", [("text", explained), ("table", budget)])
         yield provenance.section(self.manifest, self.poor, "Scans a site")
         limits = says.limits(
             phantoms=self.phantoms,

@@ -82,20 +82,47 @@ def scans(phantoms: bool) -> str:
 
 
 def budget(manifest: Mapping[str, Any], sites: int) -> str:
-    """Say what equal budgets mean in this comparison."""
+    """Say what equal budgets mean in this comparison, and where they are not equal."""
     known = mapping(manifest.get("budget"))
     steps, batch = known.get("steps"), known.get("batch_size")
     told = f"{whole(steps)} optimizer steps" if is_number(steps) else "optimizer steps"
     images = f"{whole(batch)} images" if is_number(batch) else "batch-size images"
-    begun = f"A site's model makes {told} of {images} each, whether it trains alone or federated. "
+    parts = [f"A site's model makes {told} of {images} each, whether it trains alone or federated."]
+    parts += _unequal(manifest)
+    if "centralized" in (manifest.get("arms") or ["centralized"]):
+        parts.append(_pooled_budget(known, sites))
+    return " ".join(parts)
+
+
+def _unequal(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Tell of variants that train for longer or shorter than the rest, or were trained before."""
+    config, plan = mapping(manifest.get("config")), mapping(manifest.get("plan"))
+    variants, keys = mapping(plan.get("variants")), ("num-server-rounds", "local-steps")
+    compared = manifest.get("strategies") or []
+    for name in compared:
+        own = {**config, **mapping(variants.get(name))}
+        counts = [[values.get(key) for key in keys] for values in (config, own)]
+        if not all(is_number(count) for pair in counts for count in pair):
+            continue
+        usual, steps = map(math.prod, counts)
+        if steps != usual:
+            yield f"Not so '{name}': {whole(steps)} steps."
+    if before := [f"'{name}'" for name in compared if name in (plan.get("pretrained") or [])]:
+        yield (
+            f"Features of {', '.join(before)} were trained before, by a federation of generators "
+            "that no count, time or size here holds."
+        )
+
+
+def _pooled_budget(known: Mapping[str, Any], sites: int) -> str:
     if known.get("centralized_batch") == "small":
-        return begun + (
+        return (
             f"The centralized model saw as many images as all {sites} sites together, in batches "
             f"of the same size and so with {sites} times as many optimizer steps "
             "(centralized-batch = small). The other reading, large, keeps the steps equal too and "
             "makes the batches larger."
         )
-    return begun + (
+    return (
         "The centralized model makes as many steps, with batches as large as all "
         f"{sites} sites' together, so that it sees as many images as they do: equal optimizer "
         "steps and equal images (centralized-batch = large). The other reading, "
@@ -158,7 +185,8 @@ def limits(
     yield (
         "Equal budgets are one reading of a fair comparison: the centralized arm may do better or "
         f"worse under the other one (centralized-batch = {other}). All arms share one set of "
-        "hyperparameters; each arm tuned for itself might do better."
+        "hyperparameters, but for what a variant changes; each arm tuned for itself might do "
+        "better."
     )
     yield (
         "The federation is simulated on one machine. Bytes are what a network would carry; times "
