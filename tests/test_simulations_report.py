@@ -340,25 +340,26 @@ def test_prints(browser: Browser, folder: Path) -> None:
     assert base64.b64decode(printed["data"])[:5] == b"%PDF-"
 
 
-class TestBudget:
-    MANIFEST = {
-        "arms": ["local", "federated"],
-        "strategies": ["plain", "short", "as-long"],
-        "config": {"num-server-rounds": 20, "local-steps": 20},
-        "budget": {"steps": 400, "batch_size": 16, "centralized_batch": "large"},
-        "plan": {
-            "variants": {
-                "plain": {"learning-rate": 0.1},
-                "short": {"local-steps": 10},
-                "as-long": {"num-server-rounds": 40, "local-steps": 10},
-                "not-compared": {"local-steps": 1},
-            },
-            "pretrained": ["short", "not-compared"],
+UNEQUAL = {
+    "arms": ["local", "federated"],
+    "strategies": ["plain", "short", "as-long"],
+    "config": {"num-server-rounds": 20, "local-steps": 20},
+    "budget": {"steps": 400, "batch_size": 16, "centralized_batch": "large"},
+    "plan": {
+        "variants": {
+            "plain": {"learning-rate": 0.1},
+            "short": {"local-steps": 10},
+            "as-long": {"num-server-rounds": 40, "local-steps": 10},
+            "not-compared": {"local-steps": 1},
         },
-    }
+        "pretrained": ["short", "not-compared"],
+    },
+}
 
+
+class TestBudget:
     def test_what_is_not_equal_is_said_and_of_what_is_not_compared_nothing(self) -> None:
-        told = words.budget(self.MANIFEST, 3)
+        told = words.budget(UNEQUAL, 3)
         assert told == (
             "A site's model makes 400 optimizer steps of 16 images each, whether it trains alone "
             "or federated. Not so 'short': 200 steps. Features of 'short' were trained before, by "
@@ -367,10 +368,10 @@ class TestBudget:
 
     def test_equal_arms_have_no_exception(self) -> None:
         arms = ["centralized", "local", "federated"]
-        told = words.budget({**self.MANIFEST, "arms": arms, "strategies": ["plain"]}, 3)
+        told = words.budget({**UNEQUAL, "arms": arms, "strategies": ["plain"]}, 3)
         assert "Not so" not in told and "trained before" not in told
         assert "centralized-batch = large" in told
 
     def test_a_manifest_that_lacks_parts_is_told_of_as_far_as_it_goes(self) -> None:
         assert "optimizer steps of batch-size images" in words.budget({}, 3)
-        assert "Not so" not in words.budget({**self.MANIFEST, "config": {}}, 3)
+        assert "Not so" not in words.budget({**UNEQUAL, "config": {}}, 3)
