@@ -17,6 +17,7 @@ from common.models.slice_classifier import (
     SliceClassifier,
 )
 from common.models.stylegan2 import build
+from common.training.classifier import class_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -189,30 +190,47 @@ def test_coloured_pictures_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_centered_on_its_site_a_shift_of_all_features_changes_nothing(kind: str) -> None:
-    images = stacks(6)
+    images, weights = stacks(6), torch.tensor([1.0, 1, 1, 1, 2, 2])
     model = classifier(kind, centered=True).eval()
-    model.center_on(images)
+    model.center_on(images, weights)
     represent, before = model.represent, model(images)
     model.represent = lambda stacks: represent(stacks) + 3.0  # another scanner, in all its scans
     assert not torch.allclose(model(images), before, atol=1e-2)
-    model.center_on(images)
+    model.center_on(images, weights)
     torch.testing.assert_close(model(images), before, atol=1e-4, rtol=1e-4)
     model.train()
-    torch.testing.assert_close(model(images).mean(0), model.head.bias, atol=1e-4, rtol=1e-4)
+    logits = model(images, weights)
+    torch.testing.assert_close(
+        (weights @ logits) / weights.sum(), model.head.bias, atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sites_center_is_no_part_of_the_state_and_must_be_told(kind: str) -> None:
-    plain, model = classifier(kind), classifier(kind, centered=True).eval()
+    plain, model = classifier(kind), classifier(kind, centered=True)
+    with pytest.raises(RuntimeError, match="weights"):
+        model.train()(stacks())
     with pytest.raises(RuntimeError, match="center_on"):
-        model(stacks())
-    model.center_on(stacks())
+        model.eval()(stacks())
+    model.center_on(stacks(), torch.ones(len(stacks())))
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_a_center_is_the_mean_over_scans_and_mirror_images_however_many() -> None:
     model, images = classifier("frozen", centered=True), stacks(33)  # more than a batch
-    model.center_on(images)
+    model.center_on(images, torch.ones(33))
     with torch.no_grad():
         both = model.represent(torch.cat([images, images.flip(-1)]))
     torch.testing.assert_close(model.center, both.mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_a_center_lies_midway_between_the_sexes_whatever_a_sites_mix() -> None:
+    """Only then does a site with ten men and six women decide where one with eight of each does."""
+    model, images = classifier("frozen", centered=True), stacks(16)
+    labels = np.array([1] * 10 + [0] * 6)
+    model.center_on(images, torch.from_numpy(class_weights(labels)[labels]))
+    with torch.no_grad():
+        features = (model.represent(images) + model.represent(images.flip(-1))) / 2
+    midway = (features[:10].mean(0) + features[10:].mean(0)) / 2
+    torch.testing.assert_close(model.center, midway, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(features.mean(0), midway, atol=1e-3)

@@ -29,7 +29,7 @@ from common.tasks.classification import (
 )
 from common.tasks.generation_networks import architecture, gan_config
 from common.training import classifier_augment
-from common.training.classifier import predict
+from common.training.classifier import class_weights, predict
 from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_discriminator, save_checkpoint
@@ -278,7 +278,9 @@ def test_a_site_is_centered_on_its_training_scans_whatever_is_judged() -> None:
     judged = evaluate(shared, load, "val", settings, place=NORTH)
     assert asked == ["train", "val"]
     assert not any("center" in name for name in shared)
-    model.center_on(torch.from_numpy(data(8).images).unsqueeze(1))
+    known = data(8)
+    weights = torch.from_numpy(class_weights(known.labels)[known.labels])
+    model.center_on(torch.from_numpy(known.images).unsqueeze(1), weights)
     assert judged.metrics == score(data(), predict(model, data(), CPU))
 
 

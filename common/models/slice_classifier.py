@@ -32,6 +32,10 @@ class StackClassifier(nn.Module):
     say little. While training it is the mean of the batch, afterwards of the site's training scans,
     by :meth:`center_on`. It is no part of the state: it never leaves the site, nobody averages it.
 
+    Both means are weighted so that each sex counts as much. A plain mean leans towards the sex that
+    a site has more of, the threshold leans with it, and by most where scans are fewest: there the
+    model tells its training scans apart far better than others, so that they lie far apart.
+
     Subclasses have ``represent``, (B, 1, L, R, R) to (B, features), and ``head``.
 
     Parameters
@@ -45,26 +49,43 @@ class StackClassifier(nn.Module):
         self.register_buffer("center", None, persistent=False)
 
     @torch.no_grad()
-    def center_on(self, stacks: Tensor) -> None:
-        """Take the mean of a site's training scans (N, 1, L, R, R) and of their mirror images."""
-        device = self.head.weight.device
-        sums = [
-            (self.represent(part) + self.represent(part.flip(-1))).sum(0) / 2
-            for part in stacks.to(device).split(32)
-        ]
-        self.center = torch.stack(sums).sum(0) / len(stacks)
+    def center_on(self, stacks: Tensor, weights: Tensor) -> None:
+        """Take the mean of a site's training scans and of their mirror images.
 
-    def forward(self, stacks: Tensor) -> Tensor:
-        """Return logits (B, 2) of stacks (B, 1, L, R, R) in [0, 1].
+        Parameters
+        ----------
+        stacks : (N, 1, L, R, R) Tensor
+        weights : (N,) Tensor
+            What each scan counts in the mean.
+        """
+        device = self.head.weight.device
+        parts = zip(stacks.to(device).split(32), weights.to(device).split(32), strict=True)
+        sums = [
+            share @ (self.represent(part) + self.represent(part.flip(-1))) / 2
+            for part, share in parts
+        ]
+        self.center = torch.stack(sums).sum(0) / weights.sum()
+
+    def forward(self, stacks: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return logits (B, 2) of stacks.
+
+        Parameters
+        ----------
+        stacks : (B, 1, L, R, R) Tensor
+            In [0, 1].
+        weights : (B,) Tensor, optional
+            What each counts in the batch's mean, if it is centered and in training.
 
         Raises
         ------
         RuntimeError
-            If it is centered, not in training, and not told on which site.
+            If it is centered and lacks what it needs: in training weights, else :meth:`center_on`.
         """
         x = self.represent(stacks)
         if self.centered and self.training:
-            x = x - x.mean(0)
+            if weights is None:
+                raise RuntimeError("a centered classifier in training needs the scans' weights")
+            x = x - weights @ x / weights.sum()
         elif self.centered:
             if self.center is None:
                 raise RuntimeError("a centered classifier must be told its site: center_on")

@@ -23,7 +23,7 @@ from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
 from common.tasks import Evaluation, Fit, Load, Place, State, Verdict
-from common.training.classifier import predict, train
+from common.training.classifier import class_weights, predict, train
 
 if TYPE_CHECKING:
     from common.imaging.prepare import ImageSet
@@ -275,7 +275,9 @@ def evaluate(
     model = build_model(config, place)
     load_shared(model, released)
     if config.adapt == "center":
-        model.to(place.device).center_on(torch.from_numpy(load("train").images).unsqueeze(1))
+        known = load("train")
+        weights = torch.from_numpy(class_weights(known.labels)[known.labels])
+        model.to(place.device).center_on(torch.from_numpy(known.images).unsqueeze(1), weights)
     data = load(split)
     predictions = predict(model, data, place.device)
     if records is not None:

@@ -45,6 +45,12 @@ class _Batches:
             pending = pending[self.size :]
 
 
+def class_weights(labels: np.ndarray) -> np.ndarray:
+    """Return n / (2 · n_class) of each class, (2,) float32: the whole then counts as balanced."""
+    present = np.bincount(labels, minlength=CLASSES).clip(min=1)
+    return (len(labels) / (CLASSES * present)).astype(np.float32)
+
+
 def train(
     model: nn.Module,
     data: ImageSet,
@@ -95,8 +101,7 @@ def train(
     steps = config.local_steps
     images = torch.from_numpy(data.images).unsqueeze(1)
     labels = torch.from_numpy(data.labels)
-    present = torch.bincount(labels, minlength=CLASSES).clamp(min=1)
-    class_weights = (len(labels) / (CLASSES * present)).to(device)
+    per_class = torch.from_numpy(class_weights(data.labels)).to(device)
 
     model.to(device).train()
     start = [p.detach().clone() for p in model.parameters()] if config.proximal_mu else []
@@ -113,11 +118,13 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * cosine(step, config.total_steps)
             index = torch.from_numpy(next(batches))
-            logits = model(augment(images[index], augmentation).to(device))
+            targets = labels[index].to(device)
+            # A centered model takes the batch's mean out, in which each class counts as much.
+            centering = {"weights": per_class[targets]} if config.adapt == "center" else {}
+            logits = model(augment(images[index], augmentation).to(device), **centering)
             # Divided by the batch, not by its own weights as "mean" would: a batch without the
             # rarer class would else pull towards the other at full strength.
-            targets = labels[index].to(device)
-            loss = F.cross_entropy(logits, targets, weight=class_weights, reduction="sum")
+            loss = F.cross_entropy(logits, targets, weight=per_class, reduction="sum")
             loss = loss / len(targets)
             if start:
                 drift = sum(
