@@ -108,8 +108,11 @@ def show(summary: dict[str, Any]) -> None:
             cells = [scores.get(m, {}).get("balanced_accuracy") for m in models]
             table.add_row(site, *(_interval(cell, 3, 2) for cell in cells))
         console.out.print(table)
-    for headline in summary["headline"].values():
-        if headline and headline.get("sentence"):
+    from simulations.statistics import QUESTIONS
+
+    compared = {name.partition("/")[0] for name in summary["cells"]["by_model"]}
+    for key, headline in summary["headline"].items():
+        if headline and headline.get("sentence") and QUESTIONS[key] <= compared:
             console.out.print(headline["sentence"], soft_wrap=True, markup=False)
 
 

@@ -360,6 +360,24 @@ def test_the_terminal_shows_distances(
     assert re.search(r"all +│ +340 │ +900 │", lines.getvalue())
 
 
+def test_the_terminal_asks_only_what_was_compared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    lines = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=lines, width=160))
+    summary = json.loads((folder / "summary.json").read_text())
+    pooling = summary["headline"]["loss_against_pooling"]["sentence"]
+    compare.show(summary)
+    assert pooling in lines.getvalue()
+    lines.truncate(0)
+    del summary["cells"]["by_model"]["centralized"]
+    compare.show(summary)
+    assert pooling not in lines.getvalue()
+    assert summary["headline"]["gain_of_data_poor_site"]["sentence"] in lines.getvalue()
+
+
 def test_an_estimate_counts_who_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "step_seconds", lambda config, sites: 0.1)
     monkeypatch.setattr(estimate, "usable_cpus", lambda: 1)

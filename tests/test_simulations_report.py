@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from browser import Browser
 from PIL import Image
 
 from common.errors import FedscanError
-from simulations.report import figures, svg, words
+from simulations.report import charts, figures, svg, words
 from simulations.report.document import read_results, write_report
 from simulations.report.tables import data_size, duration
 
@@ -235,6 +236,15 @@ def test_positions_follow_values() -> None:
     left, right = float(whiskers[0]["x1"]), float(whiskers[0]["x2"])
     assert [(x - left) / (right - left) for x in dots] == pytest.approx([0.2, 0.6], abs=1e-4)
     assert "Local only 0.70, interval 0.50 to 1.00" in elements[0][1]["aria-label"]
+
+
+def test_long_names_take_two_lines_and_no_more() -> None:
+    one = charts.Series("federated", "a", "Federated", "untrained, frozen", "#000", "circle", "")
+    axis = charts.Axis("x", (0, 1), [0, 1], str)
+    drawn = charts.estimates([charts.Estimate(one, 0.5)], axis, "x")
+    assert ">untrained,<" in drawn and ">frozen<" in drawn
+    longer = replace(one, note="one two three four five six seven")
+    assert ">four five…<" in charts.estimates([charts.Estimate(longer, 0.5)], axis, "x")
 
 
 def test_figures_are_pure() -> None:

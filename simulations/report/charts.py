@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from simulations.report import svg
 from simulations.report.svg import WIDTH, Limits
 
 ROW = 42  # height of a row of estimates
+LETTERS = 13  # of a name beside a row
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,11 @@ def estimates(rows: Sequence[Estimate], axis: Axis, words: str) -> Markup:
     told = []
     for index, row in enumerate(rows):
         y, one = top + ROW * (index + 0.5), row.series
-        parts.append(svg.text(one.label, 0, y - 2 if one.note else y + 4, "label"))
-        parts.append(svg.text(shortened(one.note), 0, y + 13, "small"))
+        notes = textwrap.wrap(one.note, LETTERS, max_lines=2, placeholder="…")
+        above = y + 4 - 6.5 * len(notes)
+        parts.append(svg.text(one.label, 0, above, "label"))
+        for line, note in enumerate(notes, start=1):
+            parts.append(svg.text(note, 0, above + 2 + 13 * line, "small"))
         for value in row.values if len(row.values) > 1 else []:
             dot = {"cx": at(value), "cy": y + 12, "r": 2.2, "fill": one.colour, "opacity": 0.6}
             parts.append(svg.tag("circle", **dot))
@@ -213,4 +218,4 @@ def stroke(d: str, one: Series) -> Markup:
 
 def shortened(name: str) -> str:
     """Return a name that fits beside a row."""
-    return name if len(name) <= 13 else name[:12] + "…"
+    return name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"

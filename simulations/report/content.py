@@ -18,18 +18,13 @@ from simulations.report.blocks import Section, figure_blocks
 from simulations.report.figures import METRIC_NAMES, signed_number
 from simulations.report.tables import MEAN_OVER_SITES, Table
 from simulations.report.words import is_number, listed, mapping, plural, sentence, whole
+from simulations.statistics import QUESTIONS
 
 LEADING = ("balanced_accuracy", "auroc")
 CURVES = ("loss", "balanced_accuracy")
 TILES = {
-    "gain_of_data_poor_site": (
-        "Gain of the data-poor site: federated − local",
-        {"federated", "local"},
-    ),
-    "loss_against_pooling": (
-        "Loss against pooling: centralized − federated",
-        {"federated", "centralized"},
-    ),
+    "gain_of_data_poor_site": "Gain of the data-poor site: federated − local",
+    "loss_against_pooling": "Loss against pooling: centralized − federated",
 }
 
 
@@ -145,7 +140,7 @@ class Content:
         told = mapping(self.summary.get("headline"))
         arms = set(self.results["arm"])
         sentences = []
-        for key, (_, needed) in TILES.items():
+        for key, needed in QUESTIONS.items():
             found = mapping(told.get(key)).get("sentence")
             if found and needed <= arms:
                 sentences.append(words.true_minus(found))
@@ -155,7 +150,7 @@ class Content:
 
     def _tiles(self) -> Iterator[dict[str, str]]:
         told = mapping(self.summary.get("headline"))
-        for key, (name, _) in TILES.items():
+        for key, name in TILES.items():
             found = mapping(told.get(key))
             if not is_number(found.get("value")):
                 continue
