@@ -129,7 +129,8 @@ class RunConfig(Settings):
     adapt: Literal["none", "center"] = Field(
         "none",
         description="slices and gan-features: center takes a site's own mean out of the features "
-        "of its scans (AdaBN, arXiv 1603.04779), while training that of the batch",
+        "of its scans, while training that of the batch (after AdaBN, arXiv 1603.04779, but with "
+        "both sexes counting as much)",
     )
     gan: str = Field("tiny-32-federated", description="generation: preset of the StyleGAN2-ADA")
     gan_changes: str = Field(

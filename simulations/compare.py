@@ -13,6 +13,7 @@ from common.sites import phantom_sites
 from simulations import console
 from simulations.arms import pooled_config
 from simulations.benchmark import Benchmark
+from simulations.contrasts import QUESTIONS
 from simulations.estimate import estimate_seconds
 from simulations.federate import count_sites, prepare_phantoms
 from simulations.launch import Resources, usable_cpus
@@ -108,12 +109,10 @@ def show(summary: dict[str, Any]) -> None:
             cells = [scores.get(m, {}).get("balanced_accuracy") for m in models]
             table.add_row(site, *(_interval(cell, 3, 2) for cell in cells))
         console.out.print(table)
-    from simulations.statistics import QUESTIONS
-
     compared = {name.partition("/")[0] for name in summary["cells"]["by_model"]}
-    for key, headline in summary["headline"].items():
-        if headline and headline.get("sentence") and QUESTIONS[key] <= compared:
-            console.out.print(headline["sentence"], soft_wrap=True, markup=False)
+    for key, arms in QUESTIONS.items():
+        if arms <= compared:
+            console.out.print(summary["headline"][key]["sentence"], soft_wrap=True, markup=False)
 
 
 def _show_distances(summary: dict[str, Any]) -> None:

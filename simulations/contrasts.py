@@ -7,6 +7,11 @@ from collections.abc import Iterable, Sequence
 LOCAL, CENTRALIZED = "local", "centralized"
 ARMS = (LOCAL, CENTRALIZED)  # named in a contrast beside strategies
 USUAL = "fedavg"
+# The arms that each headline compares: nobody asks it of a comparison without them.
+QUESTIONS = {
+    "gain_of_data_poor_site": {"federated", "local"},
+    "loss_against_pooling": {"federated", "centralized"},
+}
 
 Pair = tuple[str, str]
 

@@ -37,11 +37,6 @@ from simulations.contrasts import ARMS, CENTRALIZED, LOCAL, name_of, reference_o
 from simulations.contrasts import contrasts as contrasts_of
 
 MATRIX_METRICS = ("balanced_accuracy", "auroc")
-# The arms that each headline compares: nobody asks it of a comparison without them.
-QUESTIONS = {
-    "gain_of_data_poor_site": {"federated", "local"},
-    "loss_against_pooling": {"federated", "centralized"},
-}
 
 
 def summarize(

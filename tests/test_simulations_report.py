@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -238,13 +237,29 @@ def test_positions_follow_values() -> None:
     assert "Local only 0.70, interval 0.50 to 1.00" in elements[0][1]["aria-label"]
 
 
-def test_long_names_take_two_lines_and_no_more() -> None:
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("", []),
+        ("of island", ["of island"]),
+        ("untrained, frozen", ["untrained,", "frozen"]),
+        ("private-discriminators", ["private-", "discriminato…"]),
+        ("universitaetsklinikum", ["universitaet…"]),
+        ("one two three four five six seven", ["one two three", "four five si…"]),
+    ],
+)
+def test_long_names_take_two_lines_and_no_more(name: str, lines: list[str]) -> None:
+    assert charts.two_lines(name) == lines
+
+
+def test_a_name_of_two_lines_is_drawn_in_its_row() -> None:
     one = charts.Series("federated", "a", "Federated", "untrained, frozen", "#000", "circle", "")
     axis = charts.Axis("x", (0, 1), [0, 1], str)
     drawn = charts.estimates([charts.Estimate(one, 0.5)], axis, "x")
-    assert ">untrained,<" in drawn and ">frozen<" in drawn
-    longer = replace(one, note="one two three four five six seven")
-    assert ">four five…<" in charts.estimates([charts.Estimate(longer, 0.5)], axis, "x")
+    lines = re.findall(r'y="([\d.]+)"[^>]*>(Federated|untrained,|frozen)<', drawn)
+    heights = [float(y) for y, _ in lines]
+    assert [name for _, name in lines] == ["Federated", "untrained,", "frozen"]
+    assert 4 < heights[0] < heights[1] < heights[2] < 4 + charts.ROW
 
 
 def test_figures_are_pure() -> None:
@@ -381,6 +396,15 @@ class TestBudget:
         told = words.budget({**UNEQUAL, "arms": arms, "strategies": ["plain"]}, 3)
         assert "Not so" not in told and "trained before" not in told
         assert "centralized-batch = large" in told
+
+    def test_variants_are_of_the_federated_arm(self) -> None:
+        told = words.budget({**UNEQUAL, "arms": ["local"]}, 3)
+        assert "Not so" not in told and "trained before" not in told
+
+    def test_limits_speak_of_pooling_where_it_is_compared(self) -> None:
+        about = {"phantoms": True, "counts": {}, "seeds": 5, "has_p": False}
+        assert "centralized" not in " ".join(words.limits(**about, budget=None))
+        assert "centralized-batch = small" in " ".join(words.limits(**about, budget={}))
 
     def test_a_manifest_that_lacks_parts_is_told_of_as_far_as_it_goes(self) -> None:
         assert "optimizer steps of batch-size images" in words.budget({}, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from common.checkpoints import load_model
 from common.config import RunConfig
-from common.errors import ConfigError, FedscanError
+from common.errors import ConfigError, DataContractError, FedscanError
 from common.imaging.prepare import ImageSet
 from common.imaging.slices import LEVELS_MM, SEX, WHOLE_HEAD_MM, load_slices
+from common.models.slice_classifier import SliceClassifier
 from common.tasks import Place
 from common.tasks.classification import (
     build_model,
@@ -29,7 +31,7 @@ from common.tasks.classification import (
 )
 from common.tasks.generation_networks import architecture, gan_config
 from common.training import classifier_augment
-from common.training.classifier import class_weights, predict
+from common.training.classifier import predict
 from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_discriminator, save_checkpoint
@@ -72,11 +74,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def data(count: int = 12, side: int = 16) -> ImageSet:
-    """Discs that are larger in men, in air of 0."""
+def data(count: int = 12, side: int = 16, women: int | None = None) -> ImageSet:
+    """Discs that are larger in men, in air of 0; every second one, or all but ``women``."""
     draws = np.random.default_rng(0)
     axis = np.arange(side) - (side - 1) / 2
-    labels = np.arange(count) % 2
+    labels = np.arange(count) % 2 if women is None else (np.arange(count) >= women).astype(int)
     radius = (side / 4 + side / 8 * labels)[:, None, None, None]
     disc = axis[:, None] ** 2 + axis**2 < radius**2
     images = disc * draws.uniform(0.3, 0.9, (count, LEVELS, side, side))
@@ -270,18 +272,51 @@ def test_a_site_is_centered_on_its_training_scans_whatever_is_judged() -> None:
     settings, asked = config("slices", adapt="center"), []
     model = build_model(settings, NORTH)
 
+    known = data(8, women=2)
+
     def load(split: str) -> ImageSet:
         asked.append(split)
-        return data(8) if split == "train" else data()
+        return known if split == "train" else data()
 
     shared = shared_state(model)
     judged = evaluate(shared, load, "val", settings, place=NORTH)
     assert asked == ["train", "val"]
     assert not any("center" in name for name in shared)
-    known = data(8)
-    weights = torch.from_numpy(class_weights(known.labels)[known.labels])
-    model.center_on(torch.from_numpy(known.images).unsqueeze(1), weights)
+    stacks = torch.from_numpy(known.images).unsqueeze(1)
+    model.center_on(stacks, torch.ones(8))
+    assert judged.metrics != score(data(), predict(model, data(), CPU))  # leans to the men
+    model.center_on(stacks, torch.tensor([2.0] * 2 + [2 / 3] * 6))
     assert judged.metrics == score(data(), predict(model, data(), CPU))
+
+
+def test_in_training_a_batch_is_centered_between_the_sexes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings, given = config("slices", adapt="center", batch_size=8), []
+    model, forward = build_model(settings, NORTH), SliceClassifier.forward
+
+    def seen(self, stacks: Tensor, scan_weights: Tensor | None = None) -> Tensor:
+        given.append(scan_weights.sort().values)
+        return forward(self, stacks, scan_weights)
+
+    monkeypatch.setattr(SliceClassifier, "forward", seen)
+    fit(model, data(8, women=2), settings, place=NORTH, round_number=1, private={})
+    assert len(given) == settings.local_steps
+    for weights in given:
+        torch.testing.assert_close(weights, torch.tensor([2 / 3] * 6 + [2.0] * 2))
+
+
+def test_a_site_of_one_sex_has_no_center() -> None:
+    men = data(8, women=0)
+    for adapt in ("none", "center"):
+        settings = config("slices", adapt=adapt)
+        model = build_model(settings, NORTH)
+        train = partial(fit, model, men, settings, place=NORTH, round_number=1, private={})
+        if adapt == "none":
+            train()
+        else:
+            with pytest.raises(DataContractError, match="all training scans are of one sex"):
+                train()
 
 
 @pytest.mark.parametrize(("key", "value"), [("heights", "whole-head"), ("adapt", "center")])

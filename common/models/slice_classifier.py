@@ -32,9 +32,9 @@ class StackClassifier(nn.Module):
     say little. While training it is the mean of the batch, afterwards of the site's training scans,
     by :meth:`center_on`. It is no part of the state: it never leaves the site, nobody averages it.
 
-    Both means are weighted so that each sex counts as much. A plain mean leans towards the sex that
-    a site has more of, the threshold leans with it, and by most where scans are fewest: there the
-    model tells its training scans apart far better than others, so that they lie far apart.
+    Other than there, labels weight the mean so that each sex counts as much over a site's training
+    scans; a single batch may lean. A plain mean leans towards the sex that a site has more of, and
+    the threshold leans with it.
 
     Subclasses have ``represent``, (B, 1, L, R, R) to (B, features), and ``head``.
 
@@ -49,31 +49,31 @@ class StackClassifier(nn.Module):
         self.register_buffer("center", None, persistent=False)
 
     @torch.no_grad()
-    def center_on(self, stacks: Tensor, weights: Tensor) -> None:
+    def center_on(self, stacks: Tensor, scan_weights: Tensor) -> None:
         """Take the mean of a site's training scans and of their mirror images.
 
         Parameters
         ----------
         stacks : (N, 1, L, R, R) Tensor
-        weights : (N,) Tensor
+        scan_weights : (N,) Tensor
             What each scan counts in the mean.
         """
         device = self.head.weight.device
-        parts = zip(stacks.to(device).split(32), weights.to(device).split(32), strict=True)
+        parts = zip(stacks.to(device).split(32), scan_weights.to(device).split(32), strict=True)
         sums = [
-            share @ (self.represent(part) + self.represent(part.flip(-1))) / 2
-            for part, share in parts
+            weight @ (self.represent(part) + self.represent(part.flip(-1))) / 2
+            for part, weight in parts
         ]
-        self.center = torch.stack(sums).sum(0) / weights.sum()
+        self.center = torch.stack(sums).sum(0) / scan_weights.sum()
 
-    def forward(self, stacks: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(self, stacks: Tensor, scan_weights: Tensor | None = None) -> Tensor:
         """Return logits (B, 2) of stacks.
 
         Parameters
         ----------
         stacks : (B, 1, L, R, R) Tensor
             In [0, 1].
-        weights : (B,) Tensor, optional
+        scan_weights : (B,) Tensor, optional
             What each counts in the batch's mean, if it is centered and in training.
 
         Raises
@@ -83,9 +83,9 @@ class StackClassifier(nn.Module):
         """
         x = self.represent(stacks)
         if self.centered and self.training:
-            if weights is None:
+            if scan_weights is None:
                 raise RuntimeError("a centered classifier in training needs the scans' weights")
-            x = x - weights @ x / weights.sum()
+            x = x - scan_weights @ x / scan_weights.sum()
         elif self.centered:
             if self.center is None:
                 raise RuntimeError("a centered classifier must be told its site: center_on")

@@ -18,7 +18,7 @@ from common.checkpoints import save_model
 from common.config import OF_SLICES, RunConfig
 from common.errors import ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
-from common.models.classifier import build_classifier
+from common.models.classifier import CLASSES, build_classifier
 from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
@@ -230,9 +230,18 @@ def fit(
 
     Raises
     ------
+    DataContractError
+        If features are to be centered between the sexes and the scans are of one alone.
     DivergedError
         If the loss is not finite: the run has diverged.
     """
+    if config.adapt == "center" and len(np.unique(data.labels)) < CLASSES:
+        raise DataContractError(
+            place.site,
+            "all training scans are of one sex",
+            where="participants.tsv",
+            remedy="A site is centered between its sexes: add scans of both, or set adapt to none",
+        )
     loss, moments = train(
         model,
         data,
@@ -276,8 +285,9 @@ def evaluate(
     load_shared(model, released)
     if config.adapt == "center":
         known = load("train")
-        weights = torch.from_numpy(class_weights(known.labels)[known.labels])
-        model.to(place.device).center_on(torch.from_numpy(known.images).unsqueeze(1), weights)
+        scan_weights = torch.from_numpy(class_weights(known.labels)[known.labels])
+        stacks = torch.from_numpy(known.images).unsqueeze(1)
+        model.to(place.device).center_on(stacks, scan_weights)
     data = load(split)
     predictions = predict(model, data, place.device)
     if records is not None:

@@ -46,7 +46,10 @@ class _Batches:
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:
-    """Return n / (2 · n_class) of each class, (2,) float32: the whole then counts as balanced."""
+    """Return n / (2 · n_class) of each class, (2,) float32: weighted, both classes count as much.
+
+    A class that is absent has n / 2, which nothing is weighted with.
+    """
     present = np.bincount(labels, minlength=CLASSES).clip(min=1)
     return (len(labels) / (CLASSES * present)).astype(np.float32)
 
@@ -119,8 +122,8 @@ def train(
                 group["lr"] = config.learning_rate * cosine(step, config.total_steps)
             index = torch.from_numpy(next(batches))
             targets = labels[index].to(device)
-            # A centered model takes the batch's mean out, in which each class counts as much.
-            centering = {"weights": per_class[targets]} if config.adapt == "center" else {}
+            # A plain mean of the batch would move the threshold with a hospital's mix of sexes.
+            centering = {"scan_weights": per_class[targets]} if config.adapt == "center" else {}
             logits = model(augment(images[index], augmentation).to(device), **centering)
             # Divided by the batch, not by its own weights as "mean" would: a batch without the
             # rarer class would else pull towards the other at full strength.

@@ -14,6 +14,7 @@ from simulations.report import svg
 from simulations.report.svg import WIDTH, Limits
 
 ROW = 42  # height of a row of estimates
+LINE = 13  # height of a line of small text
 LETTERS = 13  # of a name beside a row
 
 
@@ -99,11 +100,11 @@ def estimates(rows: Sequence[Estimate], axis: Axis, words: str) -> Markup:
     told = []
     for index, row in enumerate(rows):
         y, one = top + ROW * (index + 0.5), row.series
-        notes = textwrap.wrap(one.note, LETTERS, max_lines=2, placeholder="…")
-        above = y + 4 - 6.5 * len(notes)
-        parts.append(svg.text(one.label, 0, above, "label"))
+        notes = two_lines(one.note)
+        first = y + 4 - LINE / 2 * len(notes)  # baselines about the row's middle
+        parts.append(svg.text(one.label, 0, first, "label"))
         for line, note in enumerate(notes, start=1):
-            parts.append(svg.text(note, 0, above + 2 + 13 * line, "small"))
+            parts.append(svg.text(note, 0, first + 2 + LINE * line, "small"))
         for value in row.values if len(row.values) > 1 else []:
             dot = {"cx": at(value), "cy": y + 12, "r": 2.2, "fill": one.colour, "opacity": 0.6}
             parts.append(svg.tag("circle", **dot))
@@ -214,6 +215,12 @@ def stroke(d: str, one: Series) -> Markup:
     """Draw a path as the series' line."""
     look = {"fill": "none", "stroke": one.colour, "stroke_width": 2, "stroke_linejoin": "round"}
     return svg.tag("path", d=d, **look, stroke_dasharray=one.dash or "none")
+
+
+def two_lines(name: str) -> list[str]:
+    """Break a name at a blank or a hyphen, so that it fits beside a row."""
+    first, *rest = textwrap.wrap(name, LETTERS, break_long_words=False) or [""]
+    return [shortened(line) for line in (first, " ".join(rest)) if line]
 
 
 def shortened(name: str) -> str:

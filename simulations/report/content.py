@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simulations.contrasts import QUESTIONS
 from simulations.report import charts, figures, provenance, tables, words
 from simulations.report.blocks import Section, figure_blocks
 from simulations.report.figures import METRIC_NAMES, signed_number
 from simulations.report.tables import MEAN_OVER_SITES, Table
 from simulations.report.words import is_number, listed, mapping, plural, sentence, whole
-from simulations.statistics import QUESTIONS
 
 LEADING = ("balanced_accuracy", "auroc")
 CURVES = ("loss", "balanced_accuracy")
@@ -132,7 +132,7 @@ class Content:
             counts=self.counts,
             seeds=len(self.seeds),
             has_p=bool(self.differences["p"].notna().any()),
-            budget=mapping(self.manifest.get("budget")),
+            budget=mapping(self.manifest.get("budget")) if words.pools(self.manifest) else None,
         )
         yield Section("limits", "Limits", "", [("list", list(limits))])
 

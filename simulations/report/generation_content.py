@@ -182,7 +182,7 @@ class GenerationContent:
             extractors=self.extractors,
             counts=self.counts,
             seeds=self.seeds,
-            budget=mapping(self.manifest.get("budget")),
+            budget=mapping(self.manifest.get("budget")) if words.pools(self.manifest) else None,
         )
         yield Section("limits", "Limits", "", [("list", list(limits))])
 

@@ -89,16 +89,22 @@ def budget(manifest: Mapping[str, Any], sites: int) -> str:
     images = f"{whole(batch)} images" if is_number(batch) else "batch-size images"
     parts = [f"A site's model makes {told} of {images} each, whether it trains alone or federated."]
     parts += _unequal(manifest)
-    if "centralized" in (manifest.get("arms") or ["centralized"]):
+    if pools(manifest):
         parts.append(_pooled_budget(known, sites))
     return " ".join(parts)
+
+
+def pools(manifest: Mapping[str, Any]) -> bool:
+    """Whether pooling is compared."""
+    return "centralized" in (manifest.get("arms") or ["centralized"])
 
 
 def _unequal(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Tell of variants that train for longer or shorter than the rest, or were trained before."""
     config, plan = mapping(manifest.get("config")), mapping(manifest.get("plan"))
     variants, keys = mapping(plan.get("variants")), ("num-server-rounds", "local-steps")
-    compared = manifest.get("strategies") or []
+    federated = "federated" in (manifest.get("arms") or ["federated"])
+    compared = (manifest.get("strategies") or []) if federated else []
     for name in compared:
         own = {**config, **mapping(variants.get(name))}
         counts = [[values.get(key) for key in keys] for values in (config, own)]
@@ -137,7 +143,7 @@ def limits(
     counts: Mapping[str, Mapping[str, Any]],
     seeds: int,
     has_p: bool,
-    budget: Mapping[str, Any],
+    budget: Mapping[str, Any] | None,
 ) -> Iterator[str]:
     """Say what the comparison does not show."""
     if phantoms:
@@ -181,12 +187,15 @@ def limits(
             "No p-values are computed: with so few repetitions no rank test can tell a difference "
             "from chance. The intervals of the paired differences are the evidence."
         )
-    other = "large" if budget.get("centralized_batch") == "small" else "small"
+    if budget is not None:
+        other = "large" if budget.get("centralized_batch") == "small" else "small"
+        yield (
+            "Equal budgets are one reading of a fair comparison: the centralized arm may do better "
+            f"or worse under the other one (centralized-batch = {other})."
+        )
     yield (
-        "Equal budgets are one reading of a fair comparison: the centralized arm may do better or "
-        f"worse under the other one (centralized-batch = {other}). All arms share one set of "
-        "hyperparameters, but for what a variant changes; each arm tuned for itself might do "
-        "better."
+        "All arms share one set of hyperparameters, but for what a variant changes; each arm tuned "
+        "for itself might do better."
     )
     yield (
         "The federation is simulated on one machine. Bytes are what a network would carry; times "
