@@ -128,8 +128,10 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         others = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in PICKLES)
         hint = f"; {others[0]} is a pickle, which fedscan never opens" if others else ""
+        inside = sorted(path.parent.glob(f"*/{wanted}"), key=lambda found: found.stat().st_mtime)
+        folder = f"{inside[-1].parent}, or another" if inside else "the"
         raise FedscanError(
-            f"{path.parent}: no checkpoint is here, for {wanted} is missing{hint}. Name the "
+            f"{path.parent}: no checkpoint is here, for {wanted} is missing{hint}. Name {folder} "
             "folder in which a training kept its checkpoint"
         ) from error
     except (OSError, ValueError, RecursionError) as error:

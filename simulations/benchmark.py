@@ -44,6 +44,26 @@ SAMPLE_SCANS = 6
 POLL_SECONDS = 1.0
 
 
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that holds something else than the comparison to resume; it may be missing.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not (folder / MANIFEST).is_file():
+        if resume and folder.is_dir() and any(folder.glob("[!.]*")):
+            raise ConfigError(
+                f"{folder} holds no comparison to resume, but other files. Name the comparison's "
+                "folder with --out"
+            )
+        require_empty(folder)
+    elif not resume:
+        raise ConfigError(
+            f"{folder} holds a comparison. Continue it with --resume, or give another --out"
+        )
+
+
 class Benchmark:
     """One comparison in one folder.
 
@@ -84,9 +104,8 @@ class Benchmark:
         ConfigError
             If the folder holds another comparison, or one that was not asked to be resumed.
         """
+        check_folder(self.folder, resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / MANIFEST).is_file():
-            require_empty(self.folder)
         with locked(self.folder):
             self._run(resume)
 
@@ -122,16 +141,12 @@ class Benchmark:
         return json.loads(path.read_text())["status"] if path.is_file() else "missing"
 
     def _begin(self, resume: bool) -> None:
+        check_folder(self.folder, resume=resume)  # again: another may have been faster
         manifest = self._manifest()
         path = self.folder / MANIFEST
         if not path.is_file():
             write_json(path, manifest)
             return
-        if not resume:
-            raise ConfigError(
-                f"{self.folder} holds a comparison. Continue it with --resume, or give another "
-                "--out"
-            )
         try:
             before = dict(json.loads(path.read_text()))
         except ValueError:

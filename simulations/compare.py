@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.sites import phantom_sites
 from simulations import console
 from simulations.arms import pooled_config
-from simulations.benchmark import Benchmark
+from simulations.benchmark import Benchmark, check_folder
 from simulations.contrasts import QUESTIONS
 from simulations.estimate import estimate_seconds
 from simulations.federate import count_sites, prepare_phantoms
@@ -68,6 +68,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     if dry_run:
         _show_plan(plan, count, base)
         return None
+    check_folder(request.out, resume=resume)
     if request.cohort is None:
         sites = prepare_phantoms(phantom_sites(count))
     else:

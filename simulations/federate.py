@@ -92,6 +92,38 @@ def prepare_phantoms(sites: Mapping[str, int], *, quiet: bool = False) -> dict[s
     return folders
 
 
+def check_checkpoint(config: RunConfig, sites: int) -> None:
+    """Read what a classifier begins with, before Flower and Ray are started.
+
+    Parameters
+    ----------
+    config : RunConfig
+    sites : int
+        How many phantom hospitals take part, where there is no cohort.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or is of other networks.
+    """
+    if config.task != "classification" or not config.gan_checkpoint:
+        return
+    import torch
+
+    from common.imaging.bids import list_sites
+    from common.tasks import Place
+    from common.tasks.classification import build_model, warm_start
+
+    cohort = list_sites(Path(config.cohort_dir)) if config.cohort_dir else phantom_sites(sites)
+    place = Place("", tuple(sorted(cohort)), torch.device("cpu"))
+    try:
+        warm_start(build_model(config, place), config)
+    except ConfigError:
+        raise
+    except FedscanError as error:
+        raise ConfigError(f"gan-checkpoint: {error}") from None
+
+
 def federate(
     config: RunConfig, resources: Resources, *, quiet: bool = False
 ) -> tuple[Path, dict[str, Any]]:
@@ -118,6 +150,7 @@ def federate(
         With the failed site's name, phase and traceback, or the end of Flower's log.
     """
     resources.check()
+    check_checkpoint(config, resources.sites)
     require_writable(Path(config.output_dir), "--out")
     require_writable(cache_dir(), "the cache, FEDSCAN_CACHE")
     if not config.cohort_dir:

@@ -15,7 +15,7 @@ from processes import SCRIPTS, environment, fedscan, flower_processes, wait_unti
 
 from common.errors import ConfigError
 from common.files import write_json
-from simulations.benchmark import Benchmark
+from simulations.benchmark import Benchmark, check_folder
 from simulations.compare import unfinished
 from simulations.plan import Cell, Plan, load_plan
 from simulations.schedule import end_cell
@@ -80,6 +80,8 @@ def test_killed_and_resumed_it_gives_the_same_results(
 
     refused = fedscan(*words(tiny_cohort, out), cwd=tmp_path, cache=session_cache)
     assert refused.returncode == 2 and "--resume" in refused.stderr
+    refused = fedscan("report", str(out), cwd=tmp_path, cache=session_cache)
+    assert refused.returncode == 2 and "has not ended" in refused.stderr
     other = words(tiny_cohort, out, "--resume", "--seeds", "2")
     refused = fedscan(*other, cwd=tmp_path, cache=session_cache)
     assert refused.returncode == 2 and "another seeds" in refused.stderr
@@ -112,6 +114,20 @@ def test_one_bad_cell_does_not_stop_the_others(
     why = json.loads((out / "cells" / "local-seed0" / "status.json").read_text())["why"]
     assert "DataContractError" in why and "Traceback" in why
     assert set(pd.read_csv(out / "results.csv").status) == {"error"}
+
+
+def test_only_a_comparison_is_resumed_and_only_on_demand(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new", resume=False)
+    check_folder(tmp_path / "new", resume=True)  # nothing is there: it begins
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(ConfigError, match="no comparison to resume"):
+        check_folder(tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="holds other files"):
+        check_folder(tmp_path, resume=False)
+    (tmp_path / "manifest.json").write_text("{}")
+    check_folder(tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="Continue it with --resume"):
+        check_folder(tmp_path, resume=False)
 
 
 def test_a_cell_that_did_not_end_well_leaves_one_row_without_a_value(tmp_path: Path) -> None:

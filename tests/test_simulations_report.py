@@ -18,7 +18,7 @@ from benchmark_folders import MODELS, Page, make_folder
 from browser import Browser
 from PIL import Image
 
-from common.errors import FedscanError
+from common.errors import ConfigError, FedscanError
 from simulations.report import charts, figures, svg, words
 from simulations.report.document import read_results, write_report
 from simulations.report.tables import data_size, duration
@@ -195,8 +195,18 @@ def test_a_missing_or_broken_file_is_named(folder: Path, tmp_path: Path, name: s
     with pytest.raises(FedscanError, match=f"holds no {re.escape(name)}"):
         write_report(copy)
     assert not (copy / "report.html").exists()
-    with pytest.raises(FedscanError, match="no folder"):
+    with pytest.raises(ConfigError, match="no folder"):
         write_report(tmp_path / "nowhere")
+
+
+def test_who_names_the_wrong_folder_is_told_the_right_one(tmp_path: Path) -> None:
+    (tmp_path / "17").mkdir()
+    (tmp_path / "17" / "metrics.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=re.escape(f"Give {tmp_path / '17'}")):
+        write_report(tmp_path)
+    (tmp_path / "cells").mkdir()
+    with pytest.raises(ConfigError, match="the comparison has not ended"):
+        write_report(tmp_path)
 
 
 def test_scans_of_people_are_called_so(folder: Path, tmp_path: Path) -> None:

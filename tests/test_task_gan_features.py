@@ -35,6 +35,7 @@ from common.training.classifier import predict
 from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_discriminator, save_checkpoint
+from simulations.federate import check_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -207,6 +208,7 @@ def test_checkpoints_discriminator_is_taken_over(features: str, checkpoint: Path
     settings = config(features=features, gan_checkpoint=str(checkpoint))
     model, control = build_model(settings, NORTH), build_model(config(features=features), NORTH)
     assert all(torch.equal(v, control.state_dict()[k]) for k, v in model.state_dict().items())
+    check_checkpoint(settings, 2)
     warm_start(model, settings)
     theirs = load_discriminator(checkpoint)[0].state_dict()
     for name, tensor in state_without_head(model).items():
@@ -243,9 +245,15 @@ def test_missing_checkpoint_and_one_without_use_are_refused(tmp_path: Path) -> N
     settings = config(gan_checkpoint=str(tmp_path / "nothing"))
     with pytest.raises(FedscanError, match="nothing"):
         warm_start(build_model(settings, NORTH), settings)
+    with pytest.raises(ConfigError, match=r"^gan-checkpoint: .*/nothing: there is no such folder"):
+        check_checkpoint(settings, 3)
     useless = config("slices", gan_checkpoint=str(tmp_path))
     with pytest.raises(ConfigError, match="no effect with classifier 'slices'"):
         warm_start(build_model(useless, NORTH), useless)
+    with pytest.raises(ConfigError, match=r"^gan-checkpoint has no effect"):
+        check_checkpoint(useless, 3)
+    check_checkpoint(config("slices"), 3)
+    check_checkpoint(config(gan_checkpoint=str(tmp_path), task="generation", batch_size=4), 3)
 
 
 # What is released

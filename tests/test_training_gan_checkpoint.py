@@ -331,6 +331,9 @@ class TestRefusals:
     def test_nothing_there(self, tmp_path):
         assert not has_checkpoint(tmp_path)
         assert any("gan.json is missing" in text for text in refusals(tmp_path))
+        (tmp_path / "17").mkdir()
+        (tmp_path / "17" / "gan.json").write_text("{}")
+        assert any(f"Name {tmp_path / '17'}, or another" in text for text in refusals(tmp_path))
         assert any("there is no such folder" in text for text in refusals(tmp_path / "none"))
 
     def test_there_it_is(self, folder):

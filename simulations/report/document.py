@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.errors import FedscanError
+from common.errors import ConfigError, FedscanError
 from common.files import write_atomically
 from common.metrics_log import WHOLE, Row, read_rows
 from simulations.report.content import Content
@@ -59,8 +59,10 @@ def write_report(folder: Path) -> Path:
 
     Raises
     ------
+    ConfigError
+        It is no folder of an ended comparison or of a generation run.
     FedscanError
-        A file is missing or cannot be read, or it is a run without a report.
+        A file cannot be read.
     """
     folder = Path(folder)
     page = _run(folder) if _is_run(folder) else _comparison(folder)
@@ -83,7 +85,7 @@ def _comparison(folder: Path) -> str:
 def _run(folder: Path) -> str:
     manifest = _read_json(folder, "manifest.json")
     if mapping(manifest.get("config")).get("task") != "generation":
-        raise FedscanError(
+        raise ConfigError(
             f"{folder} is a run's folder. A report is made of a comparison, by fedscan benchmark, "
             "or of a run with task = generation"
         )
@@ -103,8 +105,10 @@ def read_results(folder: Path) -> pd.DataFrame:
 
     Raises
     ------
+    ConfigError
+        It is missing.
     FedscanError
-        It is missing, or no table of results.
+        It is no table of results.
     """
     path = _existing(folder, "results.csv")
     try:
@@ -210,10 +214,17 @@ def _read_metrics(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
 def _existing(folder: Path, name: str) -> Path:
     """Return the path of a file that must be there."""
     if not folder.is_dir():
-        raise FedscanError(f"{folder} is no folder. Give a benchmark's or a run's")
+        raise ConfigError(f"{folder} is no folder. Give a benchmark's or a run's")
     if not (folder / name).is_file():
-        raise FedscanError(
+        if (folder / "cells").is_dir():
+            raise ConfigError(
+                f"{folder} holds no {name}: the comparison has not ended. Continue it with fedscan "
+                "benchmark --resume"
+            )
+        runs = sorted(folder.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+        wanted = runs[-1].parent if runs else "one that fedscan benchmark or fedscan run wrote"
+        raise ConfigError(
             f"{folder} holds no {name}, so it is not the folder of a finished benchmark, nor that "
-            "of a generation run. Give one that fedscan benchmark or fedscan run wrote"
+            f"of a generation run. Give {wanted}"
         )
     return folder / name

@@ -284,8 +284,9 @@ class GenerationContent:
             self.described,
             self.places,
             f"Lines: {self.means}{'; bands: their range' if self.seeds > 1 else ''}. Logarithmic "
-            "axis. The released generator is the one of the round with the lowest distance on "
-            "validation slices; one that a site trained alone is validated by its own slices.",
+            "axis. The released generator is the one of the round with the lowest Fréchet distance "
+            "to validation slices, or kernel distance where they are too few for that; one that a "
+            "site trained alone is validated by its own slices.",
         )
 
     def _use(self) -> Block | None:

@@ -120,7 +120,7 @@ class RunContent:
         places = drawn.shown_places(self.sites, "")
         caption = (
             "Logarithmic axis. The released generator is the one of the round with the lowest "
-            "distance."
+            "Fréchet distance over all sites, or kernel distance where slices are too few for that."
         )
         curves = curve_figures(
             *(self.metrics, self.looks, self.described, places, caption),
