@@ -106,6 +106,16 @@ class RunConfig(Settings):
     )
     learning_rate: Positive = Field(1e-3, le=10.0, description="AdamW's peak, cosine-decayed")
     weight_decay: NonNegative = Field(0.3, le=10.0, description="AdamW's decoupled weight decay")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a label that is spread over both classes (arXiv 1512.00567, section "
+        "7); above 0, a scan that is told well still counts",
+    )
+    augment: Literal["all", "none"] = Field(
+        "all", description="what training varies of a head: side, place and contrast, or nothing"
+    )
     image_size: int = Field(48, ge=16, le=256, description="voxels a side of the prepared cube")
     classifier: Literal["small", "efficientnet-b2", "slices", "gan-features"] = Field(
         "small",
@@ -118,6 +128,13 @@ class RunConfig(Settings):
         "discriminator it begins with; empty: an untrained one",
         json_schema_extra=_ABSOLUTE,
     )
+    feature_layer: int = Field(
+        0,
+        ge=0,
+        le=7,
+        description="gan-features: the discriminator's layer whose activations, averaged over "
+        "cells, are the features; 0: its first convolution; n: its nth block",
+    )
     features: Literal["frozen", "tuned"] = Field(
         "frozen", description="gan-features: whether the discriminator's weights are trained on"
     )
@@ -129,8 +146,7 @@ class RunConfig(Settings):
     adapt: Literal["none", "center"] = Field(
         "none",
         description="slices and gan-features: center takes a site's own mean out of the features "
-        "of its scans, while training that of the batch (after AdaBN, arXiv 1603.04779, but with "
-        "both sexes counting as much)",
+        "of its scans (after AdaBN, arXiv 1603.04779, but with both sexes counting as much)",
     )
     gan: str = Field("tiny-32-federated", description="generation: preset of the StyleGAN2-ADA")
     gan_changes: str = Field(
@@ -187,17 +203,15 @@ class RunConfig(Settings):
     def _slice_options(self) -> RunConfig:
         if self.task != "classification":
             return self
-        for key in ("heights", "adapt"):
+        takers = {"heights": OF_SLICES, "adapt": OF_SLICES, "feature_layer": ("gan-features",)}
+        for key, classifiers in takers.items():
             default = type(self).model_fields[key].default
-            if self.classifier not in OF_SLICES and getattr(self, key) != default:
+            if self.classifier not in classifiers and getattr(self, key) != default:
                 raise ValueError(
-                    f"{key} has no effect with classifier '{self.classifier}': set it '{default}', "
-                    f"or the classifier to {' or '.join(map(repr, OF_SLICES))}"
+                    f"{key.replace('_', '-')} has no effect with classifier '{self.classifier}': "
+                    f"set it {default!r}, or the classifier to "
+                    f"{' or '.join(map(repr, classifiers))}"
                 )
-        if self.adapt == "center" and self.batch_size == 1:
-            raise ValueError(
-                "adapt 'center' takes the mean of a batch: set batch-size to 2 or more"
-            )
         return self
 
     @model_validator(mode="after")

@@ -214,7 +214,7 @@ def test_several_faults_are_all_named_a_line_each():
 
 @pytest.mark.parametrize("key", [key for key in FLOAT_KEYS if key != "proximal-mu"])
 def test_whole_number_is_a_fine_float(key):
-    whole = 0 if key == "server-momentum" else 2  # which is below 1
+    whole = 0 if key in ("server-momentum", "label-smoothing") else 2  # both are below 1
     config = RunConfig.from_flower({key: whole})
     value = config.to_flower()[key]
     assert value == whole

@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.models.architecture import Architecture
 from common.models.classifier import CLASSES
 from common.models.slice_classifier import (
-    FEATURE_SIDE,
+    CELLS,
     DiscriminatorClassifier,
     SliceClassifier,
 )
@@ -24,16 +24,23 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LEVELS, SIDE = 3, 16
 TINY = Architecture(resolution=SIDE, channel_base=128, channel_max=8, z_dim=8, w_dim=8)
 KINDS = ["slices", "frozen", "tuned"]
+LEARNED = ("head.weight", "head.bias", "variance")  # by a classifier; the rest is a discriminator's
 
 
 def classifier(
-    kind: str, seed: int = 0, architecture: Architecture = TINY, *, centered: bool = False
+    kind: str,
+    seed: int = 0,
+    architecture: Architecture = TINY,
+    *,
+    layer: int = 1,
+    centered: bool = False,
 ) -> torch.nn.Module:
     torch.manual_seed(seed)
     if kind == "slices":
         return SliceClassifier(LEVELS, SIDE, width=4, centered=centered)
-    tuned = kind == "tuned"
-    return DiscriminatorClassifier(architecture, LEVELS, tuned=tuned, centered=centered)
+    return DiscriminatorClassifier(
+        architecture, LEVELS, layer=layer, tuned=kind == "tuned", centered=centered
+    )
 
 
 def stacks(count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -56,7 +63,7 @@ def trained_discriminator(architecture: Architecture = TINY, seed: int = 5) -> t
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_logits_a_head_which_depend_on_that_head_alone(kind: str) -> None:
-    model, images = classifier(kind), stacks()
+    model, images = classifier(kind).eval(), stacks()
     with torch.no_grad():
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
@@ -66,36 +73,57 @@ def test_two_logits_a_head_which_depend_on_that_head_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_heights_sides_and_places_are_told_apart(kind: str) -> None:
-    model, images = classifier(kind), stacks(1)
+def test_heights_and_places_are_told_apart(kind: str) -> None:
+    model, images = classifier(kind).eval(), stacks(1)
     with torch.no_grad():
         straight = model(images)
-        for other in (images.flip(2), images.flip(3), images.flip(4), images.roll(1, 4)):
+        for other in (images.flip(2), images.flip(3), images.roll(1, 4)):
             assert not torch.allclose(model(other), straight, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_heads_sides_are_told_apart_by_the_small_network_alone(kind: str) -> None:
+    model, images = classifier(kind).eval(), stacks(33)  # more than are computed at once
+    with torch.no_grad():
+        same = torch.allclose(model(images.flip(4)), model(images), atol=1e-4)
+        assert same == (kind != "slices")
+        features = model.features_of(images)
+        both = (model.represent(images) + model.represent(images.flip(4))) / 2
+    torch.testing.assert_close(features, both, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.features_of(images.flip(4)), features, atol=1e-5, rtol=1e-4)
+
+
 def test_gain_of_a_scan_is_taken_out_by_the_small_network() -> None:
-    model, images = classifier("slices"), stacks()
+    model, images = classifier("slices").eval(), stacks()
     with torch.no_grad():
         torch.testing.assert_close(model(0.7 * images), model(images), atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["frozen", "tuned"])
-def test_features_are_those_of_the_discriminators_blocks_slice_by_slice(kind: str) -> None:
-    model, discriminator = classifier(kind), trained_discriminator()
+@pytest.mark.parametrize(("layer", "cells"), [(0, CELLS), (1, CELLS), (2, CELLS // 2)])
+def test_features_are_a_layers_activations_in_cells_slice_by_slice(
+    kind: str, layer: int, cells: int
+) -> None:
+    fine = replace(TINY, resolution=32)
+    model = classifier(kind, architecture=fine, layer=layer).double()
+    discriminator = trained_discriminator(fine).double()
     model.take_over(discriminator)
-    images = stacks(2)
+    images = torch.nn.functional.interpolate(stacks(2), scale_factor=(1, 2, 2)).double()
     with torch.no_grad():
         found = model.represent(images)
         for image, one in zip(images, found, strict=True):
-            x = discriminator.from_image(2 * image[0][:, None] - 1)  # a batch of the slices
-            for block in discriminator.blocks[: len(model.blocks)]:
-                x = block(x)
-            assert x.shape[2:] == (FEATURE_SIDE, FEATURE_SIDE)
-            expected = ((x - x.mean()) / x.std(correction=0)).flatten()
+            sides = []
+            for side in (image, image.flip(-1)):
+                x = discriminator.from_image(2 * side[0][:, None] - 1)  # a batch of the slices
+                for block in discriminator.blocks[:layer]:
+                    x = block(x)
+                size = x.shape[3] // cells
+                sides.append(x.unflatten(3, (cells, size)).unflatten(2, (cells, size)).mean((3, 5)))
+            x = (sides[0] + sides[1])[..., : cells // 2] / 2  # the rest is its mirror image
+            expected = ((x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()).flatten()
             # Frozen weights are rounded to float16, whose relative error is 5e-4 at most.
             torch.testing.assert_close(
-                one, expected, atol=1e-4 if kind == "tuned" else 2e-2, rtol=0
+                one, expected, atol=1e-5 if kind == "tuned" else 2e-2, rtol=0
             )
 
 
@@ -120,7 +148,7 @@ def test_average_of_equal_frozen_weights_is_the_same_weights_again(votes) -> Non
     """Averaged as Flower does it, in float32, time and again; the last bits would drift."""
     model = classifier("frozen")
     model.take_over(trained_discriminator())
-    start = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("head.")}
+    start = {k: v.clone() for k, v in model.state_dict().items() if k not in LEARNED}
     shares = np.float32(np.array(votes) / sum(votes))
     drifted = False
     for _ in range(5):
@@ -141,7 +169,7 @@ def test_frozen_weights_travel_in_float16_unharmed_and_the_linear_layer_is_not_r
     model.take_over(trained_discriminator())
     for name, tensor in model.state_dict().items():
         whole = torch.equal(tensor.half().float(), tensor)
-        assert whole == (not name.startswith("head.")), name
+        assert whole == (name not in ("head.weight", "head.bias")), name
 
 
 def test_tuned_weights_are_taken_over_bit_for_bit() -> None:
@@ -149,7 +177,7 @@ def test_tuned_weights_are_taken_over_bit_for_bit() -> None:
     model.take_over(discriminator)
     theirs = discriminator.state_dict()
     for name, tensor in model.state_dict().items():
-        assert name.startswith("head.") or torch.equal(tensor, theirs[name]), name
+        assert name in LEARNED or torch.equal(tensor, theirs[name]), name
 
 
 def test_labels_and_latents_of_the_gan_do_not_matter() -> None:
@@ -183,6 +211,12 @@ def test_discriminator_that_was_never_trained_is_refused() -> None:
         classifier("tuned").take_over(build(TINY, 0)[1])
 
 
+def test_a_layer_that_is_not_there_is_refused() -> None:
+    assert classifier("frozen", layer=2).head.in_features == LEVELS * 8 * 4 * 2
+    with pytest.raises(ConfigError, match="feature-layer 3: the discriminator has layers 0 to 2"):
+        classifier("frozen", layer=3)
+
+
 def test_coloured_pictures_are_refused() -> None:
     with pytest.raises(ConfigError, match="3 channels"):
         classifier("frozen", architecture=replace(TINY, channels=3))
@@ -192,45 +226,66 @@ def test_coloured_pictures_are_refused() -> None:
 def test_centered_on_its_site_a_shift_of_all_features_changes_nothing(kind: str) -> None:
     images, weights = stacks(6), torch.tensor([1.0, 1, 1, 1, 2, 2])
     model = classifier(kind, centered=True).eval()
-    model.center_on(images, weights)
+    model.survey(model.features_of(images), weights)
     represent, before = model.represent, model(images)
     model.represent = lambda stacks: represent(stacks) + 3.0  # another scanner, in all its scans
     assert not torch.allclose(model(images), before, atol=1e-2)
-    model.center_on(images, weights)
+    model.survey(model.features_of(images), weights)
     torch.testing.assert_close(model(images), before, atol=1e-4, rtol=1e-4)
-    model.train()
-    logits = model(images, weights)
-    torch.testing.assert_close(
-        (weights @ logits) / weights.sum(), model.head.bias, atol=1e-4, rtol=1e-4
-    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_variance_of_a_site_is_its_scans_about_their_center(kind: str) -> None:
+    model, weights = classifier(kind), torch.tensor([1.0, 1, 1, 1, 2, 2])
+    features = model.features_of(stacks(6))
+    found = model.survey(features, weights)
+    twice = torch.cat([features, features[4:]]).double()  # as often as each one counts
+    torch.testing.assert_close(model.center.double(), twice.mean(0), atol=1e-5, rtol=1e-4)
+    if kind == "slices":
+        assert found is None and "variance" not in model.state_dict()
+    else:
+        expected = twice.var(0, correction=0)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-3)
+        # It is the training's to say when it is taken, and the federation's to average.
+        assert torch.equal(model.state_dict()["variance"], torch.ones(len(found)))
+
+
+@pytest.mark.parametrize("kind", ["frozen", "tuned"])
+@pytest.mark.parametrize("least", [0.0, -1e-3])
+def test_a_features_unit_is_its_sd_and_one_that_never_varies_does_no_harm(
+    kind: str, least: float
+) -> None:
+    model, images = classifier(kind).eval(), stacks()
+    with torch.no_grad():
+        model.variance.fill_(4.0)
+        torch.testing.assert_close(
+            model(images) - model.head.bias,
+            model.represent(images) @ model.head.weight.T / 2,
+            atol=1e-3,
+            rtol=1e-3,
+        )
+        model.variance[0] = least  # below zero a server's momentum may carry it
+        assert model(images).isfinite().all()
+        model.variance.copy_(model.survey(model.features_of(images[:1]), torch.ones(1)))
+        assert model(images).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sites_center_is_no_part_of_the_state_and_must_be_told(kind: str) -> None:
     plain, model = classifier(kind), classifier(kind, centered=True)
-    with pytest.raises(RuntimeError, match="weights"):
-        model.train()(stacks())
-    with pytest.raises(RuntimeError, match="center_on"):
-        model.eval()(stacks())
-    model.center_on(stacks(), torch.ones(len(stacks())))
+    with pytest.raises(RuntimeError, match="survey"):
+        model(stacks())
+    model.survey(model.features_of(stacks()), torch.ones(len(stacks())))
+    assert model(stacks()).isfinite().all()
     assert model.state_dict().keys() == plain.state_dict().keys()
-
-
-def test_a_center_is_the_mean_over_scans_and_mirror_images_however_many() -> None:
-    model, images = classifier("frozen", centered=True), stacks(33)  # more than a batch
-    model.center_on(images, torch.ones(33))
-    with torch.no_grad():
-        both = model.represent(torch.cat([images, images.flip(-1)]))
-    torch.testing.assert_close(model.center, both.mean(0), atol=1e-5, rtol=1e-4)
 
 
 def test_a_center_lies_midway_between_the_sexes_whatever_a_sites_mix() -> None:
     """Only then does a site with ten men and six women decide where one with eight of each does."""
-    model, images = classifier("frozen", centered=True), stacks(16)
+    model = classifier("frozen", centered=True)
+    features = model.features_of(stacks(16))
     labels = np.array([1] * 10 + [0] * 6)
-    model.center_on(images, torch.from_numpy(class_weights(labels)[labels]))
-    with torch.no_grad():
-        features = (model.represent(images) + model.represent(images.flip(-1))) / 2
+    model.survey(features, torch.from_numpy(class_weights(labels)[labels]))
     midway = (features[:10].mean(0) + features[10:].mean(0)) / 2
     torch.testing.assert_close(model.center, midway, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(features.mean(0), midway, atol=1e-3)

@@ -16,7 +16,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, DataContractError, FedscanError
 from common.imaging.prepare import ImageSet
 from common.imaging.slices import LEVELS_MM, SEX, WHOLE_HEAD_MM, load_slices
-from common.models.slice_classifier import SliceClassifier
+from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
 from common.tasks import Place
 from common.tasks.classification import (
     build_model,
@@ -86,8 +86,9 @@ def data(count: int = 12, side: int = 16, women: int | None = None) -> ImageSet:
     return ImageSet(images.astype(np.float32), labels, tuple(map(str, range(count))))
 
 
-def state_without_head(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("head.")}
+def of_discriminator(model: torch.nn.Module) -> dict[str, Tensor]:
+    classifiers_own = ("head.weight", "head.bias", "variance")
+    return {k: v.clone() for k, v in model.state_dict().items() if k not in classifiers_own}
 
 
 # What an image is
@@ -152,7 +153,11 @@ def test_mirror_images_get_the_same_prediction(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("slices", {}), ("gan-features", {}), ("gan-features", {"features": "tuned"})],
+    [
+        ("slices", {}),
+        ("gan-features", {}),
+        ("gan-features", {"features": "tuned", "learning_rate": 1e-3}),
+    ],
 )
 def test_training_learns_what_tells_the_classes_apart(name: str, changes) -> None:
     settings = config(name, local_steps=30, weight_decay=0.0, **changes)
@@ -168,19 +173,19 @@ def test_training_learns_what_tells_the_classes_apart(name: str, changes) -> Non
 def test_frozen_weights_do_not_change_in_a_bit_and_have_no_moments(mu: float) -> None:
     settings = config(weight_decay=1.0, proximal_mu=mu, strategy="fedprox" if mu else "fedavg")
     model = build_model(settings, NORTH)
-    before, head = state_without_head(model), model.head.weight.clone()
+    before, head = of_discriminator(model), model.head.weight.clone()
     done = fit(model, data(), settings, place=NORTH, round_number=1, private={})
     again = fit(model, data(), settings, place=NORTH, round_number=2, private=done.private)
-    assert all(torch.equal(v, before[k]) for k, v in state_without_head(model).items())
+    assert all(torch.equal(v, before[k]) for k, v in of_discriminator(model).items())
     assert not torch.equal(model.head.weight, head)
     assert {name.split("/")[0] for name in again.private} == {"head.weight", "head.bias"}
 
 
 def test_tuned_weights_all_change() -> None:
     model = build_model(config(features="tuned"), NORTH)
-    before = state_without_head(model)
+    before = of_discriminator(model)
     fit(model, data(), config(features="tuned"), place=NORTH, round_number=1, private={})
-    assert not [k for k, v in state_without_head(model).items() if torch.equal(v, before[k])]
+    assert not [k for k, v in of_discriminator(model).items() if torch.equal(v, before[k])]
 
 
 def test_another_site_continues_with_what_was_shared() -> None:
@@ -211,7 +216,7 @@ def test_checkpoints_discriminator_is_taken_over(features: str, checkpoint: Path
     check_checkpoint(settings, 2)
     warm_start(model, settings)
     theirs = load_discriminator(checkpoint)[0].state_dict()
-    for name, tensor in state_without_head(model).items():
+    for name, tensor in of_discriminator(model).items():
         torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=5e-4)
     assert torch.equal(model.head.weight, control.head.weight)
     wanted = {"frozen": 2, "tuned": len(list(model.parameters()))}[features]
@@ -290,28 +295,96 @@ def test_a_site_is_centered_on_its_training_scans_whatever_is_judged() -> None:
     judged = evaluate(shared, load, "val", settings, place=NORTH)
     assert asked == ["train", "val"]
     assert not any("center" in name for name in shared)
-    stacks = torch.from_numpy(known.images).unsqueeze(1)
-    model.center_on(stacks, torch.ones(8))
+    features = model.features_of(torch.from_numpy(known.images).unsqueeze(1))
+    model.survey(features, torch.ones(8))
     assert judged.metrics != score(data(), predict(model, data(), CPU))  # leans to the men
-    model.center_on(stacks, torch.tensor([2.0] * 2 + [2 / 3] * 6))
+    model.survey(features, torch.tensor([2.0] * 2 + [2 / 3] * 6))
     assert judged.metrics == score(data(), predict(model, data(), CPU))
 
 
-def test_in_training_a_batch_is_centered_between_the_sexes(
+@pytest.mark.parametrize("augmented", ["all", "none"])
+def test_training_is_centered_on_all_scans_of_the_site_between_the_sexes(
+    augmented: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, seen = config("slices", adapt="center", augment=augmented), []
+    model, classify = build_model(settings, NORTH), SliceClassifier.classify
+    known = data(8, women=2)
+    features = model.features_of(torch.from_numpy(known.images).unsqueeze(1))
+    midway = (features[:2].mean(0) + features[2:].mean(0)) / 2
+
+    def watched(self, features: Tensor) -> Tensor:
+        seen.append(self.center.clone())
+        return classify(self, features)
+
+    monkeypatch.setattr(SliceClassifier, "classify", watched)
+    fit(model, known, settings, place=NORTH, round_number=1, private={})
+    assert len(seen) == settings.local_steps
+    for center in seen:  # that on entry: what the weights make of the scans changes meanwhile
+        torch.testing.assert_close(center, midway, atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_in_units_of_what_the_sites_have_found_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings, given = config("slices", adapt="center", batch_size=8), []
-    model, forward = build_model(settings, NORTH), SliceClassifier.forward
+    settings, used = config(), []
+    model, classify = build_model(settings, NORTH), DiscriminatorClassifier.classify
+    features = model.features_of(torch.from_numpy(data().images).unsqueeze(1))
+    own = features.var(0, correction=0)  # as many women as men
 
-    def seen(self, stacks: Tensor, scan_weights: Tensor | None = None) -> Tensor:
-        given.append(scan_weights.sort().values)
-        return forward(self, stacks, scan_weights)
+    def watched(self, features: Tensor) -> Tensor:
+        used.append(self.variance.clone())
+        return classify(self, features)
 
-    monkeypatch.setattr(SliceClassifier, "forward", seen)
-    fit(model, data(8, women=2), settings, place=NORTH, round_number=1, private={})
-    assert len(given) == settings.local_steps
-    for weights in given:
-        torch.testing.assert_close(weights, torch.tensor([2 / 3] * 6 + [2.0] * 2))
+    monkeypatch.setattr(DiscriminatorClassifier, "classify", watched)
+    done = fit(model, data(), settings, place=NORTH, round_number=1, private={})
+    torch.testing.assert_close(torch.stack(used), own.expand(5, -1), atol=1e-5, rtol=1e-3)
+    shared = shared_state(model, settings)
+    assert not any("variance" in name for name in done.private)
+    shared["variance"] = torch.full_like(shared["variance"], 7.0)
+    load_shared(model, shared)  # what the server made of all sites' own
+    used.clear()
+    fit(model, data(), settings, place=NORTH, round_number=2, private=done.private)
+    assert torch.equal(torch.stack(used), torch.full((5, len(own)), 7.0))
+    torch.testing.assert_close(
+        torch.as_tensor(shared_state(model, settings)["variance"]), own, atol=1e-5, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize(("features", "times"), [("frozen", 1), ("tuned", 6)])
+def test_without_augmentation_frozen_features_are_computed_once_and_learn_the_same(
+    features: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(features=features, augment="none", adapt="center")
+    represent, calls = DiscriminatorClassifier.represent, []
+    trained = []
+    for _ in ("as it is", "as if anything might change"):
+        model = build_model(settings, NORTH)
+        if trained:
+            model.frozen = False
+        monkeypatch.setattr(
+            DiscriminatorClassifier,
+            "represent",
+            lambda self, stacks: calls.append(len(stacks)) or represent(self, stacks),
+        )
+        calls.clear()
+        fit(model, data(), settings, place=NORTH, round_number=1, private={})
+        assert len(calls) == (6 if trained else times)
+        trained.append(model)
+    one, other = (model.state_dict() for model in trained)
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=1e-5, rtol=1e-4)
+
+
+def test_augmentation_is_left_out_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(
+        "common.training.classifier.augment", lambda images, _: calls.append(1) or images
+    )
+    for augmented, expected in (("none", 0), ("all", 5)):
+        settings = config("slices", augment=augmented)
+        model = build_model(settings, NORTH)
+        fit(model, data(), settings, place=NORTH, round_number=1, private={})
+        assert len(calls) == expected
 
 
 def test_a_site_of_one_sex_has_no_center() -> None:
@@ -327,16 +400,19 @@ def test_a_site_of_one_sex_has_no_center() -> None:
                 train()
 
 
-@pytest.mark.parametrize(("key", "value"), [("heights", "whole-head"), ("adapt", "center")])
-def test_what_only_slices_have_is_refused_for_cubes(key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key} has no effect with classifier 'small'"):
-        config("small", **{key: value})
-    config("small", task="generation", batch_size=4, **{key: value})  # of its features, later
-
-
-def test_a_batch_of_one_cannot_be_centered() -> None:
-    with pytest.raises(ConfigError, match="batch-size to 2"):
-        config("slices", adapt="center", batch_size=1)
+@pytest.mark.parametrize(
+    ("key", "value", "without"),
+    [
+        ("heights", "whole-head", "small"),
+        ("adapt", "center", "small"),
+        ("feature-layer", 1, "small"),
+        ("feature-layer", 1, "slices"),
+    ],
+)
+def test_what_a_classifier_does_not_have_is_refused(key: str, value, without: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} has no effect with classifier '{without}'"):
+        config(without, **{key: value})
+    config(without, task="generation", batch_size=4, **{key: value})  # of its features, later
 
 
 def test_a_whole_head_has_the_generated_heights_among_its_own(tiny_cohort, tmp_path) -> None:

@@ -18,79 +18,100 @@ from common.models.architecture import Architecture
 from common.models.classifier import CLASSES, StandardizeHead
 from common.models.discriminator import Discriminator
 
-FEATURE_SIDE = 8  # pixels a side of the discriminator's activations that are its features
+CELLS = 16  # a side, at most: a discriminator's features are means over cells of 13.5 mm
+SD_FLOOR = 0.01  # of a feature's SD, in root mean squares of all of them: in air it is zero
 # What decides the weights of a discriminator's blocks; latents and labels have no part in them.
 BLOCK_SIZES = ("resolution", "channels", "channel_base", "channel_max")
 
 
 class StackClassifier(nn.Module):
-    """A linear layer on features of a stack of slices, which may be centered on their site.
+    """A linear layer on features of a stack of slices, which know their site.
 
-    A scanner moves the features of all its scans, and a common model's threshold then fits no site
-    but the largest. Adaptive batch normalization (Li et al. 2016, arXiv 1603.04779) takes a site's
-    own statistics instead of those of the training; here the mean alone, since SDs of a dozen scans
-    say little. While training it is the mean of the batch, afterwards of the site's training scans,
-    by :meth:`center_on`. It is no part of the state: it never leaves the site, nobody averages it.
+    Features may be centered on their site. A scanner moves the features of all its scans, and a
+    common model's threshold then fits no site but the largest. Adaptive batch normalization (Li et
+    al. 2016, arXiv 1603.04779) takes a site's own statistics instead of those of the training; here
+    the mean alone, since SDs of a dozen scans say little. It is that of the site's training scans,
+    weighted so that each sex counts as much: a plain mean leans towards the sex that a site has
+    more of, and the threshold leans with it. It is no part of the state: it never leaves the site,
+    nobody averages it.
 
-    Other than there, labels weight the mean so that each sex counts as much over a site's training
-    scans; a single batch may lean. A plain mean leans towards the sex that a site has more of, and
-    the threshold leans with it.
+    Features may be in units of their SD over scans. What varies most of a head, its edge and its
+    folds, says least of sex, and would be learned from first. The variance is part of the state:
+    every site sends that of its own training scans, and what a federation averages, the variance
+    within its sites, is used by all.
 
-    Subclasses have ``represent``, (B, 1, L, R, R) to (B, features), and ``head``.
+    Subclasses have ``represent``, (B, 1, L, R, R) to (B, features).
 
     Parameters
     ----------
+    features : int
+        How many there are of a stack.
     centered : bool
+    scaled : bool
+    frozen : bool
+        Whether the linear layer alone learns.
     """
 
-    def __init__(self, *, centered: bool) -> None:
+    def __init__(
+        self, features: int, *, centered: bool, scaled: bool = False, frozen: bool = False
+    ) -> None:
         super().__init__()
         self.centered = centered
+        self.frozen = frozen
+        self.head = nn.Linear(features, CLASSES)
+        self.register_buffer("variance", torch.ones(features) if scaled else None)
         self.register_buffer("center", None, persistent=False)
 
     @torch.no_grad()
-    def center_on(self, stacks: Tensor, scan_weights: Tensor) -> None:
-        """Take the mean of a site's training scans and of their mirror images.
+    def features_of(self, stacks: Tensor) -> Tensor:
+        """Return features (N, features) of any number of stacks: means over both sides of a head.
 
-        Parameters
-        ----------
-        stacks : (N, 1, L, R, R) Tensor
-        scan_weights : (N,) Tensor
-            What each scan counts in the mean.
+        A head and its mirror image show the same person. They are on the classifier's device.
         """
-        device = self.head.weight.device
-        parts = zip(stacks.to(device).split(32), scan_weights.to(device).split(32), strict=True)
-        sums = [
-            weight @ (self.represent(part) + self.represent(part.flip(-1))) / 2
-            for part, weight in parts
-        ]
-        self.center = torch.stack(sums).sum(0) / scan_weights.sum()
+        parts = stacks.to(self.head.weight.device).split(32)
+        return torch.cat([(self.represent(x) + self.represent(x.flip(-1))) / 2 for x in parts])
 
-    def forward(self, stacks: Tensor, scan_weights: Tensor | None = None) -> Tensor:
-        """Return logits (B, 2) of stacks.
+    def survey(self, features: Tensor, scan_weights: Tensor) -> Tensor | None:
+        """Take the mean of a site's training scans as the center.
 
         Parameters
         ----------
-        stacks : (B, 1, L, R, R) Tensor
-            In [0, 1].
-        scan_weights : (B,) Tensor, optional
-            What each counts in the batch's mean, if it is centered and in training.
+        features : (N, features) Tensor
+            As `features_of` gives them.
+        scan_weights : (N,) Tensor
+            What each scan counts.
+
+        Returns
+        -------
+        (features,) Tensor or None
+            Their variance about it, where features are scaled: for `variance` after the training,
+            so that it is averaged with what was learned.
+        """
+        share = (scan_weights / scan_weights.sum()).to(features.device)
+        self.center = share @ features
+        return share @ (features - self.center).square() if self.variance is not None else None
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits (B, 2) of features (B, features).
 
         Raises
         ------
         RuntimeError
-            If it is centered and lacks what it needs: in training weights, else :meth:`center_on`.
+            If it is centered and has not surveyed its site.
         """
-        x = self.represent(stacks)
-        if self.centered and self.training:
-            if scan_weights is None:
-                raise RuntimeError("a centered classifier in training needs the scans' weights")
-            x = x - scan_weights @ x / scan_weights.sum()
-        elif self.centered:
+        if self.centered:
             if self.center is None:
-                raise RuntimeError("a centered classifier must be told its site: center_on")
-            x = x - self.center
-        return self.head(x)
+                raise RuntimeError("a centered classifier must first survey its site")
+            features = features - self.center
+        if self.variance is not None:
+            variance = self.variance.clamp(min=0)  # a server's momentum may carry it below
+            variance = variance + SD_FLOOR**2 * variance.mean()
+            features = features / variance.clamp(min=1e-12).sqrt()  # one scan alone has none
+        return self.head(features)
+
+    def forward(self, stacks: Tensor) -> Tensor:
+        """Return logits (B, 2) of stacks (B, 1, L, R, R) in [0, 1]; see `classify`."""
+        return self.classify(self.represent(stacks))
 
 
 class SliceClassifier(StackClassifier):
@@ -114,7 +135,7 @@ class SliceClassifier(StackClassifier):
     def __init__(
         self, levels: int, resolution: int, width: int = 32, *, centered: bool = False
     ) -> None:
-        super().__init__(centered=centered)
+        super().__init__(width * ((resolution + 1) // 2) ** 2, centered=centered)
         self.standardize = StandardizeHead()
         self.features = nn.Sequential(
             nn.Conv2d(levels, width, kernel_size=5, stride=2, padding=2),
@@ -122,7 +143,6 @@ class SliceClassifier(StackClassifier):
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.head = nn.Linear(width * ((resolution + 1) // 2) ** 2, CLASSES)
 
     def represent(self, stacks: Tensor) -> Tensor:
         """Return features (B, width · (R / 2)²) of stacks (B, 1, L, R, R) in [0, 1]."""
@@ -130,10 +150,12 @@ class SliceClassifier(StackClassifier):
 
 
 class DiscriminatorClassifier(StackClassifier):
-    """A linear layer on what the first blocks of a StyleGAN2 discriminator make of each slice.
+    """A linear layer on what a layer of a StyleGAN2 discriminator makes of each slice.
 
-    The layers behind, which compare the pictures of a batch and judge whether they fit their
-    labels, are left away: a head's features depend on this head alone.
+    Its activations are averaged over cells of 13.5 mm: what differs between the sexes is wide, and
+    what an edge a few millimetres off changes is narrow (morphometry smooths tissue maps for the
+    same reason). The layers behind the blocks, which compare the pictures of a batch and judge
+    whether they fit their labels, are left away: a head's features depend on this head alone.
 
     Frozen weights are numbers of float16. A federation's average of equal weights differs from
     them by its rounding; taken to the nearest float16, whose steps are thousands of times wider, it
@@ -145,49 +167,76 @@ class DiscriminatorClassifier(StackClassifier):
         Of the discriminator.
     levels : int
         L, slices of a head.
+    layer : int
+        0 for the first convolution, n for the nth block, which halves the sides once more.
     tuned : bool
-        Whether the blocks learn as well, or the linear layer alone.
+        Whether the discriminator's layers learn as well, or the linear layer alone.
     centered : bool
         See :class:`StackClassifier`.
 
     Raises
     ------
     ConfigError
-        If the discriminator's pictures are not gray.
+        If the discriminator's pictures are not gray, or it has no such layer.
     """
 
     def __init__(
-        self, architecture: Architecture, levels: int, *, tuned: bool, centered: bool = False
+        self,
+        architecture: Architecture,
+        levels: int,
+        *,
+        layer: int = 0,
+        tuned: bool,
+        centered: bool = False,
     ) -> None:
-        super().__init__(centered=centered)
-        a = self.architecture = architecture
+        a = architecture
         if a.channels != 1:
             raise ConfigError(
                 f"the discriminator sees pictures of {a.channels} channels, slices have 1: choose "
                 "a `gan` of gray pictures, such as tiny-32"
             )
+        sides = a.resolutions[::-1]  # of the first convolution and the blocks
+        if layer >= len(sides):
+            raise ConfigError(
+                f"feature-layer {layer}: the discriminator has layers 0 to {len(sides) - 1}"
+            )
+        cells = min(sides[layer], CELLS)
+        super().__init__(
+            levels * a.width(sides[layer]) * cells * cells // 2,
+            centered=centered,
+            scaled=True,
+            frozen=not tuned,
+        )
+        self.architecture = a
         whole = Discriminator(a)
-        count = a.resolutions[::-1].index(FEATURE_SIDE)
         self.from_image = whole.from_image
-        self.blocks = whole.blocks[:count]
-        self.head = nn.Linear(levels * a.width(FEATURE_SIDE) * FEATURE_SIDE**2, CLASSES)
-        self.tuned = tuned
+        self.blocks = whole.blocks[:layer]
+        self.cell = sides[layer] // cells  # activations a side
         self.from_image.requires_grad_(tuned)
         self.blocks.requires_grad_(tuned)
         self.register_load_state_dict_post_hook(_round_frozen)
         _round_frozen(self)
 
     def represent(self, stacks: Tensor) -> Tensor:
-        """Return features (B, L · C · 8 · 8) of stacks (B, 1, L, R, R) in [0, 1].
+        """Return features (B, L · C · cells · cells / 2) of stacks (B, 1, L, R, R) in [0, 1].
 
-        Each head's are standardized by their own mean and SD.
+        Means over a head and its mirror image, so that the cells of one half are all of them. Each
+        head's are standardized by their own mean and SD, which takes a scan's gain out.
         """
-        x = stacks.flatten(0, 2).unsqueeze(1) * 2 - 1  # (B · L, 1, R, R), as the GAN had them
+        x = torch.cat([stacks, stacks.flip(-1)]).flatten(0, 2).unsqueeze(1) * 2 - 1
         x = self.from_image(x.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x)
-        x = x.reshape(len(stacks), -1)
+        straight, mirrored = F.avg_pool2d(x, self.cell).chunk(2)
+        half = (straight + mirrored)[..., : straight.shape[-1] // 2] / 2
+        x = half.reshape(len(stacks), -1)
         return F.layer_norm(x, x.shape[1:])
+
+    @torch.no_grad()
+    def features_of(self, stacks: Tensor) -> Tensor:
+        """Return features (N, features) of any number of stacks; both sides are in them already."""
+        parts = stacks.to(self.head.weight.device).split(32)
+        return torch.cat([self.represent(part) for part in parts])
 
     def take_over(self, discriminator: Discriminator) -> None:
         """Begin with the weights of a trained discriminator.

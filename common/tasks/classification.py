@@ -50,7 +50,9 @@ def build_model(config: RunConfig, place: Place | None = None) -> nn.Module:
             return SliceClassifier(levels, gan_config(gan).resolution, centered=centered)
         networks = architecture(gan, place.sites if place else ())
         tuned = config.features == "tuned"
-        return DiscriminatorClassifier(networks, levels, tuned=tuned, centered=centered)
+        return DiscriminatorClassifier(
+            networks, levels, layer=config.feature_layer, tuned=tuned, centered=centered
+        )
 
 
 def warm_start(model: nn.Module, config: RunConfig) -> None:
@@ -286,8 +288,8 @@ def evaluate(
     if config.adapt == "center":
         known = load("train")
         scan_weights = torch.from_numpy(class_weights(known.labels)[known.labels])
-        stacks = torch.from_numpy(known.images).unsqueeze(1)
-        model.to(place.device).center_on(stacks, scan_weights)
+        model.to(place.device)
+        model.survey(model.features_of(torch.from_numpy(known.images).unsqueeze(1)), scan_weights)
     data = load(split)
     predictions = predict(model, data, place.device)
     if records is not None:
@@ -337,7 +339,7 @@ def save(
 def _size(config: RunConfig) -> dict[str, int | str]:
     if config.classifier not in OF_SLICES:
         return {"image_size": config.image_size}
-    keys = ("gan", "gan_changes", "features", "heights", "adapt")
+    keys = ("gan", "gan_changes", "feature_layer", "features", "heights", "adapt")
     return {key: getattr(config, key) for key in keys}
 
 

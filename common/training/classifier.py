@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from common.errors import DivergedError
 from common.models.classifier import CLASSES
+from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
 from common.training.classifier_augment import augment, axes_of
 
@@ -71,6 +72,9 @@ def train(
     moments are the caller's to keep: a site's own, never averaged, since starting them anew every
     round makes its first steps as large as the learning rate in every direction.
 
+    A classifier of slices is centered on what its features are of these images on entry. Where
+    neither features nor images change, they are computed once.
+
     Parameters
     ----------
     model : nn.Module
@@ -79,8 +83,9 @@ def train(
     data : ImageSet
         Images (N, S, S, S) or (N, L, R, R) in [0, 1] and labels (N,).
     config : RunConfig
-        Batch size, learning rate, weight decay and, with ``proximal_mu`` > 0, the weight μ of
-        FedProx's term μ/2 · ‖w - w₀‖² (Li et al. 2020, eq. 2), with w₀ the weights on entry.
+        Batch size, learning rate, weight decay, label smoothing, augmentation and, with
+        ``proximal_mu`` > 0, the weight μ of FedProx's term μ/2 · ‖w - w₀‖² (Li et al. 2020, eq. 2),
+        with w₀ the weights on entry.
     device : torch.device
     seed : int
         Of batches, augmentation and what the model drops.
@@ -112,6 +117,14 @@ def train(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     _restore_moments(optimizer, model, moments)
+    variance = constant = None
+    if isinstance(model, StackClassifier):
+        features = model.features_of(images)
+        variance = model.survey(features, per_class[labels])
+        if variance is not None and not first_step:
+            model.variance.copy_(variance)  # nobody has averaged any yet
+        if model.frozen and config.augment == "none":
+            constant = features
     batches = iter(_Batches(len(labels), config.batch_size, np.random.default_rng(seed)))
     augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
     losses = []
@@ -122,13 +135,18 @@ def train(
                 group["lr"] = config.learning_rate * cosine(step, config.total_steps)
             index = torch.from_numpy(next(batches))
             targets = labels[index].to(device)
-            # A plain mean of the batch would move the threshold with a hospital's mix of sexes.
-            centering = {"scan_weights": per_class[targets]} if config.adapt == "center" else {}
-            logits = model(augment(images[index], augmentation).to(device), **centering)
+            if constant is not None:
+                logits = model.classify(constant[index])
+            elif config.augment == "none":
+                logits = model(images[index].to(device))
+            else:
+                logits = model(augment(images[index], augmentation).to(device))
             # Divided by the batch, not by its own weights as "mean" would: a batch without the
             # rarer class would else pull towards the other at full strength.
-            loss = F.cross_entropy(logits, targets, weight=per_class, reduction="sum")
-            loss = loss / len(targets)
+            each = F.cross_entropy(
+                logits, targets, label_smoothing=config.label_smoothing, reduction="none"
+            )
+            loss = per_class[targets] @ each / len(targets)
             if start:
                 drift = sum(
                     (p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True)
@@ -139,6 +157,8 @@ def train(
             optimizer.step()
             losses.append(loss.detach())
     mean_loss = float(torch.stack(losses).mean())
+    if variance is not None:
+        model.variance.copy_(variance)
     model.cpu()
     if not math.isfinite(mean_loss):
         raise DivergedError(
