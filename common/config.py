@@ -111,7 +111,7 @@ class RunConfig(Settings):
         ge=0,
         lt=1,
         description="share of a label that is spread over both classes (arXiv 1512.00567, section "
-        "7); above 0, a scan that is told well still counts",
+        "7): scans that are told apart already go on to count",
     )
     augment: Literal["all", "none"] = Field(
         "all", description="what training varies of a head: side, place and contrast, or nothing"
@@ -131,9 +131,9 @@ class RunConfig(Settings):
     feature_layer: int = Field(
         0,
         ge=0,
-        le=7,
+        le=6,  # of a discriminator of 256 pixels
         description="gan-features: the discriminator's layer whose activations, averaged over "
-        "cells, are the features; 0: its first convolution; n: its nth block",
+        "cells, are the features; 0: its first convolution, of single pixels; n: its nth block",
     )
     features: Literal["frozen", "tuned"] = Field(
         "frozen", description="gan-features: whether the discriminator's weights are trained on"
@@ -203,7 +203,12 @@ class RunConfig(Settings):
     def _slice_options(self) -> RunConfig:
         if self.task != "classification":
             return self
-        takers = {"heights": OF_SLICES, "adapt": OF_SLICES, "feature_layer": ("gan-features",)}
+        takers = {
+            "heights": OF_SLICES,
+            "adapt": OF_SLICES,
+            "feature_layer": ("gan-features",),
+            "features": ("gan-features",),
+        }
         for key, classifiers in takers.items():
             default = type(self).model_fields[key].default
             if self.classifier not in classifiers and getattr(self, key) != default:
@@ -211,6 +216,22 @@ class RunConfig(Settings):
                     f"{key.replace('_', '-')} has no effect with classifier '{self.classifier}': "
                     f"set it {default!r}, or the classifier to "
                     f"{' or '.join(map(repr, classifiers))}"
+                )
+        if self.classifier == "gan-features":
+            if self.server_momentum or self.server_learning_rate not in (0, 1):
+                raise ValueError(
+                    "server-learning-rate and server-momentum have no place with classifier "
+                    "'gan-features': the features' variance is averaged, no step is taken in it. "
+                    "Set both 0"
+                )
+            from common.training.gan_config import changed_preset
+
+            resolution = changed_preset(self.gan, self.gan_changes, {}).resolution
+            last = resolution.bit_length() - 3  # a block halves the sides, down to 4
+            if self.feature_layer > last:
+                raise ValueError(
+                    f"feature-layer {self.feature_layer}: a discriminator of {resolution} pixels a "
+                    f"side has layers 0 to {last}"
                 )
         return self
 

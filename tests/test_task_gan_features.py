@@ -16,7 +16,11 @@ from common.config import RunConfig
 from common.errors import ConfigError, DataContractError, FedscanError
 from common.imaging.prepare import ImageSet
 from common.imaging.slices import LEVELS_MM, SEX, WHOLE_HEAD_MM, load_slices
-from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
+from common.models.slice_classifier import (
+    SD_FLOOR,
+    DiscriminatorClassifier,
+    SliceClassifier,
+)
 from common.tasks import Place
 from common.tasks.classification import (
     build_model,
@@ -87,7 +91,7 @@ def data(count: int = 12, side: int = 16, women: int | None = None) -> ImageSet:
 
 
 def of_discriminator(model: torch.nn.Module) -> dict[str, Tensor]:
-    classifiers_own = ("head.weight", "head.bias", "variance")
+    classifiers_own = ("head.weight", "head.bias", "log_variance")
     return {k: v.clone() for k, v in model.state_dict().items() if k not in classifiers_own}
 
 
@@ -330,9 +334,10 @@ def test_features_are_in_units_of_what_the_sites_have_found_together(
     model, classify = build_model(settings, NORTH), DiscriminatorClassifier.classify
     features = model.features_of(torch.from_numpy(data().images).unsqueeze(1))
     own = features.var(0, correction=0)  # as many women as men
+    own = (own + SD_FLOOR**2 * own.mean()).log()
 
     def watched(self, features: Tensor) -> Tensor:
-        used.append(self.variance.clone())
+        used.append(self.log_variance.clone())
         return classify(self, features)
 
     monkeypatch.setattr(DiscriminatorClassifier, "classify", watched)
@@ -340,39 +345,42 @@ def test_features_are_in_units_of_what_the_sites_have_found_together(
     torch.testing.assert_close(torch.stack(used), own.expand(5, -1), atol=1e-5, rtol=1e-3)
     shared = shared_state(model, settings)
     assert not any("variance" in name for name in done.private)
-    shared["variance"] = torch.full_like(shared["variance"], 7.0)
+    shared["log_variance"] = torch.full_like(shared["log_variance"], 7.0)
     load_shared(model, shared)  # what the server made of all sites' own
     used.clear()
     fit(model, data(), settings, place=NORTH, round_number=2, private=done.private)
     assert torch.equal(torch.stack(used), torch.full((5, len(own)), 7.0))
-    torch.testing.assert_close(
-        torch.as_tensor(shared_state(model, settings)["variance"]), own, atol=1e-5, rtol=1e-3
-    )
+    again = shared_state(model, settings)["log_variance"]
+    torch.testing.assert_close(again, own, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("features", "times"), [("frozen", 1), ("tuned", 6)])
 def test_without_augmentation_frozen_features_are_computed_once_and_learn_the_same(
-    features: str, times: int, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = config(features=features, augment="none", adapt="center")
     represent, calls = DiscriminatorClassifier.represent, []
+    monkeypatch.setattr(
+        DiscriminatorClassifier,
+        "represent",
+        lambda self, stacks: calls.append(len(stacks)) or represent(self, stacks),
+    )
+    settings = config(augment="none", adapt="center")
     trained = []
-    for _ in ("as it is", "as if anything might change"):
+    for frozen, times in ((True, 1), (False, 1 + settings.local_steps)):
         model = build_model(settings, NORTH)
-        if trained:
-            model.frozen = False
-        monkeypatch.setattr(
-            DiscriminatorClassifier,
-            "represent",
-            lambda self, stacks: calls.append(len(stacks)) or represent(self, stacks),
-        )
+        model.frozen = frozen  # else nothing differs: no other weight has a gradient
         calls.clear()
         fit(model, data(), settings, place=NORTH, round_number=1, private={})
-        assert len(calls) == (6 if trained else times)
-        trained.append(model)
-    one, other = (model.state_dict() for model in trained)
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], atol=1e-5, rtol=1e-4)
+        assert len(calls) == times
+        trained.append(model.state_dict())
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_site_of_one_scan_can_be_trained_on() -> None:
+    model, settings = build_model(config(), NORTH), config(batch_size=1)
+    done = fit(model, data(1), settings, place=NORTH, round_number=1, private={})
+    assert 0 <= done.metrics["loss"] < 10
+    assert not model.log_variance.any()
 
 
 def test_augmentation_is_left_out_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,12 +415,31 @@ def test_a_site_of_one_sex_has_no_center() -> None:
         ("adapt", "center", "small"),
         ("feature-layer", 1, "small"),
         ("feature-layer", 1, "slices"),
+        ("features", "tuned", "slices"),
     ],
 )
 def test_what_a_classifier_does_not_have_is_refused(key: str, value, without: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} has no effect with classifier '{without}'"):
         config(without, **{key: value})
     config(without, task="generation", batch_size=4, **{key: value})  # of its features, later
+
+
+def test_a_layer_that_is_not_there_is_refused_before_anything_starts() -> None:
+    assert build_model(config(feature_layer=2), NORTH).head.in_features == LEVELS * 8 * 4 * 2
+    with pytest.raises(ConfigError, match=r"feature-layer 3: .* 16 pixels .* layers 0 to 2"):
+        config(feature_layer=3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"server-momentum": 0.5}, {"server-learning-rate": 2.0}],
+    ids=lambda c: next(iter(c)),
+)
+def test_no_step_is_taken_in_a_variance(changes) -> None:
+    with pytest.raises(ConfigError, match="Set both 0"):
+        config(**changes)
+    config("slices", **changes)
+    config(server_learning_rate=1.0)
 
 
 def test_a_whole_head_has_the_generated_heights_among_its_own(tiny_cohort, tmp_path) -> None:

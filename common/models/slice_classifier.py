@@ -37,8 +37,8 @@ class StackClassifier(nn.Module):
 
     Features may be in units of their SD over scans. What varies most of a head, its edge and its
     folds, says least of sex, and would be learned from first. The variance is part of the state:
-    every site sends that of its own training scans, and what a federation averages, the variance
-    within its sites, is used by all.
+    every site sends that of its own training scans, and all use the sites' average. It is averaged
+    and sent as a logarithm, whose roundings are a few percent of any variance, large or small.
 
     Subclasses have ``represent``, (B, 1, L, R, R) to (B, features).
 
@@ -56,10 +56,9 @@ class StackClassifier(nn.Module):
         self, features: int, *, centered: bool, scaled: bool = False, frozen: bool = False
     ) -> None:
         super().__init__()
-        self.centered = centered
-        self.frozen = frozen
+        self.centered, self.scaled, self.frozen = centered, scaled, frozen
         self.head = nn.Linear(features, CLASSES)
-        self.register_buffer("variance", torch.ones(features) if scaled else None)
+        self.register_buffer("log_variance", torch.zeros(features) if scaled else None)
         self.register_buffer("center", None, persistent=False)
 
     @torch.no_grad()
@@ -84,12 +83,17 @@ class StackClassifier(nn.Module):
         Returns
         -------
         (features,) Tensor or None
-            Their variance about it, where features are scaled: for `variance` after the training,
-            so that it is averaged with what was learned.
+            Where features are scaled, the logarithm of their variance about it: for `log_variance`
+            after the training, so that it is averaged with what was learned. Zeros for one scan,
+            which has none.
         """
         share = (scan_weights / scan_weights.sum()).to(features.device)
         self.center = share @ features
-        return share @ (features - self.center).square() if self.variance is not None else None
+        if not self.scaled:
+            return None
+        variance = share @ (features - self.center).square()
+        floor = SD_FLOOR**2 * variance.mean()
+        return (variance + floor).log() if floor else torch.zeros_like(variance)
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits (B, 2) of features (B, features).
@@ -103,10 +107,8 @@ class StackClassifier(nn.Module):
             if self.center is None:
                 raise RuntimeError("a centered classifier must first survey its site")
             features = features - self.center
-        if self.variance is not None:
-            variance = self.variance.clamp(min=0)  # a server's momentum may carry it below
-            variance = variance + SD_FLOOR**2 * variance.mean()
-            features = features / variance.clamp(min=1e-12).sqrt()  # one scan alone has none
+        if self.scaled:
+            features = features * (-self.log_variance / 2).exp()
         return self.head(features)
 
     def forward(self, stacks: Tensor) -> Tensor:
@@ -152,10 +154,13 @@ class SliceClassifier(StackClassifier):
 class DiscriminatorClassifier(StackClassifier):
     """A linear layer on what a layer of a StyleGAN2 discriminator makes of each slice.
 
-    Its activations are averaged over cells of 13.5 mm: what differs between the sexes is wide, and
-    what an edge a few millimetres off changes is narrow (morphometry smooths tissue maps for the
-    same reason). The layers behind the blocks, which compare the pictures of a batch and judge
-    whether they fit their labels, are left away: a head's features depend on this head alone.
+    Its activations are averaged over cells of 13.5 mm (one activation, where those are wider): what
+    differs between the sexes is wide, and what an edge a few millimetres off changes is narrow
+    (morphometry smooths tissue maps for the same reason). Layer 0 is the convolution of single
+    pixels that every StyleGAN2 discriminator begins with, so that its features are averages of
+    functions of the intensity. The layers behind the blocks, which compare the pictures of a batch
+    and judge whether they fit their labels, are left away: a head's features depend on this head
+    alone.
 
     Frozen weights are numbers of float16. A federation's average of equal weights differs from
     them by its rounding; taken to the nearest float16, whose steps are thousands of times wider, it
@@ -168,7 +173,7 @@ class DiscriminatorClassifier(StackClassifier):
     levels : int
         L, slices of a head.
     layer : int
-        0 for the first convolution, n for the nth block, which halves the sides once more.
+        0 for the convolution of single pixels, n for the nth block, which halves the sides.
     tuned : bool
         Whether the discriminator's layers learn as well, or the linear layer alone.
     centered : bool
@@ -177,7 +182,7 @@ class DiscriminatorClassifier(StackClassifier):
     Raises
     ------
     ConfigError
-        If the discriminator's pictures are not gray, or it has no such layer.
+        If the discriminator's pictures are not gray.
     """
 
     def __init__(
@@ -196,10 +201,6 @@ class DiscriminatorClassifier(StackClassifier):
                 "a `gan` of gray pictures, such as tiny-32"
             )
         sides = a.resolutions[::-1]  # of the first convolution and the blocks
-        if layer >= len(sides):
-            raise ConfigError(
-                f"feature-layer {layer}: the discriminator has layers 0 to {len(sides) - 1}"
-            )
         cells = min(sides[layer], CELLS)
         super().__init__(
             levels * a.width(sides[layer]) * cells * cells // 2,

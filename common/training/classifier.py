@@ -72,8 +72,9 @@ def train(
     moments are the caller's to keep: a site's own, never averaged, since starting them anew every
     round makes its first steps as large as the learning rate in every direction.
 
-    A classifier of slices is centered on what its features are of these images on entry. Where
-    neither features nor images change, they are computed once.
+    A classifier of slices is centered on what its features are of these images on entry, and they
+    are in the units that it came with; in the run's first step nobody has any, and a site takes its
+    own. Where neither features nor images change, they are computed once.
 
     Parameters
     ----------
@@ -117,12 +118,12 @@ def train(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     _restore_moments(optimizer, model, moments)
-    variance = constant = None
-    if isinstance(model, StackClassifier):
+    log_variance = constant = None
+    if isinstance(model, StackClassifier) and (model.centered or model.scaled):
         features = model.features_of(images)
-        variance = model.survey(features, per_class[labels])
-        if variance is not None and not first_step:
-            model.variance.copy_(variance)  # nobody has averaged any yet
+        log_variance = model.survey(features, per_class[labels])
+        if log_variance is not None and not first_step:
+            model.log_variance.copy_(log_variance)
         if model.frozen and config.augment == "none":
             constant = features
     batches = iter(_Batches(len(labels), config.batch_size, np.random.default_rng(seed)))
@@ -157,8 +158,8 @@ def train(
             optimizer.step()
             losses.append(loss.detach())
     mean_loss = float(torch.stack(losses).mean())
-    if variance is not None:
-        model.variance.copy_(variance)
+    if log_variance is not None:
+        model.log_variance.copy_(log_variance)
     model.cpu()
     if not math.isfinite(mean_loss):
         raise DivergedError(
