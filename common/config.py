@@ -217,22 +217,28 @@ class RunConfig(Settings):
                     f"set it {default!r}, or the classifier to "
                     f"{' or '.join(map(repr, classifiers))}"
                 )
-        if self.classifier == "gan-features":
-            if self.server_momentum or self.server_learning_rate not in (0, 1):
-                raise ValueError(
-                    "server-learning-rate and server-momentum have no place with classifier "
-                    "'gan-features': the features' variance is averaged, no step is taken in it. "
-                    "Set both 0"
-                )
-            from common.training.gan_config import changed_preset
+        return self
 
-            resolution = changed_preset(self.gan, self.gan_changes, {}).resolution
-            last = resolution.bit_length() - 3  # a block halves the sides, down to 4
-            if self.feature_layer > last:
-                raise ValueError(
-                    f"feature-layer {self.feature_layer}: a discriminator of {resolution} pixels a "
-                    f"side has layers 0 to {last}"
-                )
+    @model_validator(mode="after")
+    def _feature_options(self) -> RunConfig:
+        if self.task != "classification" or self.classifier != "gan-features":
+            return self
+        if self.server_momentum or self.server_learning_rate not in (0, 1):
+            raise ValueError(
+                "server-learning-rate and server-momentum have no place with classifier "
+                "'gan-features': the features' variance is averaged, no step is taken in it. "
+                "Set both 0"
+            )
+        from common.models.architecture import Architecture
+        from common.training.gan_config import changed_preset
+
+        resolution = changed_preset(self.gan, self.gan_changes, {}).resolution
+        last = len(Architecture(resolution=resolution).resolutions) - 1
+        if self.feature_layer > last:
+            raise ValueError(
+                f"feature-layer {self.feature_layer}: a discriminator of {resolution} pixels a "
+                f"side has layers 0 to {last}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -27,11 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LEVELS, SIDE = 3, 16
 TINY = Architecture(resolution=SIDE, channel_base=128, channel_max=8, z_dim=8, w_dim=8)
 KINDS = ["slices", "frozen", "tuned"]
-LEARNED = (
-    "head.weight",
-    "head.bias",
-    "log_variance",
-)  # by a classifier; the rest is a discriminator's
+# By a classifier; the rest is a discriminator's.
+LEARNED = ("head.weight", "head.bias", "log_variance")
 
 
 def classifier(
@@ -70,7 +67,7 @@ def trained_discriminator(architecture: Architecture = TINY, seed: int = 5) -> t
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_logits_a_head_which_depend_on_that_head_alone(kind: str) -> None:
-    model, images = classifier(kind).eval(), stacks()
+    model, images = classifier(kind), stacks()
     with torch.no_grad():
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
@@ -81,7 +78,7 @@ def test_two_logits_a_head_which_depend_on_that_head_alone(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_heights_and_places_are_told_apart(kind: str) -> None:
-    model, images = classifier(kind).eval(), stacks(1)
+    model, images = classifier(kind), stacks(1)
     with torch.no_grad():
         straight = model(images)
         for other in (images.flip(2), images.flip(3), images.roll(1, 4)):
@@ -90,7 +87,7 @@ def test_heights_and_places_are_told_apart(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_heads_sides_are_told_apart_by_the_small_network_alone(kind: str) -> None:
-    model, images = classifier(kind).eval(), stacks(33)  # more than are computed at once
+    model, images = classifier(kind), stacks(33)  # more than are computed at once
     with torch.no_grad():
         same = torch.allclose(model(images.flip(4)), model(images), atol=1e-4)
         assert same == (kind != "slices")
@@ -101,7 +98,7 @@ def test_a_heads_sides_are_told_apart_by_the_small_network_alone(kind: str) -> N
 
 
 def test_gain_of_a_scan_is_taken_out_by_the_small_network() -> None:
-    model, images = classifier("slices").eval(), stacks()
+    model, images = classifier("slices"), stacks()
     with torch.no_grad():
         torch.testing.assert_close(model(0.7 * images), model(images), atol=2e-3, rtol=1e-3)
 
@@ -227,7 +224,7 @@ def test_coloured_pictures_are_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_centered_on_its_site_a_shift_of_all_features_changes_nothing(kind: str) -> None:
     images, weights = stacks(6), torch.tensor([1.0, 1, 1, 1, 2, 2])
-    model = classifier(kind, centered=True).eval()
+    model = classifier(kind, centered=True)
     model.survey(model.features_of(images), weights)
     represent, before = model.represent, model(images)
     model.represent = lambda stacks: represent(stacks) + 3.0  # another scanner, in all its scans
@@ -255,7 +252,7 @@ def test_the_variance_of_a_site_is_its_scans_about_their_center(kind: str) -> No
 
 @pytest.mark.parametrize("kind", ["frozen", "tuned"])
 def test_a_features_unit_is_its_sd_and_one_that_never_varies_does_no_harm(kind: str) -> None:
-    model, images = classifier(kind, centered=True).eval(), stacks()
+    model, images = classifier(kind, centered=True), stacks()
     features, weights = model.features_of(images), torch.ones(4)
     features[:, 0] = 0.3
     with torch.no_grad():
