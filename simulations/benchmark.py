@@ -179,7 +179,7 @@ class Benchmark:
             "strategies": list(plan.strategies),
             "reference": plan.reference_strategy,
             "contrasts": plan.compared_contrasts,
-            "seeds": list(range(plan.seeds)),
+            "seeds": list(plan.seed_range),
             "plan": plan.model_dump(by_alias=True),
             "sites": counts,
             "poor_site": min(counts, key=lambda name: (counts[name]["n_train"], name)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import sys
@@ -14,6 +13,7 @@ import typer
 from common.errors import ConfigError, DataContractError, FedscanError
 from simulations.gan import commands as gan_commands
 from simulations.options import Format, FormatOption, parse_set
+from simulations.stopping import STOP, tell_at_once
 
 if TYPE_CHECKING:
     from common.imaging.check import CohortReport
@@ -129,7 +129,11 @@ def benchmark(
     strategies: Annotated[
         str | None, typer.Option(help="Of fedavg,fedprox and the preset's own variants.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions, seeds 0, 1, …")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions.")] = None,
+    first_seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the first repetition; 0 by default."),
+    ] = None,
     centralized_batch: Annotated[
         str | None,
         typer.Option(help="large: equal steps and images; small: equal images, more steps."),
@@ -178,6 +182,7 @@ def benchmark(
                 "arms": arms and arms.split(","),
                 "strategies": strategies and strategies.split(","),
                 "seeds": seeds,
+                "first-seed": first_seed,
                 "centralized-batch": centralized_batch,
             },
             run=parse_set(set_ or []),
@@ -308,15 +313,14 @@ def _show_report(report: CohortReport) -> None:
 
 
 def _interrupt(number: int, _: object) -> None:
-    with contextlib.suppress(OSError):  # nobody may be there to read it
-        print("Interrupted: ending what was started", file=sys.stderr, flush=True)
+    tell_at_once("Interrupted: ending what was started")
     sys.exit(128 + number)
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one clear message, not a traceback."""
     # An exception, so that every block is left in order and nothing started is left behind.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     from simulations.console import err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,8 +21,20 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+
+class _Aside(Console):
+    """Standard error, which may lose its reader: the work goes on, and its exit code stays."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # What could not be written waits still, and would fail again when the process ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+
+
 out = Console(highlight=False)  # results: what a pipe should get
-err = Console(stderr=True, highlight=False)  # everything said on the way
+err = _Aside(stderr=True, highlight=False)  # everything said on the way
 CLASSIFICATION = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",

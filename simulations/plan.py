@@ -23,7 +23,7 @@ PRETRAINING, USE = "pretraining", "use"  # cells that are no arm: what goes befo
 VARIANT = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 PRESETS = Path(__file__).parent / "presets"
 OPTIONS = {  # what a comparison decides for all cells alike
-    "seed": "--seeds",
+    "seed": "--seeds and --first-seed",
     "strategy": "--strategies",
     "cohort-dir": "--cohort",
     "output-dir": "--out",
@@ -48,7 +48,9 @@ class Plan(BaseModel):
     variants : dict of str to dict
         Strategies by a name of one's own, each with the run-config values in which it differs.
     seeds : int
-        Repetitions: seeds 0, 1, … vary initial weights, batches and augmentation, never the splits.
+        Repetitions, which vary initial weights, batches and augmentation, never the splits.
+    first_seed : int
+        Where their seeds begin: 0, or beyond those that a recipe was chosen on.
     centralized_batch : {"large", "small"}
         Equal optimizer steps and images, with batches of sites × batch-size; or equal images only,
         with batch-size and sites × as many steps.
@@ -79,6 +81,7 @@ class Plan(BaseModel):
     strategies: list[str] = Field(["fedavg"], min_length=1)
     variants: dict[str, Values] = {}
     seeds: int = Field(1, ge=1, le=1000)
+    first_seed: int = Field(0, ge=0, le=1_000_000, alias="first-seed")
     centralized_batch: Literal["large", "small"] = Field("large", alias="centralized-batch")
     local: Literal["all", "poor"] = "all"
     run: Values = {}
@@ -112,6 +115,11 @@ class Plan(BaseModel):
         return self
 
     @property
+    def seed_range(self) -> range:
+        """The seeds of the repetitions."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
     def reference_strategy(self) -> str:
         """The strategy that stands for the federated arm; "" without that arm."""
         return reference_of(self.strategies, self.reference) if "federated" in self.arms else ""
@@ -126,7 +134,7 @@ class Plan(BaseModel):
     def cells(self) -> list[Cell]:
         """Return the compared cells, the slowest arm first, so that no core waits at the end."""
         found = []
-        for seed in range(self.seeds):
+        for seed in self.seed_range:
             if "federated" in self.arms:
                 found += [Cell("federated", strategy, seed) for strategy in self.strategies]
             found += [Cell(arm, "", seed) for arm in ("centralized", "local") if arm in self.arms]
@@ -134,8 +142,8 @@ class Plan(BaseModel):
 
     def stages(self) -> list[list[Cell]]:
         """Return all cells, in groups each of which may need the results of those before."""
-        before = [Cell(PRETRAINING, "", seed) for seed in range(self.seeds) if self.pretraining]
-        after = [Cell(USE, "", seed) for seed in range(self.seeds) if self.use]
+        before = [Cell(PRETRAINING, "", seed) for seed in self.seed_range if self.pretraining]
+        after = [Cell(USE, "", seed) for seed in self.seed_range if self.use]
         return [stage for stage in (before, self.cells(), after) if stage]
 
     def config(self, cell: Cell, base: Mapping[str, Any], *, features: str = "") -> RunConfig:

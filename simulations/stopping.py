@@ -12,6 +12,17 @@ from typing import Any
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def tell_at_once(line: str) -> None:
+    """Say a line on standard error from within a signal's handler.
+
+    Not by ``sys.stderr``: the signal may have come while it was being written to, and it refuses to
+    be entered twice; and a line that found no reader would wait in it, fail again when the process
+    ends, and take the place of its exit code.
+    """
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        os.write(2, f"{line}\n".encode())
+
+
 @contextlib.contextmanager
 def signals_noted() -> Iterator[list[int]]:
     """Note signals that ask to end instead of obeying at once; a second one is obeyed.
@@ -26,10 +37,7 @@ def signals_noted() -> Iterator[list[int]]:
         if noted and callable(previous[number]):
             previous[number](number, frame)
         noted.append(number)
-        # Not by sys.stderr: the signal may have come while it was being written to, and it refuses
-        # to be entered twice.
-        with contextlib.suppress(OSError):  # nobody may be there to read it
-            os.write(2, b"Interrupted: saving what is done\n")
+        tell_at_once("Interrupted: saving what is done")
 
     if threading.current_thread() is threading.main_thread():
         for number in STOP:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from processes import fedscan
+from processes import SCRIPTS, environment, fedscan
 
 from common.errors import ConfigError
 from simulations import launch
@@ -36,6 +38,21 @@ def test_run_refuses_with_one_clear_message(
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_the_exit_code_does_not_depend_on_a_reader_of_standard_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [str(SCRIPTS / "fedscan"), "run", "--set", "seed=-1"],
+        cwd=tmp_path,
+        env=environment(tmp_path / "cache"),
+        stderr=writer,
+        timeout=240,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 2
 
 
 def test_run_refuses_another_number_of_sites_than_the_cohort_has(

@@ -133,6 +133,12 @@ def test_cells_are_arms_times_seeds_and_strategies_concern_the_federated_arm_onl
     }
 
 
+def test_repetitions_may_begin_beyond_the_seeds_that_a_recipe_was_chosen_on() -> None:
+    plan = load_plan("gan-domain-adaptation", {"seeds": 2, "first-seed": 5}, {})
+    assert [{cell.seed for cell in stage} for stage in plan.stages()] == [{5, 6}] * 2
+    assert {plan.config(cell, {}).seed for cell in plan.cells()} == {5, 6}
+
+
 def test_only_fedprox_cells_have_a_proximal_term() -> None:
     plan = load_plan("default", {"strategies": ["fedavg", "fedprox"]}, {})
     assert plan.config(Cell("federated", "fedprox", 0), {}).proximal_mu == FEDPROX_MU
@@ -155,6 +161,7 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
         ("default", {"arms": ["central"]}, {}, "'central'"),
         ("default", {"arms": ["local", "local"]}, {}, "named once"),
         ("default", {"seeds": 0}, {}, "seeds = 0"),
+        ("default", {"first-seed": -1}, {}, "first-seed = -1"),
         ("default", {"centralized-batch": "huge"}, {}, "'huge'"),
         ("default", {}, {"seed": 1}, "--seeds"),
         ("default", {}, {"strategy": "fedprox"}, "--strategies"),
