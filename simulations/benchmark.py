@@ -222,9 +222,10 @@ class Benchmark:
             with leashed(
                 command, cwd=home, environment=offline_environment(home), log_path=log
             ) as leash:
+                told: set[str] = set()
                 while not leash.ended(POLL_SECONDS):
-                    self._show_rounds(cells, bar)
-                self._show_rounds(cells, bar)
+                    self._show_rounds(cells, bar, told)
+                self._show_rounds(cells, bar, told)
         work.unlink()
         if lost := [cell.name for cell in cells if self._status(cell) == "missing"]:
             raise FedscanError(
@@ -281,7 +282,7 @@ class Benchmark:
         made = [cell for cell in self.plan.cells() if self._status(cell) == "done"]
         return [one for one in wanted if one[1] in made]
 
-    def _show_rounds(self, cells: list[Cell], bar: console.Steps) -> None:
+    def _show_rounds(self, cells: list[Cell], bar: console.Steps, told: set[str]) -> None:
         done = 0
         for cell in cells:
             if self._status(cell) != "missing":
@@ -295,6 +296,12 @@ class Benchmark:
         ]
         if done > bar.done:
             bar.advance(done - bar.done, ", ".join(running))
+        for cell in cells:  # at once: whoever learns of it hours later has lost them
+            status = self._status(cell)
+            if status not in ("missing", "done") and cell.name not in told:
+                told.add(cell.name)
+                where = self._cell(cell) / "status.json"
+                bar.tell(f"{cell.name} ended: {status}; the others go on. Why is in {where}")
 
     def _collect(self) -> None:
         """Write results, summary and sample scans from the cells' folders."""
