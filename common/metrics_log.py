@@ -45,12 +45,40 @@ class MetricsLog:
             file.write(text)
 
 
+class MetricsTail:
+    """The rows of a log while it is written: each is read once, however long the log becomes.
+
+    Parameters
+    ----------
+    path : Path
+        It may not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = 0  # bytes
+
+    def new_rows(self) -> list[Row]:
+        """Return the whole rows since the last call; a line still being written is left."""
+        if not self.path.is_file():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            *lines, _ = file.read().split(b"\n")
+        self._read += sum(len(line) + 1 for line in lines)
+        return [_row(line) for line in lines]
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the whole rows of a log; a last line still being written is left for later."""
     with path.open() as file:
         for line in file:
             if line.endswith("\n"):
-                values = json.loads(line)
-                if values["value"] is None:
-                    values["value"] = float("nan")
-                yield Row(**values)
+                yield _row(line)
+
+
+def _row(line: str | bytes) -> Row:
+    values = json.loads(line)
+    if values["value"] is None:
+        values["value"] = float("nan")
+    return Row(**values)

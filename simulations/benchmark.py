@@ -27,9 +27,11 @@ from common.provenance import PACKAGES, source_hash, versions
 from common.tasks import load_task
 from simulations import console
 from simulations.arms import COLUMNS, POOL, Work
+from simulations.cell_progress import CellProgress
 from simulations.folders import locked, require_empty
 from simulations.launch import leashed, neutral_home, offline_environment, usable_cpus
 from simulations.plan import PRETRAINING, USE, Cell, Plan
+from simulations.schedule import MISSING, status_of
 
 RESULTS, SUMMARY, MANIFEST, SAMPLES = (
     "results.csv",
@@ -137,8 +139,7 @@ class Benchmark:
         return self.folder / "cells" / cell.name
 
     def _status(self, cell: Cell) -> str:
-        path = self._cell(cell) / "status.json"
-        return json.loads(path.read_text())["status"] if path.is_file() else "missing"
+        return status_of(self._cell(cell))
 
     def _begin(self, resume: bool) -> None:
         check_folder(self.folder, resume=resume)  # again: another may have been faster
@@ -212,22 +213,19 @@ class Benchmark:
         """Run cells in a process of their own, on the leash, and show how far they are."""
         work = self.folder / WORK
         write_json(work, [asdict(self._work(cell)) for cell in cells])
-        with (
-            neutral_home() as home,
-            console.steps("Comparing", sum(map(self._rounds, cells))) as bar,
-        ):
+        progress = CellProgress({cell: (self._cell(cell), self._rounds(cell)) for cell in cells})
+        with neutral_home() as home, console.steps("Comparing", progress.total) as bar:
             command = [sys.executable, "-m", "simulations.schedule", str(work)]
             log = self.folder / "cells" / "ray.log"
             log.parent.mkdir(exist_ok=True)
             with leashed(
                 command, cwd=home, environment=offline_environment(home), log_path=log
             ) as leash:
-                told: set[str] = set()
                 while not leash.ended(POLL_SECONDS):
-                    self._show_rounds(cells, bar, told)
-                self._show_rounds(cells, bar, told)
+                    progress.show(bar)
+                progress.show(bar)
         work.unlink()
-        if lost := [cell.name for cell in cells if self._status(cell) == "missing"]:
+        if lost := [cell.name for cell in cells if self._status(cell) == MISSING]:
             raise FedscanError(
                 f"the scheduler ended before {', '.join(lost)}; see {log}. Go on with --resume"
             )
@@ -281,27 +279,6 @@ class Benchmark:
         ]
         made = [cell for cell in self.plan.cells() if self._status(cell) == "done"]
         return [one for one in wanted if one[1] in made]
-
-    def _show_rounds(self, cells: list[Cell], bar: console.Steps, told: set[str]) -> None:
-        done = 0
-        for cell in cells:
-            if self._status(cell) != "missing":
-                done += self._rounds(cell)
-            else:
-                done += sum(map(_rounds_in, self._cell(cell).glob("*/metrics.jsonl")))
-        running = [
-            cell.name
-            for cell in cells
-            if (self._cell(cell) / "began").is_file() and self._status(cell) == "missing"
-        ]
-        if done > bar.done:
-            bar.advance(done - bar.done, ", ".join(running))
-        for cell in cells:  # at once: whoever learns of it hours later has lost them
-            status = self._status(cell)
-            if status not in ("missing", "done") and cell.name not in told:
-                told.add(cell.name)
-                where = self._cell(cell) / "status.json"
-                bar.tell(f"{cell.name} ended: {status}; the others go on. Why is in {where}")
 
     def _collect(self) -> None:
         """Write results, summary and sample scans from the cells' folders."""
@@ -409,12 +386,6 @@ class Benchmark:
         file = io.BytesIO()
         np.savez_compressed(file, **strips)
         write_atomically(self.folder / SAMPLES, file.getvalue(), mode=0o600)
-
-
-def _rounds_in(path: Path) -> int:
-    from common.metrics_log import read_rows
-
-    return max((row.round for row in read_rows(path) if row.split == "val"), default=0)
 
 
 def _cell_seconds(results: pd.DataFrame) -> pd.Series:

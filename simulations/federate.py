@@ -13,7 +13,7 @@ from typing import Any
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.files import write_json
-from common.metrics_log import WHOLE, Row, read_rows
+from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
@@ -214,11 +214,14 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
     """Show the rounds as they are written to the log of metrics; return the run folder."""
     output_dir = Path(config.output_dir)
     folder: Path | None = None
+    log: MetricsTail | None = None
+    rows: list[Row] = []
     greeted = False
     while True:
         ended = run.ended(POLL_SECONDS)
         if folder is None and (run_id := run.run_id()):
             folder = output_dir / run_id
+            log = MetricsTail(folder / METRICS)
             bar.say("sites read and prepare their scans")
         if folder and not greeted and (folder / MANIFEST).is_file():
             greeted = True
@@ -228,8 +231,9 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
             for name, site in sites.items():
                 if site["left_out"]:
                     bar.tell(f"site '{name}': {site['left_out']} left out; fedscan check tells why")
-        if folder and (folder / METRICS).is_file():
-            _show_new_rounds(list(read_rows(folder / METRICS)), bar, config)
+        if log and (new := log.new_rows()):
+            rows += new
+            _show_new_rounds(rows, bar, config)
         if ended:
             return folder
 

@@ -22,6 +22,14 @@ from simulations.launch import usable_cpus
 from simulations.plan import Cell
 
 POLL_SECONDS = 1.0
+STATUS, BEGAN = "status.json", "began"  # in a cell's folder
+MISSING = "missing"
+
+
+def status_of(folder: Path) -> str:
+    """Return how a cell's training ended, ``missing`` where it has not."""
+    path = folder / STATUS
+    return json.loads(path.read_text())["status"] if path.is_file() else MISSING
 
 
 def schedule(works: list[Work]) -> None:
@@ -56,7 +64,7 @@ def _start(ray: Any, work: Work) -> Any:
 
 
 def _overdue(work: Work) -> bool:
-    began = Path(work.folder) / "began"
+    began = Path(work.folder) / BEGAN
     return began.is_file() and time.time() - began.stat().st_mtime > work.timeout
 
 
@@ -64,7 +72,7 @@ def attempt(work: Work) -> None:
     """Run a cell and leave its rows, or why there are none, in its folder."""
     folder = Path(work.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "began").touch()
+    (folder / BEGAN).touch()
     try:
         rows = run_cell(work)
     except Exception as error:
@@ -72,7 +80,7 @@ def attempt(work: Work) -> None:
         end_cell(folder, work.cell, "diverged" if diverged else "error", traceback.format_exc())
         return
     write_atomically(folder / "results.csv", rows.to_csv(index=False).encode())
-    write_json(folder / "status.json", {"status": "done", "why": ""})
+    write_json(folder / STATUS, {"status": "done", "why": ""})
 
 
 def end_cell(folder: Path, cell: Cell, status: str, why: str) -> None:
@@ -80,7 +88,7 @@ def end_cell(folder: Path, cell: Cell, status: str, why: str) -> None:
     row = {"arm": cell.arm, "strategy": cell.strategy, "seed": cell.seed, "status": status}
     frame = pd.DataFrame([row], columns=COLUMNS)
     write_atomically(folder / "results.csv", frame.to_csv(index=False).encode())
-    write_json(folder / "status.json", {"status": status, "why": why})
+    write_json(folder / STATUS, {"status": status, "why": why})
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from common.checkpoints import load_model, save_model
 from common.config import RunConfig
 from common.errors import DataContractError, FedscanError, ProvenanceError
 from common.files import without_nan, write_atomically, write_json
-from common.metrics_log import MetricsLog, Row, read_rows
+from common.metrics_log import MetricsLog, MetricsTail, Row, read_rows
 from common.paths import cache_dir, site_records
 from common.predictions import save_predictions
 from common.provenance import require_same_source, source_hash
@@ -241,6 +241,22 @@ def test_line_still_being_written_is_left_for_later_wherever_it_ends(tmp_path):
     for length in range(first, len(whole)):
         log.path.write_bytes(whole[:length])
         assert list(read_rows(log.path)) == [row()]
+
+
+def test_a_tail_gives_every_row_once_wherever_the_writer_pauses(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append([row(), row(round=2, value=math.nan), row(round=3, site="süd")])
+    whole = log.path.read_bytes()
+    for pause in range(len(whole) + 1):
+        tail = MetricsTail(tmp_path / f"{pause}.jsonl")
+        assert tail.new_rows() == []  # it is not there yet
+        tail.path.write_bytes(whole[:pause])
+        rows = tail.new_rows()
+        assert [one.round for one in rows] == [1, 2, 3][: whole[:pause].count(b"\n")]
+        tail.path.write_bytes(whole)
+        rows += tail.new_rows()
+        assert list(map(repr, rows)) == list(map(repr, read_rows(log.path)))
+        assert tail.new_rows() == []
 
 
 # Predictions

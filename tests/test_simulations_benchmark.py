@@ -111,7 +111,7 @@ def test_one_bad_cell_does_not_stop_the_others(
     done = fedscan(*words(cohort, out, *arms), cwd=tmp_path, cache=session_cache)
     assert done.returncode == 1
     assert "centralized-seed0 (error), local-seed0 (error)" in done.stderr
-    assert done.stderr.count("local-seed0 ended: error; the others go on") == 1
+    assert done.stderr.count("local-seed0 failed: error; ") == 1
     why = json.loads((out / "cells" / "local-seed0" / "status.json").read_text())["why"]
     assert "DataContractError" in why and "Traceback" in why
     assert set(pd.read_csv(out / "results.csv").status) == {"error"}
