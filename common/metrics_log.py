@@ -60,11 +60,12 @@ class MetricsTail:
 
     def new_rows(self) -> list[Row]:
         """Return the whole rows since the last call; a line still being written is left."""
-        if not self.path.is_file():
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                *lines, _ = file.read().split(b"\n")
+        except FileNotFoundError:  # not yet, or no longer: a run's folder is renamed at its end
             return []
-        with self.path.open("rb") as file:
-            file.seek(self._read)
-            *lines, _ = file.read().split(b"\n")
         self._read += sum(len(line) + 1 for line in lines)
         return [_row(line) for line in lines]
 

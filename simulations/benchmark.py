@@ -96,7 +96,7 @@ class Benchmark:
         self.sites = {name: str(path) for name, path in sorted(sites.items())}
         self.gpus_per_cell, self.cell_timeout = gpus_per_cell, cell_timeout
         plain = next((name for name in plan.strategies if name not in plan.variants), "")
-        self.config = plan.config(Cell("", plain, 0), base)  # of no variant
+        self.config = plan.config(Cell("", plain, plan.first_seed), base)  # of no variant
 
     def run(self, *, resume: bool) -> None:
         """Run every cell that is missing, then write results, summary and samples.
@@ -175,7 +175,7 @@ class Benchmark:
         images = config.total_steps * config.batch_size
         return {
             "description": plan.description,
-            "config": {**config.to_flower(), **self._proximal(), "seed": 0},
+            "config": {**config.to_flower(), **self._proximal(), "seed": plan.first_seed},
             "arms": list(plan.arms),
             "strategies": list(plan.strategies),
             "reference": plan.reference_strategy,

@@ -29,7 +29,10 @@ class CellProgress:
         self._logs: dict[Path, tuple[MetricsTail, int]] = {}
 
     def show(self, bar: Steps) -> None:
-        """Tell what is new: rounds, and at once what failed, since later it costs hours."""
+        """Tell what is new: rounds, and at once what failed, since later it costs hours.
+
+        A federation logs every round, a model that is trained in one place those with a validation.
+        """
         for cell, (folder, rounds) in list(self._waiting.items()):
             if (status := status_of(folder)) == MISSING:
                 continue

@@ -18,6 +18,7 @@ from simulations.estimate import estimate_seconds
 from simulations.federate import count_sites, prepare_phantoms
 from simulations.launch import Resources, usable_cpus
 from simulations.plan import Plan, load_plan, presets
+from simulations.schedule import STATUS, status_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,10 +92,8 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
 
 def unfinished(folder: Path) -> list[str]:
     """Names of the cells that did not end as done."""
-    found = {
-        path.parent.name: json.loads(path.read_text())["status"]
-        for path in sorted((folder / "cells").glob("*/status.json"))
-    }
+    ended = sorted(path.parent for path in (folder / "cells").glob(f"*/{STATUS}"))
+    found = {cell.name: status_of(cell) for cell in ended}
     return [f"{name} ({status})" for name, status in found.items() if status != "done"]
 
 

@@ -23,7 +23,13 @@ from rich.table import Column, Table
 
 
 class _Aside(Console):
-    """Standard error, which may lose its reader: the work goes on, and its exit code stays."""
+    """Standard error, which may be lost: the work goes on, and its exit code stays."""
+
+    def _check_buffer(self) -> None:  # Rich has a hook for pipes alone
+        try:
+            super()._check_buffer()
+        except OSError:  # a terminal that was closed, a full disk under a log
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

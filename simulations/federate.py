@@ -232,7 +232,7 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
                 if site["left_out"]:
                     bar.tell(f"site '{name}': {site['left_out']} left out; fedscan check tells why")
         if log and (new := log.new_rows()):
-            rows += new
+            rows = [row for row in rows if row.round > bar.done] + new  # those not yet shown
             _show_new_rounds(rows, bar, config)
         if ended:
             return folder

@@ -245,7 +245,7 @@ def test_line_still_being_written_is_left_for_later_wherever_it_ends(tmp_path):
 
 def test_a_tail_gives_every_row_once_wherever_the_writer_pauses(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.append([row(), row(round=2, value=math.nan), row(round=3, site="süd")])
+    log.append([row(), row(round=2, value=math.nan), row(round=3)])
     whole = log.path.read_bytes()
     for pause in range(len(whole) + 1):
         tail = MetricsTail(tmp_path / f"{pause}.jsonl")

@@ -23,7 +23,7 @@ class Told:
         self.lines.append(line)
 
 
-def log_round(model: Path, number: int, split: str = "train") -> None:
+def log_round(model: Path, number: int, split: str) -> None:
     MetricsLog(model / "metrics.jsonl").append([Row(number, "north", split, "p", 0.0, 1, 1.0)])
 
 
@@ -38,14 +38,14 @@ def test_rounds_of_every_model_count_and_a_failure_is_told_at_once(tmp_path: Pat
     for cell in (one, two):
         folders[cell].mkdir()
         (folders[cell] / BEGAN).touch()
-    log_round(folders[one] / "north", 1)
+    log_round(folders[one] / "north", 1, "val")
     log_round(folders[one] / "south", 2, "val")
-    log_round(folders[two] / "17", 3)
+    log_round(folders[two] / "17", 3, "train")
     progress.show(bar)
     assert (bar.done, bar.note) == (1 + 2 + 3, "local-seed0, federated-fedavg-seed0")
 
     (folders[two] / "17").rename(folders[two] / "all")  # as a federation does when it has ended
-    log_round(folders[two] / "all", 4)
+    log_round(folders[two] / "all", 4, "train")
     log_round(folders[two] / "all", 9, "test")  # of the selected round
     progress.show(bar)
     assert bar.done == 1 + 2 + 4

@@ -40,19 +40,40 @@ def test_run_refuses_with_one_clear_message(
     assert not list(tmp_path.iterdir())  # nothing was begun
 
 
-def test_the_exit_code_does_not_depend_on_a_reader_of_standard_error(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
+def lost(kind: str) -> int:
+    """Open a standard error that cannot be written to."""
+    if kind == "full disk":
+        return os.open("/dev/full", os.O_WRONLY)
+    reader, writer = os.pipe() if kind == "reader" else os.openpty()
     os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("kind", ["reader", "terminal", "full disk"])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["run", "--set", "seed=-1"], 2),
+        (["prepare", "phantom", "cohort", "--sites", "a=5", "--test", "2"], 0),
+    ],
+)
+def test_work_goes_on_and_keeps_its_exit_code_when_standard_error_is_lost(
+    kind: str, words: list[str], code: int, tmp_path: Path
+) -> None:
+    stderr = lost(kind)
     done = subprocess.run(
-        [str(SCRIPTS / "fedscan"), "run", "--set", "seed=-1"],
+        [str(SCRIPTS / "fedscan"), *words],
         cwd=tmp_path,
         env=environment(tmp_path / "cache"),
-        stderr=writer,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
         timeout=240,
         check=False,
     )
-    os.close(writer)
-    assert done.returncode == 2
+    os.close(stderr)
+    assert done.returncode == code
+    assert done.stdout == ("" if code else "cohort\n")
 
 
 def test_run_refuses_another_number_of_sites_than_the_cohort_has(
