@@ -175,7 +175,7 @@ class Benchmark:
         images = config.total_steps * config.batch_size
         return {
             "description": plan.description,
-            "config": {**config.to_flower(), **self._proximal(), "seed": plan.first_seed},
+            "config": {**config.to_flower(), **self._proximal()},
             "arms": list(plan.arms),
             "strategies": list(plan.strategies),
             "reference": plan.reference_strategy,

@@ -16,8 +16,9 @@ PROBE_STEPS = {"classification": 5, "generation": 16}  # a GAN's lazy penalties 
 SLOW_STEP = 1.0  # seconds: beyond, fewer steps have to do
 SLOW_STEPS = 4
 # Seconds beside the optimizer steps, as seen on two cores: start of Flower, Ray and messages; or a
-# process, its imports and loading.
+# process, its imports and loading. And what a site's messages and the average cost a round.
 FEDERATED_OVERHEAD = 35.0
+ROUND_OVERHEAD = 0.4
 CELL_OVERHEAD = 8.0
 
 
@@ -46,7 +47,9 @@ def estimate_seconds(plan: Plan, sites: int, base: Mapping[str, Any]) -> float:
             if cell.arm == USE:  # beside the federated classifier
                 trainings += _use_trainings(plan, sites)
             federated = cell.arm in ("federated", PRETRAINING, USE)
-            overhead = FEDERATED_OVERHEAD if federated else CELL_OVERHEAD
+            overhead = CELL_OVERHEAD
+            if federated:
+                overhead = FEDERATED_OVERHEAD + ROUND_OVERHEAD * config.num_server_rounds * sites
             seconds.append(steps[alike] * config.total_steps * trainings + overhead)
         lanes = max(1, usable_cpus() // threads)
         total += max(sum(seconds) / lanes, max(seconds))

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from bars import Told
 from benchmark_folders import Page
 from browser import Browser
 from generation_folders import SITES, make_comparison, make_run, noise, slices
@@ -301,17 +302,6 @@ def test_a_run_that_classifies_has_no_report(tmp_path: Path) -> None:
         write_report(folder)
 
 
-class Told:
-    """A bar that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.done, self.notes = 0, []
-
-    def advance(self, count: int = 1, note: str = "", *, always: bool = False) -> None:
-        self.done += count
-        self.notes += [note] if always else []
-
-
 def test_rounds_without_validation_count_as_well() -> None:
     config = RunConfig.from_flower(
         {"task": "generation", "num-server-rounds": 5, "evaluate-every": 2}
@@ -329,8 +319,8 @@ def test_rounds_without_validation_count_as_well() -> None:
     assert bar.done == 1  # the whole is not yet there
     add(2, "all", "val", "frechet_distance", 12.345)
     assert bar.done == 2
-    assert bar.notes == ["validation: Fréchet distance 12.35; kernel distance north 0.250"] or (
-        bar.notes == ["validation: Fréchet distance 12.34; kernel distance north 0.250"]
+    assert bar.always == ["validation: Fréchet distance 12.35; kernel distance north 0.250"] or (
+        bar.always == ["validation: Fréchet distance 12.34; kernel distance north 0.250"]
     )
     for number in (3, 4, 5):
         rows.append(Row(number, "north", "train", "p", 0.0, 10, 1.0))
@@ -339,7 +329,7 @@ def test_rounds_without_validation_count_as_well() -> None:
         rows.append(Row(number, "north", "val", "kernel_distance", 0.1, 10, 1.0))
     federate._show_new_rounds(rows, bar, config)
     assert bar.done == 5
-    assert bar.notes[-1] == "validation: kernel distance north 0.100"
+    assert bar.always[-1] == "validation: kernel distance north 0.100"
 
 
 def test_the_terminal_shows_distances(
@@ -398,7 +388,8 @@ def test_an_estimate_counts_every_classifier_of_a_use_cell(monkeypatch: pytest.M
         estimate.estimate_seconds(Plan(arms=arms, run=run, use=one), 3, base) for one in (use, {})
     )
     classifiers = 3 + 1 + 2 * 4 + 2 * 3  # federated at three sites; real; amounts; sites
-    assert with_ - without == pytest.approx(classifiers + estimate.FEDERATED_OVERHEAD)
+    messages = estimate.FEDERATED_OVERHEAD + estimate.ROUND_OVERHEAD * 2 * 3
+    assert with_ - without == pytest.approx(classifiers + messages)
 
 
 @pytest.mark.parametrize("task", ["classification", "generation"])

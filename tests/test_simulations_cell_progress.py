@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bars import Told
+
 from common.metrics_log import MetricsLog, Row
 from simulations.cell_progress import CellProgress
 from simulations.plan import Cell
 from simulations.schedule import BEGAN, end_cell
-
-
-class Told:
-    """A bar that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.done, self.note, self.lines = 0, "", []
-
-    def advance(self, count: int, note: str) -> None:
-        self.done, self.note = self.done + count, note
-
-    def tell(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def log_round(model: Path, number: int, split: str) -> None:
@@ -42,7 +31,7 @@ def test_rounds_of_every_model_count_and_a_failure_is_told_at_once(tmp_path: Pat
     log_round(folders[one] / "south", 2, "val")
     log_round(folders[two] / "17", 3, "train")
     progress.show(bar)
-    assert (bar.done, bar.note) == (1 + 2 + 3, "local-seed0, federated-fedavg-seed0")
+    assert (bar.done, bar.notes[-1]) == (1 + 2 + 3, "local-seed0, federated-fedavg-seed0")
 
     (folders[two] / "17").rename(folders[two] / "all")  # as a federation does when it has ended
     log_round(folders[two] / "all", 4, "train")
@@ -53,7 +42,7 @@ def test_rounds_of_every_model_count_and_a_failure_is_told_at_once(tmp_path: Pat
     end_cell(folders[two], two, "timeout", "ended after 5 s")
     for _ in range(2):
         progress.show(bar)
-    assert (bar.done, bar.note) == (1 + 2 + 10, "local-seed0")
+    assert (bar.done, bar.notes[-1]) == (1 + 2 + 10, "local-seed0")
     assert bar.lines == [
         f"federated-fedavg-seed0 failed: timeout; {folders[two] / 'status.json'} tells why"
     ]
