@@ -15,9 +15,9 @@ from simulations.plan import PRETRAINING, USE, Plan
 PROBE_STEPS = {"classification": 5, "generation": 16}  # a GAN's lazy penalties come every 16
 SLOW_STEP = 1.0  # seconds: beyond, fewer steps have to do
 SLOW_STEPS = 4
-# Seconds beside the optimizer steps, as seen on two cores: start of Flower and Ray; or a process, its
-# imports and loading; and what one site's messages and share of the average cost a round, as seen
-# with the GAN `tiny-32-federated`.
+# Seconds beside the optimizer steps, as seen on two cores: start of Flower and Ray; or a process,
+# its imports and loading; and what one site's messages and share of the average cost a round, as
+# seen with the GAN `tiny-32-federated`.
 FEDERATED_OVERHEAD = 35.0
 ROUND_OVERHEAD = 0.4
 CELL_OVERHEAD = 8.0
