@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,8 @@ def _usable_cpus() -> range | set[int]:
 def compute_device(config: RunConfig, share: Grant) -> Iterator[torch.device]:
     """Set threads and device for one call, and give a GPU's memory back after it.
 
+    The processor's is kept for the next call: training asks for the same again at every step.
+
     Parameters
     ----------
     config : RunConfig
@@ -83,6 +86,7 @@ def compute_device(config: RunConfig, share: Grant) -> Iterator[torch.device]:
             f'--federation-config "client-resources-num-cpus={config.threads}", or fewer threads'
         )
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
     if config.device == "cpu" or share.gpus <= 0 or not torch.cuda.is_available():
         yield torch.device("cpu")
         return
