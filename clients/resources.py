@@ -65,7 +65,8 @@ def _usable_cpus() -> range | set[int]:
 def compute_device(config: RunConfig, share: Grant) -> Iterator[torch.device]:
     """Set threads and device for one call, and give a GPU's memory back after it.
 
-    The processor's is kept for the next call: training asks for the same again at every step.
+    Memory of the processor that training frees stays with the process until it ends, since every
+    step asks for the same again.
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ def test_threads_are_those_of_the_run_whatever_was_granted(cpus):
         assert torch.get_num_threads() == 2
 
 
-def test_freed_memory_is_kept_for_the_next_call(monkeypatch):
+def test_the_c_library_is_told_to_keep_freed_memory(monkeypatch):
     told = []
     monkeypatch.setattr(resources, "keep_freed_memory", lambda: told.append("keep"))
     with compute_device(RunConfig(), Grant(1, 0)):
