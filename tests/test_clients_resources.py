@@ -144,7 +144,7 @@ def test_gpu_is_shared_limited_and_given_back():
     total = torch.cuda.get_device_properties(0).total_memory
     share = 0.05
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()  # cuBLAS keeps workspaces of those who came before
+    before = torch.cuda.memory_reserved()  # by tests before this one; not this call's to give back
     try:
         with compute_device(RunConfig(), Grant(1, share)) as device:
             work = torch.ones(2**24, device=device)  # 64 MiB
