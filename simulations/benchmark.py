@@ -117,7 +117,8 @@ class Benchmark:
             if missing := [cell for cell in stage if self._status(cell) not in FINAL]:
                 self._clear(missing)
                 self._schedule(missing)
-        self._collect()
+            if stage[0].arm != PRETRAINING:  # what has been compared can be read while others run
+                self._collect()
 
     def _clear(self, cells: list[Cell]) -> None:
         """Remove what interrupted attempts left, and what was made from models that now change."""

@@ -463,3 +463,16 @@ def test_quiet_and_whole_in_a_browser(
         assert browser.evaluate(enlarged) == 0
         paper = str(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")
+
+
+def test_a_comparison_can_be_read_before_its_pictures_are_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(seeds=2, local="poor", run={"task": "generation"}, use={"task": "classification"})
+    made = benchmark.Benchmark(plan, dict.fromkeys(SITES, tmp_path), {}, tmp_path / "out")
+    monkeypatch.setattr(made, "_begin", lambda resume: None)
+    happened: list[str] = []
+    monkeypatch.setattr(made, "_schedule", lambda cells: happened.append(f"{len(cells)} cells"))
+    monkeypatch.setattr(made, "_collect", lambda: happened.append("collected"))
+    made.run(resume=False)
+    assert happened == ["6 cells", "collected", "2 cells", "collected"]
