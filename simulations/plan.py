@@ -207,7 +207,8 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         raise ConfigError(f"unknown preset '{preset}'; there are {', '.join(found)}")
     values = tomllib.loads(found[preset].read_text())
     values.update({key: value for key, value in overrides.items() if value is not None})
-    values["run"] = {**values.get("run", {}), **run}
+    preset_run = values.get("run", {})
+    values["run"] = {**preset_run, **run}
     if clash := OPTIONS.keys() & values["run"].keys():
         key = min(clash)
         raise ConfigError(f"--set {key}: a comparison takes {OPTIONS[key]}")
@@ -223,6 +224,17 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         raise ConfigError("comparison: " + "\ncomparison: ".join(faults)) from None
     if "proximal-mu" in plan.run and "fedprox" not in plan.strategies:
         raise ConfigError("--set proximal-mu has no effect without --strategies fedprox")
+    if plan.pretraining and "gan-checkpoint" in run:
+        raise ConfigError(
+            f"--set gan-checkpoint: preset '{preset}' compares features of generators that it "
+            "trains itself. For another's: fedscan run --set classifier=gan-features --set "
+            "gan-checkpoint=RUN"
+        )
+    task = preset_run.get("task", RunConfig().task)
+    if (plan.pretraining or plan.use) and run.get("task", task) != task:
+        raise ConfigError(
+            f"--set task={run['task']}: preset '{preset}' is made for {task}. Choose another preset"
+        )
     for values in (plan.arms, plan.strategies):
         if len(set(values)) < len(values):
             raise ConfigError(f"comparison: {', '.join(values)}: each may be named once")

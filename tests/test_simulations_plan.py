@@ -82,6 +82,26 @@ def test_a_plan_that_contradicts_itself_is_refused(changes: dict, words: str) ->
         load_plan("gan-domain-adaptation", {"strategies": ["fedavg"], **changes}, {})
 
 
+@pytest.mark.parametrize(
+    ("preset", "run", "words"),
+    [
+        ("gan-domain-adaptation", {"gan-checkpoint": "runs/x"}, "trains itself"),
+        ("gan-domain-adaptation", {"task": "generation"}, "made for classification"),
+        ("generation", {"task": "classification"}, "made for generation"),
+    ],
+)
+def test_a_preset_of_several_stages_refuses_settings_that_take_its_sense(
+    preset: str, run: dict, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_plan(preset, {}, run)
+
+
+def test_a_preset_may_be_given_its_own_task() -> None:
+    assert load_plan("generation", {}, {"task": "generation"}).run["task"] == "generation"
+    assert load_plan("default", {}, {"task": "generation"}).run["task"] == "generation"
+
+
 def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() -> None:
     run = {
         **{"share": "generator", "weighting": "distance", "transport": "int8"},
