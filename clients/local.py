@@ -52,7 +52,8 @@ class Workplace:
     def hello(self, message: Message) -> Message:
         """Prepare the training and validation scans; answer with counts, never with names.
 
-        That there are test scans is seen now, not after the training; none is opened.
+        That there are test scans is seen now, not after the training; none is opened. So is what
+        judges pictures, which must be the same at all sites.
         """
         counts = self.task.survey(self.site.name, self.site.data_dir)
         for split in ("train", "val"):
@@ -60,7 +61,8 @@ class Workplace:
             counts["left_out"] += counts[f"n_{split}"] - usable
             counts[f"n_{split}"] = usable
         with compute_device(self.config, granted()) as device:
-            return messages.identity_reply(message, self.site.name, counts, str(device))
+            judge = self.task.judge_hash(self.config)
+            return messages.identity_reply(message, self.site.name, counts, str(device), judge)
 
     def train(self, message: Message) -> Message:
         """Fit the global model to the site's training scans for one round.

@@ -255,6 +255,11 @@ class RunConfig(Settings):
             raise ValueError("weighting 'distance' needs task 'generation': only there is one")
         if self.task != "generation" and self.share != "both":
             raise ValueError("share has no effect without task 'generation'")
+        if self.task == "generation" and self.gan_checkpoint:
+            raise ValueError(
+                "gan-checkpoint has no effect with task 'generation', which begins with new "
+                "networks: leave it out"
+            )
         if self.task == "generation":
             self.stylegan2()
         return self
@@ -309,8 +314,3 @@ class RunConfig(Settings):
     def to_flower(self) -> dict[str, bool | int | float | str]:
         """Return the flat, kebab-case mapping that :meth:`from_flower` reads."""
         return self.to_mapping()
-
-
-def accepted_values(key: str) -> str:
-    """Say in words which values a run-config key takes."""
-    return RunConfig.accepted_values(key)

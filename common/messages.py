@@ -95,9 +95,14 @@ def evaluation_in(message: Message) -> Evaluation:
     )
 
 
-def identity_reply(message: Message, site: str, counts: Mapping[str, int], device: str) -> Message:
-    """Compose the answer to :data:`HELLO`: a name, numbers of scans, a device, a source hash."""
-    identity = {"site": site, "source-hash": source_hash(), "device": device}
+def identity_reply(
+    message: Message, site: str, counts: Mapping[str, int], device: str, judge: str = ""
+) -> Message:
+    """Compose the answer to :data:`HELLO`: a name, numbers of scans, a device, hashes.
+
+    They are of the sources, and of the network that judges pictures, where there is one.
+    """
+    identity = {"site": site, "source-hash": source_hash(), "device": device, "judge": judge}
     return Message(
         content=RecordDict({IDENTITY: ConfigRecord(identity), METRICS: MetricRecord(dict(counts))}),
         reply_to=message,

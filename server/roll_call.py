@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from common import messages
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
+from common.evaluation.generation import require_one_extractor
 from common.messages import Failure
 from common.provenance import require_same_source
 from common.sites import SITE_NAME
@@ -51,6 +52,8 @@ class RollCall:
     ------
     ConfigError
         If too few sites connect in time, or two claim one name.
+    FedscanError
+        If they judge pictures with different extractors.
     SiteFailure
         If a site cannot take part.
     """
@@ -63,6 +66,7 @@ class RollCall:
             {label: messages.request(hello, node) for label, node in nodes.items()}, hello
         )
         sites: dict[str, Participant] = {}
+        judges: dict[str, str] = {}
         for label, reply in replies.items():
             try:
                 identity = reply.content[messages.IDENTITY]
@@ -78,6 +82,8 @@ class RollCall:
                 )
             counts = {key: int(value) for key, value in reply.content[messages.METRICS].items()}
             sites[name] = Participant(nodes[label], counts, str(identity["device"]))
+            judges[name] = str(identity.get("judge", ""))
+        require_one_extractor(dict(sorted(judges.items())))
         self.sites = dict(sorted(sites.items()))
 
     def ask(
@@ -102,13 +108,16 @@ class RollCall:
         return self._exchange(requests, f"{kind}, round {round_number}")
 
     def _exchange(self, requests: dict[str, Message], phase: str) -> dict[str, Message]:
-        names = {message.metadata.dst_node_id: name for name, message in requests.items()}
-        replies = {
-            names[reply.metadata.src_node_id]: reply
-            for reply in self._grid.send_and_receive(
-                requests.values(), timeout=self._config.reply_timeout
-            )
-        }
+        answers = self._grid.send_and_receive(requests.values(), timeout=self._config.reply_timeout)
+        asked = {message.metadata.dst_node_id: name for name, message in requests.items()}
+        # For a node that was lost Flower answers as itself: what it answers tells for whom.
+        sent = {message.metadata.message_id: name for name, message in requests.items()}
+        replies = {}
+        for reply in answers:
+            about = reply.metadata
+            name = asked.get(about.src_node_id) or sent.get(about.reply_to_message_id)
+            if name:
+                replies[name] = reply
         for name in sorted(requests):
             if name not in replies:
                 reason = f"no answer within {self._config.reply_timeout:g} s"

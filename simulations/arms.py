@@ -28,16 +28,13 @@ from common.run_folder import METRICS, SUMMARY
 from common.tasks import Evaluation, Place, State, Verdict, load_task
 from server.selection import BestRound, due
 from simulations.plan import PRETRAINING, USE, Cell
+from simulations.results import COLUMNS
 
 POOL = "all"  # trained_on of a model that learned from every site
 CURVES = (  # what is kept of every validation
     *("loss", "balanced_accuracy"),
     *("frechet_distance", "kernel_distance", "precision", "recall"),
 )
-COLUMNS = [
-    *("arm", "strategy", "seed", "trained_on", "tested_on", "split", "metric", "value", "n"),
-    *("steps", "images_seen", "rounds", "seconds", "bytes_up", "bytes_down", "status"),
-]
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ from common.paths import cache_dir
 from common.provenance import PACKAGES, source_hash, versions
 from common.tasks import load_task
 from simulations import console
-from simulations.arms import COLUMNS, POOL, Work
+from simulations.arms import POOL, Work
 from simulations.cell_progress import CellProgress
 from simulations.folders import locked, require_empty
 from simulations.launch import leashed, neutral_home, offline_environment, usable_cpus
 from simulations.plan import PRETRAINING, USE, Cell, Plan
+from simulations.results import COLUMNS, USE_NUMBERS, USE_TEXTS, read_table
 from simulations.schedule import MISSING, status_of
 
 RESULTS, SUMMARY, MANIFEST, SAMPLES = (
@@ -117,6 +118,7 @@ class Benchmark:
             if missing := [cell for cell in stage if self._status(cell) not in FINAL]:
                 self._clear(missing)
                 self._schedule(missing)
+                self._forget_private_state()
             if stage[0].arm != PRETRAINING:  # what has been compared can be read while others run
                 self._collect()
 
@@ -127,7 +129,11 @@ class Benchmark:
             shutil.rmtree(self._cell(cell), ignore_errors=True)
             for site in self.sites:
                 shutil.rmtree(self._records / site / cell.name, ignore_errors=True)
-        for site in self.sites:  # of federations, whose records have the run's number until the end
+        self._forget_private_state()
+
+    def _forget_private_state(self) -> None:
+        """Remove what federations that did not come to their end have left at the sites."""
+        for site in self.sites:  # their records have the run's number until the end
             for left in [self._records / site / STATE, *(self._records / site).glob("[0-9]*")]:
                 if left.name == STATE or left.name.isdecimal():
                     shutil.rmtree(left, ignore_errors=True)
@@ -285,7 +291,7 @@ class Benchmark:
         """Write results, summary and sample scans from the cells' folders."""
         cells = self.plan.cells()
         parts = [
-            pd.read_csv(self._cell(cell) / RESULTS)
+            read_table(self._cell(cell) / RESULTS)
             for cell in cells
             if (self._cell(cell) / RESULTS).is_file()
         ]
@@ -340,7 +346,7 @@ class Benchmark:
                 plain |= {(cell.strategy, cell.seed): float(found)} if found else {}
         summary = summarize_generation(results, manifest, plain_bytes=plain)
         used = [
-            pd.read_csv(self._cell(cell) / RESULTS)
+            read_table(self._cell(cell) / RESULTS, numbers=USE_NUMBERS, texts=USE_TEXTS)
             for stage in self.plan.stages()
             for cell in stage
             if cell.arm == USE and self._status(cell) == "done"

@@ -33,7 +33,6 @@ MEASURES = (
     "copies_flagged",
 )
 DISTANCES = ("frechet_distance", "kernel_distance")  # the first that is there leads
-LESS_IS_BETTER = {*DISTANCES, "copies_flagged"}
 NAMES = {"frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance"}
 ONE = "one repetition: no interval"
 

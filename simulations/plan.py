@@ -164,7 +164,10 @@ class Plan(BaseModel):
         if cell.arm == USE:
             values = {key: values[key] for key in SHARED_WITH_USE if key in values}
         values |= {PRETRAINING: self.pretraining, USE: self.use}.get(cell.arm, {})
-        values |= self.variants.get(cell.strategy, {})
+        own = dict(self.variants.get(cell.strategy, {}))
+        if both := [one["gan-changes"] for one in (values, own) if one.get("gan-changes")]:
+            own["gan-changes"] = " ".join(map(str, both))  # of a key told twice the last holds
+        values |= own
         values["strategy"] = "fedprox" if cell.strategy == "fedprox" else "fedavg"
         if cell.strategy == "fedprox":
             values["proximal-mu"] = self.run.get("proximal-mu", FEDPROX_MU)

@@ -17,9 +17,10 @@ import pandas as pd
 
 from common.errors import DivergedError
 from common.files import write_atomically, write_json
-from simulations.arms import COLUMNS, Work, run_cell
+from simulations.arms import Work, run_cell
 from simulations.launch import usable_cpus
 from simulations.plan import Cell
+from simulations.results import COLUMNS
 
 POLL_SECONDS = 1.0
 STATUS, BEGAN = "status.json", "began"  # in a cell's folder

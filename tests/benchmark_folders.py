@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from common.evaluation.classification import classification_metrics
-from simulations.report.document import NUMBERS, TEXTS
+from simulations.results import NUMBERS, TEXTS
 from simulations.statistics import summarize
 
 MODELS = (("centralized", ""), ("local", ""), ("federated", "fedavg"))

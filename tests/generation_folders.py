@@ -13,7 +13,7 @@ from common.imaging.pictures import write_grid
 from common.imaging.slices import LEVELS_MM, SliceSet
 from simulations.generation_statistics import summarize_generation
 from simulations.report import samples
-from simulations.report.document import NUMBERS, TEXTS
+from simulations.results import NUMBERS, TEXTS
 
 SITES = {"island": 20, "north": 200, "south": 120}  # people; the first is poor
 MODELS = (("centralized", "", "all"), ("federated", "fedavg", "all"), ("local", "", "island"))

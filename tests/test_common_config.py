@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.config import RunConfig, accepted_values
+from common.config import RunConfig
 from common.errors import ConfigError
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -43,7 +43,7 @@ def test_nothing_given_is_the_defaults():
 
 def test_every_key_says_what_it_accepts_and_means():
     for key in DEFAULTS:
-        assert accepted_values(key)
+        assert RunConfig.accepted_values(key)
     for name, field in RunConfig.model_fields.items():
         assert field.description, name
 
@@ -288,3 +288,8 @@ def test_whatever_flower_hands_over_is_accepted_or_refused_in_words(run_config):
         RunConfig.from_flower(run_config)
     except ConfigError as error:
         assert str(error).startswith("run config: ")
+
+
+def test_a_generation_begins_with_new_networks():
+    with pytest.raises(ConfigError, match="gan-checkpoint has no effect with task 'generation'"):
+        RunConfig.from_flower({"task": "generation", "gan-checkpoint": "/runs/7"})

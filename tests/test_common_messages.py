@@ -161,12 +161,13 @@ def test_evaluation_arrives_as_it_was_sent_and_nothing_besides(asked):
     assert_same_bits(statistics, found.statistics)
 
 
-def test_identity_is_name_device_sources_and_counts(asked):
-    reply = messages.identity_reply(asked, "north", {"n_train": 8, "n_val": 2}, "cpu")
+def test_identity_is_name_device_hashes_and_counts(asked):
+    reply = messages.identity_reply(asked, "north", {"n_train": 8, "n_val": 2}, "cpu", "1f")
     assert dict(reply.content[messages.IDENTITY]) == {
         "site": "north",
         "source-hash": source_hash(),
         "device": "cpu",
+        "judge": "1f",
     }
     assert dict(reply.content[messages.METRICS]) == {"n_train": 8, "n_val": 2}
 

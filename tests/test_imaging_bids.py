@@ -371,6 +371,11 @@ class TestSites:
             list_sites(tmp_path)
         assert name not in caught.value.public
 
+    def test_all_stands_for_all_sites(self, tmp_path):
+        (tmp_path / "all").mkdir()
+        with pytest.raises(ConfigError, match="'all' cannot name a site"):
+            list_sites(tmp_path)
+
     def test_link_out_of_the_cohort(self, tmp_path):
         for name in ("cohort", "elsewhere"):
             (tmp_path / name).mkdir()

@@ -25,7 +25,7 @@ from clients.app import app as client_app
 from clients.state import SiteState
 from common import messages
 from common.config import RunConfig
-from common.errors import ConfigError, ProvenanceError
+from common.errors import ConfigError, FedscanError, ProvenanceError
 from common.messages import EVALUATE, HELLO, TRAIN, Failure
 from common.metrics_log import read_rows
 from common.paths import cache_dir
@@ -512,6 +512,25 @@ def test_site_with_other_sources_is_refused_before_training(tmp_path):
     assert grid.asked() == [(HELLO, "", 0)]
 
 
+def test_sites_that_judge_by_different_networks_are_refused_before_training(tmp_path):
+    @dataclass
+    class Judging(ScriptedSite):
+        judge: str = ""
+
+        def __call__(self, message: Message) -> Message:
+            reply = super().__call__(message)
+            if messages.IDENTITY in reply.content.config_records:
+                reply.content[messages.IDENTITY]["judge"] = self.judge
+            return reply
+
+    sites = (Judging(name, judge=digest * 64) for name, digest in (("south", "1"), ("north", "0")))
+    grid = InProcessGrid(nodes(*sites))
+    failure = fail(tmp_path, grid, FedscanError)
+    assert "different extractors (north 000000000000, south 111111111111)" in failure["error"]
+    assert "--node-config" in failure["error"]
+    assert grid.asked() == [(HELLO, "", 0)]
+
+
 # Sites that fail
 
 
@@ -561,6 +580,19 @@ def test_site_that_flower_lost_is_named(tmp_path):
     assert (failure["site"], failure["error"]) == ("south", "killed")
     assert "train" in failure["phase"]
     assert "round 2" in failure["phase"]
+
+
+def test_site_for_which_flower_answers_itself_is_named(tmp_path):
+    """As it does for a SuperNode whose heartbeats have stopped: with no node of the run's."""
+    from flwr.server.superlink.linkstate import utils
+
+    def lost(message: Message) -> Message:
+        message.metadata.__dict__["_message_id"] = "sent to south"  # as Flower's grid does
+        return utils.create_message_error_unavailable_res_message(message.metadata, "node_unavail")
+
+    failure = fail(tmp_path, failing(lost), SiteFailure)
+    assert (failure["site"], failure["error"]) == ("south", utils.NODE_UNAVAILABLE_ERROR_REASON)
+    assert failure["phase"] == "train (train), round 2"
 
 
 @pytest.mark.parametrize("kind", [TRAIN, EVALUATE])

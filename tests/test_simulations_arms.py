@@ -17,8 +17,9 @@ from common.errors import ConfigError
 from common.paths import cache_dir
 from common.tasks import Place, classification
 from common.training.classifier import predict
-from simulations.arms import COLUMNS, POOL, Work, pooled_config, run_cell
+from simulations.arms import POOL, Work, pooled_config, run_cell
 from simulations.plan import Cell
+from simulations.results import COLUMNS
 
 TINY = {"num-server-rounds": 2, "local-steps": 3, "batch-size": 4, "image-size": 16}
 

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import FedscanError
 from simulations.generation_statistics import interval, summarize_generation, summarize_use
-from simulations.report.document import NUMBERS, TEXTS
+from simulations.results import NUMBERS, TEXTS
 
 MANIFEST = {"poor_site": "island", "sites": {"island": {}, "north": {}}}
 

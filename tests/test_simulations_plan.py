@@ -97,6 +97,20 @@ def test_a_preset_of_several_stages_refuses_settings_that_take_its_sense(
         load_plan(preset, {}, run)
 
 
+def test_a_variant_keeps_the_changes_that_hold_for_all() -> None:
+    plan = load_plan(
+        "generation",
+        {"strategies": ["fedavg", "by-site"]},
+        {"gan-changes": "diversity-weight=0 label-kinds=sex"},
+    )
+    plain, own = (
+        plan.config(Cell("federated", strategy, 0), {}).stylegan2()
+        for strategy in ("fedavg", "by-site")
+    )
+    assert (plain.diversity_weight, plain.label_kinds) == (0.0, ("sex",))
+    assert (own.diversity_weight, own.label_kinds) == (0.0, ("site",))
+
+
 def test_a_preset_may_be_given_its_own_task() -> None:
     assert load_plan("generation", {}, {"task": "generation"}).run["task"] == "generation"
     assert load_plan("default", {}, {"task": "generation"}).run["task"] == "generation"

@@ -23,7 +23,7 @@ from common.tasks import (
     load_task,
 )
 from common.training.gan_checkpoint import load_discriminator, load_generator
-from common.training.gan_sampling import sample
+from common.training.gan_sampling import sample, sample_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -478,6 +478,21 @@ def test_a_grid_has_a_row_a_site_and_sex_and_a_column_a_height(kinds, rows, colu
     released = generation.first_release(generation.build_model(run, at("server")))
     generation.illustrate(tmp_path, released, run, round_number=7, place=at("server"))
     assert [p.name for p in (tmp_path / "grids").iterdir()] == ["round-0007.png"]
+
+
+@pytest.mark.parametrize(("kinds", "people"), [("none", 40), ("height", 8), ("site", 10)])
+def test_rows_of_one_kind_show_other_people(kinds, people, tmp_path, monkeypatch):
+    shown: list[int] = []
+
+    def recorded(generator, rows, numbers, *, seed):
+        shown.extend(numbers)
+        return sample_rows(generator, rows, numbers, seed=seed)
+
+    monkeypatch.setattr(generation_grids, "sample_rows", recorded)
+    run = config(gan_changes=SMALL.replace("sex,height,site", kinds))
+    released = generation.first_release(generation.build_model(run, at("server")))
+    generation.illustrate(tmp_path, released, run, round_number=1, place=at("server"))
+    assert set(shown) == set(range(people))
 
 
 def test_unequal_labels_of_fakes_are_no_clue():

@@ -21,7 +21,6 @@ from common.models import architecture as architecture_module
 from common.training import gan_checkpoint
 from common.training.gan import GanTraining, fit
 from common.training.gan_checkpoint import (
-    has_checkpoint,
     load_checkpoint,
     load_generator,
     save_checkpoint,
@@ -329,15 +328,11 @@ class TestRefusals:
         load_generator(folder)
 
     def test_nothing_there(self, tmp_path):
-        assert not has_checkpoint(tmp_path)
         assert any("gan.json is missing" in text for text in refusals(tmp_path))
         (tmp_path / "17").mkdir()
         (tmp_path / "17" / "gan.json").write_text("{}")
         assert any(f"Name {tmp_path / '17'}, or another" in text for text in refusals(tmp_path))
         assert any("there is no such folder" in text for text in refusals(tmp_path / "none"))
-
-    def test_there_it_is(self, folder):
-        assert has_checkpoint(folder)
 
     @pytest.mark.parametrize("name", ["network.pkl", "model.pt", "model.PTH", "last.ckpt"])
     def test_pickle_is_never_opened(self, tmp_path, name):

@@ -290,6 +290,28 @@ def require_extractor(result: Mapping[str, Any]) -> Mapping[str, str]:
     return extractor
 
 
+def require_one_extractor(hashes: Mapping[str, str]) -> None:
+    """Refuse sites that judge pictures with different extractors.
+
+    Parameters
+    ----------
+    hashes : mapping of str to str
+        Of each site's extractor.
+
+    Raises
+    ------
+    FedscanError
+    """
+    if len(set(hashes.values())) > 1:
+        found = ", ".join(f"{site} {digest[:12]}" for site, digest in hashes.items())
+        raise FedscanError(
+            f"sites judge pictures with different extractors ({found}), as fedscan's own can be "
+            "where it was made on different processors. Copy one extractor's file to all sites and "
+            "name it there: flower-supernode --node-config 'extractor=\"/path\" …', in a "
+            "simulation --set extractor=/path"
+        )
+
+
 def _root(covariance: np.ndarray) -> np.ndarray:
     """Symmetric root of a positive semidefinite matrix; what rounding made negative is zero."""
     values, vectors = np.linalg.eigh(covariance)

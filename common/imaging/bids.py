@@ -31,6 +31,7 @@ from common.imaging.participants import (
 )
 from common.imaging.site_files import ESCAPES, UNREADABLE, plain, resolve_inside
 from common.imaging.splits import assign_splits
+from common.sites import SITE_NAME
 
 LABELS = ("female", "male")  # a label is an index into this
 
@@ -39,7 +40,6 @@ NO_SCAN = "no scan"
 NO_SPLIT = "no split"
 UNLISTED = "folder not in participants.tsv"
 
-_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SESSION = re.compile(r"ses-[A-Za-z0-9][A-Za-z0-9._+-]*")
 _ENTITIES = re.compile(r"(_[A-Za-z0-9._+-]+)?_T1w\.nii(\.gz)?")
 
@@ -184,8 +184,10 @@ def list_sites(cohort_dir: Path) -> dict[str, Path]:
     for folder in sorted(root.iterdir()):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
-        if not _SITE.fullmatch(folder.name):
-            rule = "up to 64 letters, digits, '.', '_' and '-', the first a letter or digit"
+        if not SITE_NAME.fullmatch(folder.name):
+            rule = (
+                "up to 64 letters, digits, '.', '_' and '-', the first a letter or digit; not 'all'"
+            )
             raise ConfigError(
                 f"the folder '{plain(folder.name)}' cannot name a site: accepted are {rule}",
                 public=f"a site's name is {rule}",
@@ -208,7 +210,7 @@ def is_dataset(folder: Path) -> bool:
 def site_name(folder: Path) -> str:
     """Name of the site whose data set a folder is: the folder's own, where it can be one."""
     name = Path(folder).resolve().name
-    return name if _SITE.fullmatch(name) else "site"
+    return name if SITE_NAME.fullmatch(name) else "site"
 
 
 def _folders(root: Path) -> set[str]:

@@ -131,6 +131,15 @@ class Task(Protocol):
     ) -> dict[str, Tensor]:
         """Make the released state out of the one before and the average of a round."""
 
+    def judge_hash(self, config: RunConfig) -> str:
+        """Return the hash of the network by which this site judges; "" where there is none.
+
+        Raises
+        ------
+        ConfigError
+            There should be one, and it cannot be loaded.
+        """
+
     def survey(self, site: str, data_dir: Path) -> dict[str, int]:
         """Count participants by split, without opening a scan."""
 

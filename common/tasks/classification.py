@@ -110,6 +110,12 @@ def release(
     return dict(shared)
 
 
+def judge_hash(config: RunConfig) -> str:
+    """Return "": scans are judged by their labels."""
+    del config
+    return ""
+
+
 def survey(site: str, data_dir: Path) -> dict[str, int]:
     """Count the participants of each split and those left out, without opening a scan.
 

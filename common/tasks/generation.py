@@ -41,7 +41,7 @@ from common.tasks import Fit, Place, State
 from common.tasks.classification import survey
 from common.tasks.generation_grids import illustrate
 from common.tasks.generation_networks import GENERATOR, architecture, gan_config, load_released
-from common.tasks.generation_quality import evaluate, judge, summary
+from common.tasks.generation_quality import evaluate, judge, judge_hash, summary
 from common.training import gan
 from common.training.gan_checkpoint import save_checkpoint
 from common.training.gan_losses import ema_beta
@@ -58,6 +58,7 @@ __all__ = [
     "fit",
     "illustrate",
     "judge",
+    "judge_hash",
     "load_shared",
     "load_split",
     "participants",

@@ -27,10 +27,15 @@ def illustrate(
     """
     generator = generator_of(released, config, place)
     rows, names, captions = grid_rows(generator.architecture)
-    numbers = [k for row in rows for k in range(len(row))]
     flat = [one for row in rows for one in row]
+    # Without names all rows are of one kind, and each shows people of its own.
+    people = [
+        (k + (0 if names else number * len(row))) // _heights(generator)
+        for number, row in enumerate(rows)
+        for k in range(len(row))
+    ]
     seed = derive_seed(config.seed, purpose="grid")
-    images = sample_rows(generator, flat, [k // _heights(generator) for k in numbers], seed=seed)
+    images = sample_rows(generator, flat, people, seed=seed)
     parts = np.split(images, np.cumsum([len(row) for row in rows])[:-1])
     path = folder / "grids" / f"round-{round_number:04d}.png"
     write_grid(path, parts, names=names, captions=captions)

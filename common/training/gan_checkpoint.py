@@ -77,11 +77,6 @@ def save_checkpoint(
     )
 
 
-def has_checkpoint(folder: str | Path) -> bool:
-    """Tell whether a checkpoint is in a folder, be it one that can be loaded or not."""
-    return (Path(folder) / f"{NAME}.json").is_file()
-
-
 def load_checkpoint(
     folder: str | Path,
     *,

@@ -27,20 +27,9 @@ from simulations.report.page import PAGE, STYLE
 from simulations.report.pictures import trained_model, trained_models
 from simulations.report.run_content import RunContent
 from simulations.report.words import mapping
+from simulations.results import USE_NUMBERS, USE_TEXTS, read_table
 
 REPORT = "report.html"
-TEXTS = ("arm", "strategy", "trained_on", "tested_on", "split", "metric", "status")
-NUMBERS = (
-    "seed",
-    "value",
-    "n",
-    "steps",
-    "images_seen",
-    "rounds",
-    "seconds",
-    "bytes_up",
-    "bytes_down",
-)
 
 
 def write_report(folder: Path) -> Path:
@@ -112,15 +101,12 @@ def read_results(folder: Path) -> pd.DataFrame:
     """
     path = _existing(folder, "results.csv")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if absent := [name for name in (*TEXTS, *NUMBERS) if name not in table]:
-            raise ValueError(f"lacks the columns {', '.join(absent)}")
-        numbers = {name: pd.to_numeric(table[name].mask(table[name] == "")) for name in NUMBERS}
+        table = read_table(path)
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise FedscanError(f"{path}: {error}. Accepted is a table by fedscan benchmark") from None
     if table.empty:
         raise FedscanError(f"{path} has no row, so there is nothing to report")
-    return table.assign(**numbers)
+    return table
 
 
 def render(
@@ -182,18 +168,11 @@ def _read_use(folder: Path) -> pd.DataFrame | None:
     path = folder / "use.csv"
     if not path.is_file():
         return None
-    columns = ["seed", "row", "site", "metric", "value", "n"]
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if absent := [name for name in columns if name not in table]:
-            raise ValueError(f"lacks the columns {', '.join(absent)}")
-        numbers = {
-            name: pd.to_numeric(table[name].mask(table[name] == "")).astype(float)
-            for name in ("seed", "value", "n")
-        }
+        table = read_table(path, numbers=USE_NUMBERS, texts=USE_TEXTS)
     except (ValueError, OSError) as error:
         raise FedscanError(f"{path}: {error}. Delete it to report without it") from None
-    return table.assign(**numbers).dropna(subset=["seed", "value"])
+    return table.dropna(subset=["seed", "value"])
 
 
 def _read_metrics(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
