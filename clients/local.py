@@ -61,8 +61,8 @@ class Workplace:
             counts["left_out"] += counts[f"n_{split}"] - usable
             counts[f"n_{split}"] = usable
         with compute_device(self.config, granted()) as device:
-            judge = self.task.judge_hash(self.config)
-            return messages.identity_reply(message, self.site.name, counts, str(device), judge)
+            extractor = self.task.extractor_hash(self.config)
+            return messages.identity_reply(message, self.site.name, counts, str(device), extractor)
 
     def train(self, message: Message) -> Message:
         """Fit the global model to the site's training scans for one round.

@@ -96,13 +96,18 @@ def evaluation_in(message: Message) -> Evaluation:
 
 
 def identity_reply(
-    message: Message, site: str, counts: Mapping[str, int], device: str, judge: str = ""
+    message: Message, site: str, counts: Mapping[str, int], device: str, extractor_hash: str = ""
 ) -> Message:
     """Compose the answer to :data:`HELLO`: a name, numbers of scans, a device, hashes.
 
     They are of the sources, and of the network that judges pictures, where there is one.
     """
-    identity = {"site": site, "source-hash": source_hash(), "device": device, "judge": judge}
+    identity = {
+        "site": site,
+        "source-hash": source_hash(),
+        "device": device,
+        "extractor-hash": extractor_hash,
+    }
     return Message(
         content=RecordDict({IDENTITY: ConfigRecord(identity), METRICS: MetricRecord(dict(counts))}),
         reply_to=message,

@@ -127,7 +127,7 @@ def _deployed(node_config: Mapping[str, object]) -> Site:
     if not isinstance(name, str) or not SITE_NAME.fullmatch(name):
         raise ConfigError(
             f"node config: site = {name!r}: accepted is a name of up to 64 letters, digits, "
-            "'.', '_' and '-', beginning with a letter or digit",
+            "'.', '_' and '-', beginning with a letter or digit; not 'all'",
             public="node config: site is not a usable name",  # it may be a path, by mistake
         )
     if not isinstance(data_dir, str) or not Path(data_dir).is_absolute():

@@ -66,7 +66,7 @@ class RollCall:
             {label: messages.request(hello, node) for label, node in nodes.items()}, hello
         )
         sites: dict[str, Participant] = {}
-        judges: dict[str, str] = {}
+        extractors: dict[str, str] = {}
         for label, reply in replies.items():
             try:
                 identity = reply.content[messages.IDENTITY]
@@ -82,8 +82,8 @@ class RollCall:
                 )
             counts = {key: int(value) for key, value in reply.content[messages.METRICS].items()}
             sites[name] = Participant(nodes[label], counts, str(identity["device"]))
-            judges[name] = str(identity.get("judge", ""))
-        require_one_extractor(dict(sorted(judges.items())))
+            extractors[name] = str(identity["extractor-hash"])
+        require_one_extractor(dict(sorted(extractors.items())))
         self.sites = dict(sorted(sites.items()))
 
     def ask(

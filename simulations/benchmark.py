@@ -117,8 +117,10 @@ class Benchmark:
         for stage in self.plan.stages():
             if missing := [cell for cell in stage if self._status(cell) not in FINAL]:
                 self._clear(missing)
-                self._schedule(missing)
-                self._forget_private_state()
+                try:
+                    self._schedule(missing)
+                finally:  # nothing of it runs any more
+                    self._forget_private_state()
             if stage[0].arm != PRETRAINING:  # what has been compared can be read while others run
                 self._collect()
 
@@ -309,7 +311,7 @@ class Benchmark:
             {"arm": cell.arm, "seed": cell.seed, "status": self._status(cell)}
             for stage in self.plan.stages()
             for cell in stage
-            if cell.arm in (PRETRAINING, USE) and self._status(cell) != "done"
+            if cell.arm in (PRETRAINING, USE) and self._status(cell) not in ("done", MISSING)
         ]  # cells that the results do not know
         write_json(self.folder / SUMMARY, summary)
         self._write_samples()

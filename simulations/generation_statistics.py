@@ -21,6 +21,7 @@ from common.errors import FedscanError
 from common.metrics_log import WHOLE
 from simulations.bootstrap import LEVEL, number
 from simulations.contrasts import ARMS, CENTRALIZED, LOCAL, contrasts, name_of, reference_of
+from simulations.results import NUMBERS, TEXTS
 
 MEASURES = (
     "frechet_distance",
@@ -215,13 +216,10 @@ def interval(values: Mapping[int, float]) -> dict[str, Any]:
 
 
 def _typed(results: pd.DataFrame) -> pd.DataFrame:
-    """Copy with empty names as "" (pandas reads an empty cell as NaN) and numbers as floats."""
-    texts = ("arm", "strategy", "trained_on", "tested_on", "split", "metric", "status")
-    numbers = ("seed", "value", "n", "steps", "images_seen", "rounds", "seconds")
-    numbers += ("bytes_up", "bytes_down")
+    """Copy with empty names as "", where a plain reader has NaN, and numbers as floats."""
     return results.assign(
-        **{c: results[c].astype(object).fillna("").astype(str) for c in texts},
-        **{c: pd.to_numeric(results[c], errors="coerce").astype(float) for c in numbers},
+        **{c: results[c].astype(object).fillna("").astype(str) for c in TEXTS},
+        **{c: pd.to_numeric(results[c], errors="coerce").astype(float) for c in NUMBERS},
     )
 
 

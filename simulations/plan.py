@@ -46,7 +46,8 @@ class Plan(BaseModel):
     arms, strategies
         What is compared. Strategies concern the federated arm alone: Flower's, or variants.
     variants : dict of str to dict
-        Strategies by a name of one's own, each with the run-config values in which it differs.
+        Strategies by a name of one's own, each with the run-config values in which it differs; its
+        ``gan-changes`` are told after those of ``run``.
     seeds : int
         Repetitions, which vary initial weights, batches and augmentation, never the splits.
     first_seed : int
@@ -165,8 +166,8 @@ class Plan(BaseModel):
             values = {key: values[key] for key in SHARED_WITH_USE if key in values}
         values |= {PRETRAINING: self.pretraining, USE: self.use}.get(cell.arm, {})
         own = dict(self.variants.get(cell.strategy, {}))
-        if both := [one["gan-changes"] for one in (values, own) if one.get("gan-changes")]:
-            own["gan-changes"] = " ".join(map(str, both))  # of a key told twice the last holds
+        if "gan-changes" in own and "gan-changes" in values:  # of a key told twice the last holds
+            own["gan-changes"] = f"{values['gan-changes']} {own['gan-changes']}"
         values |= own
         values["strategy"] = "fedprox" if cell.strategy == "fedprox" else "fedavg"
         if cell.strategy == "fedprox":

@@ -35,6 +35,7 @@ from common.seeding import derive_seed
 from simulations.bootstrap import LEVEL, Repeated, number, resampling_weights, weighted_metrics
 from simulations.contrasts import ARMS, CENTRALIZED, LOCAL, name_of, reference_of
 from simulations.contrasts import contrasts as contrasts_of
+from simulations.results import TEXTS
 
 MATRIX_METRICS = ("balanced_accuracy", "auroc")
 
@@ -162,9 +163,8 @@ def summarize(
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
-    """Copy with empty names as "": pandas reads an empty cell of a CSV as NaN."""
-    names = {"arm", "strategy", "trained_on", "tested_on", "split", "metric", "status"}
-    columns = [c for c in table.columns if c in names]
+    """Copy with empty names as "", where a plain reader of CSV files has NaN."""
+    columns = [c for c in table.columns if c in TEXTS]
     return table.assign(**{c: table[c].astype(object).fillna("").astype(str) for c in columns})
 
 

@@ -167,7 +167,7 @@ def test_identity_is_name_device_hashes_and_counts(asked):
         "site": "north",
         "source-hash": source_hash(),
         "device": "cpu",
-        "judge": "1f",
+        "extractor-hash": "1f",
     }
     assert dict(reply.content[messages.METRICS]) == {"n_train": 8, "n_val": 2}
 

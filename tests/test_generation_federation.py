@@ -35,7 +35,12 @@ def places(monkeypatch, session_cache, tmp_path):
     def features(images: np.ndarray) -> np.ndarray:
         return np.asarray(images, np.float64).reshape(len(images), -1)[:, 100:112]
 
-    pixels = SimpleNamespace(name="pixels", hash="0" * 64, features=features)
+    pixels = SimpleNamespace(
+        name="pixels",
+        hash="0" * 64,
+        features=features,
+        identity=lambda: {"name": "pixels", "hash": "0" * 64},
+    )
     monkeypatch.setattr(generation_quality, "_extractor", lambda name: pixels)
 
 

@@ -432,6 +432,9 @@ def test_a_comparison_of_generators_collects_no_predictions(
     assert set(pd.read_csv(out / "use.csv")["seed"]) == {0}
     assert summary["use"][0]["row"] == "local real only"
     assert summary["unfinished"] == [{"arm": "use", "seed": 1, "status": "error"}]
+    (made._cell(second) / "status.json").unlink()  # not yet done is not failed
+    made._collect()
+    assert json.loads((out / "summary.json").read_text())["unfinished"] == []
     assert (out / "samples.npz").stat().st_mode & 0o777 == 0o600
     with np.load(out / "samples.npz") as kept:
         assert {name: stack.shape for name, stack in kept.items()} == dict.fromkeys(

@@ -515,15 +515,17 @@ def test_site_with_other_sources_is_refused_before_training(tmp_path):
 def test_sites_that_judge_by_different_networks_are_refused_before_training(tmp_path):
     @dataclass
     class Judging(ScriptedSite):
-        judge: str = ""
+        extractor: str = ""
 
         def __call__(self, message: Message) -> Message:
             reply = super().__call__(message)
             if messages.IDENTITY in reply.content.config_records:
-                reply.content[messages.IDENTITY]["judge"] = self.judge
+                reply.content[messages.IDENTITY]["extractor-hash"] = self.extractor
             return reply
 
-    sites = (Judging(name, judge=digest * 64) for name, digest in (("south", "1"), ("north", "0")))
+    sites = (
+        Judging(name, extractor=digest * 64) for name, digest in (("south", "1"), ("north", "0"))
+    )
     grid = InProcessGrid(nodes(*sites))
     failure = fail(tmp_path, grid, FedscanError)
     assert "different extractors (north 000000000000, south 111111111111)" in failure["error"]

@@ -80,7 +80,12 @@ def pixels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             .reshape(len(images), 16)
         )
 
-    found = SimpleNamespace(name="pixels", hash="0" * 64, features=features)
+    found = SimpleNamespace(
+        name="pixels",
+        hash="0" * 64,
+        features=features,
+        identity=lambda: {"name": "pixels", "hash": "0" * 64},
+    )
     monkeypatch.setattr(generation_quality, "_extractor", lambda name: found)
     return found
 

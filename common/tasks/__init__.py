@@ -131,7 +131,7 @@ class Task(Protocol):
     ) -> dict[str, Tensor]:
         """Make the released state out of the one before and the average of a round."""
 
-    def judge_hash(self, config: RunConfig) -> str:
+    def extractor_hash(self, config: RunConfig) -> str:
         """Return the hash of the network by which this site judges; "" where there is none.
 
         Raises

@@ -110,7 +110,7 @@ def release(
     return dict(shared)
 
 
-def judge_hash(config: RunConfig) -> str:
+def extractor_hash(config: RunConfig) -> str:
     """Return "": scans are judged by their labels."""
     del config
     return ""

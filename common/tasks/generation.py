@@ -41,7 +41,7 @@ from common.tasks import Fit, Place, State
 from common.tasks.classification import survey
 from common.tasks.generation_grids import illustrate
 from common.tasks.generation_networks import GENERATOR, architecture, gan_config, load_released
-from common.tasks.generation_quality import evaluate, judge, judge_hash, summary
+from common.tasks.generation_quality import evaluate, extractor_hash, judge, summary
 from common.training import gan
 from common.training.gan_checkpoint import save_checkpoint
 from common.training.gan_losses import ema_beta
@@ -54,11 +54,11 @@ __all__ = [
     "align",
     "build_model",
     "evaluate",
+    "extractor_hash",
     "first_release",
     "fit",
     "illustrate",
     "judge",
-    "judge_hash",
     "load_shared",
     "load_split",
     "participants",

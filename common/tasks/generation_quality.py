@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from common.evaluation.extractor import Extractor
     from common.imaging.slices import SliceSet
 
+OWN = "a file of the sites' own"  # an extractor's: what a hospital calls it stays there
 SAMPLE = ("real", "generated")
 LOOK_ALIKES = 10  # pairs in a site's figure
 TOLD = ("frechet_distance", "kernel_distance", "precision", "recall")
@@ -88,15 +91,16 @@ def evaluate(
         for kind in SAMPLE
         for name, value in vars(Moments.of(features[kind])).items()
     }
-    # What a hospital calls its file of an extractor is nobody's business.
     known = config.extractor == RunConfig.model_fields["extractor"].default
-    words = {"extractor": extractor.name if known else "own", "extractor-hash": extractor.hash}
+    words = {"extractor": extractor.name if known else OWN, "extractor-hash": extractor.hash}
     return Evaluation(len(data), metrics, statistics, words)
 
 
-def judge_hash(config: RunConfig) -> str:
-    """Return the hash of the extractor that judges pictures here."""
-    return _extractor(config.extractor).hash
+def extractor_hash(config: RunConfig) -> str:
+    """Return a hash of the extractor that judges here, and of how pictures are fitted to it."""
+    about = _extractor(config.extractor).identity()
+    del about["name"]  # a copy under another name judges in the same way
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:

@@ -90,7 +90,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def read_results(folder: Path) -> pd.DataFrame:
-    """Read ``results.csv``: texts as they stand ("NA" is a name), numbers as floats.
+    """Read ``results.csv``: texts as they stand ("NA" is a name).
 
     Raises
     ------

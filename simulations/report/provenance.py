@@ -49,7 +49,9 @@ def _differing(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, values in mapping(plan.get("variants")).items():
         if isinstance(compared, list) and name in compared:
             begins = name in (plan.get("pretrained") or [])
-            yield name, _values(values, "features of the pretraining" if begins else "")
+            added = "gan-changes" in mapping(values) and mapping(plan.get("run")).get("gan-changes")
+            more = ["features of the pretraining"] * begins + ["after those of all"] * bool(added)
+            yield name, _values(values, ", ".join(more))
     for name in ("pretraining", "use"):
         if plan.get(name):
             yield name, _values(plan[name])
