@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message
 
 from clients.resources import compute_device, declared, granted
-from clients.state import SiteState
+from clients.state import ROSTER, SiteState
 from common import messages
 from common.config import RunConfig
 from common.errors import ConfigError
@@ -43,25 +45,29 @@ class Workplace:
 
     def __init__(self, context: Context) -> None:
         node_config = declared(context.node_config)
-        self.run_id = context.run_id
         self.config = RunConfig.from_flower(context.run_config)
         self.site: Site = locate_site(node_config, self.config, _phantom)
         self.config = _with_own_extractor(self.config, self.site, node_config)
         self.task: Task = load_task(self.config.task)
+        self.state = SiteState(self.site.name, context.run_id)
 
     def hello(self, message: Message) -> Message:
         """Prepare the training and validation scans; answer with counts, never with names.
 
         That there are test scans is seen now, not after the training; none is opened. So is what
-        judges pictures, which must be the same at all sites.
+        judges pictures, which must be the same at all sites. The data as they are now are those of
+        the whole run.
         """
         counts = self.task.survey(self.site.name, self.site.data_dir)
+        digests = {ROSTER: _remembered_roster(self.config.task, self.site)}
         for split in ("train", "val"):
-            usable = self.task.participants(self._split(split))
+            data, digests[split] = _remembered(self.config, self.site, split)
+            usable = self.task.participants(data)
             counts["left_out"] += counts[f"n_{split}"] - usable
             counts[f"n_{split}"] = usable
         with compute_device(self.config, granted()) as device:
             extractor = self.task.extractor_hash(self.config)
+            self.state.require_same_data(digests, begins=True)
             return messages.identity_reply(message, self.site.name, counts, str(device), extractor)
 
     def train(self, message: Message) -> Message:
@@ -71,12 +77,11 @@ class Workplace:
         broadcast will differ from goes to the site's own disk.
         """
         config, number = self.config, int(message.content[messages.CONFIG]["round"])
-        state = SiteState(self.site.name, self.run_id)
-        before = state.load(number - 1)
+        before = self.state.load(number - 1)
         reference = received(
             messages.unpack(message.content[messages.ARRAYS]), _with_prefix(before, REFERENCE)
         )
-        data = self._split("train")
+        data = self._data("train", begins=number == 1)
         with self._place(message) as place:
             model = self.task.build_model(config, place)
             self.task.load_shared(model, reference)
@@ -98,7 +103,7 @@ class Workplace:
             REFERENCE: to_keep(reference, config.transport),
         }
         kept = {prefix + name: part[name] for prefix, part in parts.items() for name in part}
-        state.save(number, kept)
+        self.state.save(number, kept)
         return messages.update_reply(message, self.task.participants(data), fit.metrics, update)
 
     def evaluate(self, message: Message) -> Message:
@@ -111,13 +116,13 @@ class Workplace:
         if split not in ("val", "test"):
             raise ConfigError("a model is judged on 'val' or 'test', nothing else")
         released = received(messages.unpack(message.content[messages.ARRAYS]))
-        records = site_records(self.site.name) / str(self.run_id) if split == "test" else None
+        records = site_records(self.site.name) / self.state.run_id if split == "test" else None
         with self._place(message) as place:
             found = self.task.evaluate(
                 released, self._data, split, self.config, place=place, records=records
             )
         if split == "test":
-            SiteState(self.site.name, self.run_id).remove()
+            self.state.remove()
         return messages.evaluation_reply(message, found)
 
     @contextlib.contextmanager
@@ -129,22 +134,37 @@ class Workplace:
         with compute_device(self.config, granted()) as device:
             yield Place(self.site.name, sites, device)
 
-    def _data(self, split: str) -> Any:
+    def _data(self, split: str, *, begins: bool = False) -> Any:
+        """Load a split, and refuse data that are not those with which the run began."""
         # Test scans are read once: there is nothing to keep them in memory for.
-        return self._split(split) if split != "test" else self._load(split)
-
-    def _load(self, split: str) -> Any:
-        return self.task.load_split(
-            self.site.name, self.site.data_dir, split, self.config, cache_dir()
-        )
-
-    def _split(self, split: str) -> Any:
-        return _remembered(self.config, self.site, split)
+        once = split == "test"
+        roster, loaded = (_roster, _loaded) if once else (_remembered_roster, _remembered)
+        digest = roster(self.config.task, self.site)
+        self.state.require_same_data({ROSTER: digest}, begins=begins)  # before a scan is opened
+        data, digest = loaded(self.config, self.site, split)
+        self.state.require_same_data({split: digest})
+        return data
 
 
-@lru_cache(maxsize=8)  # an actor serves many sites in turn: its memory must not grow with them
-def _remembered(config: RunConfig, site: Site, split: str) -> Any:
-    return load_task(config.task).load_split(site.name, site.data_dir, split, config, cache_dir())
+def _loaded(config: RunConfig, site: Site, split: str) -> tuple[Any, str]:
+    """Load a split, with a digest of whose scans could be read."""
+    task = load_task(config.task)
+    data = task.load_split(site.name, site.data_dir, split, config, cache_dir())
+    return data, _digest(task.ids(data))
+
+
+def _roster(task: str, site: Site) -> str:
+    """Digest who takes part, with which label, in which split."""
+    return _digest(load_task(task).roster(site.name, site.data_dir))
+
+
+# An actor serves many sites in turn: its memory must not grow with them.
+_remembered = lru_cache(maxsize=8)(_loaded)
+_remembered_roster = lru_cache(maxsize=MOST_SITES)(_roster)
+
+
+def _digest(rows: Iterable[Any]) -> str:
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
 
 def _phantom(name: str, subjects: int) -> Path:

@@ -82,9 +82,14 @@ def compute_device(config: RunConfig, share: Grant) -> Iterator[torch.device]:
     import torch
 
     if config.threads > max(share.cpus, 1):
+        advice = f"Lower threads to at most {max(int(share.cpus), 1)}"
+        if in_simulation():  # only there the researcher decides what a site is granted
+            advice = (
+                f'Run with --federation-config "client-resources-num-cpus={config.threads}", or '
+                "fewer threads"
+            )
         raise ConfigError(
-            f"threads = {config.threads} but the site was granted {share.cpus:g} CPUs. Run with "
-            f'--federation-config "client-resources-num-cpus={config.threads}", or fewer threads'
+            f"threads = {config.threads} but the site was granted {share.cpus:g} CPUs. {advice}"
         )
     torch.set_num_threads(config.threads)
     keep_freed_memory()

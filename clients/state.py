@@ -4,12 +4,14 @@ Every message to a deployed site is answered by a process of its own, and Flower
 context in the SuperNode's memory: a restart loses it. What a training cannot go on without (an
 optimizer's moments, the remainder of an encoding, the weights that the next broadcast differs from,
 weights that are not shared) is therefore kept here, in ``RECORDS/SITE/state/RUN/round-N``, for its
-owner's eyes only, and never sent.
+owner's eyes only, and never sent. Beside it, ``data.json`` tells whether the site's data are still
+those with which the run began: each of these processes reads them anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 import shutil
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.checkpoints import read_snapshot, save_snapshot
-from common.errors import FedscanError
+from common.errors import DataContractError, FedscanError
+from common.files import write_atomically
 from common.paths import site_records
 
 if TYPE_CHECKING:
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("flwr.fedscan")
 
 NAME = "state"
+DATA = "data.json"
+ROSTER = "roster"  # who takes part, with which label, in which split
 RUN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 ROUND = re.compile(r"round-([1-9][0-9]*)")
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+WAY_OUT = "Restore the site's folder of states, or start the run anew"
 
 
 class SiteState:
@@ -81,7 +87,6 @@ class SiteState:
         if round_number == 0:
             return {}
         folder = self._round(round_number)
-        way_out = "Restore the site's folder of states, or start the run anew"
         with self._told(f"the state of round {round_number} cannot be read"):
             if not self._whole(round_number):
                 whole = sorted(filter(self._whole, self._rounds()))
@@ -89,22 +94,22 @@ class SiteState:
                 missing = f"the private state of round {round_number} of run {self.run_id}"
                 raise FedscanError(
                     f"site '{self.site}': {missing} is missing in {self.folder} (rounds that are "
-                    f"there: {kept}). {way_out}",
-                    public=f"site '{self.site}': {missing} is missing. {way_out}",
+                    f"there: {kept}). {WAY_OUT}",
+                    public=f"site '{self.site}': {missing} is missing. {WAY_OUT}",
                 )
         damaged = f"the private state of round {round_number} of run {self.run_id} is damaged"
         try:
             description, state = read_snapshot(folder, NAME)
         except FedscanError as error:
             raise FedscanError(
-                f"site '{self.site}': {damaged} ({error}). {way_out}",
-                public=f"site '{self.site}': {damaged}. {way_out}",
+                f"site '{self.site}': {damaged} ({error}). {WAY_OUT}",
+                public=f"site '{self.site}': {damaged}. {WAY_OUT}",
             ) from error
         if any(description.get(key) != value for key, value in self._about(round_number).items()):
             raise FedscanError(
                 f"site '{self.site}': {damaged}: {folder} holds another site's, run's or round's. "
-                f"{way_out}",
-                public=f"site '{self.site}': {damaged}: it is another's. {way_out}",
+                f"{WAY_OUT}",
+                public=f"site '{self.site}': {damaged}: it is another's. {WAY_OUT}",
             )
         # Tensors that were just read are windows on the file, which a later round removes.
         return {name: tensor.clone() for name, tensor in state.items()}
@@ -133,9 +138,7 @@ class SiteState:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         with self._told(f"the private state of round {round_number} cannot be saved"):
             try:
-                folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-                for made in (self.folder.parent, self.folder, folder):  # parents heed the umask
-                    made.chmod(PRIVATE_FOLDER)
+                self._make(folder)
                 save_snapshot(folder, NAME, tensors, self._about(round_number), PRIVATE_FILE)
             except OSError:
                 if not self._whole(round_number):  # else it was saved before, and stays
@@ -154,6 +157,43 @@ class SiteState:
                     type(error).__name__,
                 )
 
+    def require_same_data(self, digests: Mapping[str, str], *, begins: bool = False) -> None:
+        """Refuse data that are not those with which the run began.
+
+        Else a participant who joins in mid-run moves others from one split to another, and the run
+        is selected or tested on people it was trained on. Of what was not seen before in this run,
+        the digest is kept.
+
+        Parameters
+        ----------
+        digests : mapping of str to str
+            Of the :data:`ROSTER`; or, under a split's name, of whose scans could be read.
+        begins : bool
+            Whether the run may begin now, and nothing be kept yet.
+
+        Raises
+        ------
+        DataContractError
+            If one is another than at first.
+        FedscanError
+            If what was kept is missing or damaged, or the disk is full or may not be written to.
+        """
+        about = f"the record of the data with which run {self.run_id} began"
+        with self._told(f"{about} cannot be read"):
+            kept = self._kept_digests(about)
+        if not kept and not begins:
+            told = f"site '{self.site}': {about} is missing"
+            raise FedscanError(f"{told} in {self.folder}. {WAY_OUT}", public=f"{told}. {WAY_OUT}")
+        for name, digest in digests.items():
+            if kept.get(name, digest) != digest:
+                raise self._changed(name)
+        if digests.keys() <= kept.keys():
+            return
+        with self._told(f"{about} cannot be saved"):
+            self._make(self.folder)
+            text = json.dumps({**kept, **digests}, indent=2)
+            write_atomically(self.folder / DATA, text.encode(), mode=PRIVATE_FILE)
+
     def remove(self) -> None:
         """Remove all of the run's state, and the folders above it that are empty then.
 
@@ -169,6 +209,40 @@ class SiteState:
         with contextlib.suppress(OSError):  # not empty, most of the time
             self.folder.parent.rmdir()
             self.folder.parent.parent.rmdir()
+
+    def _kept_digests(self, about: str) -> dict[str, str]:
+        """Digests of the data as they were at first; none where nothing is kept."""
+        path = self.folder / DATA
+        try:
+            return {str(name): str(digest) for name, digest in json.loads(path.read_text()).items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError, RecursionError) as error:  # no JSON, or no object
+            told = f"site '{self.site}': {about} is damaged"
+            raise FedscanError(
+                f"{told} ({path}). {WAY_OUT}", public=f"{told}. {WAY_OUT}"
+            ) from error
+
+    def _changed(self, name: str) -> DataContractError:
+        way_out = "put them back as they were, or end the run and begin another"
+        if name == ROSTER:
+            return DataContractError(
+                self.site,
+                "participants, labels or splits have changed since the run began",
+                where="participants.tsv, and folders with a scan",
+                remedy=f"Do not change a site's data during a run: {way_out}",
+            )
+        return DataContractError(
+            self.site,
+            f"the {name} scans that can be read have changed since the run began",
+            remedy=f"Run `fedscan check` to see which cannot be read: {way_out}",
+        )
+
+    def _make(self, folder: Path) -> None:
+        """Make the run's folder, or one in it, for the owner alone."""
+        folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        for made in (self.folder.parent, self.folder, folder):  # parents heed the umask
+            made.chmod(PRIVATE_FOLDER)
 
     def _about(self, round_number: int) -> dict[str, str | int]:
         return {"site": self.site, "run": self.run_id, "round": round_number}

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import FedscanError
-from common.files import write_atomically, write_json
+from common.files import without_nan, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+DESCRIPTION = "description"  # key of a model's own metadata: the sidecar once more, as JSON
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib")
 
 
 def save_model(folder: Path, state: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write ``model.safetensors`` and ``model.json`` into a folder.
+
+    The description is in both: in the weights' own metadata, so that a file of weights says which
+    they are even where the process ends before the sidecar is replaced; and in the sidecar, for
+    people and programs that open no tensors.
 
     Parameters
     ----------
@@ -32,30 +37,34 @@ def save_model(folder: Path, state: dict[str, Tensor], description: dict[str, An
     """
     from safetensors.torch import save
 
-    write_atomically(
-        folder / "model.safetensors", save({k: v.contiguous() for k, v in state.items()})
-    )
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    # One key, for safetensors writes several in any order, and the same state is the same bytes.
+    metadata = {DESCRIPTION: json.dumps(without_nan(description), allow_nan=False)}
+    write_atomically(folder / "model.safetensors", save(tensors, metadata))
     write_json(folder / "model.json", description)
 
 
 def load_model(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Load ``model.safetensors`` into a model, strictly, and return the sidecar.
+    """Load ``model.safetensors`` into a model, strictly, and return its description.
 
     Raises
     ------
     FedscanError
-        If a file is missing or broken, or names or shapes do not fit the model.
+        If the file is missing or broken, or names or shapes do not fit the model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        description = json.loads((folder / "model.json").read_text())
-        model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        with safe_open(folder / "model.safetensors", "pt") as tensors:
+            text = (tensors.metadata() or {}).get(DESCRIPTION)
+            state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        # Weights of an earlier version have their description beside them alone.
+        description = json.loads(text or (folder / "model.json").read_text())
+        model.load_state_dict(state, strict=True)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise FedscanError(
             f"{folder}: no model that fits could be loaded ({error}). A run folder with a whole "
-            "model.safetensors and model.json is needed, made with the same model settings"
+            "model.safetensors is needed, made with the same model settings"
         ) from error
     return description
 
@@ -162,6 +171,7 @@ def read_snapshot(
     parent = folder if folder.is_dir() else folder.parent
     file, digest = (str(description["weights"].get(key)) for key in ("file", "sha256"))
     path = parent / Path(file).name  # a sidecar may name files beside it, no others
+    shown = path if path.name.isprintable() else parent / f"{name}.json"
     try:
         with path.open("rb") as stream:
             whole = hashlib.file_digest(stream, "sha256").hexdigest() == digest
@@ -169,16 +179,16 @@ def read_snapshot(
             with safe_open(path, "pt") as tensors:
                 chosen = [key for key in tensors.keys() if key.startswith(prefixes)]  # noqa: SIM118
                 return description, {key: tensors.get_tensor(key) for key in chosen}
-    except SafetensorError:
+    except (SafetensorError, ValueError):  # ValueError: no file can have that name
         pass
     except OSError as error:
         if read_description(folder, name) != description:  # replaced between the two readings
             return read_snapshot(folder, name, prefixes)
         raise FedscanError(
-            f"{path}: the checkpoint's tensors cannot be read ({type(error).__name__}). Copy all "
+            f"{shown}: the checkpoint's tensors cannot be read ({type(error).__name__}). Copy all "
             f"of the folder: {name}.json and the .safetensors that it names belong together"
         ) from error
     raise FedscanError(
-        f"{path}: the checkpoint is damaged, since the file is not the one that {name}.json was "
+        f"{shown}: the checkpoint is damaged, since the file is not the one that {name}.json was "
         "written with. Restore both, or train anew"
     )

@@ -40,6 +40,10 @@ _SUITABLE: dict[str, dict[str, int | str]] = {
 }
 
 OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
+_OF_CLASSIFICATION = (  # generation has its own of these, as keys of `gan-changes`, or none
+    *("learning_rate", "weight_decay", "label_smoothing", "augment", "image_size", "classifier"),
+    *("feature_layer", "features", "heights", "adapt", "gan_checkpoint"),
+)
 
 
 class RunConfig(Settings):
@@ -200,17 +204,26 @@ class RunConfig(Settings):
         return value
 
     @model_validator(mode="after")
-    def _slice_options(self) -> RunConfig:
+    def _classifier_options(self) -> RunConfig:
+        fields = type(self).model_fields
         if self.task != "classification":
+            for key in _OF_CLASSIFICATION:
+                if getattr(self, key) != fields[key].default:
+                    raise ValueError(
+                        f"{key.replace('_', '-')} has no effect with task '{self.task}': leave it "
+                        "out. How a StyleGAN2-ADA trains is told in gan-changes"
+                    )
             return self
         takers = {
+            "gan": OF_SLICES,
+            "gan_changes": OF_SLICES,
             "heights": OF_SLICES,
             "adapt": OF_SLICES,
             "feature_layer": ("gan-features",),
             "features": ("gan-features",),
         }
         for key, classifiers in takers.items():
-            default = type(self).model_fields[key].default
+            default = fields[key].default
             if self.classifier not in classifiers and getattr(self, key) != default:
                 raise ValueError(
                     f"{key.replace('_', '-')} has no effect with classifier '{self.classifier}': "
@@ -229,16 +242,6 @@ class RunConfig(Settings):
                 "'gan-features': the features' variance is averaged, no step is taken in it. "
                 "Set both 0"
             )
-        from common.models.architecture import Architecture
-        from common.training.gan_config import changed_preset
-
-        resolution = changed_preset(self.gan, self.gan_changes, {}).resolution
-        last = len(Architecture(resolution=resolution).resolutions) - 1
-        if self.feature_layer > last:
-            raise ValueError(
-                f"feature-layer {self.feature_layer}: a discriminator of {resolution} pixels a "
-                f"side has layers 0 to {last}"
-            )
         return self
 
     @model_validator(mode="after")
@@ -255,13 +258,33 @@ class RunConfig(Settings):
             raise ValueError("weighting 'distance' needs task 'generation': only there is one")
         if self.task != "generation" and self.share != "both":
             raise ValueError("share has no effect without task 'generation'")
-        if self.task == "generation" and self.gan_checkpoint:
-            raise ValueError(
-                "gan-checkpoint has no effect with task 'generation', which begins with new "
-                "networks: leave it out"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _networks(self) -> RunConfig:
         if self.task == "generation":
-            self.stylegan2()
+            settings = self.stylegan2()
+            if settings.diversity_weight and self.batch_size < 2:
+                raise ValueError("diversity-weight compares two pictures: set batch-size above 1")
+        elif self.classifier in OF_SLICES:
+            settings = self.stylegan2()
+        else:
+            return self
+        from common.imaging.slices import RESOLUTIONS
+        from common.models.architecture import Architecture
+
+        if settings.channels != 1 or settings.resolution not in RESOLUTIONS:
+            raise ValueError(
+                f"gan '{self.gan}' with gan-changes '{self.gan_changes}' makes pictures of "
+                f"{settings.resolution} pixels a side and {settings.channels} channels: slices of "
+                f"scans have {', '.join(map(str, RESOLUTIONS))} pixels and 1 channel"
+            )
+        last = len(Architecture(resolution=settings.resolution).resolutions) - 1
+        if self.classifier == "gan-features" and self.feature_layer > last:
+            raise ValueError(
+                f"feature-layer {self.feature_layer}: a discriminator of {settings.resolution} "
+                f"pixels a side has layers 0 to {last}"
+            )
         return self
 
     def stylegan2(self) -> GanConfig:
@@ -274,15 +297,19 @@ class RunConfig(Settings):
         """
         from common.training.gan_config import changed_preset
 
+        # A classifier's batches say nothing of the networks that it takes from a GAN.
+        batch_size = self.batch_size if self.task == "generation" else 1
         return changed_preset(
             self.gan,
             self.gan_changes,
             {
-                "batch-size": self.batch_size,
+                "batch-size": batch_size,
                 "seed": self.seed,
                 "threads": self.threads,
-                "kimg": self.total_steps * self.batch_size / 1000,
+                "kimg": self.total_steps * batch_size / 1000,
+                "device": self.device,
             },
+            idle=("log-every", "snapshot-every"),
         )
 
     @property

@@ -122,12 +122,16 @@ def failure_reply(message: Message, failure: Failure) -> Message:
 
 
 def failure_in(message: Message, site: str = "", phase: str = "") -> Failure | None:
-    """Return the failure that a reply reports, in our words or in Flower's, or None."""
+    """Return the failure that a reply reports, in our words or in Flower's, or None.
+
+    ``site`` and ``phase`` stand in for what a reply does not tell.
+    """
     if message.has_error():
         return Failure(site or "unknown", phase, message.error.reason or "no reason given", "")
     if FAILURE in message.content.config_records:
         record = message.content.config_records[FAILURE]
-        return Failure(**{key: str(record[key]) for key in ("site", "phase", "error", "traceback")})
+        unsaid = Failure(site or "unknown", phase, "no reason given", "")
+        return Failure(**{key: str(record.get(key, value)) for key, value in vars(unsaid).items()})
     return None
 
 

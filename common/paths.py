@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+
+from common.errors import ConfigError
 
 
 def cache_dir() -> Path:
     """Folder for phantoms and prepared images, made on demand by whoever writes there.
 
     ``FEDSCAN_CACHE`` names it; without that it is the platform's cache folder for ``fedscan``.
+
+    Raises
+    ------
+    ConfigError
+        If ``FEDSCAN_CACHE`` is a relative path.
     """
-    if named := os.environ.get("FEDSCAN_CACHE"):
-        return Path(named).expanduser().absolute()
+    if named := _named_by("FEDSCAN_CACHE"):
+        return named
     from platformdirs import user_cache_path
 
     return user_cache_path("fedscan")
@@ -22,9 +30,28 @@ def site_records(site: str) -> Path:
     """Folder for what a site keeps to itself about its scans, such as predictions.
 
     ``FEDSCAN_RECORDS`` names the folder above it; without that it is in the user's data folder.
+
+    Raises
+    ------
+    ConfigError
+        If ``FEDSCAN_RECORDS`` is a relative path.
     """
-    if named := os.environ.get("FEDSCAN_RECORDS"):
-        return Path(named).expanduser().absolute() / site
+    if named := _named_by("FEDSCAN_RECORDS"):
+        return named / site
     from platformdirs import user_data_path
 
     return user_data_path("fedscan") / "sites" / site
+
+
+def _named_by(variable: str) -> Path | None:
+    """Return the folder that an environment variable names; None where it names none."""
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    folder = Path(value)
+    with contextlib.suppress(RuntimeError):  # ~NAME of nobody, which is left as it stands
+        folder = folder.expanduser()
+    if not folder.is_absolute():
+        rule = "accepted is an absolute path, since fedscan's processes run in different folders"
+        raise ConfigError(f"{variable}={value}: {rule}", public=f"{variable}: {rule}")
+    return folder

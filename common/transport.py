@@ -264,11 +264,6 @@ def decode_update(
     return whole
 
 
-def tensor_bytes(message: Mapping[str, Tensor]) -> int:
-    """Bytes of the numbers in a message; names, shapes and framing come on top."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in message.values())
-
-
 def _quantized(wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Round to the nearest of 255 steps: int8 and the size of a step, ``max |wanted| / 127``."""
     largest = wanted.abs().max() if wanted.numel() else wanted.new_zeros(())

@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Message, MetricRecord
+from flwr.app import ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from common import messages
 from common.errors import FedscanError
 from common.messages import Failure
+from common.provenance import require_same_source
+from common.sites import SITE_NAME
 from common.tasks import Evaluation, State
 from common.transport import decode_update
-from server.roll_call import SiteFailure
+
+
+class SiteFailure(FedscanError):
+    """A site could not do its part, so the round cannot be whole."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(
+            f"site '{failure.site}' failed in {failure.phase}: {failure.error}\n{failure.traceback}"
+        )
+        self.failure = failure
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a site says of itself before anything begins."""
+
+    site: str
+    device: str
+    extractor_hash: str
+    counts: dict[str, int]
+
+
+TRAINING = "n_train"  # the count of scans that a site trains on
 
 
 @dataclass(frozen=True)
@@ -27,7 +52,40 @@ class Update:
     state: dict[str, Tensor]
 
 
-def read_update(reply: Message, site: str, phase: str, shared: State, encoding: str) -> Update:
+def read_identity(reply: Message, label: str, phase: str) -> Identity:
+    """Read the answer to the question who a site is.
+
+    Parameters
+    ----------
+    reply : Message
+    label : str
+        What a refusal calls the site as long as it has not said its name.
+    phase : str
+
+    Raises
+    ------
+    ProvenanceError
+        If the site runs other sources, whatever else it says.
+    SiteFailure
+    """
+    with _blamed(label, phase):
+        identity = reply.content[messages.IDENTITY]
+        site, sources = _text(identity, "site"), _text(identity, "source-hash")
+        if not SITE_NAME.fullmatch(site):
+            raise FedscanError("its name is not one for a site")
+    require_same_source(sources, f"site '{site}'")
+    with _blamed(site, phase):
+        numbers = _numbers(reply.content[messages.METRICS])
+        counts = {name: _whole(name, value, least=0) for name, value in numbers.items()}
+        if TRAINING not in counts:
+            raise FedscanError(f"{TRAINING} is missing")
+        device, extractor = (_text(identity, key) for key in ("device", "extractor-hash"))
+        return Identity(site, device, extractor, counts)
+
+
+def read_update(
+    reply: Message, site: str, phase: str, shared: State, encoding: str, scans: int
+) -> Update:
     """Read the answer to a training order.
 
     Parameters
@@ -38,16 +96,42 @@ def read_update(reply: Message, site: str, phase: str, shared: State, encoding: 
     shared : mapping of str to Tensor
         The server's own weights, which the update is added to.
     encoding : str
+    scans : int
+        How many training scans the site had when the run began.
 
     Raises
     ------
     SiteFailure
     """
     with _blamed(site, phase):
+        records = reply.content.array_records, reply.content.metric_records
+        if [list(kind) for kind in records] != [[messages.ARRAYS], [messages.METRICS]]:
+            names = f"'{messages.ARRAYS}' and '{messages.METRICS}'"
+            raise FedscanError(f"of weights and of numbers it must have one record, {names}")
         metrics = _numbers(reply.content[messages.METRICS])
         count = _count(metrics)
+        if count != scans:
+            raise FedscanError(f"{count} scans trained on, of {scans} that were there at first")
         update = messages.unpack(reply.content[messages.ARRAYS])
         return Update(count, metrics, decode_update(update, shared, encoding))
+
+
+def require_same_metrics(updates: Mapping[str, Update], phase: str) -> None:
+    """Refuse a site whose numbers have other names than most sites': they are averaged by name.
+
+    Raises
+    ------
+    SiteFailure
+    """
+    names = {  # but for the vote, which the server writes over
+        site: tuple(sorted(update.metrics.keys() - {messages.VOTE}))
+        for site, update in updates.items()
+    }
+    usual = Counter(names.values()).most_common(1)[0][0]
+    for site, own in names.items():
+        with _blamed(site, phase):
+            if own != usual:
+                raise FedscanError(f"metrics {_listed(own)}, where others have {_listed(usual)}")
 
 
 def read_evaluation(reply: Message, site: str, phase: str) -> Evaluation:
@@ -67,7 +151,7 @@ def read_evaluation(reply: Message, site: str, phase: str) -> Evaluation:
 def _blamed(site: str, phase: str) -> Iterator[None]:
     try:
         yield
-    except (KeyError, ValueError, TypeError, RuntimeError, MemoryError, FedscanError) as error:
+    except Exception as error:  # unpacking what may be anything at all raises anything at all
         why = str(error) if isinstance(error, FedscanError) else f"{type(error).__name__}: {error}"
         raise SiteFailure(Failure(site, phase, f"its answer is not usable: {why}", "")) from error
 
@@ -81,7 +165,21 @@ def _numbers(record: MetricRecord) -> dict[str, float]:
 
 
 def _count(metrics: dict[str, float]) -> int:
-    count = metrics.pop(messages.WEIGHT)
-    if not (math.isfinite(count) and count >= 1 and count == int(count)):
-        raise ValueError(f"{messages.WEIGHT} = {count}: accepted is a whole number above 0")
-    return int(count)
+    return _whole(messages.WEIGHT, metrics.pop(messages.WEIGHT), least=1)
+
+
+def _whole(name: str, value: float, *, least: int) -> int:
+    if not (math.isfinite(value) and value >= least and value == int(value)):
+        raise ValueError(f"{name[:40]} = {value}: accepted is a whole number from {least} on")
+    return int(value)
+
+
+def _text(record: ConfigRecord, key: str) -> str:
+    value = record[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is not a text")
+    return value
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(repr(name[:40]) for name in names[:10]) or "none"

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common import messages
 from common.config import RunConfig
-from common.errors import ConfigError, FedscanError
+from common.errors import ConfigError
 from common.evaluation.generation import require_one_extractor
 from common.messages import Failure
-from common.provenance import require_same_source
 from common.sites import SITE_NAME
+from server.replies import SiteFailure, read_identity
 
 SETTLE_SECONDS = 1.0  # no new site for so long: everybody who was starting with the others is here
-
-
-class SiteFailure(FedscanError):
-    """A site could not do its part, so the round cannot be whole."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(
-            f"site '{failure.site}' failed in {failure.phase}: {failure.error}\n{failure.traceback}"
-        )
-        self.failure = failure
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class RollCall:
     ConfigError
         If too few sites connect in time, or two claim one name.
     FedscanError
-        If they judge pictures with different extractors.
+        If they judge pictures with different extractors, or one runs other sources.
     SiteFailure
         If a site cannot take part.
     """
@@ -68,21 +58,14 @@ class RollCall:
         sites: dict[str, Participant] = {}
         extractors: dict[str, str] = {}
         for label, reply in replies.items():
-            try:
-                identity = reply.content[messages.IDENTITY]
-                name = str(identity["site"])
-            except KeyError:
-                raise SiteFailure(Failure(label, hello, "its answer has no identity", "")) from None
-            if not SITE_NAME.fullmatch(name):
-                raise SiteFailure(Failure(label, hello, "its name is not one for a site", ""))
-            require_same_source(str(identity["source-hash"]), f"site '{name}'")
+            said = read_identity(reply, label, hello)
+            name = said.site
             if name in sites:
                 raise ConfigError(
                     f"two SuperNodes say that they are site '{name}'. Give each its own name"
                 )
-            counts = {key: int(value) for key, value in reply.content[messages.METRICS].items()}
-            sites[name] = Participant(nodes[label], counts, str(identity["device"]))
-            extractors[name] = str(identity["extractor-hash"])
+            sites[name] = Participant(nodes[label], said.counts, said.device)
+            extractors[name] = said.extractor_hash
         require_one_extractor(dict(sorted(extractors.items())))
         self.sites = dict(sorted(sites.items()))
 
@@ -123,6 +106,9 @@ class RollCall:
                 reason = f"no answer within {self._config.reply_timeout:g} s"
                 raise SiteFailure(Failure(name, phase, reason, ""))
             if failure := messages.failure_in(replies[name], name, phase):
+                # Who it is, a site says only when it is asked: else it could blame another.
+                if phase != messages.HELLO or not SITE_NAME.fullmatch(failure.site):
+                    failure = replace(failure, site=name)
                 raise SiteFailure(failure)
         return {name: replies[name] for name in sorted(requests)}
 

@@ -22,8 +22,14 @@ from common.metrics_log import WHOLE, Row
 from common.run_folder import RunFolder
 from common.tasks import Evaluation, Place, State, Verdict, load_task
 from common.transport import broadcast, received, to_keep
-from server.replies import read_evaluation, read_update
-from server.roll_call import RollCall, SiteFailure
+from server.replies import (
+    TRAINING,
+    SiteFailure,
+    read_evaluation,
+    read_update,
+    require_same_metrics,
+)
+from server.roll_call import RollCall
 from server.selection import BestRound, due
 from server.strategies import give_votes, make_strategy
 
@@ -131,9 +137,12 @@ class Federation:
         self.reference = to_keep(received(message, self.reference), encoding)
         replies = self._ask(messages.TRAIN, number, message, "train")
         updates = {
-            name: read_update(reply, name, phase, shared, encoding)
+            name: read_update(
+                reply, name, phase, shared, encoding, self.roll_call.sites[name].counts[TRAINING]
+            )
             for name, reply in replies.items()
         }
+        require_same_metrics(updates, phase)
         self.fits = {name: update.metrics for name, update in updates.items()}
         self._log(number, "train", {n: (u.count, u.metrics) for n, u in updates.items()})
         states = {name: update.state for name, update in updates.items()}

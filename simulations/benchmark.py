@@ -7,7 +7,6 @@ what ``--resume`` runs; ``results.csv`` and what follows from it are made anew f
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import sys
 import time
@@ -29,10 +28,10 @@ from simulations import console
 from simulations.arms import POOL, Work
 from simulations.cell_progress import CellProgress
 from simulations.folders import locked, require_empty
-from simulations.launch import leashed, neutral_home, offline_environment, usable_cpus
-from simulations.plan import PRETRAINING, USE, Cell, Plan
+from simulations.launch import leashed, neutral_home, offline_environment, processor, usable_cpus
+from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan
 from simulations.results import COLUMNS, USE_NUMBERS, USE_TEXTS, read_table
-from simulations.schedule import MISSING, status_of
+from simulations.schedule import MISSING, STATUS, status_of
 
 RESULTS, SUMMARY, MANIFEST, SAMPLES = (
     "results.csv",
@@ -81,6 +80,11 @@ class Benchmark:
     gpus_per_cell : float
     cell_timeout : float
         Seconds after which a cell is ended.
+
+    Raises
+    ------
+    ConfigError
+        For a configuration that is not accepted, or a site with the name of a cell's file.
     """
 
     def __init__(
@@ -96,6 +100,11 @@ class Benchmark:
         self.plan, self.base, self.folder = plan, base, folder
         self.sites = {name: str(path) for name, path in sorted(sites.items())}
         self.gpus_per_cell, self.cell_timeout = gpus_per_cell, cell_timeout
+        if taken := {RESULTS, STATUS} & self.sites.keys():  # a cell's folder has a folder a site
+            raise ConfigError(
+                f"site '{min(taken)}': a comparison has files of that name. Rename the folder of "
+                "the data set"
+            )
         plain = next((name for name in plan.strategies if name not in plan.variants), "")
         self.config = plan.config(Cell("", plain, plan.first_seed), base)  # of no variant
 
@@ -181,7 +190,6 @@ class Benchmark:
         config, plan = self.config, self.plan
         task = load_task(config.task)
         counts = {name: task.survey(name, Path(path)) for name, path in self.sites.items()}
-        images = config.total_steps * config.batch_size
         return {
             "description": plan.description,
             "config": {**config.to_flower(), **self._proximal()},
@@ -191,17 +199,13 @@ class Benchmark:
             "contrasts": plan.compared_contrasts,
             "seeds": list(plan.seed_range),
             "plan": plan.model_dump(by_alias=True),
+            "differing": self._differing(),
             "sites": counts,
             "poor_site": min(counts, key=lambda name: (counts[name]["n_train"], name)),
             "budget": {
                 "steps": config.total_steps,
                 "batch_size": config.batch_size,
                 "centralized_batch": plan.centralized_batch,
-                "images_by_arm": {
-                    "centralized": images * len(self.sites),
-                    "local": images,
-                    "federated": images * len(self.sites),
-                },
             },
             "versions": versions(),
             "source_hash": source_hash(packages=(*PACKAGES, "simulations")),
@@ -209,9 +213,26 @@ class Benchmark:
             "machine": {
                 "cpus": usable_cpus(),
                 "gpus_per_cell": self.gpus_per_cell,
-                "processor": _processor(),
+                "processor": processor(),
             },
         }
+
+    def _differing(self) -> dict[str, dict[str, bool | int | float | str]]:
+        """Where variants, what goes before and what comes after differ from the configuration."""
+        usual, found = self.config.to_flower(), {}
+        for stage in self.plan.stages():
+            for cell in stage:
+                name = cell.arm if cell.arm in (PRETRAINING, USE) else cell.strategy
+                if cell.seed == self.plan.first_seed and (
+                    name != cell.strategy or name in self.plan.variants
+                ):
+                    own = self.plan.config(cell, self.base).to_flower()
+                    found[name] = {
+                        key: value
+                        for key, value in own.items()
+                        if value != usual[key] and key not in (*OPTIONS, "proximal-mu")
+                    }
+        return found
 
     def _proximal(self) -> dict[str, float]:
         """FedProx's μ, where a cell uses it, whichever cell's configuration is shown."""
@@ -377,7 +398,7 @@ class Benchmark:
         """
         import io
 
-        from simulations.report.samples import laid_out
+        from simulations.report.samples import SITE, laid_out
 
         task = load_task(self.config.task)
         strips = {}
@@ -393,18 +414,9 @@ class Benchmark:
                 middle = scans[:, scans.shape[1] // 2, ::-1].transpose(0, 2, 1)
             strips[site] = np.ascontiguousarray(middle)
         file = io.BytesIO()
-        np.savez_compressed(file, **strips)
+        np.savez_compressed(file, **{f"{SITE}{site}": strip for site, strip in strips.items()})
         write_atomically(self.folder / SAMPLES, file.getvalue(), mode=0o600)
 
 
 def _cell_seconds(results: pd.DataFrame) -> pd.Series:
     return results.groupby(["arm", "strategy", "seed"], dropna=False)["seconds"].max()
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -208,8 +208,9 @@ def benchmark(
 
         raise FedscanError(
             f"{len(unfinished)} of the trainings did not end well: {', '.join(unfinished)}. "
-            f"Their tracebacks are in {folder / 'cells'}; --resume runs them again, but for "
-            "diverged ones, which would diverge again: give those other settings and another --out"
+            f"Their tracebacks are in {folder / 'cells'}; --resume runs them again (those that "
+            "ended by timeout need a longer --cell-timeout), but for diverged ones, which would "
+            "diverge again: give those other settings and another --out"
         )
 
 

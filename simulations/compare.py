@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
+from common.paths import cache_dir
 from common.sites import phantom_sites
 from simulations import console
 from simulations.arms import pooled_config
@@ -65,10 +66,11 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
             except ConfigError as error:
                 more = {"large": "batch-size", "small": "local-steps"}[plan.centralized_batch]
                 raise ConfigError(f"arm 'centralized', {count} × {more}: {error}") from None
-    Resources(count, threads, request.gpus_per_cell).check()
+    Resources(count, threads, request.gpus_per_cell).check("cell")
     if dry_run:
         _show_plan(plan, count, base)
         return None
+    cache_dir()  # a FEDSCAN_CACHE that cannot be is refused here, not in every training
     check_folder(request.out, resume=resume)
     if request.cohort is None:
         sites = prepare_phantoms(phantom_sites(count))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 LOCAL, CENTRALIZED = "local", "centralized"
-ARMS = (LOCAL, CENTRALIZED)  # named in a contrast beside strategies
+OTHER_ARMS = (LOCAL, CENTRALIZED)  # named in a contrast beside strategies
 USUAL = "fedavg"
 # The arms that each headline compares: nobody asks it of a comparison without them.
 QUESTIONS = {
@@ -51,7 +51,7 @@ def contrasts(
         ``federated - local`` and ``federated - centralized``, of the reference, unless that pair
         is among the named; then ``FIRST - SECOND``. ``local`` is a site's own model.
     """
-    usual = {f"federated - {arm}": (reference, arm) for arm in ARMS}
+    usual = {f"federated - {arm}": (reference, arm) for arm in OTHER_ARMS}
     pairs = [(first, second) for first, second in named]
     pairs = pairs or [(other, reference) for other in strategies if other != reference]
     kept = {name: pair for name, pair in usual.items() if pair not in pairs}

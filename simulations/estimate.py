@@ -90,17 +90,17 @@ def _random_scans(config: RunConfig, sites: tuple[str, ...]) -> Any:
     """Make a batch of noise, as the task would load it."""
     from common.imaging.prepare import ImageSet
     from common.imaging.slices import LEVELS_MM, SEX, SliceSet
-    from common.tasks.classification import OF_SLICES, as_generation, heights_mm
+    from common.tasks.classification import OF_SLICES, heights_mm
     from common.tasks.generation_networks import gan_config
 
     draws, count, levels = np.random.default_rng(0), config.batch_size, len(LEVELS_MM)
     if config.task == "classification":
         shape: tuple[int, ...] = (config.image_size,) * 3
         if config.classifier in OF_SLICES:
-            side = gan_config(as_generation(config)).resolution
+            side = gan_config(config).resolution
             shape = (len(heights_mm(config)), side, side)
         images = draws.random((count, *shape), np.float32)
-        return ImageSet(images, np.arange(count) % 2, (), {})
+        return ImageSet(images, np.arange(count) % 2, ())
     gan = gan_config(config)
     images = draws.uniform(-1, 1, (count, gan.channels, gan.resolution, gan.resolution))
     labels = tuple(

@@ -153,6 +153,7 @@ def federate(
     check_checkpoint(config, resources.sites)
     require_writable(Path(config.output_dir), "--out")
     require_writable(cache_dir(), "the cache, FEDSCAN_CACHE")
+    require_writable(site_records("any").parent, "the sites' own records, FEDSCAN_RECORDS")
     if not config.cohort_dir:
         prepare_phantoms(phantom_sites(resources.sites), quiet=quiet)
     folder: Path | None = None

@@ -20,8 +20,8 @@ import pandas as pd
 from common.errors import FedscanError
 from common.metrics_log import WHOLE
 from simulations.bootstrap import LEVEL, number
-from simulations.contrasts import ARMS, CENTRALIZED, LOCAL, contrasts, name_of, reference_of
-from simulations.results import NUMBERS, TEXTS
+from simulations.contrasts import CENTRALIZED, LOCAL, OTHER_ARMS, contrasts, name_of, reference_of
+from simulations.results import NUMBERS, TEXTS, count_cells
 
 MEASURES = (
     "frechet_distance",
@@ -122,7 +122,7 @@ def summarize_generation(
         }
         for contrast, pair in pairs.items()
     }
-    against = {arm: differences[name_of((reference, arm), pairs)] for arm in ARMS}
+    against = {arm: differences[name_of((reference, arm), pairs)] for arm in OTHER_ARMS}
     seeds = sorted({int(seed) for seed in tests["seed"]})
     return {
         "task": "generation",
@@ -159,7 +159,7 @@ def summarize_generation(
                 unknown="What federation loses against pooling cannot be told",
             ),
         },
-        "cells": _cells(table),
+        "cells": count_cells(table),
     }
 
 
@@ -361,21 +361,3 @@ def places(measure: str, value: float) -> int:
     if measure == "kernel_distance":
         return 3 if abs(value) < 10 else 1
     return 2 if abs(value) < 10 or measure not in DISTANCES else 1 if abs(value) < 100 else 0
-
-
-def _cells(table: pd.DataFrame) -> dict[str, Any]:
-    """Count how the cells (arm, strategy, seed) ended."""
-    cells = table.drop_duplicates(["arm", "strategy", "seed", "status"])
-    named = cells["arm"].where(cells["strategy"] == "", cells["arm"] + "/" + cells["strategy"])
-    by_model: dict[str, dict[str, int]] = {}
-    for (model, status), count in cells.groupby([named, "status"]).size().items():
-        by_model.setdefault(model, {})[status] = int(count)
-    failures = [
-        f"{model}: {count} {status}"
-        for model, counts in by_model.items()
-        for status, count in counts.items()
-        if status != "done"
-    ]
-    left_out = int((cells["status"] != "done").sum())
-    note = f"{left_out} of {len(cells)} cells are in no mean ({'; '.join(failures)})"
-    return {"by_model": by_model, "left_out": left_out, "note": note if failures else None}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import re
 import shutil
 import socket
@@ -64,8 +65,13 @@ class Resources:
         ]
         return " ".join(words)
 
-    def check(self) -> None:
+    def check(self, whose: str = "site") -> None:
         """Refuse what this machine does not have, before anything is started.
+
+        Parameters
+        ----------
+        whose : {"site", "cell"}
+            What has the CPUs and GPUs, as the command line calls it.
 
         Raises
         ------
@@ -78,7 +84,7 @@ class Resources:
         available = self.cpus or have
         if self.cpus_per_site > available:
             raise ConfigError(
-                f"{self.cpus_per_site} CPUs a site cannot be had: {available} are available. "
+                f"{self.cpus_per_site} CPUs a {whose} cannot be had: {available} are available. "
                 "Lower --set threads"
             )
         if self.gpus_per_site > 0:
@@ -87,8 +93,8 @@ class Resources:
             gpus = torch.cuda.device_count()
             if self.gpus_per_site > gpus:
                 raise ConfigError(
-                    f"{self.gpus_per_site:g} GPUs a site cannot be had: this machine has {gpus} "
-                    "that PyTorch can use. Leave --gpus-per-site out to run on the CPU"
+                    f"{self.gpus_per_site:g} GPUs a {whose} cannot be had: this machine has {gpus} "
+                    f"that PyTorch can use. Leave --gpus-per-{whose} out to run on the CPU"
                 )
 
 
@@ -97,6 +103,16 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Name the machine's processor, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123  no path of a user's
+            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 class Leashed:

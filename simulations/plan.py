@@ -29,9 +29,9 @@ OPTIONS = {  # what a comparison decides for all cells alike
     "output-dir": "--out",
     "min-sites": "every site there is",
 }
-# What classifiers beside a comparison of generators share with it: where, on what, judged how; not
-# how generators are trained.
-SHARED_WITH_USE = (
+# What generators before a comparison, and classifiers after it, share with it: where, on what,
+# judged how; not how the compared models are trained.
+SHARED = (
     *("cohort-dir", "min-sites", "connect-timeout", "reply-timeout"),
     *("device", "threads", "seed", "gan", "gan-changes", "extractor"),
 )
@@ -60,12 +60,13 @@ class Plan(BaseModel):
     run : dict
         Overrides of the run config.
     pretraining : dict
-        Run-config values of a federation that goes before, once a seed, where there are any.
+        Run-config values of a federation of generators that goes before, once a seed, where there
+        are any and a variant begins with it. Of ``run`` it takes :data:`SHARED`.
     pretrained : list of str
         Variants whose discriminator's features are those of that federation.
     use : dict
         For generation: run-config values of the classifiers that show what the generators'
-        pictures are good for, where there are any. Of ``run`` they take :data:`SHARED_WITH_USE`.
+        pictures are good for, where there are any. Of ``run`` they take :data:`SHARED`.
     reference : str
         The strategy that stands for the federated arm, where it is compared; else it is
         ``fedavg``, and without that the first.
@@ -143,7 +144,8 @@ class Plan(BaseModel):
 
     def stages(self) -> list[list[Cell]]:
         """Return all cells, in groups each of which may need the results of those before."""
-        before = [Cell(PRETRAINING, "", seed) for seed in self.seed_range if self.pretraining]
+        begun = "federated" in self.arms and not set(self.pretrained).isdisjoint(self.strategies)
+        before = [Cell(PRETRAINING, "", seed) for seed in self.seed_range if begun]
         after = [Cell(USE, "", seed) for seed in self.seed_range if self.use]
         return [stage for stage in (before, self.cells(), after) if stage]
 
@@ -162,8 +164,8 @@ class Plan(BaseModel):
         ConfigError
         """
         values = {**base, **self.run, "seed": cell.seed}
-        if cell.arm == USE:
-            values = {key: values[key] for key in SHARED_WITH_USE if key in values}
+        if cell.arm in (PRETRAINING, USE):
+            values = {key: values[key] for key in SHARED if key in values}
         values |= {PRETRAINING: self.pretraining, USE: self.use}.get(cell.arm, {})
         own = dict(self.variants.get(cell.strategy, {}))
         if "gan-changes" in own and "gan-changes" in values:  # of a key told twice the last holds
@@ -238,6 +240,13 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     if (plan.pretraining or plan.use) and run.get("task", task) != task:
         raise ConfigError(
             f"--set task={run['task']}: preset '{preset}' is made for {task}. Choose another preset"
+        )
+    if "federated" not in plan.arms and overrides.get("strategies"):
+        raise ConfigError("--strategies has no effect without the arm federated: leave it out")
+    if "centralized" in plan.arms and plan.run.get("adapt", "none") != "none":
+        raise ConfigError(
+            f"adapt = '{plan.run['adapt']}' takes out what is a site's own, which a pool of sites "
+            "has not: leave centralized out of --arms"
         )
     for values in (plan.arms, plan.strategies):
         if len(set(values)) < len(values):

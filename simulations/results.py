@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +14,40 @@ COLUMNS = [
 ]
 TEXTS = ("arm", "strategy", "trained_on", "tested_on", "split", "metric", "status")
 NUMBERS = tuple(name for name in COLUMNS if name not in TEXTS)
-USE_TEXTS, USE_NUMBERS = ("row", "site", "metric"), ("seed", "value", "n")  # of the pictures' use
+USE_COLUMNS = ["seed", "row", "site", "metric", "value", "n"]  # of the pictures' use
+USE_TEXTS = ("row", "site", "metric")
+USE_NUMBERS = tuple(name for name in USE_COLUMNS if name not in USE_TEXTS)
+
+
+def model_names(table: pd.DataFrame) -> pd.Series:
+    """Name each row's model: its arm, of a federated one ARM/STRATEGY."""
+    return table["arm"].where(table["strategy"] == "", table["arm"] + "/" + table["strategy"])
+
+
+def count_cells(table: pd.DataFrame) -> dict[str, Any]:
+    """Count how the cells (arm, strategy, seed) ended.
+
+    Returns
+    -------
+    dict
+        ``by_model[model][status]``; ``left_out``, those that lack a model; and a ``note`` on them,
+        None where there are none. A local cell trains one model a site: where one of them
+        diverged, the others are in the means.
+    """
+    ended = table.assign(model=model_names(table), done=table["status"] == "done")
+    cells = ended.sort_values("done", kind="stable").drop_duplicates(["model", "seed"])
+    by_model: dict[str, dict[str, int]] = {}
+    for (model, status), count in cells.groupby(["model", "status"]).size().items():
+        by_model.setdefault(model, {})[status] = int(count)
+    failures = [
+        f"{model}: {count} {status}"
+        for model, counts in by_model.items()
+        for status, count in counts.items()
+        if status != "done"
+    ]
+    left_out = int((~cells["done"]).sum())
+    note = f"{left_out} of {len(cells)} cells are not wholly in the means ({'; '.join(failures)})"
+    return {"by_model": by_model, "left_out": left_out, "note": note if failures else None}
 
 
 def read_table(

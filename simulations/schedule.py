@@ -19,11 +19,11 @@ from common.errors import DivergedError
 from common.files import write_atomically, write_json
 from simulations.arms import Work, run_cell
 from simulations.launch import usable_cpus
-from simulations.plan import Cell
+from simulations.plan import USE, Cell
 from simulations.results import COLUMNS
 
 POLL_SECONDS = 1.0
-STATUS, BEGAN = "status.json", "began"  # in a cell's folder
+STATUS, BEGAN = "status.json", ".began"  # in a cell's folder
 MISSING = "missing"
 
 
@@ -70,7 +70,7 @@ def _overdue(work: Work) -> bool:
 
 
 def attempt(work: Work) -> None:
-    """Run a cell and leave its rows, or why there are none, in its folder."""
+    """Run a cell and leave its rows, or why there are none or not all, in its folder."""
     folder = Path(work.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / BEGAN).touch()
@@ -81,7 +81,9 @@ def attempt(work: Work) -> None:
         end_cell(folder, work.cell, "diverged" if diverged else "error", traceback.format_exc())
         return
     write_atomically(folder / "results.csv", rows.to_csv(index=False).encode())
-    write_json(folder / STATUS, {"status": "done", "why": ""})
+    lost = [] if work.cell.arm == USE else rows.loc[rows["status"] != "done", "trained_on"]
+    why = ", ".join(f"{site} diverged" for site in lost)
+    write_json(folder / STATUS, {"status": "diverged" if why else "done", "why": why})
 
 
 def end_cell(folder: Path, cell: Cell, status: str, why: str) -> None:

@@ -33,9 +33,9 @@ from common.errors import DataContractError, FedscanError
 from common.evaluation.classification import METRICS
 from common.seeding import derive_seed
 from simulations.bootstrap import LEVEL, Repeated, number, resampling_weights, weighted_metrics
-from simulations.contrasts import ARMS, CENTRALIZED, LOCAL, name_of, reference_of
+from simulations.contrasts import CENTRALIZED, LOCAL, OTHER_ARMS, name_of, reference_of
 from simulations.contrasts import contrasts as contrasts_of
-from simulations.results import TEXTS
+from simulations.results import TEXTS, count_cells, model_names
 
 MATRIX_METRICS = ("balanced_accuracy", "auroc")
 
@@ -101,7 +101,7 @@ def summarize(
     """
     table = _named(results)
     table[["value", "n"]] = table[["value", "n"]].apply(pd.to_numeric)
-    table["model"] = _model_names(table)
+    table["model"] = model_names(table)
     done = table[table["status"] == "done"]
     tests = done[done["split"] == "test"].astype({"seed": int})
     if tests.duplicated(["model", "trained_on", "tested_on", "seed", "metric"]).any():
@@ -109,7 +109,7 @@ def summarize(
     strategies = sorted(set(table.loc[table["arm"] == "federated", "strategy"]))
     reference_strategy = reference_of(strategies, reference_strategy)
     pairs = contrasts_of(strategies, reference_strategy, contrasts)
-    against = {arm: name_of((reference_strategy, arm), pairs) for arm in ARMS}
+    against = {arm: name_of((reference_strategy, arm), pairs) for arm in OTHER_ARMS}
     named_sites = {*done["tested_on"], *done["trained_on"], *predictions, poor_site}
     sites = sorted(named_sites - {"", "all"})
     models = sorted(set(table["model"]))
@@ -158,7 +158,7 @@ def summarize(
             "loss_against_pooling": _loss(over_sites[against[CENTRALIZED]]["balanced_accuracy"]),
         },
         "cross_site": _cross_site(tests),
-        "cells": _cells(table),
+        "cells": count_cells(table),
     }
 
 
@@ -168,14 +168,9 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{c: table[c].astype(object).fillna("").astype(str) for c in columns})
 
 
-def _model_names(table: pd.DataFrame) -> pd.Series:
-    named = table["arm"] + "/" + table["strategy"]
-    return named.where(table["strategy"] != "", table["arm"])
-
-
 def _model(name: str) -> str:
     """Return the model that a contrast names."""
-    return name if name in ARMS else f"federated/{name}" if name else "federated"
+    return name if name in OTHER_ARMS else f"federated/{name}" if name else "federated"
 
 
 def _measured(
@@ -185,7 +180,7 @@ def _measured(
     resampled: dict[tuple[str, int], dict[str, NDArray]] = {}
     if predicted is not None and len(predicted) and len(own):
         frame = _named(predicted).astype({"seed": int})
-        frame["model"] = _model_names(frame)
+        frame["model"] = model_names(frame)
         frame = frame[(frame["arm"] != "local") | (frame["trained_on"] == site)]
         wanted = pd.MultiIndex.from_frame(own[["model", "seed"]].drop_duplicates())
         frame = frame[pd.MultiIndex.from_frame(frame[["model", "seed"]]).isin(wanted)]
@@ -316,18 +311,3 @@ def _cross_site(tests: pd.DataFrame) -> list[dict]:
             dict(zip(axes, key, strict=True)) | found | {"seeds": int(group["seed"].nunique())}
         )
     return rows
-
-
-def _cells(table: pd.DataFrame) -> dict:
-    """Count how the cells (arm, strategy, seed) ended; a local cell trains one model a site."""
-    cells = table.drop_duplicates(["model", "seed", "status"])
-    counts = cells.groupby(["model", "status"]).size()
-    by_model: dict[str, dict[str, int]] = {}
-    failures = []
-    for (model, status), count in counts.items():
-        by_model.setdefault(model, {})[status] = int(count)
-        if status != "done":
-            failures.append(f"{model}: {count} {status}")
-    left_out = int((cells["status"] != "done").sum())
-    note = f"{left_out} of {len(cells)} cells are in no mean ({'; '.join(failures)})"
-    return {"by_model": by_model, "left_out": left_out, "note": note if failures else None}

@@ -30,6 +30,7 @@ from common.seeding import derive_seed
 from common.tasks import Place, classification
 from common.training.classifier import predict
 from common.training.gan_sampling import load_generator, sample_rows
+from simulations.results import USE_COLUMNS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ["seed", "row", "site", "metric", "value", "n"]
 METRICS = ("balanced_accuracy", "auroc")
 AMOUNTS = (16, 32, 64, 128)  # synthetic participants beside a site's own; none is tried as well
 REAL_ONLY = "local real only"
@@ -91,6 +91,7 @@ def use_of_synthetic(
     seed: int,
     *,
     amounts: Sequence[int] = AMOUNTS,
+    device: torch.device | None = None,
 ) -> pd.DataFrame:
     """Train on synthetic people, alone and beside a site's own, and test on real scans.
 
@@ -108,16 +109,19 @@ def use_of_synthetic(
     amounts : sequence of int
         Synthetic participants that are tried beside the poor site's; the largest are all there are
         where they are alone.
+    device : torch.device, optional
+        Where the classifiers train; by default the CPU.
 
     Returns
     -------
     DataFrame
-        Columns :data:`COLUMNS`. Rows "local real only" and "local real + NAME" at the poor site, of
-        metrics :data:`METRICS` (n: test scans) and, of the latter, ``synthetic_participants``, the
-        amount with the lowest validation loss, of equals the smallest (n: validation scans). Rows
-        "NAME only" at every site: trained on synthetic people with that site's label, of which a
-        generator that never saw the site can only guess the looks. A generator that makes no such
-        people (it has no labels of sex, height and site, or pictures of another size) has no row.
+        Columns :data:`~simulations.results.USE_COLUMNS`. Rows "local real only" and "local real +
+        NAME" at the poor site, of metrics :data:`METRICS` (n: test scans) and, of the latter,
+        ``synthetic_participants``, the amount with the lowest validation loss, of equals the
+        smallest (n: validation scans). Rows "NAME only" at every site: trained on synthetic people
+        with that site's label, of which a generator that never saw the site can only guess the
+        looks. A generator that makes no such people (it has no labels of sex, height and site, or
+        pictures of another size) has no row.
 
     Raises
     ------
@@ -143,7 +147,8 @@ def use_of_synthetic(
             f"site '{poor}' with {list(amounts)} synthetic participants: accepted are a site of "
             f"{', '.join(folders)} and amounts from 1"
         )
-    trainings = _Trainings(config.model_copy(update={"seed": seed}), poor, tuple(sorted(folders)))
+    place = Place(poor, tuple(sorted(folders)), device or torch.device("cpu"))
+    trainings = _Trainings(config.model_copy(update={"seed": seed}), place)
     real = trainings.load(folders, poor, "train")
     validation = trainings.load(folders, poor, "val")
     models: list[tuple[str, str, nn.Module]] = []  # row, site, trained
@@ -180,7 +185,7 @@ def use_of_synthetic(
                 found = classification.score(test, trainings.predict(model, test))
                 rows += [(seed, row, site, name, found[name], len(test.labels)) for name in METRICS]
     order = [REAL_ONLY, *chosen, *(f"{name} only" for name in of_sites)]
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame = pd.DataFrame(rows, columns=USE_COLUMNS)
     return frame.sort_values(
         "row", key=lambda one: one.map(order.index), kind="stable"
     ).reset_index(drop=True)
@@ -197,13 +202,12 @@ class _Trainings:
     Parameters
     ----------
     config : RunConfig
-    site : str
-        By whose name batches are drawn.
-    sites : tuple of str
+    place : Place
+        By whose site's name batches are drawn.
     """
 
-    def __init__(self, config: RunConfig, site: str, sites: tuple[str, ...]) -> None:
-        self.config, self.place = config, Place(site, sites, torch.device("cpu"))
+    def __init__(self, config: RunConfig, place: Place) -> None:
+        self.config, self.place = config, place
 
     def load(self, folders: Mapping[str, Path], site: str, split: str) -> ImageSet:
         return classification.load_split(site, Path(folders[site]), split, self.config, cache_dir())

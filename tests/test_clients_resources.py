@@ -47,11 +47,21 @@ def pretend_ray(monkeypatch, *, initialized: bool, share: dict[str, float]) -> N
 # Threads
 
 
-@pytest.mark.parametrize(("threads", "cpus"), [(2, 1.0), (4, 2.0), (3, 2.5)])
-def test_more_threads_than_granted_are_refused_and_nothing_is_set(threads, cpus):
-    with pytest.raises(ConfigError, match=f'client-resources-num-cpus={threads}"') as caught:
+@pytest.mark.parametrize("simulated", [True, False])
+@pytest.mark.parametrize(
+    ("threads", "cpus", "most"), [(2, 1.0, 1), (4, 2.0, 2), (3, 2.5, 2), (2, 0.5, 1)]
+)
+def test_more_threads_than_granted_are_refused_and_nothing_is_set(
+    monkeypatch, simulated, threads, cpus, most
+):
+    """What a deployed site has is its machine's: no key of the run grants more."""
+    pretend_ray(monkeypatch, initialized=simulated, share={})
+    with pytest.raises(ConfigError) as caught:
         compute_device(RunConfig(threads=threads), Grant(cpus, 0)).__enter__()
-    assert f"granted {cpus:g} CPUs" in str(caught.value)
+    said = str(caught.value)
+    assert f"granted {cpus:g} CPUs" in said
+    assert (f'client-resources-num-cpus={threads}"' in said) == simulated
+    assert (f"Lower threads to at most {most}" in said) != simulated
     assert torch.get_num_threads() == 1
 
 

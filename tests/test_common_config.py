@@ -290,6 +290,39 @@ def test_whatever_flower_hands_over_is_accepted_or_refused_in_words(run_config):
         assert str(error).startswith("run config: ")
 
 
-def test_a_generation_begins_with_new_networks():
-    with pytest.raises(ConfigError, match="gan-checkpoint has no effect with task 'generation'"):
-        RunConfig.from_flower({"task": "generation", "gan-checkpoint": "/runs/7"})
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gan-checkpoint", "/runs/7"),
+        ("learning-rate", 0.01),
+        ("image-size", 16),
+        ("classifier", "slices"),
+        ("adapt", "center"),
+    ],
+)
+def test_a_classifiers_options_are_refused_for_generation_rather_than_ignored(key, value):
+    assert f"{key} has no effect with task 'generation'" in refusal(
+        {"task": "generation", key: value}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"gan": "nope"}, "gan has no effect with classifier 'small'"),
+        ({"gan-changes": "z-dim=8"}, "gan-changes has no effect with classifier 'small'"),
+        ({"classifier": "slices", "gan": "nope"}, "preset 'nope'"),
+        ({"classifier": "gan-features", "gan-changes": "seed=8"}, "decided by the run config"),
+        ({"classifier": "slices", "gan-changes": "log-every=8"}, "no effect in a federation"),
+        ({"task": "generation", "batch-size": 1}, "set batch-size above 1"),
+        ({"task": "generation", "gan": "paper-256"}, "3 channels"),
+        ({"task": "generation", "gan-changes": "resolution=512"}, "512 pixels"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused_before_anything_starts(changed, words):
+    assert words in refusal(changed)
+
+
+def test_batches_of_a_classifier_need_not_suit_a_gan():
+    one = RunConfig.from_flower({"classifier": "slices", "batch-size": 7})
+    assert one.stylegan2().resolution == 32

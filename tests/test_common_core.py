@@ -16,13 +16,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from common import provenance
+from common import checkpoints, provenance
 from common.checkpoints import load_model, save_model
 from common.config import RunConfig
-from common.errors import DataContractError, FedscanError, ProvenanceError
+from common.errors import ConfigError, DataContractError, FedscanError, ProvenanceError
 from common.files import without_nan, write_atomically, write_json
 from common.metrics_log import MetricsLog, MetricsTail, Row, read_rows
 from common.paths import cache_dir, site_records
@@ -117,6 +117,20 @@ def test_records_of_a_site_are_its_own(monkeypatch, tmp_path):
     monkeypatch.delenv("FEDSCAN_RECORDS")
     assert site_records("north").is_absolute()
     assert site_records("north") != site_records("south")
+
+
+@pytest.mark.parametrize(
+    ("variable", "folder"),
+    [("FEDSCAN_CACHE", cache_dir), ("FEDSCAN_RECORDS", lambda: site_records("north"))],
+)
+@pytest.mark.parametrize("value", ["records", "./records", "../records", "~nobody-here/records"])
+def test_relative_folder_is_refused(monkeypatch, variable, folder, value):
+    """Processes of one run have other working directories; it would be another folder in each."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as caught:
+        folder()
+    assert str(caught.value).startswith(f"{variable}={value}: accepted is an absolute path, since")
+    assert value not in caught.value.public
 
 
 # Files
@@ -311,9 +325,37 @@ def test_state_that_lies_scattered_in_memory_is_saved_as_it_reads(tmp_path):
     assert torch.equal(load_file(tmp_path / "model.safetensors")["weight"], scattered)
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "model.json"])
-def test_missing_file_is_refused(saved, missing):
-    (saved / missing).unlink()
+def test_missing_weights_are_refused(saved):
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(FedscanError, match="no model that fits"):
+        load_model(saved, small_model())
+
+
+def test_weights_say_which_they_are_where_the_writer_ended_before_the_sidecar(
+    tmp_path, monkeypatch
+):
+    """A process that ends in between, or a reader who comes then, sees the sidecar of before."""
+    state = small_model().state_dict()
+    save_model(tmp_path, state, {"round": 5, "loss": 0.5})
+    newer = {name: tensor + 1 for name, tensor in state.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_json", disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            save_model(tmp_path, newer, {"round": 6, "loss": math.nan})
+    assert json.loads((tmp_path / "model.json").read_text()) == {"round": 5, "loss": 0.5}
+    model = small_model()
+    assert load_model(tmp_path, model) == {"round": 6, "loss": None}
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in newer.items())
+
+
+def test_sidecar_says_the_same_as_the_weights(saved):
+    assert json.loads((saved / "model.json").read_text()) == load_model(saved, small_model())
+
+
+def test_weights_of_an_earlier_version_have_their_description_beside_them(saved):
+    save_file(small_model().state_dict(), saved / "model.safetensors")
+    assert load_model(saved, small_model()) == {"task": "classification"}
+    (saved / "model.json").unlink()
     with pytest.raises(FedscanError, match="no model that fits"):
         load_model(saved, small_model())
 
@@ -339,11 +381,10 @@ def test_state_that_does_not_fit_is_refused(tmp_path, change):
         load_model(tmp_path, small_model())
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
 @pytest.mark.parametrize("length", [0, 7, 8, 20, -1])
-def test_truncated_file_is_refused(saved, name, length):
-    content = (saved / name).read_bytes().rstrip()
-    (saved / name).write_bytes(content[:length])
+def test_truncated_file_is_refused(saved, length):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(FedscanError, match="no model that fits"):
         load_model(saved, small_model())
 

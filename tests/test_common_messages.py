@@ -187,6 +187,17 @@ def test_site_that_fails_names_itself(asked):
     assert messages.failure_in(sent, "7", "query.hello").site == "north"
 
 
+@pytest.mark.parametrize("lacking", ["site", "phase", "error", "traceback"])
+def test_failure_that_lacks_something_is_one_all_the_same(asked, lacking):
+    sent = messages.failure_reply(asked, Failure("north", "train", "why", "where"))
+    del sent.content[messages.FAILURE][lacking]
+    found = vars(messages.failure_in(sent, "7", "query.hello"))
+    stands_in = {"site": "7", "phase": "query.hello", "error": "no reason given", "traceback": ""}
+    assert found == {"site": "north", "phase": "train", "error": "why", "traceback": "where"} | {
+        lacking: stands_in[lacking]
+    }
+
+
 def test_error_of_flower_takes_the_name_and_phase_that_the_server_knows(asked):
     found = messages.failure_in(Message(Error(0, "killed"), reply_to=asked), "north", "train")
     assert found == Failure("north", "train", "killed", "")

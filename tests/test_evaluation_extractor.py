@@ -192,6 +192,10 @@ class TestTooFew:
         with pytest.raises(SystemExit, match="2"):
             validate_extractor.main([])
         assert "10 held-out participants" in capsys.readouterr().err
+        monkeypatch.setenv("FEDSCAN_CACHE", "cache")
+        with pytest.raises(SystemExit, match="2"):
+            validate_extractor.main([])
+        assert "FEDSCAN_CACHE=cache: accepted is an absolute path" in capsys.readouterr().err
 
 
 class TestRecipe:

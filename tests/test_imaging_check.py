@@ -107,6 +107,15 @@ def test_left_out_without_label_or_scan_is_counted_and_no_problem(north):
     assert report.left_out == {"no label": 1, "no scan": 1}
 
 
+def test_circle_of_links_stops_nothing(north):
+    with (north / "participants.tsv").open("a") as table:
+        table.write("sub-7\tM\ttrain\n")
+    (north / "sub-7").symlink_to("sub-7")
+    report = check_cohort(north.parent)
+    assert report.usable
+    assert report.sites[0].incomplete == ["site 'north': sub-7: no scan"]
+
+
 @pytest.mark.parametrize(
     ("splits", "sexes", "reasons"),
     [

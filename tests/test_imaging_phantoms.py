@@ -75,15 +75,17 @@ def test_volume_alone_stays_under_four_fifths(truth):
     middle = np.log(phantoms.VOLUME_ML)
     accuracy = np.mean((features[:, 0] > middle) == (sexes == "M"))
     assert 0.65 < accuracy < 0.80
-    assert accuracy == pytest.approx(phantoms.volume_only_accuracy(), abs=0.02)
+    assert accuracy == pytest.approx(NormalDist().cdf(phantoms.VOLUME_D / 2), abs=0.02)
 
 
 def test_closed_form_optimum_is_what_discriminant_analysis_reaches(truth):
     features, sexes = truth
     model = LinearDiscriminantAnalysis().fit(features[:3000], sexes[:3000])
     accuracy = model.score(features[3000:], sexes[3000:])
-    assert accuracy == pytest.approx(phantoms.best_accuracy(), abs=0.005)
-    assert phantoms.best_accuracy() == pytest.approx(0.991, abs=0.001)
+    distance = np.hypot(phantoms.VOLUME_D, phantoms.REGION_D * np.sqrt(2 * len(phantoms.REGIONS)))
+    best = NormalDist().cdf(distance / 2)
+    assert accuracy == pytest.approx(best, abs=0.005)
+    assert best == pytest.approx(0.991, abs=0.001)
 
 
 def test_effect_sizes_are_those_documented(truth):

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import DataContractError
 from common.imaging.splits import SPLITS, assign_splits, parse_split
+from common.tasks.classification import survey
 
 LABELLED = st.dictionaries(
     st.from_regex(r"sub-[a-z0-9]{1,6}", fullmatch=True), st.integers(0, 1), max_size=60
@@ -58,6 +60,21 @@ def test_everybody_is_in_one_split_and_three_of_a_label_reach_each(labels):
             assert abs(mine["test"] - 0.2 * n) <= 0.5
         if n:
             assert mine["train"] >= 1
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_site_whose_split_has_nobody_is_told_how_many_are_enough(tmp_path, n):
+    table = "participant_id\tsex\n"
+    for name in [f"sub-{sex}{number}" for number in range(n) for sex in "FM"]:
+        table += f"{name}\t{name[4]}\n"
+        (tmp_path / name / "anat").mkdir(parents=True)
+        (tmp_path / name / "anat" / f"{name}_T1w.nii").touch()
+    (tmp_path / "participants.tsv").write_text(table)
+    if n == 3:
+        assert survey("north", tmp_path) == {"n_train": 2, "n_val": 2, "n_test": 2, "left_out": 0}
+        return
+    with pytest.raises(DataContractError, match="from three participants of each label on"):
+        survey("north", tmp_path)
 
 
 @given(LABELLED, st.integers(0, 1))

@@ -94,11 +94,13 @@ def test_cells_before_and_after_that_failed_are_noticed(copy: Path) -> None:
 
 def test_the_configuration_shows_what_variants_override(copy: Path) -> None:
     variants = {"int8": {"transport": "int8", "extractor": "/home/someone/net.pt"}, "b": {"x": 1}}
-    plan = {"variants": variants, "pretrained": ["int8"], "use": {"classifier": "slices"}}
-    rewrite(copy / "manifest.json", plan=plan, strategies=["fedavg", "int8"])
+    differing = {"int8": variants["int8"], "use": {"classifier": "slices"}, "plain": {}}
+    plan = {"variants": variants, "pretrained": ["int8"]}
+    rewrite(copy / "manifest.json", plan=plan, differing=differing)
     text = Page(write_report(copy).read_text()).text
     assert "int8 transport = int8, extractor = net.pt, features of the pretraining" in text
     assert "use classifier = slices" in text
+    assert "plain nothing" in text
     assert "x = 1" not in text and "someone" not in text
 
 
@@ -395,7 +397,8 @@ def test_an_estimate_counts_every_classifier_of_a_use_cell(monkeypatch: pytest.M
 @pytest.mark.parametrize("task", ["classification", "generation"])
 def test_a_real_step_is_timed(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(estimate.PROBE_STEPS, task, 1)
-    config = RunConfig.from_flower({"task": task, "image-size": 16, "batch-size": 4})
+    size = {"image-size": 16} if task == "classification" else {}
+    config = RunConfig.from_flower({"task": task, "batch-size": 4, **size})
     assert estimate.step_seconds(config, 2) > 0
 
 
@@ -437,9 +440,9 @@ def test_a_comparison_of_generators_collects_no_predictions(
     assert json.loads((out / "summary.json").read_text())["unfinished"] == []
     assert (out / "samples.npz").stat().st_mode & 0o777 == 0o600
     with np.load(out / "samples.npz") as kept:
-        assert {name: stack.shape for name, stack in kept.items()} == dict.fromkeys(
-            SITES, (20, 8, 8)
-        )
+        assert {name: stack.shape for name, stack in kept.items()} == {
+            f"site {site}": (20, 8, 8) for site in SITES
+        }
 
 
 @pytest.mark.browser

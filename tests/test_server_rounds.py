@@ -30,7 +30,7 @@ from common.messages import EVALUATE, HELLO, TRAIN, Failure
 from common.metrics_log import read_rows
 from common.paths import cache_dir
 from common.tasks import Evaluation, Place, load_task
-from common.transport import broadcast, encode_update, received, tensor_bytes, to_keep
+from common.transport import broadcast, encode_update, received, to_keep
 from server import roll_call
 from server.roll_call import SiteFailure
 from server.rounds import federate
@@ -833,6 +833,10 @@ def in_training(sent: list[Message]) -> list[dict[str, torch.Tensor]]:
         for message in sent
         if message.metadata.message_type == TRAIN
     ]
+
+
+def tensor_bytes(message: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in message.values())
 
 
 def test_smaller_updates_give_nearly_the_same_model(tmp_path, learned):

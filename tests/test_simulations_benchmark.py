@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 from processes import SCRIPTS, environment, fedscan, flower_processes, wait_until_gone
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DivergedError
 from common.files import write_json
+from simulations import arms
 from simulations.benchmark import Benchmark, check_folder
 from simulations.compare import unfinished
 from simulations.plan import Cell, Plan, load_plan
-from simulations.schedule import end_cell
+from simulations.schedule import attempt, end_cell
 
 TIMINGS = ["seconds"]
 
@@ -216,3 +217,41 @@ def test_another_plan_is_not_resumed(tiny_cohort: Path, tmp_path: Path) -> None:
     variants = {**plan.variants, "gan-tuned": {"classifier": "gan-features"}}
     with pytest.raises(ConfigError, match="another plan"):
         begin(plan.model_copy(update={"variants": variants}), resume=True)
+
+
+def test_the_manifest_tells_where_configurations_differ(tiny_cohort: Path, tmp_path: Path) -> None:
+    sites = {site: tiny_cohort / site for site in ("island", "north")}
+    plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "gan-tuned"]}, {})
+    told = Benchmark(plan, sites, {}, tmp_path)._manifest()["differing"]
+    assert told["scratch"] == {}
+    assert told["gan-tuned"] == {
+        **{"classifier": "gan-features", "features": "tuned", "learning-rate": 3e-4}
+    }
+    # Also what suits the task and stands in no table of the preset.
+    assert told["pretraining"]["batch-size"] == 4 and told["pretraining"]["weighting"] == "uniform"
+
+
+def test_a_site_may_not_have_the_name_of_a_cells_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"site 'results\.csv'"):
+        Benchmark(Plan(), {"results.csv": tmp_path, "north": tmp_path}, {}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("diverge", [("island",), ("island", "north")])
+def test_a_local_model_that_diverges_costs_the_others_nothing(
+    diverge: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(work: arms.Work, trained_on: str, members: list[str]) -> list[dict]:
+        if trained_on in diverge:
+            raise DivergedError("no finite loss")
+        return [{"trained_on": trained_on, "tested_on": trained_on, "value": 1.0}]
+
+    monkeypatch.setattr(arms, "_alone", alone)
+    cell = Cell("local", "", 0)
+    work = arms.Work(
+        *(cell, {}, {}, str(tmp_path), "", "large", ["island", "north"], {}, 1, 0.0, 9.0)
+    )
+    attempt(work)
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert list(rows["status"]) == ["diverged" if s in diverge else "done" for s in work.local]
+    told = json.loads((tmp_path / "status.json").read_text())
+    assert told == {"status": "diverged", "why": ", ".join(f"{site} diverged" for site in diverge)}

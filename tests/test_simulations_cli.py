@@ -40,6 +40,36 @@ def test_run_refuses_with_one_clear_message(
     assert not list(tmp_path.iterdir())  # nothing was begun
 
 
+@pytest.mark.parametrize(
+    ("variable", "command"),
+    [
+        ("FEDSCAN_CACHE", "run"),
+        ("FEDSCAN_RECORDS", "run"),
+        ("FEDSCAN_CACHE", "benchmark"),
+        ("FEDSCAN_CACHE", "train-gan"),
+    ],
+)
+def test_relative_folder_of_what_is_kept_is_refused_before_anything_starts(
+    variable: str, command: str, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    sites = ["--site", "north"] if command == "train-gan" else []
+    done = subprocess.run(
+        [str(SCRIPTS / "fedscan"), command, "--cohort", str(tiny_cohort), *sites, "--out", "out"],
+        cwd=tmp_path,
+        env=environment(tmp_path / "cache", **{variable: "kept"}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"Error: {variable}=kept: accepted is an absolute path" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Round" not in done.stderr
+    assert not (tmp_path / "kept").exists()
+    assert {path.name for path in tmp_path.glob("out/*")} <= {".lock"}
+
+
 def lost(kind: str) -> int:
     """Open a standard error that cannot be written to."""
     if kind == "full disk":

@@ -396,6 +396,27 @@ def test_another_machine_may_go_on(trained, command, tmp_path: Path) -> None:
     assert json.loads(done.out)["steps"] == 7
 
 
+def test_what_a_resumed_training_was_asked_for_is_kept(trained, command, tmp_path: Path):
+    out = tmp_path / "gan"
+    shutil.copytree(trained[0], out)
+    words = ("train-gan", "--out", out, "--resume")
+    assert command(*words, "--set", "kimg=0.04", "--minutes", "0.0001").code == 0
+    done = command(*words, "--format", "json")
+    assert done.code == 0 and json.loads(done.out)["steps"] == 10, done.err
+
+
+def test_a_site_without_test_scans_is_refused_before_the_training(
+    command, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    cohort = tmp_path / "cohort"
+    shutil.copytree(tiny_cohort, cohort)
+    table = cohort / "north" / "participants.tsv"
+    table.write_text(table.read_text().replace("\ttest", "\ttrain"))
+    done = command("train-gan", "--cohort", cohort, "--out", tmp_path / "gan", *SET)
+    assert done.code == 2 and "site 'north'" in done.err and "test" in done.err
+    assert not (tmp_path / "gan" / "manifest.json").exists()
+
+
 def test_other_scans_are_not_resumed_with(trained, begin, tiny_cohort: Path, tmp_path: Path):
     cohort, out = tmp_path / "cohort", tmp_path / "gan"
     shutil.copytree(tiny_cohort, cohort)

@@ -200,7 +200,10 @@ def test_failed_cells_are_counted_and_in_no_mean() -> None:
     lost = table({("centralized", "", ""): [math.nan]}).assign(seed=2, status="error")
     summary = summarize_generation(pd.concat([good, lost], ignore_index=True), MANIFEST)
     assert summary["scores"]["all"]["centralized"]["frechet_distance"]["mean"] == 2.0
-    assert summary["cells"]["note"] == "1 of 3 cells are in no mean (centralized: 1 error)"
+    assert (
+        summary["cells"]["note"]
+        == "1 of 3 cells are not wholly in the means (centralized: 1 error)"
+    )
 
 
 def test_all_cells_failed() -> None:

@@ -97,6 +97,30 @@ def test_a_preset_of_several_stages_refuses_settings_that_take_its_sense(
         load_plan(preset, {}, run)
 
 
+def test_generators_before_classifiers_take_nothing_of_how_those_are_trained() -> None:
+    run = {"batch-size": 16, "weighting": "images", "transport": "int8", "evaluate-every": 7}
+    plain, changed = (
+        load_plan("gan-domain-adaptation", {}, values).config(Cell("pretraining", "", 1), {})
+        for values in ({}, {**run, "threads": 2})
+    )
+    assert (plain.batch_size, plain.weighting, plain.evaluate_every) == (4, "uniform", 15)
+    assert changed == plain.model_copy(update={"threads": 2})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "begun"),
+    [
+        ({}, True),
+        ({"strategies": ["gan-tuned"]}, True),
+        ({"strategies": ["scratch", "untrained-frozen"]}, False),
+        ({"arms": ["local"]}, False),
+    ],
+)
+def test_generators_are_trained_where_a_variant_begins_with_one(overrides, begun) -> None:
+    stages = load_plan("gan-domain-adaptation", overrides, {}).stages()
+    assert any(cell.arm == "pretraining" for cell in stages[0]) == begun
+
+
 def test_a_variant_keeps_the_changes_that_hold_for_all() -> None:
     plan = load_plan(
         "generation",
@@ -120,7 +144,7 @@ def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() ->
     run = {
         **{"share": "generator", "weighting": "distance", "transport": "int8"},
         **{"server-learning-rate": 2.0, "server-momentum": 0.5, "evaluate-every": 7},
-        **{"num-server-rounds": 9, "local-steps": 9, "batch-size": 8, "learning-rate": 0.1},
+        **{"num-server-rounds": 9, "local-steps": 9, "batch-size": 8},
     }
     shared = {"threads": 2, "device": "cpu", "gan-changes": "resolution=64", "reply-timeout": 9.0}
     base = {"min-sites": 3, "cohort-dir": "/there"}
@@ -202,6 +226,8 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
         ("default", {}, {"cohort-dir": "/elsewhere"}, "--cohort"),
         ("default", {}, {"min-sites": 1}, "every site"),
         ("default", {}, {"proximal-mu": 0.1}, "no effect"),
+        ("default", {"arms": ["local"], "strategies": ["fedprox"]}, {}, "without the arm"),
+        ("default", {}, {"classifier": "slices", "adapt": "center"}, "leave centralized out"),
     ],
 )
 def test_what_cannot_be_is_refused(preset: str, overrides: dict, run: dict, expected: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from simulations.results import COLUMNS, TEXTS, read_table
+from simulations.results import COLUMNS, TEXTS, count_cells, read_table
 
 
 def test_names_stay_names_and_numbers_become_numbers(tmp_path: Path) -> None:
@@ -28,3 +28,12 @@ def test_what_is_no_table_of_results_is_refused(tmp_path: Path, text: str, words
     (tmp_path / "results.csv").write_text(text)
     with pytest.raises(ValueError, match=words):
         read_table(tmp_path / "results.csv")
+
+
+def test_a_cell_of_which_one_model_diverged_is_counted_once(tmp_path: Path) -> None:
+    ends = [("local", "", 0, "done"), ("local", "", 1, "done"), ("local", "", 1, "diverged")]
+    ends += [("federated", "fedavg", 0, "done"), ("federated", "fedavg", 1, "done")]
+    found = count_cells(pd.DataFrame(ends, columns=["arm", "strategy", "seed", "status"]))
+    assert found["by_model"]["local"] == {"done": 1, "diverged": 1}
+    assert found["left_out"] == 1
+    assert found["note"] == "1 of 4 cells are not wholly in the means (local: 1 diverged)"

@@ -403,7 +403,9 @@ def test_failed_cells_are_counted_and_in_no_mean():
         "local": {"done": 3},
     }
     assert found["cells"]["left_out"] == 1
-    assert found["cells"]["note"] == ("1 of 9 cells are in no mean (federated/fedavg: 1 diverged)")
+    assert found["cells"]["note"] == (
+        "1 of 9 cells are not wholly in the means (federated/fedavg: 1 diverged)"
+    )
     # Paired: only the repetitions that both arms have.
     both = kept[(kept["seed"] != 1) & (kept["tested_on"] == "island") & (kept["metric"] == "auroc")]
     own = both[(both["arm"] == "local") & (both["trained_on"] == "island")]["value"].mean()

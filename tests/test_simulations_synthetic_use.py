@@ -19,7 +19,8 @@ from common.training.classifier import predict
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_generator, save_checkpoint
 from simulations import synthetic_use
-from simulations.synthetic_use import COLUMNS, synthetic_people, use_of_synthetic
+from simulations.results import USE_COLUMNS
+from simulations.synthetic_use import synthetic_people, use_of_synthetic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,7 +129,7 @@ def table(folders, gans) -> pd.DataFrame:
 
 
 def test_rows_are_in_reading_order_and_complete(table: pd.DataFrame) -> None:
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == USE_COLUMNS
     assert list(dict.fromkeys(table.row)) == [
         "local real only",
         "local real + a GAN",
@@ -200,7 +201,9 @@ def test_test_scans_are_read_once_and_last_and_steps_are_the_same(
 
 def test_unfit_settings_are_refused(folders, gans) -> None:
     with pytest.raises(ConfigError, match="'small' has no use"):
-        use_of_synthetic(folders, gans, "island", config(classifier="small"), seed=0)
+        use_of_synthetic(
+            folders, gans, "island", config(classifier="small", gan_changes=""), seed=0
+        )
     with pytest.raises(ConfigError, match="site 'moon'"):
         use_of_synthetic(folders, gans, "moon", config(), seed=0)
     for settings in ({"heights": "whole-head"}, {"adapt": "center"}):

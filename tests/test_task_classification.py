@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from common.checkpoints import load_model
 from common.config import RunConfig
+from common.errors import FedscanError
 from common.imaging.prepare import ImageSet
 from common.predictions import save_predictions
 from common.tasks import Evaluation, Fit, Place, Task, load_task
@@ -25,15 +26,18 @@ from common.tasks.classification import (
     evaluate,
     first_release,
     fit,
+    ids,
     judge,
     load_shared,
     participants,
     pool,
     release,
+    roster,
     save,
     score,
     shared_state,
     summary,
+    survey,
 )
 from common.training import classifier_augment
 from common.training.classifier import MOMENTS, _Batches, cosine, predict
@@ -543,6 +547,23 @@ def test_verdict_names_every_site_and_has_no_metric_of_the_whole():
     assert math.isnan(judge(evaluations([(float("nan"), 1), (0.1, 3)]), config()).loss)
 
 
+@pytest.mark.parametrize("metric", ["loss", "balanced_accuracy"])
+def test_site_that_does_not_tell_what_rounds_are_chosen_by_is_named(metric):
+    found = evaluations([(0.5, 1), (0.1, 3)])
+    del found["1"].metrics[metric]
+    with pytest.raises(FedscanError, match=f"site '1' .* does not tell its {metric}"):
+        judge(found, config())
+
+
+def test_roster_is_everybody_with_label_and_split(tiny_cohort):
+    found = roster("north", tiny_cohort / "north")
+    assert len(found) == len({name for name, _, _ in found}) == 12
+    counts = survey("north", tiny_cohort / "north")
+    splits = [split for _, _, split in found]
+    assert {f"n_{s}": splits.count(s) for s in set(splits)} | {"left_out": 0} == counts
+    assert {label for _, label, _ in found} == {0, 1}
+
+
 def test_summary_has_each_sites_metrics_and_nothing_of_the_whole():
     found = evaluations([(0.5, 1), (0.1, 3)])
     verdict, fits = judge(found, config()), {"0": {"loss": 9.0}, "1": {"loss": 9.0}}
@@ -557,6 +578,7 @@ def test_pool_holds_every_scan_once_in_the_order_given(data):
     other = make_images(5, seed=3)
     both = pool([data, other])
     assert participants(both) == participants(data) + participants(other) == 17
+    assert ids(both) == ids(data) + ids(other)
     np.testing.assert_array_equal(both.images, np.concatenate([data.images, other.images]))
     np.testing.assert_array_equal(both.labels, np.concatenate([data.labels, other.labels]))
     assert both.ids == data.ids + other.ids

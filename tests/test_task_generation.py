@@ -301,6 +301,8 @@ def test_the_run_config_decides_budget_seed_and_threads():
         ("r1-gamma", "KEY=VALUE"),
         ("r1-gamma=much", "r1-gamma"),
         ("batch-size=4", "decided by the run config"),
+        ("device=cuda", "decided by the run config"),
+        ("snapshot-every=9", "no effect in a federation"),
         ("label-kinds=age", "sex, height and site"),
     ],
 )
@@ -359,6 +361,12 @@ def test_merged_distance_is_the_pooled_one(pixels):
     ]
     found = generation.judge(evaluations, config()).whole["frechet_distance"]
     assert found == pytest.approx(frechet_distance(*pooled), rel=1e-6, abs=1e-6)
+
+
+def test_a_participant_of_several_slices_is_listed_once():
+    data = slices("north", 3, 0)
+    assert generation.ids(data) == ["sub-0", "sub-1", "sub-2"]
+    assert generation.participants(data) == 3
 
 
 def test_a_site_tells_moments_and_numbers_and_nothing_of_a_single_slice(pixels):
@@ -422,12 +430,31 @@ def test_sites_that_judge_by_different_extractors_cannot_be_compared(pixels):
         lambda s: s.update({"real.count": torch.tensor(float("nan"))}),
         lambda s: s.update({"real.count": torch.ones(3)}),
         lambda s: s.update({"real.mean": torch.zeros(())}),
+        lambda s: s.update({"real.mean": torch.full((16,), 1e300, dtype=torch.float64)}),
+        lambda s: s.update({"real.covariance": torch.zeros(16, 16, dtype=torch.complex64)}),
+        lambda s: shrink(s, "generated", 12),
+        lambda s: [shrink(s, kind, 0) for kind in generation_quality.SAMPLE],
     ],
 )
-def test_broken_moments_are_refused_by_the_sites_name(break_it, pixels):
-    found = {site: evaluated(pixels, site, 4, 0) for site in SITES}
+@pytest.mark.parametrize("sites", [SITES, ("north",)])
+def test_broken_moments_are_refused_by_the_sites_name(break_it, sites, pixels):
+    found = {site: evaluated(pixels, site, 4, 0) for site in sites}
     break_it(found["north"].statistics)
-    with pytest.raises(FedscanError, match="site 'north'"):
+    with pytest.raises(FedscanError, match="site 'north': moments of"):
+        generation.judge(found, config())
+
+
+def shrink(statistics: dict[str, torch.Tensor], kind: str, size: int) -> None:
+    statistics[f"{kind}.mean"] = statistics[f"{kind}.mean"][:size]
+    statistics[f"{kind}.covariance"] = statistics[f"{kind}.covariance"][:size, :size]
+
+
+def test_real_and_generated_features_of_two_sizes_at_all_sites_are_refused(pixels):
+    """Each kind can be merged, and no distance be taken between the two."""
+    found = {site: evaluated(pixels, site, 4, 0) for site in SITES}
+    for one in found.values():
+        shrink(one.statistics, "generated", 12)
+    with pytest.raises(FedscanError, match="site 'island': moments of"):
         generation.judge(found, config())
 
 

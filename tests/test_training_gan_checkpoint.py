@@ -327,6 +327,23 @@ class TestRefusals:
         assert equal(load_checkpoint(folder, config=trained.config), trained)
         load_generator(folder)
 
+    @pytest.mark.parametrize("value", [None, [], 3, "text", {}])
+    def test_versions_that_are_none(self, folder, value):
+        edit(folder, lambda sidecar: sidecar.update(format="another", versions=value))
+        (text,) = refusals(folder)
+        assert "Use the fedscan that wrote it (version unknown, sources " in text
+
+    @pytest.mark.parametrize("value", [None, [], 3, "text"])
+    def test_configuration_that_is_none(self, folder, trained, value):
+        """Its keys have defaults, with which another training would go on."""
+        edit(folder, lambda sidecar: sidecar.update(config=value))
+        with pytest.raises(FedscanError, match=r"configuration is not one of .* \(it is missing\)"):
+            load_checkpoint(folder)
+        edit(folder, lambda sidecar: sidecar.pop("config"))
+        with pytest.raises(FedscanError, match=r"configuration is not one of .* \(it is missing\)"):
+            load_checkpoint(folder)
+        assert equal(load_checkpoint(folder, config=trained.config), trained)
+
     def test_nothing_there(self, tmp_path):
         assert any("gan.json is missing" in text for text in refusals(tmp_path))
         (tmp_path / "17").mkdir()
@@ -393,6 +410,24 @@ class TestRefusals:
         edit(folder, lambda sidecar: sidecar["weights"].update(file=f"../{path.name}"))
         (text,) = refusals(folder)
         assert "cannot be read" in text
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("a\0b", "the checkpoint is damaged"),
+            ("\ud800", "the checkpoint is damaged"),
+            ("a\x1b[31m", "cannot be read"),
+            ("a" * 300, "cannot be read"),
+            ("..", "cannot be read"),
+            ([], "cannot be read"),
+        ],
+    )
+    def test_sidecar_that_names_no_possible_file(self, folder, name, words):
+        edit(folder, lambda sidecar: sidecar["weights"].update(file=name))
+        (text,) = refusals(folder)
+        assert words in text
+        assert str(folder) in text
+        assert text.isprintable()
 
     def test_tensors_of_another_training(self, folder, tmp_path):
         """A whole file with other shapes: strictly loaded, so refused."""

@@ -316,8 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument("--out", type=Path, help="also draw the steps into this PNG file")
     chosen = parser.parse_args(arguments)
-    cache = cache_dir()
     try:
+        cache = cache_dir()
         extractor = load_extractor(chosen.extractor, cache)
         reference, held_out = cohort_slices(chosen.resolution, cache)
         rows = validate(extractor, reference, held_out)

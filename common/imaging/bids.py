@@ -101,9 +101,7 @@ class SiteIndex:
         return dict(sorted(Counter(one.reason for one in self.skipped).items()))
 
 
-def read_site(
-    data_dir: Path, site: str, *, label: str = "sex", session: str | None = None
-) -> SiteIndex:
+def read_site(data_dir: Path, site: str) -> SiteIndex:
     """Read a site's participants and find their scans, without opening any image.
 
     A participant's scan is the first T1w image, by name, of the first session that has one; so
@@ -115,10 +113,6 @@ def read_site(
         Top folder of the site's BIDS data set.
     site : str
         Name of the site.
-    label : str
-        Column of participants.tsv that holds the sex; for ``sex``, ``gender`` does as well.
-    session : str, optional
-        The only session to look in, with or without ``ses-``.
 
     Raises
     ------
@@ -129,9 +123,9 @@ def read_site(
     if not root.is_dir():
         raise DataContractError(site, "the data folder does not exist", where=plain(str(data_dir)))
     header, rows = read_table(root, site)
-    column = label_column(header, label, site)
+    column = label_column(header, site)
     meaning = read_levels(root, site, column)
-    folders = _folders(root)
+    folders = _folders(root, site)
     found: dict[str, tuple[int, str | None, Path]] = {}
     skipped: list[Skipped] = []
     listed: set[str] = set()
@@ -146,7 +140,7 @@ def read_site(
         elif "split" in row and split is None:
             skipped.append(Skipped(name, NO_SPLIT))
         else:
-            scan, reason = _find_scan(root, name, session) if name in folders else (None, NO_SCAN)
+            scan, reason = _find_scan(root, name) if name in folders else (None, NO_SCAN)
             if scan is None:
                 skipped.append(Skipped(name, reason))
             else:
@@ -213,9 +207,23 @@ def site_name(folder: Path) -> str:
     return name if SITE_NAME.fullmatch(name) else "site"
 
 
-def _folders(root: Path) -> set[str]:
-    with os.scandir(root) as entries:
-        return {e.name for e in entries if PARTICIPANT.fullmatch(e.name) and e.is_dir()}
+def _folders(root: Path, site: str) -> set[str]:
+    """Names of the participants' folders.
+
+    Raises
+    ------
+    DataContractError
+        The site's folder cannot be listed.
+    """
+    try:
+        with os.scandir(root) as entries:
+            found = [entry for entry in entries if PARTICIPANT.fullmatch(entry.name)]
+    except OSError as error:
+        raise DataContractError(
+            site, "the data folder cannot be listed", got=plain(error.strerror or "")
+        ) from error
+    # Unlike the entries' own is_dir, this is no error for a circle of links.
+    return {entry.name for entry in found if os.path.isdir(entry.path)}  # noqa: PTH112
 
 
 def _names(folder: Path, root: Path) -> list[str]:
@@ -238,17 +246,12 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def _find_scan(root: Path, name: str, session: str | None) -> tuple[Path | None, str]:
+def _find_scan(root: Path, name: str) -> tuple[Path | None, str]:
     """First T1w image of a participant, or the reason why there is none."""
     folder = root / name
     try:
         sessions = [ses for ses in _names(folder, root) if _SESSION.fullmatch(ses)]
-        if session is not None:
-            wanted = f"ses-{session.removeprefix('ses-')}"
-            places = [folder / ses / "anat" for ses in sessions if ses == wanted]
-        else:
-            places = [folder / "anat", *(folder / ses / "anat" for ses in sessions)]
-        for place in places:
+        for place in (folder / "anat", *(folder / ses / "anat" for ses in sessions)):
             for file in sorted(_names(place, root)):
                 if file.startswith(name) and _ENTITIES.fullmatch(file[len(name) :]):
                     return place / file, ""

@@ -81,21 +81,13 @@ class CohortReport:
         return asdict(self)
 
 
-def check_cohort(
-    folder: Path,
-    *,
-    label: str = "sex",
-    session: str | None = None,
-    progress: Progress | None = None,
-) -> CohortReport:
+def check_cohort(folder: Path, *, progress: Progress | None = None) -> CohortReport:
     """Check one BIDS data set, or a folder that holds one for each site.
 
     Parameters
     ----------
     folder : Path
         A data set, or a folder of them.
-    label, session
-        As for `common.imaging.bids.read_site`.
     progress : callable, optional
         Told after each scan: site, scans done, scans of that site.
     """
@@ -107,33 +99,23 @@ def check_cohort(
             sites = list_sites(folder)
         except FedscanError as error:
             return CohortReport(usable=False, problems=[str(error)])
-    reports = [
-        check_site(path, site, label=label, session=session, progress=progress)
-        for site, path in sites.items()
-    ]
+    reports = [check_site(path, site, progress=progress) for site, path in sites.items()]
     return CohortReport(usable=all(report.usable for report in reports), sites=reports)
 
 
-def check_site(
-    data_dir: Path,
-    site: str,
-    *,
-    label: str = "sex",
-    session: str | None = None,
-    progress: Progress | None = None,
-) -> SiteReport:
+def check_site(data_dir: Path, site: str, *, progress: Progress | None = None) -> SiteReport:
     """Open and prepare every scan of a site, as a run would, and name each bad one.
 
     Parameters
     ----------
-    data_dir, site, label, session
+    data_dir, site
         As for `common.imaging.bids.read_site`.
     progress : callable, optional
         As for `check_cohort`.
     """
     n = {split: dict.fromkeys(LABELS, 0) for split in SPLITS}
     try:
-        index = read_site(data_dir, site, label=label, session=session)
+        index = read_site(data_dir, site)
     except DataContractError as error:
         return SiteReport(site, usable=False, n=n, problems=[str(error)])
     # Who has no label or scan is named but no problem; what was refused is one.

@@ -29,7 +29,7 @@ from common.imaging import phantoms, shifts
 from common.seeding import derive_seed
 
 PHANTOM_VERSION = 3  # raise it with every change of the bytes written: caches are keyed by it
-SITE_NAME = re.compile(r"(?!all$)[a-z0-9][a-z0-9-]*")
+PHANTOM_SITE_NAME = re.compile(r"(?!all$)[a-z0-9][a-z0-9-]*")
 
 _LOGGER = logging.getLogger(__name__)
 _SLOPE_LEVELS = 4095  # stored values fill 12 bits, as scanners' do
@@ -197,7 +197,7 @@ def check_site(site: str, n: int, n_test: int) -> None:
     ConfigError
         Says what was got and what is accepted.
     """
-    if not SITE_NAME.fullmatch(site):
+    if not PHANTOM_SITE_NAME.fullmatch(site):
         raise ConfigError(
             f"site name {site!r}: accepted are lower-case letters, digits and '-', beginning "
             "with a letter or digit; not 'all'"

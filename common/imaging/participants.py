@@ -82,23 +82,22 @@ def read_table(root: Path, site: str) -> tuple[list[str], Iterator[tuple[int, di
     return header, ((line, dict(zip(header, cells, strict=True))) for line, cells in table[1:])
 
 
-def label_column(header: list[str], label: str, site: str) -> str:
-    """Name of the column that holds the label; ``gender`` stands in for ``sex``.
+def label_column(header: list[str], site: str) -> str:
+    """Name of the column that holds the label: ``sex``, or else ``gender``.
 
     Raises
     ------
     DataContractError
         There is no such column.
     """
-    wanted = label.strip().lower()
-    for name in (wanted, "gender") if wanted == "sex" else (wanted,):
+    for name in ("sex", "gender"):
         if name in header:
             return name
     raise DataContractError(
         site,
-        f"participants.tsv has no label column '{label}'",
+        "participants.tsv has no column of labels",
         got=f"columns {plain(', '.join(header))}",
-        remedy="A column 'sex' or 'gender' is looked for unless told otherwise",
+        remedy="Accepted is a column 'sex' or 'gender'",
     )
 
 

@@ -45,7 +45,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,17 +115,6 @@ REGIONS = (
 _CENTRES = np.array([(side * x, y, z) for _, (x, y, z), _, _ in REGIONS for side in (1, -1)], float)
 _SIGMAS = np.repeat([region.sigma for region in REGIONS], 2)
 _SIGNS = np.repeat([1.0 if region.more_in == "M" else -1.0 for region in REGIONS], 2)
-
-
-def volume_only_accuracy() -> float:
-    """Accuracy at even odds of the best classifier that knows total brain volume alone."""
-    return statistics.NormalDist().cdf(VOLUME_D / 2)
-
-
-def best_accuracy() -> float:
-    """Accuracy at even odds of the best classifier of the latents: Φ(Mahalanobis distance / 2)."""
-    distance = math.hypot(VOLUME_D, REGION_D * math.sqrt(len(_SIGNS)))
-    return statistics.NormalDist().cdf(distance / 2)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +39,11 @@ class ImageSet:
         int64, shape (N,).
     ids : tuple of str
         Participants; they stay at the site.
-    left_out : dict of str to int
-        Number of scans of this split that proved bad, for each problem.
     """
 
     images: np.ndarray
     labels: np.ndarray
     ids: tuple[str, ...]
-    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def prepare_volume(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -> np.ndarray:
@@ -140,14 +136,7 @@ def otsu(volume: np.ndarray) -> tuple[float, float]:
     return low + width * (float(best.mean()) + 1), float(mean_below[best[0]])
 
 
-def load_images(
-    index: SiteIndex,
-    split: str,
-    *,
-    image_size: int,
-    cache: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> ImageSet:
+def load_images(index: SiteIndex, split: str, *, image_size: int, cache: Path) -> ImageSet:
     """Prepared images of one split; only that split's files are opened.
 
     A bad scan is left out, counted and logged without naming it: a log may be read by others.
@@ -163,8 +152,6 @@ def load_images(
         Voxels along a side.
     cache : Path
         Folder on the site's own disk; what is prepared once is found there by later processes.
-    progress : callable, optional
-        Told after each scan how many are done, and of how many.
 
     Raises
     ------
@@ -177,15 +164,13 @@ def load_images(
     kept = []
     left_out: Counter[str] = Counter()
     first: DataContractError | None = None
-    for done, one in enumerate(chosen, start=1):
+    for one in chosen:
         try:
             images[len(kept)] = _prepared(one.scan, index, image_size, store)
             kept.append(one)
         except DataContractError as error:
             left_out[error.problem] += 1
             first = first or error
-        if progress is not None:
-            progress(done, len(chosen))
     store.save()
     for problem, n in sorted(left_out.items()):
         _log.warning(
@@ -201,7 +186,7 @@ def load_images(
         )
     labels = np.array([one.label for one in kept], dtype=np.int64)
     ids = tuple(one.id for one in kept)
-    return ImageSet(images[: len(kept)], labels, ids, dict(sorted(left_out.items())))
+    return ImageSet(images[: len(kept)], labels, ids)
 
 
 def check_head(image: np.ndarray, *, site: str, where: str) -> np.ndarray:

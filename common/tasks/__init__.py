@@ -143,6 +143,12 @@ class Task(Protocol):
     def survey(self, site: str, data_dir: Path) -> dict[str, int]:
         """Count participants by split, without opening a scan."""
 
+    def roster(self, site: str, data_dir: Path) -> list[tuple[str, int, str]]:
+        """List id, label and split of every participant, without opening a scan.
+
+        It stays at the site.
+        """
+
     def load_split(
         self, site: str, data_dir: Path, split: str, config: RunConfig, cache: Path
     ) -> Any:
@@ -150,6 +156,9 @@ class Task(Protocol):
 
     def participants(self, data: Any) -> int:
         """Return how many participants are in data."""
+
+    def ids(self, data: Any) -> list[str]:
+        """List the participants in data, each once; they stay at the site."""
 
     def pool(self, sets: Sequence[Any]) -> Any:
         """Put several sites' data together."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common.checkpoints import save_model
 from common.config import OF_SLICES, RunConfig
-from common.errors import ConfigError, DataContractError
+from common.errors import ConfigError, DataContractError, FedscanError
 from common.evaluation.classification import classification_metrics
 from common.models.classifier import CLASSES, build_classifier
 from common.predictions import save_predictions
@@ -43,12 +43,12 @@ def build_model(config: RunConfig, place: Place | None = None) -> nn.Module:
     from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
     from common.tasks.generation_networks import architecture, gan_config
 
-    gan, levels, centered = as_generation(config), len(heights_mm(config)), config.adapt == "center"
+    levels, centered = len(heights_mm(config)), config.adapt == "center"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.classifier == "slices":
-            return SliceClassifier(levels, gan_config(gan).resolution, centered=centered)
-        networks = architecture(gan, place.sites if place else ())
+            return SliceClassifier(levels, gan_config(config).resolution, centered=centered)
+        networks = architecture(config, place.sites if place else ())
         tuned = config.features == "tuned"
         return DiscriminatorClassifier(
             networks, levels, layer=config.feature_layer, tuned=tuned, centered=centered
@@ -140,9 +140,23 @@ def survey(site: str, data_dir: Path) -> dict[str, int]:
             f"no participant with a label and a scan is in split '{empty[0]}'",
             where="participants.tsv",
             remedy="Each of train, val and test needs some; without a column `split` fedscan "
-            "makes them, from five participants of each label on",
+            "makes them, from three participants of each label on",
         )
     return {**counts, "left_out": sum(index.left_out.values())}
+
+
+def roster(site: str, data_dir: Path) -> list[tuple[str, int, str]]:
+    """List id, label and split of every participant, without opening a scan.
+
+    Raises
+    ------
+    DataContractError
+        The site's table cannot be understood.
+    """
+    from common.imaging.bids import read_site
+
+    people = read_site(data_dir, site).participants
+    return [(one.id, one.label, one.split) for one in people]
 
 
 def load_split(site: str, data_dir: Path, split: str, config: RunConfig, cache: Path) -> ImageSet:
@@ -167,7 +181,7 @@ def _load_stacks(site: str, data_dir: Path, split: str, config: RunConfig, cache
         site,
         data_dir,
         split,
-        resolution=gan_config(as_generation(config)).resolution,
+        resolution=gan_config(config).resolution,
         cache=cache,
         levels_mm=heights,
     )
@@ -186,14 +200,14 @@ def heights_mm(config: RunConfig) -> tuple[float, ...]:
     return {"generated": LEVELS_MM, "whole-head": WHOLE_HEAD_MM}[config.heights]
 
 
-def as_generation(config: RunConfig) -> RunConfig:
-    """Return the run config as generation reads it; of batches, a GAN's sizes know nothing."""
-    return config.model_copy(update={"batch_size": 1})
-
-
 def participants(data: ImageSet) -> int:
     """Return how many participants are in data: one an image."""
     return len(data.labels)
+
+
+def ids(data: ImageSet) -> list[str]:
+    """List the participants in data: one an image."""
+    return list(data.ids)
 
 
 def pool(sets: Sequence[ImageSet]) -> ImageSet:
@@ -204,7 +218,6 @@ def pool(sets: Sequence[ImageSet]) -> ImageSet:
         np.concatenate([one.images for one in sets]),
         np.concatenate([one.labels for one in sets]),
         tuple(name for one in sets for name in one.ids),
-        {},
     )
 
 
@@ -307,8 +320,20 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
     """Mean loss over all sites' scans; on a few dozen of them accuracy moves in steps of percents.
 
     Accuracies are told, not chosen by.
+
+    Raises
+    ------
+    FedscanError
+        If a site does not tell one of them.
     """
     del config
+    for site, one in evaluations.items():
+        for name in ("loss", "balanced_accuracy"):
+            if name not in one.metrics:
+                raise FedscanError(
+                    f"site '{site}' has judged a model and does not tell its {name}. All sites "
+                    "must run fedscan's own sources: start that SuperNode from them"
+                )
     total = sum(one.count for one in evaluations.values())
     loss = sum(one.metrics["loss"] * one.count for one in evaluations.values()) / total
     accuracies = ", ".join(

@@ -38,7 +38,7 @@ from common.errors import FedscanError
 from common.imaging.slices import load_slices, pool
 from common.seeding import derive_seed
 from common.tasks import Fit, Place, State
-from common.tasks.classification import survey
+from common.tasks.classification import roster, survey
 from common.tasks.generation_grids import illustrate
 from common.tasks.generation_networks import GENERATOR, architecture, gan_config, load_released
 from common.tasks.generation_quality import evaluate, extractor_hash, judge, summary
@@ -57,6 +57,7 @@ __all__ = [
     "extractor_hash",
     "first_release",
     "fit",
+    "ids",
     "illustrate",
     "judge",
     "load_shared",
@@ -64,6 +65,7 @@ __all__ = [
     "participants",
     "pool",
     "release",
+    "roster",
     "save",
     "shared_state",
     "summary",
@@ -173,6 +175,11 @@ def load_split(site: str, data_dir: Path, split: str, config: RunConfig, cache: 
 def participants(data: SliceSet) -> int:
     """Return how many participants the slices are of."""
     return len(set(data.ids))
+
+
+def ids(data: SliceSet) -> list[str]:
+    """List the participants that the slices are of, each once."""
+    return list(dict.fromkeys(data.ids))
 
 
 def fit(

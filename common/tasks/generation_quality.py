@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 OWN = "a file of the sites' own"  # an extractor's: what a hospital calls it stays there
 SAMPLE = ("real", "generated")
 LOOK_ALIKES = 10  # pairs in a site's figure
+LARGEST = np.finfo(np.float32).max  # of a feature, so that no sum of squares overflows
 TOLD = ("frechet_distance", "kernel_distance", "precision", "recall")
 
 
@@ -151,8 +152,12 @@ def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
         except KeyError as error:
             raise FedscanError(f"site '{site}': moments of features: {error} is missing") from None
         sizes = {*mean.shape, *covariance.shape, *(len(part.mean) for part in parts)}
+        # Generated features are compared with real ones: all are of one size.
+        sizes.update(*(t.shape for name, t in one.statistics.items() if name.endswith(".mean")))
         whole = (count.ndim, mean.ndim, covariance.ndim, len(sizes)) == (0, 1, 2, 1)
-        if not whole or count != one.count or not np.isfinite([*mean, *covariance.flat]).all():
+        numbers = np.concatenate([part.ravel() for part in (count, mean, covariance)])
+        sound = np.isrealobj(numbers) and (np.abs(numbers) <= LARGEST).all()
+        if not (whole and 0 not in sizes and sound and count == one.count):
             raise FedscanError(f"site '{site}': moments of {kind} features are not usable")
         parts.append(Moments(int(count), mean, covariance))
     return Moments.merged(parts)

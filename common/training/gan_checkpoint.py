@@ -105,6 +105,8 @@ def load_checkpoint(
     description, architecture = _described(folder)
     if config is None:
         try:
+            if not isinstance(description.get("config"), dict):  # every key would be a default
+                raise ConfigError("it is missing")
             config = GanConfig.from_mapping(description["config"])
         except ConfigError as error:
             raise FedscanError(
@@ -209,8 +211,7 @@ def _differences(description: dict[str, Any]) -> str:
     version = description.get("architecture_version")
     if version != ARCHITECTURE_VERSION:
         found.append(f"architecture version {version} instead of {ARCHITECTURE_VERSION}")
-    written = description.get("architecture")
-    written = written if isinstance(written, dict) else {}
+    written = _mapping(description, "architecture")
     known = Architecture().to_json()
     if unknown := sorted(written.keys() - known.keys()):
         found.append(f"unknown here: {', '.join(unknown)}")
@@ -219,8 +220,14 @@ def _differences(description: dict[str, Any]) -> str:
     return "; ".join(found) or "the sidecar's sizes are not those that it was written with"
 
 
+def _mapping(description: dict[str, Any], key: str) -> dict[str, Any]:
+    """Part of a sidecar, which somebody may have edited: empty where it is no mapping."""
+    part = description.get(key)
+    return part if isinstance(part, dict) else {}
+
+
 def _writer(description: dict[str, Any]) -> str:
-    version = (description.get("versions") or {}).get("fedscan", "unknown")
+    version = _mapping(description, "versions").get("fedscan", "unknown")
     source = str(description.get("source_hash", "unknown"))[:12]
     return f"the fedscan that wrote it (version {version}, sources {source})"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -268,7 +268,9 @@ def preset(name: str) -> GanConfig:
     return PRESETS[name]
 
 
-def changed_preset(name: str, changes: str, decided: Mapping[str, Any]) -> GanConfig:
+def changed_preset(
+    name: str, changes: str, decided: Mapping[str, Any], *, idle: Collection[str] = ()
+) -> GanConfig:
     """Return a preset with changes that are told in one line, as a run config has them.
 
     Parameters
@@ -278,6 +280,8 @@ def changed_preset(name: str, changes: str, decided: Mapping[str, Any]) -> GanCo
         ``"KEY=VALUE KEY=VALUE"``.
     decided : mapping of str to value
         Keys that somebody else decides, who may not be contradicted.
+    idle : collection of str
+        Keys that have no effect there, which are refused so that nobody waits for one.
 
     Raises
     ------
@@ -294,10 +298,12 @@ def changed_preset(name: str, changes: str, decided: Mapping[str, Any]) -> GanCo
             hint = f"; did you mean '{near[0]}'?" if equals and near else ""
             raise ConfigError(
                 f"gan-changes: '{word}': accepted is KEY=VALUE, as in 'r1-gamma=0.1'{hint} Known "
-                f"keys: {', '.join(sorted(known.keys() - decided.keys()))}"
+                f"keys: {', '.join(sorted(known.keys() - decided.keys() - set(idle)))}"
             )
         if key in decided:
             raise ConfigError(f"gan-changes: {key} is decided by the run config: leave it out")
+        if key in idle:
+            raise ConfigError(f"gan-changes: {key} has no effect in a federation: leave it out")
         found[key] = _typed(text, known[key])
     return base.with_changes({**found, **decided})
 

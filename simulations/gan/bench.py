@@ -9,7 +9,6 @@ that one's memory is not counted as another's.
 from __future__ import annotations
 
 import multiprocessing
-import platform
 import re
 import resource
 import statistics
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.errors import ConfigError
+from simulations.launch import processor
 
 SIZES = ("32/4096/64/16", "64/8192/128/16", "128/8192/128/8", "64/16384/512/4")
 PRECISIONS = ("float32", "bfloat16")
@@ -207,16 +207,6 @@ def as_json(speeds: list[Speed]) -> dict[str, Any]:
         "versions": versions(),
         "source_hash": source_hash(),
     }
-
-
-def processor() -> str:
-    """Name the machine's processor, as far as the system tells."""
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123  no path of a user's
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _on_cuda(case: Case) -> bool:

@@ -59,7 +59,9 @@ def train_gan(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="tiny-32 (the default), brain-64, brain-128 or paper-256."),
+        typer.Option(
+            help="tiny-32 (the default), tiny-32-federated, brain-64, brain-128, paper-256."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,

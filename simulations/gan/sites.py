@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DataContractError
 from common.paths import cache_dir
 from common.sites import phantom_sites
 from simulations import console
@@ -62,6 +62,26 @@ def load_pool(folders: Mapping[str, Path], split: str, resolution: int) -> Slice
             sets.append(load_slices(name, folder, split, resolution=resolution, cache=cache_dir()))
             bar.advance(1, name)
     return pool(sets)
+
+
+def require_test_scans(folders: Mapping[str, Path]) -> None:
+    """Refuse a site without test scans, which are needed when the training is over.
+
+    Raises
+    ------
+    DataContractError
+    """
+    from common.imaging.bids import read_site
+
+    for name, folder in folders.items():
+        if not any(person.split == "test" for person in read_site(folder, name).participants):
+            raise DataContractError(
+                name,
+                "no participant with a label and a scan is in split 'test'",
+                where="participants.tsv",
+                remedy="The generator is judged by test scans: give the site some, or choose "
+                "others with --site",
+            )
 
 
 def digest(data: SliceSet) -> str:

@@ -24,8 +24,8 @@ from simulations import console
 from simulations.federate import require_writable
 from simulations.folders import locked
 from simulations.gan.generate import label_name, open_extractor
-from simulations.gan.plan import MACHINE, Plan, Request, require_empty, resolve
-from simulations.gan.sites import digest, load_pool, site_folders
+from simulations.gan.plan import FREE, MACHINE, Plan, Request, require_empty, resolve
+from simulations.gan.sites import digest, load_pool, require_test_scans, site_folders
 from simulations.options import computing_with
 from simulations.stopping import signals_noted
 
@@ -92,6 +92,7 @@ class _Run:
         from simulations.gan.summary import read_current, summarize
 
         folders = site_folders(self.plan.cohort, self.plan.sites)
+        require_test_scans(folders)
         data = load_pool(folders, "train", self.config.resolution)
         with self._disk():
             training = self._begin(data)
@@ -152,6 +153,7 @@ class _Run:
                 )
                 raise ConfigError(f"{self.folder}: {problem}", public=problem)
             now = self.config.to_mapping()
+            self._note_changes(before, now)
             others = [key for key in MACHINE if before["config"][key] != now[key]]
             if before["source_hash"] != _sources():
                 others.append("fedscan sources")
@@ -186,6 +188,13 @@ class _Run:
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
         )
+
+    def _note_changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Keep what was asked for this time, so that the next --resume goes on with it."""
+        changed = {key: now[key] for key in FREE if before["config"][key] != now[key]}
+        if changed:
+            config = {**before["config"], **changed}
+            write_json(self.folder / MANIFEST, {**before, "config": config})
 
     def _forget_after(self, steps: int) -> None:
         """Drop metrics and grids of iterations that are not in the checkpoint."""

@@ -26,6 +26,7 @@ from simulations.report.generation_content import GenerationContent
 from simulations.report.page import PAGE, STYLE
 from simulations.report.pictures import trained_model, trained_models
 from simulations.report.run_content import RunContent
+from simulations.report.samples import SITE
 from simulations.report.words import mapping
 from simulations.results import USE_NUMBERS, USE_TEXTS, read_table
 
@@ -155,7 +156,10 @@ def _read_samples(folder: Path) -> dict[str, np.ndarray]:
         return {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = {name: np.asarray(arrays[name], dtype=float) for name in arrays.files}
+            found = {
+                name.removeprefix(SITE): np.asarray(arrays[name], dtype=float)
+                for name in arrays.files
+            }
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise FedscanError(f"{path}: {error}. Delete it to report without scans") from None
     if flat := [name for name, slices in found.items() if slices.ndim != 3]:

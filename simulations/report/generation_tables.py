@@ -22,7 +22,6 @@ MEASURES = ("frechet_distance", "kernel_distance", "precision", "recall", "cover
 METRICS = {
     "balanced_accuracy": "Balanced accuracy",
     "auroc": "AUROC",
-    "loss": "Cross-entropy",
     "synthetic_participants": "Synthetic participants chosen",
 }
 

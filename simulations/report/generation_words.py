@@ -40,7 +40,8 @@ USE = (
     "choose; or on synthetic scans alone, with the label of the site where they are tested. The "
     "federated classifier learns from every site's real scans. It is that of its best round by "
     "validation; the others keep their last weights. Synthetic scans are of use where a row with "
-    "them is above the one without, by more than the intervals leave open."
+    "them is above the one without, by more than the intervals leave open. A generator has no row "
+    "where it makes pictures of another size or has no labels of sex, height and site."
 )
 
 

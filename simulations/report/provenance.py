@@ -44,22 +44,11 @@ def _config(config: Mapping[str, Any], left_out: tuple[str, ...]) -> Iterator[tu
 
 def _differing(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Values of the compared variants, of what went before and of what came after."""
-    plan = mapping(manifest.get("plan"))
-    compared = manifest.get("strategies")
-    for name, values in mapping(plan.get("variants")).items():
-        if isinstance(compared, list) and name in compared:
-            begins = name in (plan.get("pretrained") or [])
-            added = "gan-changes" in mapping(values) and mapping(plan.get("run")).get("gan-changes")
-            more = ["features of the pretraining"] * begins + ["after those of all"] * bool(added)
-            yield name, _values(values, ", ".join(more))
-    for name in ("pretraining", "use"):
-        if plan.get(name):
-            yield name, _values(plan[name])
-
-
-def _values(values: object, more: str = "") -> str:
-    told = [f"{key} = {_told(value)}" for key, value in mapping(values).items()]
-    return ", ".join(filter(None, [*told, more])) or "nothing"
+    begun = mapping(manifest.get("plan")).get("pretrained") or []
+    for name, values in mapping(manifest.get("differing")).items():
+        told = [f"{key} = {_told(value) or 'none'}" for key, value in mapping(values).items()]
+        told += ["features of the pretraining"] * (name in begun)
+        yield name, ", ".join(told) or "nothing"
 
 
 def _told(value: object) -> str:

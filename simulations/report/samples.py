@@ -17,6 +17,7 @@ from common.imaging.slices import LEVELS_MM, SEX
 if TYPE_CHECKING:
     from common.imaging.slices import SliceSet
 
+SITE = "site "  # before a site's name in the file: numpy has keywords that a site may be called
 PEOPLE = 2  # of each sex: as many as a row of a generator's grid has
 SEXES = tuple(SEX.values())
 CAPTIONS = [f"{level:g} mm" for level in LEVELS_MM] * PEOPLE

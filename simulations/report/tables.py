@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from common.metrics_log import WHOLE
 from simulations.report.charts import Series
 from simulations.report.figures import (
     METRIC_NAMES,
@@ -241,7 +242,9 @@ def failures(results: pd.DataFrame) -> list[str]:
     lines = []
     for (arm, strategy, seed), rows in failed.groupby(["arm", "strategy", "seed"], sort=True):
         status = " and ".join(sorted(set(rows["status"])))
-        lines.append(f"{series(arm, strategy).name}, seed {whole(seed)}: {status}.")
+        sites = rows["trained_on"].dropna()
+        which = "".join(f", {site}" for site in sites if site not in ("", WHOLE))
+        lines.append(f"{series(arm, strategy).name}, seed {whole(seed)}{which}: {status}.")
     return lines
 
 
