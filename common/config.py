@@ -40,9 +40,9 @@ _SUITABLE: dict[str, dict[str, int | str]] = {
 }
 
 OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
-_OF_CLASSIFICATION = (  # generation has its own of these, as keys of `gan-changes`, or none
-    *("learning_rate", "weight_decay", "label_smoothing", "augment", "image_size", "classifier"),
-    *("feature_layer", "features", "heights", "adapt", "gan_checkpoint"),
+OF_CLASSIFICATION = (  # generation has its own of these, as keys of `gan-changes`, or none
+    *("learning-rate", "weight-decay", "label-smoothing", "augment", "image-size", "classifier"),
+    *("feature-layer", "features", "heights", "adapt", "gan-checkpoint"),
 )
 
 
@@ -207,10 +207,11 @@ class RunConfig(Settings):
     def _classifier_options(self) -> RunConfig:
         fields = type(self).model_fields
         if self.task != "classification":
-            for key in _OF_CLASSIFICATION:
-                if getattr(self, key) != fields[key].default:
+            for key in OF_CLASSIFICATION:
+                name = key.replace("-", "_")
+                if getattr(self, name) != fields[name].default:
                     raise ValueError(
-                        f"{key.replace('_', '-')} has no effect with task '{self.task}': leave it "
+                        f"{key} has no effect with task '{self.task}': leave it "
                         "out. How a StyleGAN2-ADA trains is told in gan-changes"
                     )
             return self

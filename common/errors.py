@@ -28,6 +28,22 @@ class ConfigError(FedscanError):
     """A run configuration or a command line that cannot be used."""
 
 
+class AnswerError(FedscanError):
+    """A site's answer to the server that cannot be used.
+
+    Parameters
+    ----------
+    site : str
+        Name of the site.
+    problem : str
+        What is wrong with it, and the way out.
+    """
+
+    def __init__(self, site: str, problem: str) -> None:
+        super().__init__(f"site '{site}': {problem}")
+        self.site = site
+
+
 class DataContractError(FedscanError):
     """A site's data break the contract on which fedscan reads them.
 

@@ -122,12 +122,19 @@ def require_same_metrics(updates: Mapping[str, Update], phase: str) -> None:
     Raises
     ------
     SiteFailure
+    FedscanError
+        If no names are those of most, so that nobody can be blamed.
     """
     names = {  # but for the vote, which the server writes over
         site: tuple(sorted(update.metrics.keys() - {messages.VOTE}))
         for site, update in updates.items()
     }
-    usual = Counter(names.values()).most_common(1)[0][0]
+    usual, sites = Counter(names.values()).most_common(1)[0]
+    if 2 * sites <= len(names):
+        told = "; ".join(f"{site} {_listed(own)}" for site, own in names.items())
+        raise FedscanError(
+            f"{phase}: sites tell different metrics ({told}). All must run fedscan's own sources"
+        )
     for site, own in names.items():
         with _blamed(site, phase):
             if own != usual:

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from common import messages
 from common.config import RunConfig
-from common.errors import DivergedError
+from common.errors import AnswerError, DivergedError
 from common.metrics_log import WHOLE, Row
 from common.run_folder import RunFolder
 from common.tasks import Evaluation, Place, State, Verdict, load_task
@@ -107,7 +107,7 @@ class Federation:
             if not due(number, config.evaluate_every, rounds):
                 continue
             validation = self._evaluate(number, released, "val")
-            verdict = self.task.judge(validation, config)
+            verdict = self._judge(number, "val", validation)
             self._log_whole(number, "val", verdict, validation)
             self.distances = {
                 name: one.metrics.get("kernel_distance", math.nan)
@@ -199,6 +199,14 @@ class Federation:
             ]
         )
 
+    def _judge(self, number: int, split: str, parts: Mapping[str, Evaluation]) -> Verdict:
+        """Put the sites' evaluations together, of which none may be unusable."""
+        try:
+            return self.task.judge(parts, self.config)
+        except AnswerError as error:
+            phase = f"evaluate ({split}), round {number}"
+            raise SiteFailure(messages.Failure(error.site, phase, str(error), "")) from error
+
     def _log_whole(
         self, number: int, split: str, verdict: Verdict, parts: Mapping[str, Evaluation]
     ) -> None:
@@ -208,7 +216,7 @@ class Federation:
     def _finish(self, number: int, released: State, fits: Fits) -> None:
         config = self.config
         test = self._evaluate(number, released, "test")
-        verdict = self.task.judge(test, config)
+        verdict = self._judge(number, "test", test)
         self._log_whole(number, "test", verdict, test)
         whole, sites = self.task.summary(test, verdict, fits, config, round_number=number)
         summary: dict[str, Any] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ import pandas as pd
 from clients.resources import compute_device, granted
 from common.config import RunConfig
 from common.errors import DivergedError
-from common.files import write_json
+from common.files import write_atomically, write_json
 from common.metrics_log import MetricsLog, Row, read_rows
 from common.paths import cache_dir
 from common.run_folder import METRICS, SUMMARY
@@ -115,6 +116,8 @@ def _own(work: Work, site: str) -> list[dict[str, Any]]:
     except DivergedError:
         if len(work.local) == 1:
             raise
+        why = Path(work.folder) / site / "traceback.txt"
+        write_atomically(why, traceback.format_exc().encode())
         return [{"trained_on": site, "status": "diverged"}]
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.config import RunConfig
+from common.config import OF_CLASSIFICATION, RunConfig
 from common.errors import ConfigError
 from simulations.contrasts import reference_of
 
@@ -214,6 +214,9 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     values = tomllib.loads(found[preset].read_text())
     values.update({key: value for key, value in overrides.items() if value is not None})
     preset_run = values.get("run", {})
+    task = preset_run.get("task", RunConfig().task)
+    if run.get("task", task) != task:  # the preset's classifiers are not what is asked for
+        preset_run = {k: v for k, v in preset_run.items() if k not in OF_CLASSIFICATION}
     values["run"] = {**preset_run, **run}
     if clash := OPTIONS.keys() & values["run"].keys():
         key = min(clash)
@@ -236,7 +239,6 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
             "trains itself. For another's: fedscan run --set classifier=gan-features --set "
             "gan-checkpoint=RUN"
         )
-    task = preset_run.get("task", RunConfig().task)
     if (plan.pretraining or plan.use) and run.get("task", task) != task:
         raise ConfigError(
             f"--set task={run['task']}: preset '{preset}' is made for {task}. Choose another preset"

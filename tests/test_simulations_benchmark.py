@@ -223,6 +223,7 @@ def test_the_manifest_tells_where_configurations_differ(tiny_cohort: Path, tmp_p
     sites = {site: tiny_cohort / site for site in ("island", "north")}
     plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "gan-tuned"]}, {})
     told = Benchmark(plan, sites, {}, tmp_path)._manifest()["differing"]
+    assert told.keys() == {"pretraining", "scratch", "gan-tuned"}
     assert told["scratch"] == {}
     assert told["gan-tuned"] == {
         **{"classifier": "gan-features", "features": "tuned", "learning-rate": 3e-4}

@@ -121,6 +121,15 @@ def test_generators_are_trained_where_a_variant_begins_with_one(overrides, begun
     assert any(cell.arm == "pretraining" for cell in stages[0]) == begun
 
 
+def test_a_preset_of_classifiers_can_be_asked_for_generators() -> None:
+    plan = load_plan("smoke", {}, {"task": "generation"})
+    config = plan.config(Cell("local", "", 0), {})
+    assert (config.num_server_rounds, config.batch_size) == (2, 4)  # what suits both stays
+    with pytest.raises(ConfigError, match="image-size has no effect"):
+        load = load_plan("smoke", {}, {"task": "generation", "image-size": 16})
+        load.config(Cell("local", "", 0), {})
+
+
 def test_a_variant_keeps_the_changes_that_hold_for_all() -> None:
     plan = load_plan(
         "generation",

@@ -551,7 +551,7 @@ def test_verdict_names_every_site_and_has_no_metric_of_the_whole():
 def test_site_that_does_not_tell_what_rounds_are_chosen_by_is_named(metric):
     found = evaluations([(0.5, 1), (0.1, 3)])
     del found["1"].metrics[metric]
-    with pytest.raises(FedscanError, match=f"site '1' .* does not tell its {metric}"):
+    with pytest.raises(FedscanError, match=f"site '1': .* does not tell its {metric}"):
         judge(found, config())
 
 

@@ -57,6 +57,11 @@ TINY = {
 }
 
 
+OF_GENERATION = RunConfig.from_flower(
+    {"task": "generation", "gan-changes": SMALL_GAN, "batch-size": 4, "num-server-rounds": 2}
+)
+
+
 def config(classifier: str = "gan-features", **changes) -> RunConfig:
     return RunConfig.from_flower(
         TINY
@@ -69,7 +74,7 @@ def config(classifier: str = "gan-features", **changes) -> RunConfig:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GAN with the networks of the runs, whose weights are not those of any start."""
     folder = tmp_path_factory.mktemp("gan")
-    settings = config("small", task="generation", batch_size=4)
+    settings = OF_GENERATION
     training = GanTraining.start(gan_config(settings), architecture(settings, SITES), device=CPU)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -262,7 +267,7 @@ def test_missing_checkpoint_and_one_without_use_are_refused(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"^gan-checkpoint has no effect"):
         check_checkpoint(useless, 3)
     check_checkpoint(config("slices"), 3)
-    check_checkpoint(config(task="generation", batch_size=4), 3)
+    check_checkpoint(OF_GENERATION, 3)
 
 
 # What is released
@@ -419,9 +424,9 @@ def test_a_site_of_one_sex_has_no_center() -> None:
     ],
 )
 def test_what_a_classifier_does_not_have_is_refused(key: str, value, without: str) -> None:
+    changes = {"gan-changes": "", key: value} if without == "small" else {key: value}
     with pytest.raises(ConfigError, match=f"{key} has no effect with classifier '{without}'"):
-        config(without, **{key: value})
-    config(without, task="generation", batch_size=4, **{key: value})  # of its features, later
+        config(without, **changes)
 
 
 def test_a_layer_that_is_not_there_is_refused_before_anything_starts() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common.checkpoints import save_model
 from common.config import OF_SLICES, RunConfig
-from common.errors import ConfigError, DataContractError, FedscanError
+from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
 from common.models.classifier import CLASSES, build_classifier
 from common.predictions import save_predictions
@@ -323,16 +323,17 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
 
     Raises
     ------
-    FedscanError
+    AnswerError
         If a site does not tell one of them.
     """
     del config
     for site, one in evaluations.items():
         for name in ("loss", "balanced_accuracy"):
             if name not in one.metrics:
-                raise FedscanError(
-                    f"site '{site}' has judged a model and does not tell its {name}. All sites "
-                    "must run fedscan's own sources: start that SuperNode from them"
+                raise AnswerError(
+                    site,
+                    f"it has judged a model and does not tell its {name}. All sites must run "
+                    "fedscan's own sources: start that SuperNode from them",
                 )
     total = sum(one.count for one in evaluations.values())
     loss = sum(one.metrics["loss"] * one.count for one in evaluations.values()) / total

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from common.config import RunConfig
-from common.errors import FedscanError
+from common.errors import AnswerError
 from common.evaluation.generation import (
     Moments,
     frechet_distance,
@@ -118,7 +118,7 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
     del config
     for site, one in evaluations.items():
         if not {"extractor", "extractor-hash"} <= one.words.keys():
-            raise FedscanError(f"site '{site}' does not say with which extractor it has judged")
+            raise AnswerError(site, "it does not say with which extractor it has judged")
     require_one_extractor({site: one.words["extractor-hash"] for site, one in evaluations.items()})
     whole = {
         f"{name}_mean": float(np.mean([one.metrics[name] for one in evaluations.values()]))
@@ -140,7 +140,7 @@ def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
 
     Raises
     ------
-    FedscanError
+    AnswerError
         If a site's are missing, broken or of another size: told by its name.
     """
     parts = []
@@ -150,7 +150,7 @@ def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
                 one.statistics[f"{kind}.{name}"].numpy() for name in ("count", "mean", "covariance")
             )
         except KeyError as error:
-            raise FedscanError(f"site '{site}': moments of features: {error} is missing") from None
+            raise AnswerError(site, f"moments of features: {error} is missing") from None
         sizes = {*mean.shape, *covariance.shape, *(len(part.mean) for part in parts)}
         # Generated features are compared with real ones: all are of one size.
         sizes.update(*(t.shape for name, t in one.statistics.items() if name.endswith(".mean")))
@@ -158,7 +158,7 @@ def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
         numbers = np.concatenate([part.ravel() for part in (count, mean, covariance)])
         sound = np.isrealobj(numbers) and (np.abs(numbers) <= LARGEST).all()
         if not (whole and 0 not in sizes and sound and count == one.count):
-            raise FedscanError(f"site '{site}': moments of {kind} features are not usable")
+            raise AnswerError(site, f"moments of {kind} features are not usable")
         parts.append(Moments(int(count), mean, covariance))
     return Moments.merged(parts)
 

@@ -28,7 +28,7 @@ FOOTER = (
 def repetitions(results: pd.DataFrame) -> str:
     """Say how many repetitions the means are over; "2 to 3" where some arm lost one."""
     done = results[(results["status"] == "done") & (results["split"] == "test")]
-    counts = done.groupby(["arm", "strategy"])["seed"].nunique()
+    counts = done.groupby(["arm", "strategy", "trained_on"])["seed"].nunique()
     low, high = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
     return f"{low} to {high} repetitions" if low < high else plural(high, "repetition")
 
