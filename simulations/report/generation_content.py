@@ -78,6 +78,7 @@ class GenerationContent:
         self.times = words.repetitions(results)
         self.means = f"means over {self.times}" if self.seeds > 1 else "one repetition"
         self.level = words.level(self.summary)
+        self.intervals = says.intervals(self.level, self.seeds, self.times)
 
     def parts(self) -> dict[str, Any]:
         """Return the template's variables, figures and tables numbered in reading order."""
@@ -206,7 +207,7 @@ class GenerationContent:
             yield {
                 "title": f"Test {drawn.MEASURE_NAMES[measure]} of every generator",
                 "caption": f"{sentence(self.means)}; less is better.{dots} "
-                f"{says.intervals(self.level, self.seeds)} Bars may end at the figure's edge; the "
+                f"{self.intervals} Bars may end at the figure's edge; the "
                 f"numbers do not.{' Over all sites:' + mean.lower() if mean else ''}",
                 "panels": panels,
             }
@@ -223,7 +224,7 @@ class GenerationContent:
             self.looks,
             self.places,
             "Every measure on the test slices",
-            f"{sentence(self.means)}. {says.intervals(self.level, self.seeds)} Over all sites the "
+            f"{sentence(self.means)}. {self.intervals} Over all sites the "
             "Fréchet distance is that of all slices together, from merged moments; the other "
             "measures are means of the sites'.",
         )
@@ -235,7 +236,7 @@ class GenerationContent:
             "Paired differences",
             "Within a repetition, then averaged. A distance below zero: the generator named first "
             "is nearer to real slices. Precision, recall, coverage above zero: it is better. "
-            f"{says.intervals(self.level, self.seeds)}",
+            f"{self.intervals}",
         )
         if differences:
             yield "table", differences

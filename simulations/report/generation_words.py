@@ -58,13 +58,13 @@ def judged(extractors: Sequence[str], means: str) -> str:
     )
 
 
-def intervals(level: str, seeds: int) -> str:
-    """Say what the intervals are."""
+def intervals(level: str, seeds: int, times: str = "") -> str:
+    """Say what the intervals are; ``times`` tells where some have fewer than all repetitions."""
     if seeds < 2:
         return "One repetition has no interval."
     return (
-        f"Intervals: {level}, Student's t over {plural(seeds, 'repetition')}; they hold the "
-        "chance of training, not of who was tested."
+        f"Intervals: {level}, Student's t over {times or plural(seeds, 'repetition')}; they "
+        "hold the chance of training, not of who was tested."
     )
 
 
