@@ -81,7 +81,7 @@ class Workplace:
         reference = received(
             messages.unpack(message.content[messages.ARRAYS]), _with_prefix(before, REFERENCE)
         )
-        data = self._data("train", begins=number == 1)
+        data = self._data("train")
         with self._place(message) as place:
             model = self.task.build_model(config, place)
             self.task.load_shared(model, reference)
@@ -134,13 +134,13 @@ class Workplace:
         with compute_device(self.config, granted()) as device:
             yield Place(self.site.name, sites, device)
 
-    def _data(self, split: str, *, begins: bool = False) -> Any:
+    def _data(self, split: str) -> Any:
         """Load a split, and refuse data that are not those with which the run began."""
         # Test scans are read once: there is nothing to keep them in memory for.
         once = split == "test"
         roster, loaded = (_roster, _loaded) if once else (_remembered_roster, _remembered)
         digest = roster(self.config.task, self.site)
-        self.state.require_same_data({ROSTER: digest}, begins=begins)  # before a scan is opened
+        self.state.require_same_data({ROSTER: digest})  # before a scan is opened
         data, digest = loaded(self.config, self.site, split)
         self.state.require_same_data({split: digest})
         return data

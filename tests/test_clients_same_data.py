@@ -213,7 +213,7 @@ def test_what_is_kept_goes_with_the_test(hospital):
 
 def test_record_that_is_lost_ends_the_run(hospital):
     (hospital.state.folder / DATA).unlink()
-    for order in LATER:
+    for order in ((TRAIN, 1, "train"), *LATER):
         failure = hospital.answer(*order)
         assert "the record of the data with which run 7 began is missing" in failure.error
         assert "start the run anew" in failure.error

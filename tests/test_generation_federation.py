@@ -155,6 +155,7 @@ def test_a_list_of_sites_that_cannot_be_is_refused(sites, tiny_cohort, tmp_path)
     place = Place("server", SITES, torch.device("cpu"))
     state = generation.shared_state(generation.build_model(config, place), config)
     message = order(TRAIN, sites=sites, arrays=messages.pack(state))
+    local.Workplace(contexts[0]).hello(order(messages.HELLO))
     with pytest.raises(ConfigError, match="list of sites"):
         local.Workplace(contexts[0]).train(message)
 
