@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.machine import usable_cpus
 from common.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -52,13 +52,7 @@ def granted() -> Grant:
         return Grant(share.get("CPU", 0.0), share.get("GPU", 0.0))
     import torch
 
-    return Grant(float(len(_usable_cpus())), 1.0 if torch.cuda.is_available() else 0.0)
-
-
-def _usable_cpus() -> range | set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return range(os.cpu_count() or 1)
+    return Grant(float(usable_cpus()), 1.0 if torch.cuda.is_available() else 0.0)
 
 
 @contextlib.contextmanager

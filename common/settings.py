@@ -45,19 +45,13 @@ class Settings(BaseModel):
         ------
         ConfigError
             For an unknown key, a wrong type or a value out of range: one line a fault, with what
-            was got, what is accepted and, for an unknown key, the nearest known one.
+            was got, what is accepted and, for an unknown key, the nearest known one; and a line of
+            the known ones.
         """
-        # TOML knows 1 and 1.0 apart, users do not: an int is a fine value for a float.
-        floats = {key for key, field in cls._keys().items() if field.annotation is float}
-        values = {
-            key: float(value) if type(value) is int and key in floats else value
-            for key, value in values.items()
-        }
         try:
             return cls.model_validate(values, by_alias=True, by_name=False)
         except ValidationError as error:
-            faults = [cls._explain(fault) for fault in error.errors()]
-            raise ConfigError("\n".join(f"{cls.what}: {fault}" for fault in faults)) from None
+            raise ConfigError(cls._refusal(error)) from None
 
     def to_mapping(self) -> dict[str, bool | int | float | str]:
         """Return the flat, kebab-case mapping that :meth:`from_mapping` reads."""
@@ -94,13 +88,21 @@ class Settings(BaseModel):
         return {_to_key(name): field for name, field in cls.model_fields.items()}
 
     @classmethod
+    def _refusal(cls, error: ValidationError) -> str:
+        """Say each fault in a line, and after unknown keys, once, which are known."""
+        faults = error.errors()
+        lines = [cls._explain(fault) for fault in faults]
+        if any(fault["type"] == "extra_forbidden" for fault in faults):
+            lines.append(f"known keys: {', '.join(sorted(cls._keys()))}")
+        return "\n".join(f"{cls.what}: {line}" for line in lines)
+
+    @classmethod
     def _explain(cls, fault: Mapping[str, Any]) -> str:
         """Say one pydantic fault as: key, what was got, what is accepted."""
         if not fault["loc"]:
             return fault["msg"].removeprefix("Value error, ")
-        key, got, known = str(fault["loc"][0]), fault["input"], cls._keys()
+        key = str(fault["loc"][0])
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "."
-            return f"unknown key '{key}'{hint} Known keys: {', '.join(sorted(known))}"
-        return f"{key} = {got!r}: accepted is {cls.accepted_values(key)}"
+            near = difflib.get_close_matches(key, cls._keys(), n=1)
+            return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        return f"{key} = {fault['input']!r}: accepted is {cls.accepted_values(key)}"

@@ -21,6 +21,7 @@ import pandas as pd
 
 from common.errors import ConfigError, FedscanError
 from common.files import write_atomically, write_json
+from common.machine import processor, usable_cpus
 from common.paths import cache_dir
 from common.provenance import PACKAGES, source_hash, versions
 from common.tasks import load_task
@@ -28,7 +29,7 @@ from simulations import console
 from simulations.arms import POOL, Work
 from simulations.cell_progress import CellProgress
 from simulations.folders import locked, require_empty
-from simulations.launch import leashed, neutral_home, offline_environment, processor, usable_cpus
+from simulations.launch import leashed, neutral_home, offline_environment
 from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan
 from simulations.results import COLUMNS, USE_NUMBERS, USE_TEXTS, read_table
 from simulations.schedule import MISSING, STATUS, status_of

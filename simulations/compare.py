@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
+from common.machine import usable_cpus
 from common.paths import cache_dir
 from common.sites import phantom_sites
 from simulations import console
@@ -17,7 +18,7 @@ from simulations.benchmark import Benchmark, check_folder
 from simulations.contrasts import QUESTIONS
 from simulations.estimate import estimate_seconds
 from simulations.federate import count_sites, prepare_phantoms
-from simulations.launch import Resources, usable_cpus
+from simulations.launch import Resources
 from simulations.plan import Plan, load_plan, presets
 from simulations.schedule import STATUS, status_of
 

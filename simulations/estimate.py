@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.config import RunConfig
-from simulations.launch import usable_cpus
+from common.machine import usable_cpus
 from simulations.plan import PRETRAINING, USE, Plan
 
 PROBE_STEPS = {"classification": 5, "generation": 16}  # a GAN's lazy penalties come every 16

@@ -13,13 +13,14 @@ from typing import Any
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.files import write_json
+from common.machine import usable_cpus
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
 from server.selection import due
 from simulations import console
-from simulations.launch import FlowerRun, Resources, flower_run, usable_cpus
+from simulations.launch import FlowerRun, Resources, flower_run
 
 LOG = "flower.log"
 POLL_SECONDS = 0.5

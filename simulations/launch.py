@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
 import shutil
 import socket
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
+from common.machine import usable_cpus
 
 OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else `uv sync` before every run
@@ -96,23 +96,6 @@ class Resources:
                     f"{self.gpus_per_site:g} GPUs a {whose} cannot be had: this machine has {gpus} "
                     f"that PyTorch can use. Leave --gpus-per-{whose} out to run on the CPU"
                 )
-
-
-def usable_cpus() -> int:
-    """Count the CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def processor() -> str:
-    """Name the machine's processor, as far as the system tells."""
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123  no path of a user's
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 class Leashed:

@@ -19,8 +19,9 @@ import typer
 from threadpoolctl import threadpool_limits
 
 from common.errors import ConfigError, FedscanError
-from common.imaging.cohorts import Subject, plan_site, subject_volume, usable_cores
+from common.imaging.cohorts import Subject, plan_site, subject_volume
 from common.imaging.prepare import prepare_volume
+from common.machine import usable_cpus
 from common.sites import PHANTOM_SEED
 
 IMAGE_SIZE = 48  # voxels along a side, as the networks see them
@@ -128,7 +129,7 @@ def _see(work: tuple[str, Subject, int]) -> tuple[int, np.ndarray]:
 @contextmanager
 def _mapping(subjects: int) -> Iterator[Callable]:
     """Yield an ordered map over one process, or over all cores where that pays; one thread each."""
-    workers = min(usable_cores(), 1 + subjects // 80)
+    workers = min(usable_cpus(), 1 + subjects // 80)
     if workers == 1:
         yield map
         return

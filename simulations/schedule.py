@@ -17,8 +17,8 @@ import pandas as pd
 
 from common.errors import DivergedError
 from common.files import write_atomically, write_json
+from common.machine import usable_cpus
 from simulations.arms import Work, run_cell
-from simulations.launch import usable_cpus
 from simulations.plan import USE, Cell
 from simulations.results import COLUMNS
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ALONE = ("simulation", "federation", "browser")  # each takes all cores, and minds its neighbours
 TINY = ["num-server-rounds=2", "local-steps=2", "batch-size=4", "image-size=16"]
 
 
@@ -63,6 +64,22 @@ def task_identity() -> Iterator[None]:
 def golden_dir(request: pytest.FixtureRequest) -> Path:
     """Folder of reference numbers that the golden tests reproduce."""
     return request.config.getoption("--golden")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give one worker all that starts Ray, Flower or a browser, first and one after the other.
+
+    Tests of one file stay together as well: they share what is costly to make.
+    """
+
+    def alone(item: pytest.Item) -> bool:
+        return any(item.get_closest_marker(name) for name in ALONE)
+
+    items.sort(key=alone, reverse=True)
+    for item in items:
+        group = "alone" if alone(item) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

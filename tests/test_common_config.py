@@ -86,7 +86,7 @@ def test_number_is_no_text(key, wrong):
 
 
 @pytest.mark.parametrize("key", FLOAT_KEYS)
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 10**400])
 def test_numbers_are_finite(key, wrong):
     assert f"{key} = {wrong!r}" in refusal({key: wrong})
 
@@ -208,7 +208,8 @@ def test_several_faults_are_all_named_a_line_each():
     text = refusal(faults)
     assert all(key in text for key in faults)
     lines = text.splitlines()
-    assert len(lines) == len(faults)
+    assert len(lines) == len(faults) + 1  # and which keys are known, once
+    assert lines[-1].startswith("run config: known keys: ")
     assert all(line.startswith("run config: ") for line in lines)
 
 

@@ -60,15 +60,18 @@ def test_every_key_says_what_it_accepts_and_means(key):
 def test_several_faults_are_all_named_a_line_each():
     text = refusal(
         {"kimgs": 3, "resolution": 48, "mirror": 1, "r1-gamma": -1, "augment": "some", "seed": 0.5}
+        | {"flips": True}
     )
-    lines = text.splitlines()
-    assert len(lines) == 6
+    *lines, known = text.splitlines()
+    assert len(lines) == 7
+    assert known.startswith("GAN config: known keys: ada-interval, ")
+    assert text.count("known keys") == 1
     assert all(line.startswith("GAN config: ") for line in lines)
     assert "unknown key 'kimgs'; did you mean 'kimg'?" in text
     assert "resolution = 48: accepted is a whole number from 16 up to 1024" in text
     assert "a power of two" in text
     assert "mirror = 1: accepted is true or false" in text
-    assert "r1-gamma = -1.0: accepted is a number from 0" in text
+    assert "r1-gamma = -1: accepted is a number from 0" in text
     assert "augment = 'some': accepted is one of 'adaptive', 'fixed', 'off'" in text
     assert "seed = 0.5: accepted is a whole number" in text
 

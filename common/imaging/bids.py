@@ -186,7 +186,8 @@ def list_sites(cohort_dir: Path) -> dict[str, Path]:
                 f"the folder '{plain(folder.name)}' cannot name a site: accepted are {rule}",
                 public=f"a site's name is {rule}",
             )
-        sites[folder.name] = resolve_inside(folder, root=root, site=folder.name)
+        remedy = "Move or mount the site's folder there: a link may lead anywhere"
+        sites[folder.name] = resolve_inside(folder, root=root, site=folder.name, remedy=remedy)
     if not sites:
         raise ConfigError(
             f"{plain(str(cohort_dir))} holds neither a BIDS data set nor a folder for each site",

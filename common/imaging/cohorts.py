@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import multiprocessing
-import os
 import re
 import shutil
 import uuid
@@ -26,6 +25,7 @@ import numpy as np
 
 from common.errors import ConfigError
 from common.imaging import phantoms, shifts
+from common.machine import usable_cpus
 from common.seeding import derive_seed
 
 PHANTOM_VERSION = 3  # raise it with every change of the bytes written: caches are keyed by it
@@ -181,7 +181,7 @@ def write_cohort(
                 f"'{folder}' exists and is not empty: name another folder, or remove it first"
             )
     if workers is None:  # a further process takes some two seconds to start, or forty subjects
-        workers = min(usable_cores(), 1 + sum(map(len, plans.values())) // 80)
+        workers = min(usable_cpus(), 1 + sum(map(len, plans.values())) // 80)
     with _pool(workers) as run:
         for site, plan in plans.items():
             _LOGGER.info("phantom site %s: writing %d subjects", site, len(plan))
@@ -208,13 +208,6 @@ def check_site(site: str, n: int, n_test: int) -> None:
                 f"site '{site}': {value!r} {name} subjects: accepted is a whole number of "
                 f"{least} or more"
             )
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, which a container or a batch system may limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # where affinity is unknown, such as macOS
 
 
 Work = tuple[str, str, Subject, int]  # folder, site, subject, seed

@@ -13,7 +13,9 @@ ESCAPES = "leaves the site's folder by a link"
 UNREADABLE = "cannot be read"
 
 
-def resolve_inside(path: Path, *, root: Path, site: str) -> Path:
+def resolve_inside(
+    path: Path, *, root: Path, site: str, remedy: str = "Copy the file into the site's folder"
+) -> Path:
     """Follow the links of a path and refuse to leave the site's folder.
 
     Raises
@@ -29,9 +31,7 @@ def resolve_inside(path: Path, *, root: Path, site: str) -> Path:
             site, "a file is missing or its link leads nowhere", where=where
         ) from error
     if not target.is_relative_to(root.resolve()):
-        raise DataContractError(
-            site, ESCAPES, where=where, remedy="Copy the file into the site's folder"
-        )
+        raise DataContractError(site, ESCAPES, where=where, remedy=remedy)
     return target
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.errors import ConfigError
-from simulations.launch import processor
+from common.machine import processor
 
 SIZES = ("32/4096/64/16", "64/8192/128/16", "128/8192/128/8", "64/16384/512/4")
 PRECISIONS = ("float32", "bfloat16")

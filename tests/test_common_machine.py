@@ -1,0 +1,24 @@
+"""How many CPUs a process may use is what its container or batch system says."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from common.machine import processor, usable_cpus
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_one_core_of_many_is_one():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert 1 <= usable_cpus() <= len(allowed)
+
+
+def test_the_processor_has_a_name():
+    assert processor().strip()
