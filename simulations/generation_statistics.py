@@ -318,7 +318,11 @@ def share_of_plain(sent: float, plain: float | None) -> float | None:
 def _headline(
     difference: Mapping[str, Any], *, where: str, other: str, unknown: str
 ) -> dict[str, Any]:
-    """Say how the federated generator does; better or worse only with zero outside the interval."""
+    """Say how the federated generator does; better or worse only with zero outside the interval.
+
+    The verdict is the distance's, which selects the round as well; recall and precision follow,
+    since a distance can hide what a generator gains in the one and loses in the other.
+    """
     metric = next((m for m in DISTANCES if difference.get(m, {}).get("seeds")), None)
     found = dict.fromkeys(("metric", "value", "low", "high", "verdict"))
     if metric is None:
@@ -346,12 +350,24 @@ def _headline(
         sentence = (
             f"{where}, the federated generator was {relation}: its {NAMES[metric]} was {words} "
             f"({100 * LEVEL:.0f} % interval {span}; {seeds} repetitions; lower is better)."
-            f"{'' if clear else chance}"
+            f"{'' if clear else chance}{_reach(difference)}"
         )
     return {
         **{"metric": metric, "value": value, "low": low, "high": high, "seeds": seeds},
         **{"verdict": verdict, "sentence": sentence},
     }
+
+
+def _reach(difference: Mapping[str, Any]) -> str:
+    """Say how recall and precision differ, whichever way, where both have an interval."""
+    told = []
+    for measure in ("recall", "precision"):
+        one = difference.get(measure, {})
+        if one.get("low") is None:
+            return ""
+        words = f"{abs(one['mean']):.2f} {'lower' if one['mean'] < 0 else 'higher'}"
+        told.append(f"{words} ({one['low'] + 0.0:.2f} to {one['high'] + 0.0:.2f})")
+    return f" Its recall was {told[0]}, its precision {told[1]}; higher is better."
 
 
 def places(measure: str, value: float) -> int:

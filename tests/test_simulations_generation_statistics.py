@@ -101,6 +101,23 @@ def test_a_verdict_needs_an_interval_without_zero(federated: list[float], verdic
     assert ("may be chance" in headline["sentence"]) == (not apart)
 
 
+def test_a_headline_tells_what_a_distance_may_hide() -> None:
+    values = {
+        ("federated", "island", "frechet_distance"): [2.0, 2.2, 1.9],
+        ("local", "island", "frechet_distance"): [2.0, 2.0, 2.0],
+        ("federated", "island", "recall"): [0.72, 0.67, 0.60],
+        ("local", "island", "recall"): [0.61, 0.56, 0.53],
+        ("federated", "island", "precision"): [0.5, 0.5, 0.5],
+        ("local", "island", "precision"): [0.6, 0.5, 0.6],
+    }
+    headline = summarize_generation(table(values), MANIFEST)["headline"]["gain_of_data_poor_site"]
+    assert headline["verdict"] == "not told apart"
+    assert headline["sentence"].endswith(
+        " Its recall was 0.10 higher (0.04 to 0.15), its precision 0.07 lower (-0.21 to 0.08); "
+        "higher is better."
+    )
+
+
 def test_one_repetition_claims_nothing() -> None:
     values = {
         ("federated", "all", "frechet_distance"): [1.0],
