@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.files import write_atomically, write_json
 from common.machine import processor, usable_cpus
@@ -67,6 +68,60 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         )
 
 
+def question(plan: Plan, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a comparison asks: of its manifest, all that knows nothing of the sites' data."""
+    config = _usual(plan, base)
+    mus = [plan.config(cell, base).proximal_mu for cell in plan.cells()]
+    return {
+        # FedProx's μ, where a cell uses it, whichever cell's configuration is shown.
+        "config": {**config.to_flower(), "proximal-mu": max(mus)},
+        "arms": list(plan.arms),
+        "strategies": list(plan.strategies),
+        "seeds": list(plan.seed_range),
+        "plan": plan.model_dump(by_alias=True),
+        "budget": {
+            "steps": config.total_steps,
+            "batch_size": config.batch_size,
+            "centralized_batch": plan.centralized_batch,
+        },
+        "source_hash": source_hash(packages=(*PACKAGES, "simulations")),
+    }
+
+
+def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse to go on with a comparison whose manifest says otherwise; there may be none.
+
+    Raises
+    ------
+    ConfigError
+        Naming what differs.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        before = dict(json.loads((folder / MANIFEST).read_text()))
+    except (ValueError, TypeError):
+        before = {}
+    for key, now in json.loads(json.dumps(asked)).items():
+        then = before.get(key)
+        if then == now:
+            continue
+        inside = ""
+        if isinstance(then, dict) and isinstance(now, dict):
+            other = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
+            inside = f" ({', '.join(other)})"
+        raise ConfigError(
+            f"{folder} holds a comparison that differs in {key.replace('_', ' ')}{inside}. Resume "
+            "it with the options that it was begun with, or give another --out"
+        )
+
+
+def _usual(plan: Plan, base: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration of no variant."""
+    plain = next((name for name in plan.strategies if name not in plan.variants), "")
+    return plan.config(Cell("", plain, plan.first_seed), base)
+
+
 class Benchmark:
     """One comparison in one folder.
 
@@ -106,8 +161,7 @@ class Benchmark:
                 f"site '{min(taken)}': a comparison has files of that name. Rename the folder of "
                 "the data set"
             )
-        plain = next((name for name in plan.strategies if name not in plan.variants), "")
-        self.config = plan.config(Cell("", plain, plan.first_seed), base)  # of no variant
+        self.config = _usual(plan, base)
 
     def run(self, *, resume: bool) -> None:
         """Run every cell that is missing, then write results, summary and samples.
@@ -162,54 +216,23 @@ class Benchmark:
 
     def _begin(self, resume: bool) -> None:
         check_folder(self.folder, resume=resume)  # again: another may have been faster
-        manifest = self._manifest()
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            write_json(path, manifest)
-            return
-        try:
-            before = dict(json.loads(path.read_text()))
-        except ValueError:
-            before = {}
-        for key in (
-            "config",
-            "arms",
-            "strategies",
-            "seeds",
-            "budget",
-            "source_hash",
-            "sites",
-            "plan",
-        ):
-            if before.get(key) != json.loads(json.dumps(manifest[key])):
-                raise ConfigError(
-                    f"{self.folder} holds a comparison with another {key.replace('_', ' ')}. "
-                    "Resume it as it was begun, or give another --out"
-                )
-
-    def _manifest(self) -> dict[str, Any]:
-        config, plan = self.config, self.plan
-        task = load_task(config.task)
+        task = load_task(self.config.task)
         counts = {name: task.survey(name, Path(path)) for name, path in self.sites.items()}
+        asked = {**question(self.plan, self.base), "sites": counts}
+        require_same(self.folder, asked)
+        if not (self.folder / MANIFEST).is_file():
+            write_json(self.folder / MANIFEST, self._manifest(asked))
+
+    def _manifest(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        counts, plan = asked["sites"], self.plan
         return {
+            **asked,
             "description": plan.description,
-            "config": {**config.to_flower(), **self._proximal()},
-            "arms": list(plan.arms),
-            "strategies": list(plan.strategies),
             "reference": plan.reference_strategy,
             "contrasts": plan.compared_contrasts,
-            "seeds": list(plan.seed_range),
-            "plan": plan.model_dump(by_alias=True),
             "differing": self._differing(),
-            "sites": counts,
             "poor_site": min(counts, key=lambda name: (counts[name]["n_train"], name)),
-            "budget": {
-                "steps": config.total_steps,
-                "batch_size": config.batch_size,
-                "centralized_batch": plan.centralized_batch,
-            },
             "versions": versions(),
-            "source_hash": source_hash(packages=(*PACKAGES, "simulations")),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": {
                 "cpus": usable_cpus(),
@@ -234,11 +257,6 @@ class Benchmark:
                         if value != usual[key] and key not in (*OPTIONS, "proximal-mu")
                     }
         return found
-
-    def _proximal(self) -> dict[str, float]:
-        """FedProx's μ, where a cell uses it, whichever cell's configuration is shown."""
-        mus = [self.plan.config(cell, self.base).proximal_mu for cell in self.plan.cells()]
-        return {"proximal-mu": max(mus)}
 
     def _schedule(self, cells: list[Cell]) -> None:
         """Run cells in a process of their own, on the leash, and show how far they are."""

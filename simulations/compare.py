@@ -14,7 +14,7 @@ from common.paths import cache_dir
 from common.sites import phantom_sites
 from simulations import console
 from simulations.arms import pooled_config
-from simulations.benchmark import Benchmark, check_folder
+from simulations.benchmark import Benchmark, check_folder, question, require_same
 from simulations.contrasts import QUESTIONS
 from simulations.estimate import estimate_seconds
 from simulations.federate import count_sites, prepare_phantoms
@@ -73,6 +73,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
         return None
     cache_dir()  # a FEDSCAN_CACHE that cannot be is refused here, not in every training
     check_folder(request.out, resume=resume)
+    require_same(request.out, question(plan, base))  # before phantoms are made for nothing
     if request.cohort is None:
         sites = prepare_phantoms(phantom_sites(count))
     else:

@@ -20,9 +20,10 @@ from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
 from server.selection import due
 from simulations import console
-from simulations.launch import FlowerRun, Resources, flower_run
+from simulations.launch import TOO_SLOW, FlowerRun, Resources, flower_run
 
 LOG = "flower.log"
+STARTS = 3  # of Flower, whose server must be up within 15 seconds: too few on a busy machine
 POLL_SECONDS = 0.5
 
 
@@ -125,6 +126,23 @@ def check_checkpoint(config: RunConfig, sites: int) -> None:
         raise ConfigError(f"gan-checkpoint: {error}") from None
 
 
+def check_extractor(config: RunConfig) -> None:
+    """Read what judges pictures, where it is a user's own file, before anything is started.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or is no network that is accepted.
+    """
+    if (
+        config.task == "generation"
+        and config.extractor != RunConfig.model_fields["extractor"].default
+    ):
+        from common.evaluation.extractor import load_extractor
+
+        load_extractor(config.extractor, cache_dir())
+
+
 def federate(
     config: RunConfig, resources: Resources, *, quiet: bool = False
 ) -> tuple[Path, dict[str, Any]]:
@@ -152,18 +170,34 @@ def federate(
     """
     resources.check()
     check_checkpoint(config, resources.sites)
+    check_extractor(config)
     require_writable(Path(config.output_dir), "--out")
     require_writable(cache_dir(), "the cache, FEDSCAN_CACHE")
     require_writable(site_records("any").parent, "the sites' own records, FEDSCAN_RECORDS")
     if not config.cohort_dir:
         prepare_phantoms(phantom_sites(resources.sites), quiet=quiet)
+    for start in range(1, STARTS + 1):
+        folder, completed, log = _attempt(config, resources, start, quiet=quiet)
+        if folder or TOO_SLOW not in log:
+            break
+    if completed and folder and (folder / SUMMARY).is_file():
+        return folder, json.loads((folder / SUMMARY).read_text())
+    if folder:
+        _forget_private_state(folder.name)
+    raise RunFailed(_why(folder, log))
+
+
+def _attempt(
+    config: RunConfig, resources: Resources, start: int, *, quiet: bool
+) -> tuple[Path | None, bool, str]:
+    """Run it once: the run folder, where it came to have one, whether all is done, Flower's log."""
     folder: Path | None = None
     with flower_run(config, resources) as run:
         try:
             with console.steps("Round", config.num_server_rounds, quiet=quiet) as bar:
-                bar.say("starting Flower and Ray")
+                bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
                 folder = _follow(run, config, bar)
-            completed = run.succeeded()
+            completed = _completed(run, folder)
         except BaseException:
             if run_id := run.run_id():
                 _mark_interrupted(Path(config.output_dir) / run_id)
@@ -175,12 +209,17 @@ def federate(
             if folder and folder.is_dir():
                 with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
                     shutil.copyfile(run.log_path, folder / LOG)
-        log = run.log()
-    if completed and folder and (folder / SUMMARY).is_file():
-        return folder, json.loads((folder / SUMMARY).read_text())
-    if folder:
-        _forget_private_state(folder.name)
-    raise RunFailed(_why(folder, log))
+        return folder, completed, run.log()
+
+
+def _completed(run: FlowerRun, folder: Path | None) -> bool:
+    """Whether the run came to its end; its summary, the last that it writes, is proof as well."""
+    try:
+        return run.succeeded()
+    except FedscanError:
+        if folder and (folder / SUMMARY).is_file():
+            return True
+        raise
 
 
 def require_writable(folder: Path, what: str) -> None:
@@ -277,6 +316,11 @@ def _why(folder: Path | None, log: str) -> str:
         return (
             f"{who} failed in {failure['phase']}: {failure['error']}\n{failure['traceback']}"
             f"Run folder: {folder}"
+        )
+    if TOO_SLOW in log:
+        return (
+            f"Flower's server did not start within its 15 seconds, {STARTS} times in a row: this "
+            "machine is too busy. Try again when it is less so"
         )
     return "the run ended without a result. The end of Flower's log:\n" + "\n".join(
         log.splitlines()[-25:]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 if TYPE_CHECKING:
     from browser import Browser
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ALONE = ("simulation", "federation", "browser")  # each takes all cores, and minds its neighbours
+# In one worker, one after the other: each takes all cores, and minds what is left behind.
+SERIAL = (
+    "test_federation.py",
+    "test_simulations_benchmark.py",
+    "test_simulations_generation.py",
+    "test_simulations_run.py",
+)
 TINY = ["num-server-rounds=2", "local-steps=2", "batch-size=4", "image-size=16"]
 
 
@@ -66,20 +73,26 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
     return request.config.getoption("--golden")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give one worker all that starts Ray, Flower or a browser, first and one after the other.
-
-    Tests of one file stay together as well: they share what is costly to make.
-    """
-
-    def alone(item: pytest.Item) -> bool:
-        return any(item.get_closest_marker(name) for name in ALONE)
-
-    items.sort(key=alone, reverse=True)
+    """Begin with what starts Ray and Flower, which takes longest."""
     for item in items:
-        group = "alone" if alone(item) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+        if any(map(item.get_closest_marker, ("simulation", "federation"))):
+            assert item.path.name in SERIAL, f"{item.path.name} starts Ray or Flower: see SERIAL"
+    items.sort(key=lambda item: item.path.name not in SERIAL)
+
+
+class Scheduling(LoadFileScheduling):
+    """Tests of one file stay together, since they share what is costly to make."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "serial" if Path(file).name in SERIAL else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling:
+    """Share the tests out among the workers."""
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

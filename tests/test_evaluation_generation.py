@@ -102,7 +102,14 @@ class TestKernel:
         zeros, ones = np.zeros((2, 2)), np.ones((2, 2))
         mean, error = kernel_distance(zeros, ones, subsets=3)
         assert mean == pytest.approx(7)
-        assert error == pytest.approx(0)
+        assert np.isnan(error)  # each subset is the whole set
+
+    def test_an_error_needs_subsets_that_differ(self):
+        few, many = normal(40), normal(300)
+        assert judge_features(few + 1, few)["kernel_distance_se"] is None
+        assert "standard error" in judge_features(few + 1, few)["reasons"]["kernel_distance_se"]
+        for real, generated in ((few, normal(41)), (many, many + 1)):
+            assert judge_features(generated, real)["kernel_distance_se"] > 0
 
     def test_grows_with_the_shift_and_repeats_itself(self):
         real = normal(200)

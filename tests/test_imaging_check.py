@@ -185,7 +185,7 @@ def test_one_data_set_alone(north):
 
 
 def test_cohort_with_a_site_outside_or_none_at_all(north, tmp_path):
-    assert "no folder" in check_cohort(tmp_path / "nowhere").problems[0]
+    assert "does not exist" in check_cohort(tmp_path / "nowhere").problems[0]
     (tmp_path / "empty").mkdir()
     assert "neither a BIDS data set" in check_cohort(tmp_path / "empty").problems[0]
     (tmp_path / "empty/north").symlink_to(north)

@@ -25,7 +25,7 @@ from common.files import write_json
 from common.metrics_log import Row
 from simulations import benchmark, compare, console, estimate, federate
 from simulations.plan import Plan
-from simulations.report import pictures, samples
+from simulations.report import generation_words, pictures, samples
 from simulations.report.document import read_results, write_report
 from simulations.schedule import end_cell
 
@@ -180,6 +180,9 @@ def test_missing_parts_are_left_out(copy: Path, name: str) -> None:
     assert any("Real" in alt for alt in alts) == (name != "samples.npz")
     assert any("Pictures by" in alt for alt in alts) == (name != "cells")
     assert ("Use of synthetic scans" in page.text) == (name != "use.csv")
+    if name == "use.csv":
+        rewrite(copy / "manifest.json", plan={"use": {"task": "classification"}})
+        assert generation_words.NO_USE in Page(write_report(copy).read_text()).text
 
 
 def test_an_empty_summary_is_computed_from_the_results(copy: Path, page: Page) -> None:

@@ -15,8 +15,8 @@ from processes import SCRIPTS, environment, fedscan, flower_processes, wait_unti
 
 from common.errors import ConfigError, DivergedError
 from common.files import write_json
-from simulations import arms
-from simulations.benchmark import Benchmark, check_folder
+from simulations import arms, compare
+from simulations.benchmark import Benchmark, check_folder, question
 from simulations.compare import unfinished
 from simulations.plan import Cell, Plan, load_plan
 from simulations.schedule import attempt, end_cell
@@ -85,7 +85,7 @@ def test_killed_and_resumed_it_gives_the_same_results(
     assert refused.returncode == 2 and "has not ended" in refused.stderr
     other = words(tiny_cohort, out, "--resume", "--seeds", "2")
     refused = fedscan(*other, cwd=tmp_path, cache=session_cache)
-    assert refused.returncode == 2 and "another seeds" in refused.stderr
+    assert refused.returncode == 2 and "differs in seeds" in refused.stderr
 
     resumed = fedscan(*words(tiny_cohort, out, "--resume"), cwd=tmp_path, cache=session_cache)
     assert resumed.returncode == 0, resumed.stderr
@@ -130,6 +130,19 @@ def test_only_a_comparison_is_resumed_and_only_on_demand(tmp_path: Path) -> None
     check_folder(tmp_path, resume=True)
     with pytest.raises(ConfigError, match="Continue it with --resume"):
         check_folder(tmp_path, resume=False)
+
+
+def test_another_question_is_refused_before_phantoms_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args, **kwargs):
+        raise AssertionError("phantoms were made")
+
+    monkeypatch.setattr(compare, "prepare_phantoms", never)
+    (tmp_path / "manifest.json").write_text(json.dumps(question(Plan(), {"task": "generation"})))
+    request = compare.Request("default", {}, {}, None, 2, tmp_path, 0.0, 60.0)
+    with pytest.raises(ConfigError, match=r"differs in config \(.*task.*\)\. Resume it with the"):
+        compare.compare(request, resume=True, dry_run=False)
 
 
 def test_a_cell_that_did_not_end_well_leaves_one_row_without_a_value(tmp_path: Path) -> None:
@@ -215,14 +228,14 @@ def test_another_plan_is_not_resumed(tiny_cohort: Path, tmp_path: Path) -> None:
     assert manifest["config"]["classifier"] == "slices"  # of no variant
     begin(plan, resume=True)
     variants = {**plan.variants, "gan-tuned": {"classifier": "gan-features"}}
-    with pytest.raises(ConfigError, match="another plan"):
+    with pytest.raises(ConfigError, match=r"differs in plan \(variants\)"):
         begin(plan.model_copy(update={"variants": variants}), resume=True)
 
 
 def test_the_manifest_tells_where_configurations_differ(tiny_cohort: Path, tmp_path: Path) -> None:
     sites = {site: tiny_cohort / site for site in ("island", "north")}
     plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "gan-tuned"]}, {})
-    told = Benchmark(plan, sites, {}, tmp_path)._manifest()["differing"]
+    told = Benchmark(plan, sites, {}, tmp_path)._differing()
     assert told.keys() == {"pretraining", "scratch", "gan-tuned"}
     assert told["scratch"] == {}
     assert told["gan-tuned"] == {

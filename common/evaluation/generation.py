@@ -104,7 +104,7 @@ def kernel_distance(
     -------
     mean, standard_error : float
         The error is over subsets: it tells how well the mean over subsets is known, not how it
-        would vary with other images. NaN with one subset.
+        would vary with other images. NaN with one subset, or where each holds all images.
     """
     import torch
     from torchmetrics.image.kid import poly_mmd  # its class draws from the global generator
@@ -117,7 +117,8 @@ def kernel_distance(
         pick_generated = rng.choice(len(generated), size, replace=False)
         pair = torch.from_numpy(real[pick_real]), torch.from_numpy(generated[pick_generated])
         values.append(float(poly_mmd(*pair)))
-    error = np.std(values, ddof=1) / np.sqrt(subsets) if subsets > 1 else np.nan
+    varied = subsets > 1 and size < max(len(real), len(generated))
+    error = np.std(values, ddof=1) / np.sqrt(subsets) if varied else np.nan
     return float(np.mean(values)), float(error)
 
 
@@ -251,7 +252,13 @@ def judge_features(generated: np.ndarray, real: np.ndarray, *, seed: int = 0) ->
         result["frechet_distance"] = distance
     if enough(2, "kernel_distance", "kernel_distance_se"):
         pair = kernel_distance(real, generated, seed=seed)
-        result["kernel_distance"], result["kernel_distance_se"] = pair
+        result["kernel_distance"], error = pair
+        if np.isnan(error):
+            result["reasons"]["kernel_distance_se"] = (
+                f"a standard error of the kernel distance needs more than {SUBSET_SIZE} images"
+            )
+        else:
+            result["kernel_distance_se"] = error
     if enough(NEIGHBOURS + 1, "precision", "recall"):
         result["precision"], result["recall"] = precision_recall(real, generated)
     if enough(DENSITY_NEIGHBOURS + 1, "density", "coverage"):

@@ -171,8 +171,10 @@ def list_sites(cohort_dir: Path) -> dict[str, Path]:
     """
     root = Path(cohort_dir).resolve()
     if not root.is_dir():
+        fault = "is a file, not a folder" if root.exists() else "does not exist"
         raise ConfigError(
-            f"no folder {plain(str(cohort_dir))}", public="the cohort's folder does not exist"
+            f"{plain(str(cohort_dir))} {fault}. A cohort is a folder with one BIDS data set a site",
+            public=f"the cohort's folder {fault}",
         )
     sites: dict[str, Path] = {}
     for folder in sorted(root.iterdir()):

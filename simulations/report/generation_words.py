@@ -19,7 +19,8 @@ COPYING = (
     "the share of pictures that lie further from their nearest training slice than that slice from "
     "its own nearest one. It is to be read beside that of held-out slices of other people, which "
     "copy nobody: a share well below theirs is suspicious. A generator is flagged where a picture "
-    "singles out one training slice as no held-out slice does."
+    "singles out one training slice as no held-out slice does. One that paints no heads at all, "
+    "as after few rounds, copies nothing and is not flagged: see its precision."
 )
 FLAGGED = (
     "Pictures that single out one training slice were found. Look at the site's look-alikes before "
@@ -33,6 +34,10 @@ COMPARISON_FOOTER = (
 RUN_FOOTER = (
     "Made by fedscan report from manifest.json, metrics.jsonl, summary.json and grids of this run "
     "folder. The file is complete in itself and asks the network for nothing."
+)
+NO_USE = (
+    "No classifier has been trained with the pictures yet, as this comparison does at its end. Go "
+    "on with fedscan benchmark --resume."
 )
 USE = (
     "Classifiers of sex, tested on real test scans. They are trained with the data-poor site's own "
