@@ -40,14 +40,25 @@ def _descendants() -> set[psutil.Process]:
     return set()
 
 
+def _is_leash(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "simulations.leash" in process.cmdline()
+    return False
+
+
 def end_all(known: set[psutil.Process]) -> None:
-    """Terminate every process in ``known`` and every descendant, and kill what does not go."""
-    for attempt in ("terminate", "kill", "kill"):
+    """Terminate every process in ``known`` and every descendant, and kill what does not go.
+
+    A leash among them, such as that of a benchmark's cell, is the last to be killed: it has a
+    folder to remove when all that it holds is gone.
+    """
+    for attempt, spared in (("terminate", False), ("kill", True), ("kill", False)):
         # Anew each time: a process may have started others before it got the signal.
         processes = {p for p in known | _descendants() if p.is_running()}
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                getattr(process, attempt)()
+                if not (spared and _is_leash(process)):
+                    getattr(process, attempt)()
         _, alive = psutil.wait_procs(list(processes), timeout=GRACE_SECONDS)
         if not alive and not _descendants():
             return

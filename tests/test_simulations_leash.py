@@ -25,10 +25,11 @@ time.sleep(float(sys.argv[2])); sys.exit(7)
 """
 
 
-def start(tmp_path: Path, seconds: float) -> tuple[subprocess.Popen, psutil.Process]:
+def start(tmp_path: Path, seconds: float, *words: str) -> tuple[subprocess.Popen, psutil.Process]:
+    """Start a runaway on a leash, with more words before its command."""
     told = tmp_path / "pid"
     leash = subprocess.Popen(
-        [sys.executable, "-m", "simulations.leash", sys.executable, "-c", RUNAWAY]
+        [sys.executable, "-m", "simulations.leash", *words, sys.executable, "-c", RUNAWAY]
         + [str(told), str(seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -79,4 +80,22 @@ def test_terminating_the_leash_ends_its_command(tmp_path: Path) -> None:
     assert leash.wait(timeout=30) == 0
     assert not runaway.is_running()
     leash.stdin.close()
+    leash.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_leash_within_a_leash_removes_its_own_folder(tmp_path: Path) -> None:
+    """A benchmark's cell holds one for its federation: it must come to the end of its work."""
+    folder = tmp_path / "flower"
+    folder.mkdir()
+    for number in range(5000):  # which takes a while to remove
+        (folder / str(number)).touch()
+    inner = [sys.executable, "-m", "simulations.leash", "--remove", str(folder)]
+    # What holds the inner one's input goes first, as a cell does.
+    cell = "import subprocess, sys; subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE).wait()"
+    leash, runaway = start(tmp_path, 600, sys.executable, "-c", cell, *inner)
+    leash.stdin.close()
+    assert leash.wait(timeout=30) == 0
+    assert not runaway.is_running()
+    assert not folder.exists()
     leash.stdout.close()
