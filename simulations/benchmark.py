@@ -94,25 +94,29 @@ def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
     Raises
     ------
     ConfigError
-        Naming what differs.
+        Naming all that differs, or if the manifest cannot be read.
     """
-    if not (folder / MANIFEST).is_file():
+    path = folder / MANIFEST
+    if not path.is_file():
         return
     try:
-        before = dict(json.loads((folder / MANIFEST).read_text()))
+        before = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
-        before = {}
+        raise ConfigError(f"{path} cannot be read. Give another --out") from None
+    told: list[str] = []
     for key, now in json.loads(json.dumps(asked)).items():
         then = before.get(key)
-        if then == now:
+        if then == now or (told and key in ("plan", "budget")):  # these follow from the rest
             continue
         inside = ""
         if isinstance(then, dict) and isinstance(now, dict):
             other = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
             inside = f" ({', '.join(other)})"
+        told.append(f"{key.replace('_', ' ')}{inside}")
+    if told:
         raise ConfigError(
-            f"{folder} holds a comparison that differs in {key.replace('_', ' ')}{inside}. Resume "
-            "it with the options that it was begun with, or give another --out"
+            f"{folder} holds a comparison that differs in {', '.join(told)}. Resume it as it was "
+            "begun, with the same options, data and release, or give another --out"
         )
 
 

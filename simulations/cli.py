@@ -164,8 +164,8 @@ def benchmark(
 ) -> None:
     """Compare centralized, local-only and federated training, and write a report.
 
-    Every arm makes the same optimizer steps and sees the same number of images; a generator that a
-    site trains alone sees that site's share of them.
+    Every arm makes the same optimizer steps and sees the same number of images; a model that a site
+    trains alone sees that site's share of them.
 
     For example:
 

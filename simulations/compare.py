@@ -17,7 +17,7 @@ from simulations.arms import pooled_config
 from simulations.benchmark import Benchmark, check_folder, question, require_same
 from simulations.contrasts import QUESTIONS
 from simulations.estimate import estimate_seconds
-from simulations.federate import count_sites, prepare_phantoms
+from simulations.federate import check_extractor, count_sites, prepare_phantoms
 from simulations.launch import Resources
 from simulations.plan import Plan, load_plan, presets
 from simulations.schedule import STATUS, status_of
@@ -57,9 +57,10 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     if count < 2:
         raise ConfigError("a comparison needs at least 2 sites")
     base = {"min-sites": count, "cohort-dir": str(request.cohort or "")}
+    configs = []
     for cell in (cell for stage in plan.stages() for cell in stage):
         # Every fault of the configuration is met before anything starts.
-        config = plan.config(cell, base)
+        configs.append(config := plan.config(cell, base))
         threads = config.threads
         if cell.arm == "centralized":
             try:
@@ -67,6 +68,8 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
             except ConfigError as error:
                 more = {"large": "batch-size", "small": "local-steps"}[plan.centralized_batch]
                 raise ConfigError(f"arm 'centralized', {count} × {more}: {error}") from None
+    for config in {config.extractor: config for config in configs}.values():
+        check_extractor(config)
     Resources(count, threads, request.gpus_per_cell).check("cell")
     if dry_run:
         _show_plan(plan, count, base)

@@ -134,13 +134,17 @@ def check_extractor(config: RunConfig) -> None:
     ConfigError
         If it cannot be read, or is no network that is accepted.
     """
-    if (
-        config.task == "generation"
-        and config.extractor != RunConfig.model_fields["extractor"].default
-    ):
-        from common.evaluation.extractor import load_extractor
+    ours = RunConfig.model_fields["extractor"].default
+    if config.task != "generation" or config.extractor == ours:
+        return
+    if not Path(config.extractor).is_absolute():
+        raise ConfigError(
+            f"extractor '{config.extractor}': give the absolute path, since sites work in folders "
+            "of their own"
+        )
+    from common.evaluation.extractor import load_extractor
 
-        load_extractor(config.extractor, cache_dir())
+    load_extractor(config.extractor, cache_dir())
 
 
 def federate(
@@ -213,13 +217,13 @@ def _attempt(
 
 
 def _completed(run: FlowerRun, folder: Path | None) -> bool:
-    """Whether the run came to its end; its summary, the last that it writes, is proof as well."""
-    try:
-        return run.succeeded()
-    except FedscanError:
-        if folder and (folder / SUMMARY).is_file():
-            return True
-        raise
+    """Whether the run came to its end: of summary and failure it writes one, as the last.
+
+    Flower is asked only where there is neither, since its log may end before the run.
+    """
+    if folder and (folder / FAILURE).is_file():
+        return False
+    return bool(folder and (folder / SUMMARY).is_file()) or run.succeeded()
 
 
 def require_writable(folder: Path, what: str) -> None:

@@ -320,8 +320,8 @@ def _headline(
 ) -> dict[str, Any]:
     """Say how the federated generator does; better or worse only with zero outside the interval.
 
-    The verdict is the distance's, which selects the round as well; recall and precision follow,
-    since a distance can hide what a generator gains in the one and loses in the other.
+    The verdict is the distance's; recall and precision follow, since a distance can hide what a
+    generator gains in the one and loses in the other.
     """
     metric = next((m for m in DISTANCES if difference.get(m, {}).get("seeds")), None)
     found = dict.fromkeys(("metric", "value", "low", "high", "verdict"))
@@ -365,9 +365,12 @@ def _reach(difference: Mapping[str, Any]) -> str:
         one = difference.get(measure, {})
         if one.get("low") is None:
             return ""
-        words = f"{abs(one['mean']):.2f} {'lower' if one['mean'] < 0 else 'higher'}"
-        told.append(f"{words} ({one['low'] + 0.0:.2f} to {one['high'] + 0.0:.2f})")
-    return f" Its recall was {told[0]}, its precision {told[1]}; higher is better."
+        mean, low, high = (round(one[key], 2) + 0.0 for key in ("mean", "low", "high"))
+        told.append(f"{mean:+.2f} ({low:.2f} to {high:.2f})")
+    return (
+        f" The federated generator's recall differs by {told[0]}, its precision by {told[1]}; "
+        "above zero is better."
+    )
 
 
 def places(measure: str, value: float) -> int:

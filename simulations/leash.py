@@ -42,7 +42,7 @@ def _descendants() -> set[psutil.Process]:
 
 def _is_leash(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return "simulations.leash" in process.cmdline()
+        return process.cmdline()[1:3] == ["-m", "simulations.leash"]
     return False
 
 

@@ -77,8 +77,9 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what starts Ray and Flower, which takes longest."""
     for item in items:
-        if any(map(item.get_closest_marker, ("simulation", "federation"))):
-            assert item.path.name in SERIAL, f"{item.path.name} starts Ray or Flower: see SERIAL"
+        starts = any(map(item.get_closest_marker, ("simulation", "federation")))
+        if starts and item.path.name not in SERIAL:
+            raise pytest.UsageError(f"{item.path.name} starts Ray or Flower: add it to SERIAL")
     items.sort(key=lambda item: item.path.name not in SERIAL)
 
 

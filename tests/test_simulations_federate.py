@@ -65,28 +65,31 @@ def test_any_other_failure_is_final(attempts, tmp_path: Path) -> None:
     assert made == [1]
 
 
-def test_a_summary_is_proof_where_flower_does_not_tell(tmp_path: Path) -> None:
+def test_a_runs_own_word_is_enough(tmp_path: Path) -> None:
     def silent() -> bool:
-        raise FedscanError("nothing in time")
+        raise FedscanError("nothing")
 
     run = SimpleNamespace(succeeded=silent)
-    with pytest.raises(FedscanError, match="nothing in time"):
+    with pytest.raises(FedscanError, match="nothing"):
         _completed(run, tmp_path)
     (tmp_path / "summary.json").write_text("{}")
     assert _completed(run, tmp_path)
+    (tmp_path / "failure.json").write_text("{}")
+    assert not _completed(run, tmp_path)
 
 
 def test_flower_is_asked_again_until_it_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([None, "running", "finished:completed"])
+    answers = iter([None, "", "running", "finished:completed"])
     log = tmp_path / "flower.log"
     log.write_text("Successfully started run 7")
 
     def ask(self, run_id):
         if (status := next(answers)) is None:
             raise subprocess.TimeoutExpired("flwr", 1)
-        return SimpleNamespace(stdout=f'{{"runs": [{{"status": "{status}"}}]}}', stderr="")
+        runs = f'[{{"status": "{status}"}}]' if status else "[]"
+        return SimpleNamespace(stdout=f'{{"runs": {runs}}}', stderr="")
 
     monkeypatch.setattr(FlowerRun, "_ask_status", ask)
     monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
@@ -96,7 +99,7 @@ def test_flower_is_asked_again_until_it_tells(
 
 def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Path) -> None:
     made = attempts()
-    missing = str(tmp_path / "nix.pt")
-    with pytest.raises(ConfigError, match=r"extractor '.*nix\.pt'"):
-        federate(config(tmp_path, task="generation", extractor=missing), Resources(2))
+    for path, why in ((str(tmp_path / "nix.pt"), "accepted are"), ("nix.pt", "absolute path")):
+        with pytest.raises(ConfigError, match=rf"extractor '.*nix\.pt': .*{why}"):
+            federate(config(tmp_path, task="generation", extractor=path), Resources(2))
     assert made == []

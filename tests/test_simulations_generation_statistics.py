@@ -113,8 +113,8 @@ def test_a_headline_tells_what_a_distance_may_hide() -> None:
     headline = summarize_generation(table(values), MANIFEST)["headline"]["gain_of_data_poor_site"]
     assert headline["verdict"] == "not told apart"
     assert headline["sentence"].endswith(
-        " Its recall was 0.10 higher (0.04 to 0.15), its precision 0.07 lower (-0.21 to 0.08); "
-        "higher is better."
+        " The federated generator's recall differs by +0.10 (0.04 to 0.15), its precision by "
+        "-0.07 (-0.21 to 0.08); above zero is better."
     )
 
 

@@ -195,7 +195,7 @@ def test_a_missing_or_broken_file_is_named(folder: Path, tmp_path: Path, name: s
     with pytest.raises(FedscanError, match=f"holds no {re.escape(name)}"):
         write_report(copy)
     assert not (copy / "report.html").exists()
-    with pytest.raises(ConfigError, match="no folder"):
+    with pytest.raises(ConfigError, match="does not exist"):
         write_report(tmp_path / "nowhere")
 
 

@@ -255,7 +255,8 @@ def judge_features(generated: np.ndarray, real: np.ndarray, *, seed: int = 0) ->
         result["kernel_distance"], error = pair
         if np.isnan(error):
             result["reasons"]["kernel_distance_se"] = (
-                f"a standard error of the kernel distance needs more than {SUBSET_SIZE} images"
+                "a standard error of the kernel distance needs subsets that differ: more than "
+                f"{SUBSET_SIZE} images, or more of one kind"
             )
         else:
             result["kernel_distance_se"] = error

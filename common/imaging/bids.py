@@ -174,7 +174,7 @@ def list_sites(cohort_dir: Path) -> dict[str, Path]:
         fault = "is a file, not a folder" if root.exists() else "does not exist"
         raise ConfigError(
             f"{plain(str(cohort_dir))} {fault}. A cohort is a folder with one BIDS data set a site",
-            public=f"the cohort's folder {fault}",
+            public=f"the cohort {fault}",
         )
     sites: dict[str, Path] = {}
     for folder in sorted(root.iterdir()):

@@ -197,7 +197,7 @@ def _read_metrics(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
 def _existing(folder: Path, name: str) -> Path:
     """Return the path of a file that must be there."""
     if not folder.is_dir():
-        fault = "is a file, not a folder" if folder.exists() else "is no folder"
+        fault = "is a file, not a folder" if folder.exists() else "does not exist"
         raise ConfigError(f"{folder} {fault}. Give a benchmark's or a run's")
     if not (folder / name).is_file():
         if (folder / "cells").is_dir():

@@ -167,7 +167,7 @@ class GenerationContent:
         yield Section("curves", "Learning curves", "", figure_blocks(curves, says.NO_CURVES))
         if use := self._use():
             yield Section("use", "Use of synthetic scans", "", [("text", says.USE), use])
-        elif mapping(self.manifest.get("plan")).get("use"):
+        elif mapping(self.manifest.get("plan")).get("use") and not self.summary.get("unfinished"):
             yield Section("use", "Use of synthetic scans", "", [("text", says.NO_USE)])
         yield Section("copying", "Copies of scans", "", list(self._copying()))
         yield Section("costs", "Bytes and time", "", list(self._costs()))
