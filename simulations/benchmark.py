@@ -271,9 +271,12 @@ class Benchmark:
             command = [sys.executable, "-m", "simulations.schedule", str(work)]
             log = self.folder / "cells" / "ray.log"
             log.parent.mkdir(exist_ok=True)
-            with leashed(
-                command, cwd=home, environment=offline_environment(home), log_path=log
-            ) as leash:
+            # A cell's own leash ends what the cell has started; Ray would kill the leash first.
+            environment = {
+                **offline_environment(home),
+                "RAY_kill_child_processes_on_worker_exit": "false",
+            }
+            with leashed(command, cwd=home, environment=environment, log_path=log) as leash:
                 while not leash.ended(POLL_SECONDS):
                     progress.show(bar)
                 progress.show(bar)

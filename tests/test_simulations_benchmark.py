@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -64,20 +65,27 @@ def test_killed_and_resumed_it_gives_the_same_results(
 ) -> None:
     out = tmp_path / "comparison"
     before = flower_processes()
+    short = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # a path of Ray's sockets is bounded
     process = subprocess.Popen(
         [str(SCRIPTS / "fedscan"), *words(tiny_cohort, out)],
         cwd=tmp_path,
-        env=environment(session_cache),
+        env=environment(session_cache, TMPDIR=str(short)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not list(out.glob("cells/*/status.json")) and time.monotonic() < deadline:
+    ended = homes = []
+    while not (ended and len(homes) == 2) and time.monotonic() < deadline:
         time.sleep(0.1)
+        ended = list(out.glob("cells/*/status.json"))
+        homes = list(short.glob("fedscan-*"))  # of the schedule, and of a federation within it
+    assert ended and len(homes) == 2
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "results.csv").exists()
     assert not wait_until_gone(before, 60)
+    assert not list(short.glob("fedscan-*"))
+    shutil.rmtree(short)
 
     refused = fedscan(*words(tiny_cohort, out), cwd=tmp_path, cache=session_cache)
     assert refused.returncode == 2 and "--resume" in refused.stderr
