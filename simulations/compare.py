@@ -68,7 +68,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
             except ConfigError as error:
                 more = {"large": "batch-size", "small": "local-steps"}[plan.centralized_batch]
                 raise ConfigError(f"arm 'centralized', {count} × {more}: {error}") from None
-    for config in {config.extractor: config for config in configs}.values():
+    for config in {c.extractor: c for c in configs if c.task == "generation"}.values():
         check_extractor(config)
     Resources(count, threads, request.gpus_per_cell).check("cell")
     if dry_run:

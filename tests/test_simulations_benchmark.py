@@ -153,6 +153,15 @@ def test_another_question_is_refused_before_phantoms_are_made(
         compare.compare(request, resume=True, dry_run=False)
 
 
+@pytest.mark.parametrize("preset", ["generation", "gan-domain-adaptation"])
+def test_a_missing_extractor_is_refused_before_anything_starts(preset: str, tmp_path: Path) -> None:
+    """Also where classifiers, which have none, come last in the plan."""
+    run = {"extractor": str(tmp_path / "nix.pt")}
+    request = compare.Request(preset, {}, run, None, 3, tmp_path / "out", 0.0, 60.0)
+    with pytest.raises(ConfigError, match=r"extractor '.*nix\.pt'"):
+        compare.compare(request, resume=False, dry_run=True)
+
+
 def test_a_cell_that_did_not_end_well_leaves_one_row_without_a_value(tmp_path: Path) -> None:
     end_cell(tmp_path, Cell("local", "", 3), "timeout", "ended after 5 s")
     (row,) = pd.read_csv(tmp_path / "results.csv").to_dict("records")
