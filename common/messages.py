@@ -13,7 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    DEFAULT_TTL,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 
 from common.provenance import source_hash
 from common.tasks import Evaluation
@@ -26,7 +34,8 @@ TRAIN = MessageType.TRAIN
 EVALUATE = MessageType.EVALUATE
 
 WEIGHT = "num-examples"  # the metric that weights a reply in an average
-VOTE = "vote"  # the weight that the server gives a reply: no site's to decide
+VOTE = "vote"  # the weight that the server gives a reply, by the run's rule
+LONGEST_TEXT = 20_000  # characters of a failure's traceback that are passed on
 ARRAYS, CONFIG, METRICS, WORDS = "arrays", "config", "metrics", "words"
 IDENTITY, FAILURE = "identity", "failure"
 
@@ -53,14 +62,22 @@ def request(
     split: str = "",
     sites: Sequence[str] = (),
     arrays: ArrayRecord | None = None,
+    timeout: float = 0.0,
 ) -> Message:
-    """Compose a request to one site; ``sites`` are all that take part, sorted."""
+    """Compose a request to one site; ``sites`` are all that take part, sorted.
+
+    ``timeout`` is how many seconds an answer is waited for, which Flower must not cut short.
+    """
     order = {"round": round_number, "split": split, "sites": list(sites)}
     content = RecordDict({CONFIG: ConfigRecord({**order, "source-hash": source_hash()})})
     if arrays is not None:
         content[ARRAYS] = arrays
     return Message(
-        content=content, message_type=kind, dst_node_id=node_id, group_id=str(round_number)
+        content=content,
+        message_type=kind,
+        dst_node_id=node_id,
+        group_id=str(round_number),
+        ttl=max(timeout, DEFAULT_TTL),
     )
 
 
@@ -127,12 +144,21 @@ def failure_in(message: Message, site: str = "", phase: str = "") -> Failure | N
     ``site`` and ``phase`` stand in for what a reply does not tell.
     """
     if message.has_error():
-        return Failure(site or "unknown", phase, message.error.reason or "no reason given", "")
+        reason = _told(message.error.reason or "no reason given")
+        return Failure(site or "unknown", phase, reason, "")
     if FAILURE in message.content.config_records:
         record = message.content.config_records[FAILURE]
         unsaid = Failure(site or "unknown", phase, "no reason given", "")
-        return Failure(**{key: str(record.get(key, value)) for key, value in vars(unsaid).items()})
+        return Failure(**{key: _told(record.get(key, text)) for key, text in vars(unsaid).items()})
     return None
+
+
+def _told(text: object) -> str:
+    """Another's text as it may go to a log and a terminal: not endless, and no escape codes."""
+    told = str(text)
+    if len(told) > LONGEST_TEXT:
+        told = f"{told[: LONGEST_TEXT // 2]}\n…\n{told[-LONGEST_TEXT // 2 :]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in told)
 
 
 def pack(state: Mapping[str, Tensor]) -> ArrayRecord:

@@ -1,4 +1,8 @@
-"""What ran: a hash of the sources, the versions underneath, and a check that both sides agree."""
+"""What ran: a hash of the sources, the versions underneath, and a check that both sides agree.
+
+The check finds accidents, such as two releases in one run. It is no guard against whoever submits a
+run: Flower sends the code that a site executes, this check with it.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MetricRecord
@@ -41,6 +41,10 @@ class Identity:
 
 
 TRAINING = "n_train"  # the count of scans that a site trains on
+# What no honest site comes near, so that no answer fills memory, log or terminal.
+MOST_SCANS = 10_000_000
+MOST_NUMBERS = 1000
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,20 @@ def require_same_metrics(updates: Mapping[str, Update], phase: str) -> None:
                 raise FedscanError(f"metrics {_listed(own)}, where others have {_listed(usual)}")
 
 
-def read_evaluation(reply: Message, site: str, phase: str) -> Evaluation:
+def read_evaluation(
+    reply: Message, site: str, phase: str, known: Collection[str], most: int
+) -> Evaluation:
     """Read the answer to an evaluation order.
+
+    Parameters
+    ----------
+    reply : Message
+    site, phase : str
+        For the words of a refusal.
+    known : collection of str
+        Names of the counts that the site gave when the run began.
+    most : int
+        How many images it can have judged, by those counts: it weighs as much in a common loss.
 
     Raises
     ------
@@ -150,7 +166,11 @@ def read_evaluation(reply: Message, site: str, phase: str) -> Evaluation:
     """
     with _blamed(site, phase):
         metrics = _numbers(reply.content[messages.METRICS])
-        _count(metrics)
+        count = _count(metrics)
+        if count > most:
+            raise FedscanError(f"judged on {count} images, of {most} that were there at first")
+        if clash := metrics.keys() & set(known):
+            raise FedscanError(f"metric {min(clash)!r} has the name of a count")
         return messages.evaluation_in(reply)
 
 
@@ -165,7 +185,11 @@ def _blamed(site: str, phase: str) -> Iterator[None]:
 
 def _numbers(record: MetricRecord) -> dict[str, float]:
     """Metrics, each a single number; NaN is one, where a measure is not defined."""
+    if len(record) > MOST_NUMBERS:
+        raise ValueError(f"{len(record)} metrics: accepted are up to {MOST_NUMBERS}")
     for name, value in record.items():
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"metric {name[:40]!r} has no usable name")
         if not isinstance(value, int | float):
             raise ValueError(f"metric {name[:40]!r} is not a number")
     return dict(record)
@@ -176,15 +200,17 @@ def _count(metrics: dict[str, float]) -> int:
 
 
 def _whole(name: str, value: float, *, least: int) -> int:
-    if not (math.isfinite(value) and value >= least and value == int(value)):
-        raise ValueError(f"{name[:40]} = {value}: accepted is a whole number from {least} on")
+    if not (math.isfinite(value) and least <= value <= MOST_SCANS and value == int(value)):
+        raise ValueError(
+            f"{name[:40]} = {value}: accepted is a whole number from {least} to {MOST_SCANS:,}"
+        )
     return int(value)
 
 
 def _text(record: ConfigRecord, key: str) -> str:
     value = record[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{key} is not a text")
+    if not isinstance(value, str) or len(value) > LONGEST_NAME or not value.isprintable():
+        raise ValueError(f"{key} is no short text")
     return value
 
 

@@ -53,7 +53,11 @@ class RollCall:
         nodes = {str(node): node for node in self._wait_for_nodes()}
         hello = messages.HELLO
         replies = self._exchange(
-            {label: messages.request(hello, node) for label, node in nodes.items()}, hello
+            {
+                label: messages.request(hello, node, timeout=config.reply_timeout)
+                for label, node in nodes.items()
+            },
+            hello,
         )
         sites: dict[str, Participant] = {}
         extractors: dict[str, str] = {}

@@ -157,7 +157,14 @@ class Federation:
         message = broadcast(released, self.config.transport)
         replies = self._ask(messages.EVALUATE, number, message, split)
         phase = f"{messages.EVALUATE} ({split}), round {number}"
-        found = {name: read_evaluation(reply, name, phase) for name, reply in replies.items()}
+        counts = {name: self.roll_call.sites[name].counts for name in replies}
+        found = {
+            name: read_evaluation(
+                *(reply, name, phase, counts[name]),
+                self.task.most_judged(counts[name].get(f"n_{split}", 0)),
+            )
+            for name, reply in replies.items()
+        }
         self._log(number, split, {name: (one.count, one.metrics) for name, one in found.items()})
         return found
 
@@ -170,6 +177,7 @@ class Federation:
             split=split,
             sites=self.place.sites,
             arrays=arrays,
+            timeout=self.config.reply_timeout,
         )
         replies = self.roll_call.ask(f"{kind} ({split})", compose, number)
         down = sum(len(array.data) for array in arrays.values())

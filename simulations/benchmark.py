@@ -6,11 +6,12 @@ what ``--resume`` runs; ``results.csv`` and what follows from it are made anew f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +119,14 @@ def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
             f"{folder} holds a comparison that differs in {', '.join(told)}. Resume it as it was "
             "begun, with the same options, data and release, or give another --out"
         )
+
+
+@contextlib.contextmanager
+def _removed(path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _usual(plan: Plan, base: Mapping[str, Any]) -> RunConfig:
@@ -267,7 +276,11 @@ class Benchmark:
         work = self.folder / WORK
         write_json(work, [asdict(self._work(cell)) for cell in cells])
         progress = CellProgress({cell: (self._cell(cell), self._rounds(cell)) for cell in cells})
-        with neutral_home() as home, console.steps("Comparing", progress.total) as bar:
+        with (
+            _removed(work),
+            neutral_home() as home,
+            console.steps("Comparing", progress.total) as bar,
+        ):
             command = [sys.executable, "-m", "simulations.schedule", str(work)]
             log = self.folder / "cells" / "ray.log"
             log.parent.mkdir(exist_ok=True)
@@ -280,7 +293,6 @@ class Benchmark:
                 while not leash.ended(POLL_SECONDS):
                     progress.show(bar)
                 progress.show(bar)
-        work.unlink()
         if lost := [cell.name for cell in cells if self._status(cell) == MISSING]:
             raise FedscanError(
                 f"the scheduler ended before {', '.join(lost)}; see {log}. Go on with --resume"

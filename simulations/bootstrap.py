@@ -19,6 +19,7 @@ from common.seeding import derive_seed
 LEVEL = 0.95
 # n signs, all equal, have the two-sided probability 2 / 2^n: below 0.05 from n = 6 on.
 SEEDS_FOR_P = 6
+SEEDS_TO_TRUST = 4  # resampling fewer shows less than 3/4 of their variance: (K - 1) / K
 
 
 def resampling_weights(labels: ArrayLike, draws: int, rng: np.random.Generator) -> NDArray:

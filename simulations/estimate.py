@@ -93,7 +93,8 @@ def _random_scans(config: RunConfig, sites: tuple[str, ...]) -> Any:
     from common.tasks.classification import OF_SLICES, heights_mm
     from common.tasks.generation_networks import gan_config
 
-    draws, count, levels = np.random.default_rng(0), config.batch_size, len(LEVELS_MM)
+    draws, levels = np.random.default_rng(0), len(LEVELS_MM)
+    count = max(config.batch_size, 2)  # both sexes
     if config.task == "classification":
         shape: tuple[int, ...] = (config.image_size,) * 3
         if config.classifier in OF_SLICES:

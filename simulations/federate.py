@@ -144,7 +144,7 @@ def check_extractor(config: RunConfig) -> None:
         )
     from common.evaluation.extractor import load_extractor
 
-    load_extractor(config.extractor, cache_dir())
+    load_extractor(config.extractor, cache_dir()).require_features()
 
 
 def federate(
@@ -196,24 +196,29 @@ def _attempt(
 ) -> tuple[Path | None, bool, str]:
     """Run it once: the run folder, where it came to have one, whether all is done, Flower's log."""
     folder: Path | None = None
-    with flower_run(config, resources) as run:
-        try:
-            with console.steps("Round", config.num_server_rounds, quiet=quiet) as bar:
-                bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
-                folder = _follow(run, config, bar)
-            completed = _completed(run, folder)
-        except BaseException:
-            if run_id := run.run_id():
-                _mark_interrupted(Path(config.output_dir) / run_id)
-                _forget_private_state(run_id)
-            raise
-        finally:
-            if folder is None and (run_id := run.run_id()):
-                folder = Path(config.output_dir) / run_id
-            if folder and folder.is_dir():
-                with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                    shutil.copyfile(run.log_path, folder / LOG)
-        return folder, completed, run.log()
+    failed = False
+    try:
+        with flower_run(config, resources) as run:
+            try:
+                with console.steps("Round", config.num_server_rounds, quiet=quiet) as bar:
+                    bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
+                    folder = _follow(run, config, bar)
+                completed = _completed(run, folder)
+            finally:
+                if folder is None and (run_id := run.run_id()):
+                    folder = Path(config.output_dir) / run_id
+                if folder and folder.is_dir():
+                    failed = (folder / FAILURE).is_file()
+                    with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+                        shutil.copyfile(run.log_path, folder / LOG)
+            return folder, completed, run.log()
+    except BaseException:
+        # Only now has every process ended: a site would save its round, the server say how it died.
+        if folder:
+            if not failed:
+                _mark_interrupted(folder)
+            _forget_private_state(folder.name)
+        raise
 
 
 def _completed(run: FlowerRun, folder: Path | None) -> bool:
@@ -249,7 +254,7 @@ def _forget_private_state(run_id: str) -> None:
 
 def _mark_interrupted(folder: Path) -> None:
     """Say in a run folder that nobody goes on with it."""
-    if folder.is_dir() and not any((folder / name).is_file() for name in (SUMMARY, FAILURE)):
+    if folder.is_dir() and not (folder / SUMMARY).is_file():
         why = {"site": "", "phase": "the launcher", "error": "interrupted", "traceback": ""}
         with contextlib.suppress(OSError):
             write_json(folder / FAILURE, why)

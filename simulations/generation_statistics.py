@@ -3,9 +3,10 @@
 Everything is computed from ``results.csv``. A distance between two clouds of features is one number
 a repetition and no mean over scans, so no scan can be resampled; what is left to chance here is the
 seed. Intervals are Student's t over the K repetitions, mean ± t(K − 1) · s / √K, and differences
-are taken within a repetition: a seed means the same initial weights and order in every arm. They
-say how another repetition on *these* people may turn out, and nothing of other people or sites;
-with two or three repetitions they are wide, as they should be.
+are taken within a repetition: a seed means the same initial weights in every arm, and the same
+order of slices where a site trains alone and in the federation. They say how another repetition on
+*these* people may turn out, and nothing of other people or sites; with two or three repetitions
+they are wide, as they should be.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from common.errors import FedscanError
 from common.metrics_log import WHOLE
 from simulations.bootstrap import LEVEL, number
 from simulations.contrasts import CENTRALIZED, LOCAL, OTHER_ARMS, contrasts, name_of, reference_of
-from simulations.results import NUMBERS, TEXTS, count_cells
+from simulations.results import CHOSEN, NUMBERS, TEXTS, count_cells
 
 MEASURES = (
     "frechet_distance",
@@ -174,7 +175,8 @@ def summarize_use(use: pd.DataFrame) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        row, site, metric, n and what :func:`interval` gives; in the file's order of rows.
+        row, site, metric, n and what :func:`interval` gives, for a chosen amount without ends; in
+        the file's order of rows.
     """
     found = []
     for (row, site, metric), group in use.groupby(["row", "site", "metric"], sort=False):
@@ -185,7 +187,10 @@ def summarize_use(use: pd.DataFrame) -> list[dict[str, Any]]:
         }
         n = group["n"].max()
         about = {"row": str(row), "site": str(site), "metric": str(metric)}
-        found.append({**about, "n": int(n) if math.isfinite(n) else None, **interval(values)})
+        told = interval(values)
+        if metric == CHOSEN:  # picked from a grid: no number that strays around a mean
+            told |= {"low": None, "high": None}
+        found.append({**about, "n": int(n) if math.isfinite(n) else None, **told})
     return found
 
 
@@ -375,7 +380,7 @@ def _reach(difference: Mapping[str, Any]) -> str:
 
 def places(measure: str, value: float) -> int:
     """Decimals with which a measure of this size is told."""
-    if measure == "synthetic_participants":
+    if measure == CHOSEN:
         return 0
     if measure == "kernel_distance":
         return 3 if abs(value) < 10 else 1

@@ -238,7 +238,7 @@ def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port(taken=port)),
         }
         overrides = home / "run-config.toml"
-        overrides.write_text(_toml(config.to_flower()))
+        overrides.write_text(_toml(config.to_flower()), encoding="utf-8")
         command = [_flwr(), "run", str(ROOT), "--stream", "--run-config", str(overrides)]
         command += ["--federation-config", resources.federation_config()]
         log_path = home / "flower.log"
@@ -297,5 +297,8 @@ def free_port(taken: int = 0) -> int:
 
 
 def _toml(values: Mapping[str, bool | int | float | str]) -> str:
-    # JSON's bools, numbers and strings are TOML's too.
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+    # JSON's bools, numbers and strings are TOML's too, but for escaped pairs of surrogates.
+    text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items())
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError("a path is not UTF-8, and Flower takes nothing else: rename the folder")
+    return text

@@ -15,6 +15,7 @@ COLUMNS = [
 TEXTS = ("arm", "strategy", "trained_on", "tested_on", "split", "metric", "status")
 NUMBERS = tuple(name for name in COLUMNS if name not in TEXTS)
 USE_COLUMNS = ["seed", "row", "site", "metric", "value", "n"]  # of the pictures' use
+CHOSEN = "synthetic_participants"  # a metric there: the amount that validation chose
 USE_TEXTS = ("row", "site", "metric")
 USE_NUMBERS = tuple(name for name in USE_COLUMNS if name not in USE_TEXTS)
 

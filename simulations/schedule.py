@@ -7,9 +7,12 @@ as *done*, *diverged*, *timeout* or *error*; one bad cell does not stop the othe
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import traceback
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from simulations.plan import USE, Cell
 from simulations.results import COLUMNS
 
 POLL_SECONDS = 1.0
+CANCEL_SECONDS = 10.0  # at most, until a cancelled cell has ended
 STATUS, BEGAN = "status.json", ".began"  # in a cell's folder
 MISSING = "missing"
 
@@ -39,9 +43,15 @@ def schedule(works: list[Work]) -> None:
 
     ray.init(address="local", num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False)
     try:
-        waiting = {_start(ray, work): work for work in works}
-        while waiting:
-            finished, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
+        # Ray takes what it is given in any order: it is given no more than it can begin.
+        queue, lanes = deque(works), _lanes(ray.cluster_resources(), works)
+        waiting: dict[Any, Work] = {}
+        since: dict[Any, float] = {}  # by our own clock: that of files may be set, or sleep
+        while queue or waiting:
+            while queue and len(waiting) < lanes:
+                work = queue.popleft()
+                waiting[_start(ray, work)] = work
+            finished, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
             for reference in finished:
                 work = waiting.pop(reference)
                 try:
@@ -49,24 +59,30 @@ def schedule(works: list[Work]) -> None:
                 except Exception:  # the process died: memory, a signal, Ray itself
                     end_cell(Path(work.folder), work.cell, "error", traceback.format_exc())
             for reference, work in list(waiting.items()):
-                if _overdue(work):
+                if (Path(work.folder) / BEGAN).is_file():
+                    since.setdefault(reference, time.monotonic())
+                if time.monotonic() - since.get(reference, math.inf) > work.timeout:
                     waiting.pop(reference)
                     ray.cancel(reference, force=True)
-                    why = f"ended after {work.timeout:g} s"
-                    end_cell(Path(work.folder), work.cell, "timeout", why)
+                    ray.wait([reference], timeout=CANCEL_SECONDS)
+                    if status_of(Path(work.folder)) == MISSING:  # else it has just ended by itself
+                        why = f"ended after {work.timeout:g} s"
+                        end_cell(Path(work.folder), work.cell, "timeout", why)
     finally:
         ray.shutdown()
+
+
+def _lanes(there: Mapping[str, float], works: list[Work]) -> int:
+    """Count the cells that can run side by side."""
+    wanted = {"CPU": max(w.cpus for w in works), "GPU": max(w.gpus for w in works)}
+    shares = [there.get(kind, 0.0) / share for kind, share in wanted.items() if share]
+    return max(1, int(min(shares) + 1e-9))  # three thirds of a GPU are one
 
 
 def _start(ray: Any, work: Work) -> Any:
     # max_calls=1: a process of its own, so that nothing of one cell can leak into the next.
     options = {"num_cpus": work.cpus, "num_gpus": work.gpus, "max_calls": 1, "max_retries": 0}
     return ray.remote(**options)(attempt).remote(work)
-
-
-def _overdue(work: Work) -> bool:
-    began = Path(work.folder) / BEGAN
-    return began.is_file() and time.time() - began.stat().st_mtime > work.timeout
 
 
 def attempt(work: Work) -> None:

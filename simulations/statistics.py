@@ -32,7 +32,14 @@ from numpy.typing import NDArray
 from common.errors import DataContractError, FedscanError
 from common.evaluation.classification import METRICS
 from common.seeding import derive_seed
-from simulations.bootstrap import LEVEL, Repeated, number, resampling_weights, weighted_metrics
+from simulations.bootstrap import (
+    LEVEL,
+    SEEDS_TO_TRUST,
+    Repeated,
+    number,
+    resampling_weights,
+    weighted_metrics,
+)
 from simulations.contrasts import CENTRALIZED, LOCAL, OTHER_ARMS, name_of, reference_of
 from simulations.contrasts import contrasts as contrasts_of
 from simulations.results import TEXTS, count_cells, model_names
@@ -297,6 +304,8 @@ def _in_words(found: dict) -> tuple[str, str]:
     warnings = [] if found["excludes_zero"] else ["the interval includes zero, so it may be chance"]
     if k == 1:
         warnings.append("one repetition cannot show how much chance in training matters")
+    elif k < SEEDS_TO_TRUST:
+        warnings.append("so few repetitions make the interval too narrow")
     return size, f"{certainty}; {', and '.join(warnings)}." if warnings else f"{certainty}."
 
 

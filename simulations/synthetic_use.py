@@ -30,7 +30,7 @@ from common.seeding import derive_seed
 from common.tasks import Place, classification
 from common.training.classifier import predict
 from common.training.gan_sampling import load_generator, sample_rows
-from simulations.results import USE_COLUMNS
+from simulations.results import CHOSEN, USE_COLUMNS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 METRICS = ("balanced_accuracy", "auroc")
 AMOUNTS = (16, 32, 64, 128)  # synthetic participants beside a site's own; none is tried as well
 REAL_ONLY = "local real only"
-CHOSEN = "synthetic_participants"  # the metric that says which amount was chosen
 
 
 def synthetic_people(generator: Generator, site: str, count: int, seed: int) -> ImageSet:

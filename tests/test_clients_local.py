@@ -243,6 +243,20 @@ def test_validation_leaves_the_private_state_and_the_test_removes_it(site, tmp_p
     assert not site.state.folder.parent.exists()
 
 
+def test_state_that_cannot_be_removed_costs_no_test_result(site, monkeypatch, caplog):
+    trained = site.after(site.start, site.train(1, site.start))
+
+    def refused(folder: Path) -> None:
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr("clients.state.shutil.rmtree", refused)
+    with caplog.at_level("WARNING", "flwr.fedscan"):
+        reply = site.ask(EVALUATE, 1, "test", trained)
+    assert messages.failure_in(reply) is None
+    assert "loss" in reply.content[messages.METRICS]
+    assert "the private state of the run that has ended cannot be removed" in caplog.text
+
+
 def test_state_of_another_run_of_the_site_is_left_alone(site):
     other = SiteState("north", 8)
     other.save(1, {"moment": torch.ones(2)})

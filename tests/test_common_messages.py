@@ -175,11 +175,27 @@ def test_identity_is_name_device_hashes_and_counts(asked):
 # Failures
 
 
+TEXT = st.text().filter(str.isprintable)
+
+
 @settings(deadline=None, max_examples=30)
-@given(st.builds(Failure, st.text(), st.text(), st.text(), st.text()))
+@given(st.builds(Failure, TEXT, TEXT, TEXT, TEXT))
 def test_failure_arrives_as_it_was_sent(failure):
     asked = messages.request(messages.TRAIN, 5)
     assert messages.failure_in(messages.failure_reply(asked, failure)) == failure
+
+
+def test_failure_brings_no_escape_codes_and_is_not_endless(asked):
+    hostile = Failure(
+        "north", "\x1b]0;owned\x07", "why\n\tand where", "begin" + "x" * 10**6 + "end"
+    )
+    found = messages.failure_in(messages.failure_reply(asked, hostile))
+    assert (found.phase, found.error) == (r"\x1b]0;owned\x07", "why\n\tand where")
+    assert found.traceback.startswith("begin") and found.traceback.endswith("end")
+    assert len(found.traceback) < 1.1 * messages.LONGEST_TEXT
+    reply = Message(Error(0, "\x1b[2J" + "x" * 10**6), reply_to=asked)
+    assert "\x1b" not in messages.failure_in(reply).error
+    assert len(messages.failure_in(reply).error) < 1.1 * messages.LONGEST_TEXT
 
 
 def test_site_that_fails_names_itself(asked):

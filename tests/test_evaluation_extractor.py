@@ -385,6 +385,24 @@ class Foreign(torch.nn.Module):
         return torch.cat([images.mean(dim=(2, 3)), side], dim=1)
 
 
+class Grey(torch.nn.Module):
+    """A convolution that takes one channel, and its mean over places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(1, 2, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.convolution(images).mean(dim=(2, 3))
+
+
+class Broken(torch.nn.Module):
+    """Makes features that are no numbers."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(2, 3)) / 0 * 0
+
+
 class TestFiles:
     def test_torchscript_with_what_it_wants_beside(self, tmp_path):
         path = tmp_path / "foreign.pt"
@@ -436,6 +454,29 @@ class TestFiles:
         with pytest.raises(ConfigError, match="range") as refused:
             load_extractor(path)
         assert "foreign" not in refused.value.public
+
+    def test_a_network_that_makes_nothing_of_pictures_is_refused_when_it_is_loaded(self, tmp_path):
+        path = tmp_path / "foreign.pt"
+        for network, why in (
+            (Grey(), "of two pictures of 3 × 299 × 299 it makes nothing"),  # it wants one channel
+            (Broken(), "no two rows of finite features"),
+        ):
+            torch.jit.save(torch.jit.script(network), path)
+            with pytest.raises(ConfigError, match=why) as refused:
+                load_extractor(path)
+            assert "foreign" not in refused.value.public
+        torch.jit.save(torch.jit.script(Grey()), path)
+        path.with_name("foreign.pt.json").write_text('{"channels": 1, "size": 16}')
+        load_extractor(path).require_features()
+
+    def test_maps_that_are_not_averaged_are_no_features(self, tmp_path):
+        """But good for projections, which compare maps."""
+        path = tmp_path / "foreign.pt"
+        torch.jit.save(torch.jit.script(torch.nn.Identity()), path)
+        extractor = load_extractor(path)
+        assert extractor.perceptual_distance(pictures(), -pictures()).shape == (3,)
+        with pytest.raises(ConfigError, match=r"gives 268,203 features .* averages over places"):
+            extractor.require_features()
 
     @pytest.mark.parametrize("kind", ["torchscript", "safetensors"])
     def test_what_is_hashed_is_what_is_loaded(self, kind, tmp_path, quick, monkeypatch):

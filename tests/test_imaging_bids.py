@@ -133,6 +133,12 @@ class TestAccepted:
         (only,) = read_site(root, "north").participants
         assert only.scan.name == "sub-01_run-1_T1w.nii.gz"
 
+    def test_second_of_ten_runs_comes_before_the_tenth(self, make_site):
+        scans = [f"sub-01/anat/sub-01_run-{run}_T1w.nii" for run in ("10", "2")]
+        root = make_site("participant_id\tsex\nsub-01\tM\n", scans=scans)
+        (only,) = read_site(root, "north").participants
+        assert only.scan.name == "sub-01_run-2_T1w.nii"
+
     def test_first_session_that_has_a_scan(self, make_site):
         scans = [f"sub-01/ses-{s}/anat/sub-01_ses-{s}_T1w.nii" for s in ("10", "2")]
         scans.append("sub-01/ses-1/anat/sub-01_ses-1_T2w.nii")

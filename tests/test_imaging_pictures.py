@@ -197,6 +197,10 @@ def _bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", lines)
 
 
+def _header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 def _npy(array: object) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=True)
@@ -225,6 +229,7 @@ def _whole_png() -> bytes:
         ("empty.npy", b"", "not a whole .npy"),
         ("text.npy", b"not an array", "not a whole .npy"),
         ("cut.npy", _npy(np.zeros((16, 16)))[:200], "not a whole .npy"),
+        ("deep.npy", _header("-" * 9000 + "1"), "not a whole .npy"),
         ("nan.npy", _npy(np.full((16, 16), np.nan)), "values beyond"),
         ("wild.npy", _npy(np.full((16, 16), 7.0)), "values beyond"),
         ("words.npy", _npy(np.array([["a"] * 16] * 16)), "numbers of type"),

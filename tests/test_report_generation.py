@@ -24,8 +24,8 @@ from common.errors import FedscanError
 from common.files import write_json
 from common.metrics_log import Row
 from simulations import benchmark, compare, console, estimate, federate
-from simulations.plan import Plan
-from simulations.report import generation_words, pictures, samples
+from simulations.plan import Plan, load_plan, presets
+from simulations.report import document, figures, generation_words, pictures, samples
 from simulations.report.document import read_results, write_report
 from simulations.schedule import end_cell
 
@@ -383,6 +383,14 @@ def test_an_estimate_counts_who_trains(monkeypatch: pytest.MonkeyPatch) -> None:
         assert seconds == pytest.approx(10 * trainings + estimate.CELL_OVERHEAD)
 
 
+def test_an_estimate_takes_scans_of_both_sexes_for_a_batch_of_one() -> None:
+    run = {"batch-size": 1, "num-server-rounds": 1, "local-steps": 1}
+    plan = load_plan("gan-domain-adaptation", {"strategies": ["untrained-frozen"]}, run)
+    config = plan.config(plan.cells()[0], {"min-sites": 2})
+    assert config.adapt == "center"
+    assert estimate.step_seconds(config, 2) > 0
+
+
 def test_an_estimate_counts_every_classifier_of_a_use_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "step_seconds", lambda config, sites: 0.1)
     monkeypatch.setattr(estimate, "usable_cpus", lambda: 1)
@@ -446,6 +454,39 @@ def test_a_comparison_of_generators_collects_no_predictions(
         assert {name: stack.shape for name, stack in kept.items()} == {
             f"site {site}": (20, 8, 8) for site in SITES
         }
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_no_two_models_of_a_comparison_look_alike(preset):
+    plan = load_plan(preset, {}, {})
+    models = [("centralized", ""), ("local", "")]
+    models += [("federated", name) for name in {*plan.strategies, *plan.variants}]
+    looks = [figures.series(*model) for model in models]
+    assert len({(one.colour, one.marker, one.dash) for one in looks}) == len(looks)
+    assert len({(one.marker, one.dash) for one in looks}) == len(looks)  # in grey, too
+
+
+def test_a_report_that_shows_scans_is_its_owners_alone(folder, run_folder, tmp_path):
+    assert (folder / "samples.npz").is_file()
+    assert write_report(folder).stat().st_mode & 0o777 == 0o600
+    assert write_report(run_folder).stat().st_mode & 0o777 == 0o644
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "samples.npz").unlink()
+    assert write_report(bare).stat().st_mode & 0o777 == 0o644
+
+
+def test_damaged_samples_are_told(tmp_path):
+    np.savez_compressed(tmp_path / "samples.npz", **{"site north": np.zeros((2, 8, 8))})
+    whole = (tmp_path / "samples.npz").read_bytes()
+    told = 0
+    for place, byte in enumerate(whole):
+        spoilt = whole[:place] + bytes([byte ^ 255]) + whole[place + 1 :]
+        (tmp_path / "samples.npz").write_bytes(spoilt)
+        try:  # read all the same, or told in words: nothing else
+            document._read_samples(tmp_path)
+        except FedscanError as error:
+            told += "Delete it to report without scans" in str(error)
+    assert told > 10
 
 
 @pytest.mark.browser

@@ -47,13 +47,18 @@ def answering(change: Change, kind: str = TRAIN, round_number: int = 1) -> InPro
     [
         (lambda c: c[IDENTITY].pop("device"), "'device'"),
         (lambda c: c[IDENTITY].pop("extractor-hash"), "'extractor-hash'"),
-        (lambda c: c[IDENTITY].update({"device": [1, 2]}), "device is not a text"),
-        (lambda c: c[IDENTITY].update({"extractor-hash": 7}), "extractor-hash is not a text"),
+        (lambda c: c[IDENTITY].update({"device": [1, 2]}), "device is no short text"),
+        (lambda c: c[IDENTITY].update({"device": "x" * 1000}), "device is no short text"),
+        (lambda c: c[IDENTITY].update({"device": "\x1b[2J"}), "device is no short text"),
+        (lambda c: c[IDENTITY].update({"extractor-hash": 7}), "extractor-hash is no short text"),
         (lambda c: c.pop(METRICS), METRICS),
         (lambda c: c[METRICS].pop("n_train"), "n_train is missing"),
         (lambda c: c[METRICS].update(n_val=math.nan), "n_val = nan: accepted is a whole number"),
         (lambda c: c[METRICS].update(n_val=math.inf), "n_val = inf"),
         (lambda c: c[METRICS].update(n_val=2.5), "n_val = 2.5"),
+        (lambda c: c[METRICS].update(n_train=1e308), "a whole number from 0 to 10,000,000"),
+        (lambda c: c[METRICS].update({"n" * 1000: 1}), "no usable name"),
+        (lambda c: c[METRICS].update({f"m{k}": 1 for k in range(2000)}), "accepted are up to 1000"),
         (lambda c: c[METRICS].update(n_val=-1), "n_val = -1"),
         (lambda c: c[METRICS].update(n_val=[1, 2]), "'n_val' is not a number"),
     ],
@@ -217,6 +222,21 @@ def test_site_without_the_metric_that_rounds_are_chosen_by_is_told(tmp_path, met
     failure = fail(tmp_path, answering(lambda c: c[METRICS].pop(metric), EVALUATE), SiteFailure)
     assert (failure["site"], failure["phase"]) == ("south", "evaluate (val), round 1")
     assert f"does not tell its {metric}" in failure["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({messages.WEIGHT: 10**6}, "judged on 1000000 images, of 5 that were there at first"),
+        ({"n_train": 3.0}, "metric 'n_train' has the name of a count"),
+        ({"loss": -1e30}, "no cross-entropy is below 0"),
+    ],
+)
+def test_site_cannot_choose_the_round_or_rewrite_a_count(tmp_path, change, why):
+    grid = answering(lambda content: content[METRICS].update(change), EVALUATE)
+    failure = fail(tmp_path, grid, SiteFailure)
+    assert (failure["site"], failure["phase"]) == ("south", "evaluate (val), round 1")
+    assert why in failure["error"]
 
 
 def test_answers_that_are_whole_are_taken(tmp_path):

@@ -115,7 +115,7 @@ class ScriptedSite:
         config = message.content[messages.CONFIG]
         round_number, split = int(config["round"]), str(config["split"])
         if message.metadata.message_type == HELLO:
-            counts = {"n_train": self.n_train, "n_val": self.n_val}
+            counts = {"n_train": self.n_train, "n_val": self.n_val, "n_test": self.n_val}
             return messages.identity_reply(message, self.name, counts, "cpu")
         if message.metadata.message_type == TRAIN:
             return self.train(message, round_number)
@@ -174,7 +174,7 @@ def test_run_leaves_its_whole_folder(tmp_path):
         "summary.json",
     }
     sites = json.loads((folder / "manifest.json").read_text())["sites"]
-    assert sites["north"] == {"n_train": 30, "n_val": 5, "device": "cpu"}
+    assert sites["north"] == {"n_train": 30, "n_val": 5, "n_test": 5, "device": "cpu"}
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary["sites"]) == ["north", "south"]
     assert summary["sites"]["north"]["n_train"] == 30
@@ -351,6 +351,12 @@ def test_weighting_of_the_run_decides_the_average_whatever_a_site_claims(tmp_pat
             torch.testing.assert_close(weight, (1 - share) * one[name] + share * other[name])
         results.append(tested)
     assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())
+
+
+def test_answers_are_waited_for_as_long_as_the_run_says(tmp_path):
+    grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south")))
+    run(tmp_path, grid, **{"reply-timeout": 50_000.0})  # longer than Flower waits by itself
+    assert {message.metadata.ttl for message in grid.requests} == {50_000.0}
 
 
 def test_next_round_starts_from_the_average(tmp_path):

@@ -6,9 +6,11 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -20,7 +22,7 @@ from simulations import arms, compare
 from simulations.benchmark import Benchmark, check_folder, question
 from simulations.compare import unfinished
 from simulations.plan import Cell, Plan, load_plan
-from simulations.schedule import attempt, end_cell
+from simulations.schedule import attempt, end_cell, schedule
 
 TIMINGS = ["seconds"]
 
@@ -286,3 +288,36 @@ def test_a_local_model_that_diverges_costs_the_others_nothing(
     assert list(rows["status"]) == ["diverged" if s in diverge else "done" for s in work.local]
     told = json.loads((tmp_path / "status.json").read_text())
     assert told == {"status": "diverged", "why": ", ".join(f"{site} diverged" for site in diverge)}
+
+
+def test_cells_begin_in_the_plans_order_and_no_more_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    began, running = [], []
+
+    def start(work: SimpleNamespace) -> str:
+        began.append(work.folder)
+        running.append(work.folder)
+        assert len(running) <= 2
+        return work.folder
+
+    def wait(references: list[str], **about: object) -> tuple[list[str], list[str]]:
+        running.remove(references[-1])
+        return references[-1:], references[:-1]
+
+    ray = SimpleNamespace(
+        init=lambda **about: None,
+        cluster_resources=lambda: {"CPU": 16.0, "GPU": 1.0},
+        remote=lambda **about: lambda run: SimpleNamespace(remote=start),
+        wait=wait,
+        get=lambda reference: None,
+        shutdown=lambda: None,
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    works = [
+        SimpleNamespace(folder=str(tmp_path / f"{k}"), cell=None, cpus=1, gpus=0.5, timeout=60.0)
+        for k in range(5)
+    ]
+    schedule(works)
+    assert began == [work.folder for work in works]
+    assert not running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,6 +96,13 @@ def test_flower_is_asked_again_until_it_tells(
     monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
     assert FlowerRun(log, {}, None, tmp_path).succeeded()
     assert next(answers, "none left") == "none left"
+
+
+def test_a_path_of_any_letters_reaches_flower() -> None:
+    values = {"cohort-dir": '/home/𠮷 "ö"\\', "seed": 3, "learning-rate": 1e-3}
+    assert tomllib.loads(launch._toml(values)) == values
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        launch._toml({"cohort-dir": "/home/\udcff"})
 
 
 def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import nibabel as nib
@@ -19,9 +20,11 @@ import numpy as np
 import pytest
 from processes import SCRIPTS, caches, environment, fedscan
 from safetensors.numpy import load_file, save_file
+from test_task_generation import slices
 
 from common.errors import ConfigError, DivergedError, FedscanError
 from simulations.folders import locked
+from simulations.gan import summary as judged
 from simulations.gan.plan import Request
 from simulations.gan.train import train
 from simulations.stopping import STOP, signals_noted
@@ -898,3 +901,26 @@ def test_the_installed_command_knows_them(tmp_path: Path) -> None:
     assert done.returncode == 0
     for name in ("train-gan", "generate", "project"):
         assert name in done.stdout
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_copies_of_mirror_images_are_flagged_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, mirror: bool
+) -> None:
+    training, test = slices("north", 10, 0), slices("north", 10, 1)
+    monkeypatch.setattr(judged, "load_pool", lambda *_: test)
+    monkeypatch.setattr(judged, "path_length", lambda *_: 1.0)
+    mirrored = training.images[..., ::-1].copy()
+    monkeypatch.setattr("common.training.gan_sampling.sample_rows", lambda *_, **__: mirrored)
+    trained = SimpleNamespace(
+        config=SimpleNamespace(resolution=16, seed=0, mirror=mirror),
+        architecture=SimpleNamespace(labels=()),
+        **{"ema": None, "steps": 1, "images_seen": 1, "p": 0.0},
+    )
+    pixels = SimpleNamespace(
+        features=lambda images: np.asarray(images, float)[:, 0, ::4, ::5].reshape(len(images), -1),
+        identity=lambda: {"name": "pixels", "hash": "0" * 64},
+    )
+    found = judged.summarize(trained, training, {}, pixels, seconds=1.0)["copying"]
+    assert found["flagged"] == mirror
+    assert (found["look_alikes"] == 1) == mirror

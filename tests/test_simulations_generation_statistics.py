@@ -9,7 +9,8 @@ import pytest
 
 from common.errors import FedscanError
 from simulations.generation_statistics import interval, summarize_generation, summarize_use
-from simulations.results import NUMBERS, TEXTS
+from simulations.report.generation_tables import use_table
+from simulations.results import CHOSEN, NUMBERS, TEXTS
 
 MANIFEST = {"poor_site": "island", "sites": {"island": {}, "north": {}}}
 
@@ -247,3 +248,14 @@ def test_use_of_pictures_keeps_the_order_of_rows() -> None:
     assert first["mean"] == pytest.approx(0.75)
     assert first["n"] == 60
     assert second["low"] == pytest.approx(0.6)
+
+
+def test_chosen_amounts_are_no_estimate() -> None:
+    use = pd.DataFrame(
+        {"seed": seed, "row": "r", "site": "island", "metric": CHOSEN, "value": amount, "n": 4}
+        for seed, amount in enumerate((0, 128, 16))
+    )
+    (chosen,) = summarize_use(use)
+    assert (chosen["mean"], chosen["low"], chosen["high"]) == (48, None, None)
+    text = str(use_table([chosen], "", ""))
+    assert "48" in text and "0, 128, 16" in text

@@ -19,7 +19,7 @@ from browser import Browser
 from PIL import Image
 
 from common.errors import ConfigError, FedscanError
-from simulations.report import charts, figures, svg, words
+from simulations.report import charts, figures, svg, tables, words
 from simulations.report.document import read_results, write_report
 from simulations.report.tables import data_size, duration
 
@@ -415,6 +415,17 @@ class TestBudget:
         about = {"phantoms": True, "counts": {}, "seeds": 5, "has_p": False}
         assert "centralized" not in " ".join(words.limits(**about, budget=None))
         assert "centralized-batch = small" in " ".join(words.limits(**about, budget={}))
+
+    def test_limits_say_only_of_few_repetitions_that_they_are_few(self) -> None:
+        about = {"phantoms": True, "counts": {}, "has_p": False, "budget": None}
+        for seeds, few, narrow in ((2, True, True), (5, True, False), (8, False, False)):
+            told = " ".join(words.limits(**about, seeds=seeds))
+            assert ("so few repetitions" in told) == few
+            assert ("too narrow" in told) == narrow
+
+    def test_no_p_is_told_as_zero(self) -> None:
+        found = [tables._p_value(p) for p in (2 / 4096, 0.0006, 0.03125, float("nan"))]
+        assert found == ["< 0.001", "0.001", "0.031", "–"]
 
     def test_a_manifest_that_lacks_parts_is_told_of_as_far_as_it_goes(self) -> None:
         assert "optimizer steps of batch-size images" in words.budget({}, 3)

@@ -149,6 +149,8 @@ def test_nothing_survives_an_interrupted_run(
     number: int, code: int, tiny_cohort: Path, session_cache: Path, tmp_path: Path
 ) -> None:
     before = flower_processes()
+    records = Path(environment(session_cache)["FEDSCAN_RECORDS"])
+    kept = set(records.glob("*/state/*"))
     process = subprocess.Popen(
         [str(SCRIPTS / "fedscan"), "run", "--cohort", str(tiny_cohort)]
         + [*SET, "--set", "num-server-rounds=10000"],
@@ -166,3 +168,7 @@ def test_nothing_survives_an_interrupted_run(
     process.stderr.close()
     assert process.wait(timeout=60) == code
     assert not wait_until_gone(before)
+    if number != signal.SIGKILL:
+        assert set(records.glob("*/state/*")) == kept  # no site has saved another round since
+        (failure,) = (tmp_path / "runs").glob("*/failure.json")
+        assert json.loads(failure.read_text())["error"] == "interrupted"

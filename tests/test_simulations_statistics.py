@@ -321,7 +321,7 @@ def test_sentences_of_a_clear_gain_and_of_harm():
     gain = found["headline"]["gain_of_data_poor_site"]
     assert gain["sentence"] == (
         f"At island, joining raised balanced accuracy by 0.27 (95 % interval {gain['low']:.2f} "
-        f"to {gain['high']:.2f}; 2 repetitions)."
+        f"to {gain['high']:.2f}; 2 repetitions); so few repetitions make the interval too narrow."
     )
     found = run(benchmark(lambda model, k, _: right({"fedavg": 8}.get(model, 12))))
     harm = found["headline"]["gain_of_data_poor_site"]

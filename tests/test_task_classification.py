@@ -469,6 +469,22 @@ def test_without_gamma_every_voxel_is_kept(images, monkeypatch):
         assert torch.equal(moved_image.flatten().sort().values, image.flatten().sort().values)
 
 
+def test_what_is_shifted_out_of_a_scan_is_gone(monkeypatch):
+    """A neck that a shift moves out below must not come in above the head."""
+    images = torch.rand(1, 1, 4, 4, 4, generator=generator()) + 0.1
+    monkeypatch.setattr(classifier_augment, "GAMMA_SD", 0.0)
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.ones(count))  # nobody mirrored
+    for steps in ((1, -1, 0), (0, 0, -1), (-1, 1, 1)):
+        monkeypatch.setattr(torch, "randint", lambda *_, steps=steps, **__: torch.tensor([steps]))
+        moved = augment(images, generator())
+        expected = torch.zeros(4, 4, 4)
+        here, there = (
+            tuple(slice(max(0, sign * s), 4 + min(0, sign * s)) for s in steps) for sign in (1, -1)
+        )
+        expected[here] = images[0, 0][there]
+        assert torch.equal(moved[0, 0], expected)
+
+
 def test_gamma_keeps_air_and_the_order_of_intensities(images, monkeypatch):
     monkeypatch.setattr(classifier_augment, "GAMMA_SD", 0.5)
     out = augment(images, generator())

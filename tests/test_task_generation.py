@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -394,6 +395,22 @@ def test_too_few_slices_for_a_covariance_are_judged_by_the_kernel_distance(pixel
     assert sites["island"]["generation"]["kernel_distance"] is not None
 
 
+def test_of_three_sites_the_one_with_other_features_is_told(pixels):
+    found = {site: evaluated(pixels, "north", 4, 0) for site in ("a", "b", "c")}
+    for kind in generation_quality.SAMPLE:
+        shrink(found["a"].statistics, kind, 12)
+    with pytest.raises(FedscanError, match="site 'a': moments of"):
+        generation.judge(found, config())
+
+
+def test_a_site_without_the_distance_that_rounds_are_selected_by_is_told(pixels):
+    found = evaluated(pixels, "north", 2, 0)
+    for lost in ({}, {"kernel_distance": math.nan}):
+        metrics = {k: v for k, v in found.metrics.items() if k != "kernel_distance"} | lost
+        with pytest.raises(FedscanError, match="site 'north': it tells no kernel distance"):
+            generation.judge({"north": replace(found, metrics=metrics)}, config())
+
+
 def test_the_summary_has_what_is_promised_of_the_whole_and_of_each_site(pixels):
     found = {site: evaluated(pixels, site, 6, k) for k, site in enumerate(SITES)}
     fits = {"island": {"p": 0.2}, "north": {"p": 0.1}}
@@ -432,6 +449,7 @@ def test_sites_that_judge_by_different_extractors_cannot_be_compared(pixels):
         lambda s: s.update({"real.mean": torch.zeros(())}),
         lambda s: s.update({"real.mean": torch.full((16,), 1e300, dtype=torch.float64)}),
         lambda s: s.update({"real.covariance": torch.zeros(16, 16, dtype=torch.complex64)}),
+        lambda s: s.update({"real.covariance": s["real.covariance"].float()}),
         lambda s: shrink(s, "generated", 12),
         lambda s: [shrink(s, kind, 0) for kind in generation_quality.SAMPLE],
     ],

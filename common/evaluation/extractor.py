@@ -46,6 +46,7 @@ DEFAULT = "fedscan-brain"
 FOREIGN_SIZE, FOREIGN_CHANNELS = 299, 3  # Inception's, unless a file beside says otherwise
 SMALLEST_SIZE, LARGEST_SIZE = 16, 1024  # pixels a side that a file beside may ask for
 LARGEST_FILE = 2 * 2**30  # bytes: far above any network that turns slices into features
+MOST_FEATURES = 8192  # of an image: their covariance has half a gibibyte
 
 Images = Tensor | np.ndarray
 
@@ -96,6 +97,8 @@ class Extractor:
         ------
         FedscanError
             The images are not such images, or not finite.
+        ConfigError
+            The network makes more than `MOST_FEATURES`, as one that does not average over places.
         """
         images = _checked(images)
         if not bool(torch.isfinite(images).all()):
@@ -110,7 +113,21 @@ class Extractor:
                 found.append(network.features(fitted))
             else:
                 found.append(_first_tensor(network(fitted)).flatten(1).double())
+            if (many := found[-1].shape[1]) > MOST_FEATURES:
+                raise ConfigError(
+                    f"the extractor's network gives {many:,} features of an image; accepted are up "
+                    f"to {MOST_FEATURES:,}, so give one that averages over places"
+                )
         return torch.cat(found).cpu().numpy()
+
+    def require_features(self) -> None:
+        """Judge two grey pictures, so that what cannot judge is refused before a training.
+
+        Raises
+        ------
+        ConfigError
+        """
+        self.features(_grey())
 
     def maps(self, images: Images) -> list[Tensor]:
         """Feature maps (N, C, h, w), differentiable with respect to the images.
@@ -294,7 +311,21 @@ def _torchscript(path: Path, raw: bytes, digest: str) -> Extractor:
         raise _refused(path, str(error).strip().splitlines()[-1]) from None
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    return Extractor(path.name, digest, network, **_wanted(path))
+    extractor = Extractor(path.name, digest, network, **_wanted(path))
+    try:
+        with torch.no_grad():
+            maps = extractor.maps(_grey())[0]
+    except (RuntimeError, ValueError, TypeError, IndexError, FedscanError) as error:
+        last = (str(error).strip() or "it fails").splitlines()[-1]
+        wanted = f"{extractor.channels} × {extractor.size} × {extractor.size}"
+        raise _refused(
+            path,
+            f"of two pictures of {wanted} it makes nothing ({last}). {path.name}.json says which "
+            "size and channels it wants",
+        ) from None
+    if len(maps) != 2 or not bool(torch.isfinite(maps).all()):
+        raise _refused(path, "of two grey pictures it makes no two rows of finite features")
+    return extractor
 
 
 def _wanted(path: Path) -> dict[str, Any]:
@@ -321,6 +352,10 @@ def _refused(path: Path, why: str) -> ConfigError:
     return ConfigError(
         f"extractor file '{path}' is refused: {why}", public="the extractor's file is refused"
     )
+
+
+def _grey() -> Tensor:
+    return torch.zeros(2, 1, SMALLEST_SIZE, SMALLEST_SIZE)
 
 
 def _checked(images: Images) -> Tensor:

@@ -82,10 +82,6 @@ class Memorization:
         See :func:`authenticity`; of the generated and of the held-out images.
     share_nearer, generated_median, held_out_median : float
         See :func:`copying`.
-    p_value : float
-        One-sided Mann-Whitney test that generated images lie nearer to training images than
-        held-out ones do; see :func:`judge_copying` for its unit. It does not decide: averages of
-        scans lie nearer, too, and are copies of nobody.
     look_alikes : float
         Share of the generated images that are look-alikes, as the module says.
     flagged : bool
@@ -99,7 +95,6 @@ class Memorization:
     share_nearer: float | None
     generated_median: float | None
     held_out_median: float | None
-    p_value: float | None
     look_alikes: float | None
     flagged: bool | None
     reason: str
@@ -109,8 +104,6 @@ def judge_copying(
     training: np.ndarray,
     generated: np.ndarray,
     held_out: np.ndarray,
-    *,
-    participants: Sequence[str] | None = None,
 ) -> Memorization:
     """Judge whether a generator copies what it was trained on.
 
@@ -118,11 +111,6 @@ def judge_copying(
     ----------
     training, generated, held_out : np.ndarray
         Features (N, D) of one extractor. No held-out image may be of a training image's person.
-    participants : sequence of str, optional
-        Who each held-out image is of. Slices of one person are no independent draws, so the
-        p-value takes all slices of a person together for a single image, which errs on the safe
-        side. Without it, every image counts as a person. Generated images are independent draws,
-        given the generator.
 
     Returns
     -------
@@ -135,9 +123,8 @@ def judge_copying(
     ):
         if len(images) < least:
             few = f"not judged: {len(images)} {name} images, needs at least {least}"
-            return Memorization(*[None] * 8, reason=few)
+            return Memorization(*[None] * 7, reason=few)
     found = copying(training, generated, held_out)
-    people = len(held_out if participants is None else set(participants))
     alike = _look_alikes(*_isolation(training, generated, held_out))
     share = float(alike.mean())
     count = int(alike.sum())
@@ -152,7 +139,6 @@ def judge_copying(
         authenticity=authenticity(training, generated),
         authenticity_held_out=authenticity(training, held_out),
         **found,
-        p_value=_p_nearer(found["share_nearer"], len(generated), people),
         look_alikes=share,
         flagged=bool(count),
         reason=reason,
@@ -297,11 +283,3 @@ def _two_nearest(training: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.concatenate(
         [np.partition(d, 1, axis=1)[:, :2] for _, d in distances_by_block(images, training)]
     )
-
-
-def _p_nearer(share: float, generated: int, people: int) -> float:
-    """One-sided p-value of the Mann-Whitney statistic ``share``, by its normal approximation."""
-    from scipy.stats import norm
-
-    error = np.sqrt((generated + people + 1) / (12 * generated * people))
-    return float(norm.sf((share - 0.5) / error))

@@ -139,9 +139,9 @@ def _fewer_kinds(real: SliceSet, rng: np.random.Generator) -> Iterator[Step]:
         yield step(series, "all", partial(some, everyone, size), judged)
         yield step(series, "one", partial(some, only, size), judged)
     for kept in (1, 4, 16):
-        yield step("participants kept", f"1/{kept}", partial(few_people, len(own) // kept))
+        yield step("participants kept", f"1/{kept}", partial(few_people, max(1, len(own) // kept)))
     for kept in (1, 4, 16):
-        yield step("different slices", f"1/{kept}", partial(few_slices, len(real) // kept))
+        yield step("different slices", f"1/{kept}", partial(few_slices, max(1, len(real) // kept)))
     yield Step("mean of heads", DIVERSITY, "1", (real.images,))
     for heads in (2, 3, 5, 10):
         mixed = degradations.average(real.images, real.heights_mm, heads, rng)
@@ -193,7 +193,10 @@ def validate(
         if fewest < needed:  # many small sites: one of them alone is too small
             raise _too_few(f"{fewest} slices in step '{step.series}: {step.level}'", needed)
         about = {"series": step.series, "kind": step.kind, "level": step.level}
-        means = {name: float(np.mean([one[name] for one in draws])) for name in MEASURES}
+        measured = {name: [one[name] for one in draws] for name in MEASURES}
+        means = {
+            name: float(np.mean(found)) for name, found in measured.items() if None not in found
+        }
         rows.append({**about, "n_draws": len(draws), **draws[0], **means})
     return rows
 

@@ -255,7 +255,7 @@ def _find_scan(root: Path, name: str) -> tuple[Path | None, str]:
     try:
         sessions = [ses for ses in _names(folder, root) if _SESSION.fullmatch(ses)]
         for place in (folder / "anat", *(folder / ses / "anat" for ses in sessions)):
-            for file in sorted(_names(place, root)):
+            for file in _names(place, root):
                 if file.startswith(name) and _ENTITIES.fullmatch(file[len(name) :]):
                     return place / file, ""
     except DataContractError:

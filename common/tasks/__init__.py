@@ -157,6 +157,9 @@ class Task(Protocol):
     def participants(self, data: Any) -> int:
         """Return how many participants are in data."""
 
+    def most_judged(self, count: int) -> int:
+        """Return at most how many images are judged of so many participants."""
+
     def ids(self, data: Any) -> list[str]:
         """List the participants in data, each once; they stay at the site."""
 

@@ -205,6 +205,11 @@ def participants(data: ImageSet) -> int:
     return len(data.labels)
 
 
+def most_judged(count: int) -> int:
+    """Return at most how many images so many participants have: one each."""
+    return count
+
+
 def ids(data: ImageSet) -> list[str]:
     """List the participants in data: one an image."""
     return list(data.ids)
@@ -335,6 +340,8 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
                     f"it has judged a model and does not tell its {name}. All sites must run "
                     "fedscan's own sources: start that SuperNode from them",
                 )
+        if (loss := one.metrics["loss"]) < 0:  # by which its round would be chosen
+            raise AnswerError(site, f"it tells a loss of {loss}, and no cross-entropy is below 0")
     total = sum(one.count for one in evaluations.values())
     loss = sum(one.metrics["loss"] * one.count for one in evaluations.values()) / total
     accuracies = ", ".join(
@@ -390,4 +397,4 @@ def summary(
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return nothing of the whole, and under each site its metrics."""
     del verdict, fits, config, round_number
-    return {}, {site: {"n_test": one.count, **one.metrics} for site, one in evaluations.items()}
+    return {}, {site: {**one.metrics, "n_test": one.count} for site, one in evaluations.items()}

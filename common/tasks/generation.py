@@ -177,6 +177,13 @@ def participants(data: SliceSet) -> int:
     return len(set(data.ids))
 
 
+def most_judged(count: int) -> int:
+    """Return at most how many slices so many participants have."""
+    from common.imaging.slices import LEVELS_MM
+
+    return count * len(LEVELS_MM)
+
+
 def ids(data: SliceSet) -> list[str]:
     """List the participants that the slices are of, each once."""
     return list(dict.fromkeys(data.ids))

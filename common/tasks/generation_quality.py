@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,13 +38,6 @@ SAMPLE = ("real", "generated")
 LOOK_ALIKES = 10  # pairs in a site's figure
 LARGEST = np.finfo(np.float32).max  # of a feature, so that no sum of squares overflows
 TOLD = ("frechet_distance", "kernel_distance", "precision", "recall")
-
-
-class HeldOut(NamedTuple):
-    """Features (N, D) of a site's held-out slices, and the participant of each."""
-
-    features: np.ndarray
-    ids: tuple[str, ...]
 
 
 def evaluate(
@@ -82,10 +76,9 @@ def evaluate(
     judged = judge_features(features["generated"], features["real"])
     metrics = {name: float(value) for name, value in judged.items() if _is_number(value)}
     if records is not None:
-        held_out = HeldOut(features["real"], data.ids)
         mirrored = gan_config(config).mirror
         metrics |= _copying(
-            generator, load("train"), held_out, extractor, seed, records, mirrored=mirrored
+            generator, load("train"), features["real"], extractor, seed, records, mirrored=mirrored
         )
     statistics = {
         f"{kind}.{name}": torch.as_tensor(value, dtype=torch.float64)
@@ -129,6 +122,9 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
     kernel = whole.get("kernel_distance_mean", math.nan)
     said = f"kernel distance {kernel:.3f}"
     if min(m.count for m in moments) <= len(moments[0].mean):
+        for site, one in evaluations.items():
+            if not math.isfinite(one.metrics.get("kernel_distance", math.nan)):
+                raise AnswerError(site, "it tells no kernel distance, by which rounds are selected")
         return Verdict(kernel, whole, said + ", too few slices for a Fréchet distance")
     whole["frechet_distance"] = frechet_distance(*moments)
     said = f"Fréchet distance {whole['frechet_distance']:.2f}, {said}"
@@ -143,6 +139,8 @@ def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
     AnswerError
         If a site's are missing, broken or of another size: told by its name.
     """
+    lengths = [len(t) for e in evaluations.values() for t in e.statistics.values() if t.ndim]
+    usual = Counter(lengths).most_common(1)[0][0] if lengths else 0  # what most sites have
     parts = []
     for site, one in evaluations.items():
         try:
@@ -151,12 +149,13 @@ def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
             )
         except KeyError as error:
             raise AnswerError(site, f"moments of features: {error} is missing") from None
-        sizes = {*mean.shape, *covariance.shape, *(len(part.mean) for part in parts)}
+        sizes = {usual, *mean.shape, *covariance.shape}
         # Generated features are compared with real ones: all are of one size.
         sizes.update(*(t.shape for name, t in one.statistics.items() if name.endswith(".mean")))
         whole = (count.ndim, mean.ndim, covariance.ndim, len(sizes)) == (0, 1, 2, 1)
         numbers = np.concatenate([part.ravel() for part in (count, mean, covariance)])
-        sound = np.isrealobj(numbers) and (np.abs(numbers) <= LARGEST).all()
+        doubles = {part.dtype for part in (count, mean, covariance)} == {np.dtype(np.float64)}
+        sound = doubles and (np.abs(numbers) <= LARGEST).all()
         if not (whole and 0 not in sizes and sound and count == one.count):
             raise AnswerError(site, f"moments of {kind} features are not usable")
         parts.append(Moments(int(count), mean, covariance))
@@ -217,7 +216,7 @@ def plain_bytes(config: RunConfig, sites: Sequence[str]) -> int:
 def _copying(
     generator: Generator,
     training: SliceSet,
-    held_out: HeldOut,
+    held_out: np.ndarray,
     extractor: Extractor,
     seed: int,
     records: Path,
@@ -231,7 +230,7 @@ def _copying(
     if mirrored:  # a copy of a mirror image is a copy
         scans = np.concatenate([scans, scans[..., ::-1]])
     theirs = extractor.features(scans)
-    found = judge_copying(theirs, ours, held_out.features, participants=held_out.ids)
+    found = judge_copying(theirs, ours, held_out)
     measured = {
         "authenticity": found.authenticity,
         "authenticity_held_out": found.authenticity_held_out,
@@ -240,7 +239,7 @@ def _copying(
         "look_alikes": found.look_alikes,
         "copies_flagged": found.flagged,
     }
-    chosen = strongest(theirs, ours, LOOK_ALIKES, held_out=held_out.features)
+    chosen = strongest(theirs, ours, LOOK_ALIKES, held_out=held_out)
     write_look_alikes(records / "look-alikes.png", images, scans, *chosen)
     return {name: float(value) for name, value in measured.items() if value is not None}
 
@@ -249,7 +248,9 @@ def _copying(
 def _extractor(name: str) -> Extractor:
     from common.evaluation.extractor import load_extractor
 
-    return load_extractor(name, cache_dir())
+    extractor = load_extractor(name, cache_dir())
+    extractor.require_features()
+    return extractor
 
 
 def _is_number(value: Any) -> bool:

@@ -5,6 +5,7 @@ An image is a head: a cube of voxels, or the stack of a few of its axial slices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,11 +62,18 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     gamma = torch.exp(GAMMA_SD * torch.randn(count, 1, 1, 1, 1, generator=generator))
     out = torch.stack(
         [
-            # The border of a prepared cube is empty, so rolling is shifting.
-            torch.roll(
-                image.flip(axes.right) if mirror else image, tuple(shift.tolist()), axes.shifted
-            )
+            _shifted(image.flip(axes.right) if mirror else image, shift.tolist(), axes.shifted)
             for image, mirror, shift in zip(images, mirrored, shifts, strict=True)
         ]
     )
     return out.pow_(gamma)
+
+
+def _shifted(image: Tensor, steps: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """Move an image by whole voxels; what leaves at one side does not enter at the other."""
+    moved = torch.roll(image, tuple(steps), tuple(axes))
+    for step, axis in zip(steps, axes, strict=True):
+        if step:
+            start = 0 if step > 0 else image.shape[axis] + step
+            moved.narrow(axis, start, abs(step)).zero_()
+    return moved

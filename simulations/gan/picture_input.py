@@ -151,7 +151,7 @@ def _npy(path: Path) -> np.ndarray:
     try:
         # Mapped, not read: a header may promise any shape. Pickled objects are refused.
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, OverflowError):
+    except (ValueError, EOFError, SyntaxError, OverflowError, RecursionError, MemoryError):
         raise _refuse(path, "not a whole .npy array of numbers") from None
     if not isinstance(stored, np.ndarray) or stored.ndim not in (2, 3):
         raise _refuse(path, "not an array of shape (R, R) or (C, R, R)")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from common.errors import FedscanError
 from common.evaluation.generation import MEASURES, require_extractor
@@ -28,6 +31,7 @@ KEYS = frozenset(
         *("resolution", "labels", "steps", "images_seen", "seconds", "p"),
     ]
 )
+COPYING = frozenset(["flagged", "reason", "generated_median", "held_out_median"])
 JUDGED = frozenset([*MEASURES, "n_real", "n_generated", "reasons", "statistics"])
 STATISTICS = frozenset(["spectrum_distance_db", "sliced_wasserstein", "ms_ssim", "ms_ssim_real"])
 
@@ -49,6 +53,8 @@ def read_current(path: Path, extractor: Extractor, *, steps: int) -> dict[str, A
     if (judge["name"], judge["hash"]) != (extractor.name, extractor.hash):
         return None
     if not _has(summary, KEYS) or summary["steps"] != steps:
+        return None
+    if not _has(summary["copying"], COPYING):
         return None
     for judged in (summary["generated"], summary["real"]):
         if not _has(judged, JUDGED) or not _has(judged["statistics"], STATISTICS):
@@ -72,7 +78,8 @@ def summarize(
 
     As many pictures are made as there are training slices, with their labels, so that the distance
     of real training slices to the same test slices, by the same extractor and from equal numbers,
-    is what a perfect generator would reach.
+    is what a perfect generator would reach; one that trains with mirror images, as those of scans
+    do, paints them as well, and on scans that are no mirror images of themselves comes less near.
 
     Parameters
     ----------
@@ -91,12 +98,13 @@ def summarize(
         ``generated`` and ``real``: measures of the generator's pictures and of the training
         slices against the test slices (see ``common.evaluation.generation.judge_features`` and,
         under ``statistics``, ``common.evaluation.image_statistics``); ``frechet_ratio``, the
-        quotient of their Fréchet distances; ``copying``; ``path_length``; ``extractor`` with its
+        quotient of their Fréchet distances; ``copying``, see
+        ``common.evaluation.memorization.judge_copying``; ``path_length``; ``extractor`` with its
         name and hash; ``steps``, ``images_seen``, ``seconds``, ``p``.
     """
     from common.evaluation.generation import judge_features
     from common.evaluation.image_statistics import image_statistics
-    from common.evaluation.memorization import copying
+    from common.evaluation.memorization import judge_copying
     from common.training.gan_sampling import sample_rows
 
     test = load_pool(folders, "test", training.config.resolution)
@@ -112,6 +120,9 @@ def summarize(
         "generated": extractor.features(images),
         "test": extractor.features(test.images),
     }
+    seen = [features["training"]]
+    if training.config.mirror:  # a copy of a mirror image is a copy
+        seen.append(extractor.features(np.ascontiguousarray(data.images[..., ::-1])))
     generated = judge_features(features["generated"], features["test"])
     real = judge_features(features["training"], features["test"])
     generated["statistics"] = image_statistics(images, test.images)
@@ -124,7 +135,9 @@ def summarize(
             "generated": generated,
             "real": real,
             "frechet_ratio": pair[0] / pair[1] if all(pair) else None,
-            "copying": copying(features["training"], features["generated"], features["test"]),
+            "copying": asdict(
+                judge_copying(np.concatenate(seen), features["generated"], features["test"])
+            ),
             "path_length": path_length(training.ema, data, extractor, seed),
             "resolution": training.config.resolution,
             "labels": kinds,

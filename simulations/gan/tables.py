@@ -52,8 +52,7 @@ def show_summary(summary: dict[str, Any]) -> None:
         f"{statistics['sliced_wasserstein']['mean']:.3g} (real "
         f"{real['sliced_wasserstein']['mean']:.3g}), MS-SSIM of pairs {statistics['ms_ssim']:.2f} "
         f"(real {statistics['ms_ssim_real']:.2f}: the lower, the more varied)",
-        f"Nearest training slice: {summary['copying']['generated_median']:.3g} away, of a real "
-        f"test slice {summary['copying']['held_out_median']:.3g} (a copy is nearer)",
+        _copying(summary["copying"]),
         f"Perceptual path length: {summary['path_length']:.3g}",
     ):
         out.print(words, markup=False)
@@ -61,11 +60,21 @@ def show_summary(summary: dict[str, Any]) -> None:
         out.print(f"Not measured: {reason}", markup=False)
 
 
+def _copying(found: dict[str, Any]) -> str:
+    if found["flagged"] is None:
+        return f"Copies of training slices: {found['reason']}"
+    return (
+        f"Copies of training slices: {'FLAGGED, ' if found['flagged'] else ''}{found['reason']}; "
+        f"the nearest lies {found['generated_median']:.3g} away (median), of a real test slice "
+        f"{found['held_out_median']:.3g}"
+    )
+
+
 def show_projections(found: dict[str, Any]) -> None:
     """Show how close each picture was come to, from where."""
     table = Table(
         title=f"{found['steps']} steps in {found['space'].upper()}, extractor "
-        f"{found['extractor']['name']}",
+        f"{escape(found['extractor']['name'])}",
         title_justify="left",
     )
     table.add_column("picture")
@@ -75,8 +84,8 @@ def show_projections(found: dict[str, Any]) -> None:
     for one in found["projections"]:
         numbers = [one[key] for key in ("distance_start", "distance", "rms_start", "rms")]
         table.add_row(
-            one["folder"],
-            label_name(one["labels"]) or "–",
+            escape(one["folder"]),
+            escape(label_name(one["labels"])) or "–",
             *(f"{number:.4g}" for number in numbers),
         )
     out.print(table)

@@ -63,7 +63,7 @@ def train(request: Request) -> dict[str, Any]:
     plan = resolve(request)
     resolve_device(plan.config.device)
     if request.extractor != DEFAULT:
-        open_extractor(request.extractor)  # refused before the training, not after it
+        open_extractor(request.extractor).require_features()  # refused before the training
     require_writable(request.out, "--out")
     with locked(request.out), computing_with(plan.config.threads):
         if not request.resume:

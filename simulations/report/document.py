@@ -9,7 +9,6 @@ the site's choice.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -55,21 +54,23 @@ def write_report(folder: Path) -> Path:
         A file cannot be read.
     """
     folder = Path(folder)
-    page = _run(folder) if _is_run(folder) else _comparison(folder)
+    page, private = (_run(folder), False) if _is_run(folder) else _comparison(folder)
     target = folder / REPORT
-    write_atomically(target, page.encode())
+    write_atomically(target, page.encode(), mode=0o600 if private else 0o644)
     return target
 
 
-def _comparison(folder: Path) -> str:
+def _comparison(folder: Path) -> tuple[str, bool]:
+    """Return the page, and whether it shows scans, which are for their owner's eyes alone."""
     results = read_results(folder)
     summary, manifest = (_read_json(folder, name) for name in ("summary.json", "manifest.json"))
     samples = _read_samples(folder)
     if mapping(manifest.get("config")).get("task") != "generation":
-        return render(results, summary, manifest, samples)
+        return render(results, summary, manifest, samples), bool(samples)
     models = trained_models(folder, results)
     use = _read_use(folder)
-    return fill(GenerationContent(results, summary, manifest, samples, models, use).parts())
+    content = GenerationContent(results, summary, manifest, samples, models, use)
+    return fill(content.parts()), bool(samples)
 
 
 def _run(folder: Path) -> str:
@@ -160,7 +161,7 @@ def _read_samples(folder: Path) -> dict[str, np.ndarray]:
                 name.removeprefix(SITE): np.asarray(arrays[name], dtype=float)
                 for name in arrays.files
             }
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive raises anything at all
         raise FedscanError(f"{path}: {error}. Delete it to report without scans") from None
     if flat := [name for name, slices in found.items() if slices.ndim != 3]:
         raise FedscanError(f"{path}: {flat[0]} holds no stack of slices (K, S, S)")

@@ -53,6 +53,22 @@ _LOOKS = {
         "untrained, frozen", "--fedprox, #a3478a", "triangle", "3 2"
     ),
     ("federated", "scratch"): _variant("from scratch", "--other, #6b7480", "circle", "7 3"),
+    # Variants of the preset generation, under their own names.
+    **{
+        ("federated", name): _variant(name, color, marker, dash)
+        for name, color, marker, dash in (
+            ("unconditional", "--fedavg, #0067a8", "square", "3 2"),
+            ("by-label", "--fedavg, #0067a8", "triangle", "3 2"),
+            ("by-site", "--fedavg, #0067a8", "diamond", "3 2"),
+            ("private-discriminators", "--fedprox, #a3478a", "circle", "7 3"),
+            ("votes-by-images", "--fedprox, #a3478a", "square", "7 3"),
+            ("votes-by-distance", "--fedprox, #a3478a", "diamond", "7 3"),
+            ("plain-average", "--other, #6b7480", "square", ""),
+            ("int8", "--other, #6b7480", "triangle", ""),
+            ("float16", "--other, #6b7480", "diamond", ""),
+            ("long-rounds", "--other, #6b7480", "circle", "9 2"),
+        )
+    },
 }
 
 

@@ -17,12 +17,13 @@ from simulations.report.generation_figures import (
 )
 from simulations.report.tables import Cell, Head, Table, contrast_name
 from simulations.report.words import is_number, mapping, plural, sentence, whole
+from simulations.results import CHOSEN
 
 MEASURES = ("frechet_distance", "kernel_distance", "precision", "recall", "coverage")
 METRICS = {
     "balanced_accuracy": "Balanced accuracy",
     "auroc": "AUROC",
-    "synthetic_participants": "Synthetic participants chosen",
+    CHOSEN: "Synthetic participants chosen",
 }
 
 
@@ -203,6 +204,8 @@ def _estimate(measure: str, found: object, *, signed: bool = False) -> Cell:
     small = ""
     if is_number(values.get("low")) and is_number(values.get("high")):
         small = f"{number(measure, values['low'])} to {number(measure, values['high'])}"
+    elif measure == CHOSEN and len(each := mapping(values.get("values"))) > 1:
+        small = ", ".join(number(measure, amount) for amount in each.values())
     return Cell(number(measure, values["mean"]), small)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from simulations.report.words import is_number, listed, plural
 
 FEW_SLICES = 1000
+FEW_SEEDS = 6  # of which one that strays widens an interval much
 NO_PICTURES = "The folder holds no grids of pictures, so there are none to show."
 NO_COPYING = "No site has tested whether a generator copies its training slices."
 NO_CURVES = "The results hold no validation distance."
@@ -121,11 +122,13 @@ def limits(
             "numbers around."
         )
     else:
+        wide = (
+            "wide because so few tell little of chance, and they are " if seeds < FEW_SEEDS else ""
+        )
         yield (
-            f"{plural(seeds, 'repetition')}: the intervals are wide because so few repetitions "
-            "tell little of chance, and they are not corrected for the number of measures and "
-            "sites. They may reach beyond what a share can be. An interval that includes zero does "
-            "not show that two generators are equal."
+            f"{plural(seeds, 'repetition')}: the intervals are {wide}not corrected for the number "
+            "of measures and sites. They may reach beyond what a share can be. An interval that "
+            "includes zero does not show that two generators are equal."
         )
     yield "Sites and people are fixed: nothing here speaks of other ones."
     if budget is not None:

@@ -86,12 +86,12 @@ def stages(model: Trained, most: int = STAGES) -> list[int]:
 
 def embedded(path: Path) -> Picture | None:
     """Read a picture, as large as it is good for; None where it cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             return encoded(picture.convert("RGB"))
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, of chunks
         return None
 
 

@@ -141,7 +141,7 @@ def differences_table(differences: pd.DataFrame, title: str, caption: str) -> Ta
                 row.append(_estimate(found.iloc[0], signed=True) if len(found) else Cell("–"))
                 if with_p:
                     p = found["p"].iloc[0] if len(found) else math.nan
-                    row.append(Cell(f"{p:.3f}" if math.isfinite(p) else "–"))
+                    row.append(Cell(_p_value(p)))
             group.append(row)
         groups.append(group)
     heads = [Head("Difference", n=False), Head("Tested at", n=False)]
@@ -291,6 +291,12 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _p_value(p: float) -> str:
+    if not math.isfinite(p):
+        return "–"
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"  # no test gives 0
 
 
 def _estimate(row: pd.Series, *, signed: bool = False) -> Cell:

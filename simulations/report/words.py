@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from simulations.bootstrap import SEEDS_FOR_P, SEEDS_TO_TRUST
+
 FEW_SCANS = 20  # a validation split below moves in steps of 5 % of a class and more
 
 MATRIX = (
@@ -167,10 +169,10 @@ def limits(
             "One repetition: the intervals are over test scans only and do not hold the chance of "
             "initial weights and batches."
         )
-    elif seeds <= 3:
+    elif seeds < SEEDS_TO_TRUST:
         yield (
             f"{seeds} repetitions show little of the chance in training, so intervals that "
-            "resample them are somewhat too narrow."
+            "resample them are too narrow."
         )
     yield (
         "Sites are fixed: the intervals speak of other people at these sites and of other "
@@ -182,7 +184,7 @@ def limits(
             "and are not corrected for the number of sites and metrics. There is none for the "
             "scores themselves, only for paired differences."
         )
-    else:
+    elif seeds < SEEDS_FOR_P:
         yield (
             "No p-values are computed: with so few repetitions no rank test can tell a difference "
             "from chance. The intervals of the paired differences are the evidence."
