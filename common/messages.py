@@ -35,7 +35,8 @@ EVALUATE = MessageType.EVALUATE
 
 WEIGHT = "num-examples"  # the metric that weights a reply in an average
 VOTE = "vote"  # the weight that the server gives a reply, by the run's rule
-LONGEST_TEXT = 20_000  # characters of a failure's traceback that are passed on
+LONGEST_TEXT = 20_000  # characters of a failure's words that are passed on
+HALF = LONGEST_TEXT // 2
 ARRAYS, CONFIG, METRICS, WORDS = "arrays", "config", "metrics", "words"
 IDENTITY, FAILURE = "identity", "failure"
 
@@ -155,10 +156,10 @@ def failure_in(message: Message, site: str = "", phase: str = "") -> Failure | N
 
 def _told(text: object) -> str:
     """Another's text as it may go to a log and a terminal: not endless, and no escape codes."""
-    told = str(text)
-    if len(told) > LONGEST_TEXT:
-        told = f"{told[: LONGEST_TEXT // 2]}\n…\n{told[-LONGEST_TEXT // 2 :]}"
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in told)
+    whole = str(text)
+    ends = (whole,) if len(whole) <= LONGEST_TEXT else (whole[:HALF], whole[-HALF:])
+    plain = ["".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in t) for t in ends]
+    return "\n…\n".join(plain)
 
 
 def pack(state: Mapping[str, Tensor]) -> ArrayRecord:

@@ -41,6 +41,7 @@ class Identity:
 
 
 TRAINING = "n_train"  # the count of scans that a site trains on
+COUNTS = {TRAINING, "n_val", "n_test"}
 # What no honest site comes near, so that no answer fills memory, log or terminal.
 MOST_SCANS = 10_000_000
 MOST_NUMBERS = 1000
@@ -81,8 +82,8 @@ def read_identity(reply: Message, label: str, phase: str) -> Identity:
     with _blamed(site, phase):
         numbers = _numbers(reply.content[messages.METRICS])
         counts = {name: _whole(name, value, least=0) for name, value in numbers.items()}
-        if TRAINING not in counts:
-            raise FedscanError(f"{TRAINING} is missing")
+        if missing := COUNTS - counts.keys():
+            raise FedscanError(f"{min(missing)} is missing")
         device, extractor = (_text(identity, key) for key in ("device", "extractor-hash"))
         return Identity(site, device, extractor, counts)
 
@@ -171,6 +172,11 @@ def read_evaluation(
             raise FedscanError(f"judged on {count} images, of {most} that were there at first")
         if clash := metrics.keys() & set(known):
             raise FedscanError(f"metric {min(clash)!r} has the name of a count")
+        words = reply.content.config_records.get(messages.WORDS, ConfigRecord())
+        if len(words) > MOST_NUMBERS:
+            raise FedscanError(f"{len(words)} words: accepted are up to {MOST_NUMBERS}")
+        for key in words:
+            _text(words, key)
         return messages.evaluation_in(reply)
 
 

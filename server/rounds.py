@@ -160,8 +160,7 @@ class Federation:
         counts = {name: self.roll_call.sites[name].counts for name in replies}
         found = {
             name: read_evaluation(
-                *(reply, name, phase, counts[name]),
-                self.task.most_judged(counts[name].get(f"n_{split}", 0)),
+                reply, name, phase, counts[name], self.task.most_judged(counts[name][f"n_{split}"])
             )
             for name, reply in replies.items()
         }

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -119,14 +119,6 @@ def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
             f"{folder} holds a comparison that differs in {', '.join(told)}. Resume it as it was "
             "begun, with the same options, data and release, or give another --out"
         )
-
-
-@contextlib.contextmanager
-def _removed(path: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _usual(plan: Plan, base: Mapping[str, Any]) -> RunConfig:
@@ -277,10 +269,11 @@ class Benchmark:
         write_json(work, [asdict(self._work(cell)) for cell in cells])
         progress = CellProgress({cell: (self._cell(cell), self._rounds(cell)) for cell in cells})
         with (
-            _removed(work),
+            contextlib.ExitStack() as after,
             neutral_home() as home,
             console.steps("Comparing", progress.total) as bar,
         ):
+            after.callback(work.unlink, missing_ok=True)
             command = [sys.executable, "-m", "simulations.schedule", str(work)]
             log = self.folder / "cells" / "ray.log"
             log.parent.mkdir(exist_ok=True)

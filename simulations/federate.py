@@ -184,10 +184,10 @@ def federate(
         folder, completed, log = _attempt(config, resources, start, quiet=quiet)
         if folder or TOO_SLOW not in log:
             break
+    if folder:  # also of a run that has ended well: a site may not have been able to
+        _forget_private_state(folder.name)
     if completed and folder and (folder / SUMMARY).is_file():
         return folder, json.loads((folder / SUMMARY).read_text())
-    if folder:
-        _forget_private_state(folder.name)
     raise RunFailed(_why(folder, log))
 
 
@@ -196,7 +196,7 @@ def _attempt(
 ) -> tuple[Path | None, bool, str]:
     """Run it once: the run folder, where it came to have one, whether all is done, Flower's log."""
     folder: Path | None = None
-    failed = False
+    told = False  # why it failed, by the run itself
     try:
         with flower_run(config, resources) as run:
             try:
@@ -208,14 +208,14 @@ def _attempt(
                 if folder is None and (run_id := run.run_id()):
                     folder = Path(config.output_dir) / run_id
                 if folder and folder.is_dir():
-                    failed = (folder / FAILURE).is_file()
+                    told = (folder / FAILURE).is_file()
                     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
                         shutil.copyfile(run.log_path, folder / LOG)
             return folder, completed, run.log()
     except BaseException:
         # Only now has every process ended: a site would save its round, the server say how it died.
         if folder:
-            if not failed:
+            if not told:
                 _mark_interrupted(folder)
             _forget_private_state(folder.name)
         raise

@@ -299,6 +299,7 @@ def free_port(taken: int = 0) -> int:
 def _toml(values: Mapping[str, bool | int | float | str]) -> str:
     # JSON's bools, numbers and strings are TOML's too, but for escaped pairs of surrogates.
     text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items())
+    text = text.replace("\x7f", "\\u007f")  # which JSON leaves as it is, and TOML forbids
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ConfigError("a path is not UTF-8, and Flower takes nothing else: rename the folder")
     return text

@@ -51,7 +51,7 @@ def schedule(works: list[Work]) -> None:
             while queue and len(waiting) < lanes:
                 work = queue.popleft()
                 waiting[_start(ray, work)] = work
-            finished, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
+            finished, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
             for reference in finished:
                 work = waiting.pop(reference)
                 try:
@@ -74,9 +74,13 @@ def schedule(works: list[Work]) -> None:
 
 def _lanes(there: Mapping[str, float], works: list[Work]) -> int:
     """Count the cells that can run side by side."""
-    wanted = {"CPU": max(w.cpus for w in works), "GPU": max(w.gpus for w in works)}
-    shares = [there.get(kind, 0.0) / share for kind, share in wanted.items() if share]
-    return max(1, int(min(shares) + 1e-9))  # three thirds of a GPU are one
+    lanes = int(there.get("CPU", 0.0)) // max(work.cpus for work in works)
+    if share := max(work.gpus for work in works):
+        count = int(there.get("GPU", 0.0))
+        # A share lies on one GPU; and three thirds of one are whole.
+        fit = count * int(1 / share + 1e-9) if share <= 1 else int(count / share)
+        lanes = min(lanes, fit)
+    return max(1, lanes)
 
 
 def _start(ray: Any, work: Work) -> Any:

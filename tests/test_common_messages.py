@@ -175,7 +175,7 @@ def test_identity_is_name_device_hashes_and_counts(asked):
 # Failures
 
 
-TEXT = st.text().filter(str.isprintable)
+TEXT = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "))
 
 
 @settings(deadline=None, max_examples=30)
@@ -190,7 +190,7 @@ def test_failure_brings_no_escape_codes_and_is_not_endless(asked):
         "north", "\x1b]0;owned\x07", "why\n\tand where", "begin" + "x" * 10**6 + "end"
     )
     found = messages.failure_in(messages.failure_reply(asked, hostile))
-    assert (found.phase, found.error) == (r"\x1b]0;owned\x07", "why\n\tand where")
+    assert (found.phase, found.error) == ("\ufffd]0;owned\ufffd", "why\n\tand where")
     assert found.traceback.startswith("begin") and found.traceback.endswith("end")
     assert len(found.traceback) < 1.1 * messages.LONGEST_TEXT
     reply = Message(Error(0, "\x1b[2J" + "x" * 10**6), reply_to=asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from simulations import arms, compare
 from simulations.benchmark import Benchmark, check_folder, question
 from simulations.compare import unfinished
 from simulations.plan import Cell, Plan, load_plan
-from simulations.schedule import attempt, end_cell, schedule
+from simulations.schedule import BEGAN, _lanes, attempt, end_cell, schedule, status_of
 
 TIMINGS = ["seconds"]
 
@@ -321,3 +322,47 @@ def test_cells_begin_in_the_plans_order_and_no_more_than_there_is_room_for(
     schedule(works)
     assert began == [work.folder for work in works]
     assert not running
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_cell_that_ends_as_its_time_is_up_keeps_its_result(
+    ended: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cancelled = []
+    ray = SimpleNamespace(
+        init=lambda **about: None,
+        cluster_resources=lambda: {"CPU": 2.0},
+        remote=lambda **about: lambda run: SimpleNamespace(remote=lambda work: work.folder),
+        wait=lambda references, **about: ([], references),
+        cancel=lambda reference, force: cancelled.append(reference),
+        shutdown=lambda: None,
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    (tmp_path / BEGAN).touch()
+    os.utime(tmp_path / BEGAN, (0, 0))  # a clock that was set tells nothing
+    if ended:
+        write_json(tmp_path / "status.json", {"status": "done", "why": ""})
+    work = SimpleNamespace(folder=str(tmp_path), cell=Cell("local", "", 0), cpus=1, gpus=0.0)
+    work.timeout = 0.2
+    began = time.monotonic()
+    schedule([work])
+    assert time.monotonic() - began > 0.2
+    assert cancelled == [str(tmp_path)]
+    assert status_of(tmp_path) == ("done" if ended else "timeout")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "there", "lanes"),
+    [
+        (1, 0.0, {"CPU": 2.0}, 2),
+        (2, 0.0, {"CPU": 5.0, "GPU": 1.0}, 2),
+        (1, 1 / 3, {"CPU": 16.0, "GPU": 1.0}, 3),
+        (1, 0.6, {"CPU": 16.0, "GPU": 4.0}, 4),  # a share lies on one GPU
+        (1, 2.0, {"CPU": 16.0, "GPU": 5.0}, 2),
+        (4, 0.0, {"CPU": 2.0}, 1),
+    ],
+)
+def test_lanes_are_what_cpus_and_gpus_allow(
+    cpus: int, gpus: float, there: dict[str, float], lanes: int
+) -> None:
+    assert _lanes(there, [SimpleNamespace(cpus=cpus, gpus=gpus)]) == lanes

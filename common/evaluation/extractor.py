@@ -121,13 +121,13 @@ class Extractor:
         return torch.cat(found).cpu().numpy()
 
     def require_features(self) -> None:
-        """Judge two grey pictures, so that what cannot judge is refused before a training.
+        """Judge two pictures, so that what cannot judge is refused before a training.
 
         Raises
         ------
         ConfigError
         """
-        self.features(_grey())
+        self.features(_ramps())
 
     def maps(self, images: Images) -> list[Tensor]:
         """Feature maps (N, C, h, w), differentiable with respect to the images.
@@ -314,7 +314,7 @@ def _torchscript(path: Path, raw: bytes, digest: str) -> Extractor:
     extractor = Extractor(path.name, digest, network, **_wanted(path))
     try:
         with torch.no_grad():
-            maps = extractor.maps(_grey())[0]
+            maps = extractor.maps(_ramps())[0]
     except (RuntimeError, ValueError, TypeError, IndexError, FedscanError) as error:
         last = (str(error).strip() or "it fails").splitlines()[-1]
         wanted = f"{extractor.channels} × {extractor.size} × {extractor.size}"
@@ -323,8 +323,8 @@ def _torchscript(path: Path, raw: bytes, digest: str) -> Extractor:
             f"of two pictures of {wanted} it makes nothing ({last}). {path.name}.json says which "
             "size and channels it wants",
         ) from None
-    if len(maps) != 2 or not bool(torch.isfinite(maps).all()):
-        raise _refused(path, "of two grey pictures it makes no two rows of finite features")
+    if len(maps) != 2 or not maps.numel() or not bool(torch.isfinite(maps).all()):
+        raise _refused(path, "of two pictures it makes no two rows of finite features")
     return extractor
 
 
@@ -354,8 +354,11 @@ def _refused(path: Path, why: str) -> ConfigError:
     )
 
 
-def _grey() -> Tensor:
-    return torch.zeros(2, 1, SMALLEST_SIZE, SMALLEST_SIZE)
+def _ramps() -> Tensor:
+    """Two pictures of every grey, (2, 1, R, R): a network may divide by their SD."""
+    side = SMALLEST_SIZE
+    ramp = torch.linspace(-1, 1, side * side).view(1, 1, side, side)
+    return torch.cat([ramp, ramp.flip(-1)])
 
 
 def _checked(images: Images) -> Tensor:

@@ -195,7 +195,8 @@ def validate(
         about = {"series": step.series, "kind": step.kind, "level": step.level}
         measured = {name: [one[name] for one in draws] for name in MEASURES}
         means = {
-            name: float(np.mean(found)) for name, found in measured.items() if None not in found
+            name: None if None in found else float(np.mean(found))
+            for name, found in measured.items()
         }
         rows.append({**about, "n_draws": len(draws), **draws[0], **means})
     return rows

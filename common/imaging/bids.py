@@ -240,7 +240,8 @@ def _names(folder: Path, root: Path) -> list[str]:
     if not folder.is_dir():
         return []
     resolve_inside(folder, root=root, site="")
-    return sorted((entry.name for entry in folder.iterdir()), key=_natural)
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(names, key=lambda name: (_natural(name), name))  # run-01 before run-1
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -62,6 +62,7 @@ __all__ = [
     "judge",
     "load_shared",
     "load_split",
+    "most_judged",
     "participants",
     "pool",
     "release",

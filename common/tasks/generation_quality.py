@@ -139,8 +139,9 @@ def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
     AnswerError
         If a site's are missing, broken or of another size: told by its name.
     """
-    lengths = [len(t) for e in evaluations.values() for t in e.statistics.values() if t.ndim]
-    usual = Counter(lengths).most_common(1)[0][0] if lengths else 0  # what most sites have
+    means = [one.statistics.get(f"{kind}.mean") for one in evaluations.values()]
+    lengths = Counter(len(mean) for mean in means if mean is not None and mean.ndim)
+    usual = lengths.most_common(1)[0][0] if lengths else 0  # as most sites have it
     parts = []
     for site, one in evaluations.items():
         try:

@@ -65,8 +65,8 @@ def _copying(found: dict[str, Any]) -> str:
         return f"Copies of training slices: {found['reason']}"
     return (
         f"Copies of training slices: {'FLAGGED, ' if found['flagged'] else ''}{found['reason']}; "
-        f"the nearest lies {found['generated_median']:.3g} away (median), of a real test slice "
-        f"{found['held_out_median']:.3g}"
+        f"half of them lie within {found['generated_median']:.3g} of one, half of the real test "
+        f"slices within {found['held_out_median']:.3g}"
     )
 
 

@@ -301,7 +301,8 @@ class GenerationContent:
         found = told.use_table(
             rows,
             "Classifiers with and without generated scans",
-            f"{plural(repeated, 'repetition')}, on real test scans. {interval}",
+            f"{plural(repeated, 'repetition')}, on real test scans. {interval} Of amounts that "
+            "validation scans chose, each repetition's is told.",
         )
         return ("table", found) if found else None
 
