@@ -550,7 +550,7 @@ def evaluations(sites: list[tuple[float, int]]) -> dict[str, Evaluation]:
     }
 
 
-@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 99)), min_size=1, max_size=6))
+@given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 99)), min_size=1, max_size=6))
 def test_loss_of_all_sites_is_the_mean_over_scans(sites):
     every_scan = np.repeat([loss for loss, _ in sites], [n for _, n in sites])
     assert judge(evaluations(sites), config()).loss == pytest.approx(every_scan.mean(), abs=1e-9)

@@ -329,7 +329,7 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
     Raises
     ------
     AnswerError
-        If a site does not tell one of them.
+        If a site does not tell one of them, or tells a loss below 0.
     """
     del config
     for site, one in evaluations.items():
