@@ -13,6 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
 
+from clients.orders import (
+    digest,
+    largest_updates,
+    require_explained,
+    require_first_weights,
+    require_round,
+)
+from clients.policy import SitePolicy
 from clients.resources import compute_device, declared, granted
 from clients.state import ROSTER, SiteState
 from common import messages
@@ -29,7 +37,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("flwr.fedscan")
 
 MOST_SITES = 10_000  # as many as `min-sites` accepts
-TASK, RESIDUAL, REFERENCE = "task/", "residual/", "reference/"  # parts of a site's private state
+# Parts of a site's private state: the task's, what the transport owes, the weights received, and
+# the norms of the site's own largest updates.
+TASK, RESIDUAL, REFERENCE, LARGEST = "task/", "residual/", "reference/", "largest-update/"
 
 
 class Workplace:
@@ -50,9 +60,12 @@ class Workplace:
         node_config = declared(context.node_config)
         self.config = RunConfig.from_flower(context.run_config)
         self.site: Site = locate_site(node_config, self.config, _phantom)
+        self.policy = SitePolicy.of_site(simulated=self.site.simulated)
+        self.policy.require(self.site.name, self.config)
         self.config = _with_own_extractor(self.config, self.site, node_config)
         self.task: Task = load_task(self.config.task)
         self.state = SiteState(self.site.name, context.run_id)
+        self.state.require_open()
 
     def hello(self, message: Message) -> Message:
         """Prepare the training and validation scans; answer with counts, never with names.
@@ -62,6 +75,7 @@ class Workplace:
         the whole run.
         """
         counts = self.task.survey(self.site.name, self.site.data_dir)
+        counts["min_participants"] = self.policy.min_participants
         digests = {ROSTER: _remembered_roster(self.config.task, self.site)}
         for split in ("train", "val"):
             data, digests[split] = _remembered(self.config, self.site, split)
@@ -76,17 +90,26 @@ class Workplace:
     def train(self, message: Message) -> Message:
         """Fit the global model to the site's training scans for one round.
 
-        What the task keeps between rounds, what the transport still owes and what the next
-        broadcast will differ from goes to the site's own disk.
+        What the task keeps between rounds, what the transport still owes, the weights that were
+        received and the size of the site's own updates go to the site's own disk.
         """
         config, number = self.config, int(message.content[messages.CONFIG]["round"])
+        require_round(config, number)
         before = self.state.load(number - 1)
-        reference = received(
-            messages.unpack(message.content[messages.ARRAYS]), _with_prefix(before, REFERENCE)
-        )
+        sent = messages.unpack(message.content[messages.ARRAYS])
+        last = _with_prefix(before, REFERENCE)
+        reference = received(sent, to_keep(last, config.transport))
+        largest = _with_prefix(before, LARGEST)
         data = self._data("train")
         with self._place(message) as place:
             model = self.task.build_model(config, place)
+            if number == 1:
+                self._require_first(reference, model)
+            else:
+                require_explained(
+                    self.site.name, reference, last, largest, self.policy.max_movement
+                )
+            self.state.require_one_order(f"{messages.TRAIN}, round {number}", digest(sent))
             self.task.load_shared(model, reference)
             fit = self.task.fit(
                 model,
@@ -103,11 +126,14 @@ class Workplace:
         parts = {
             TASK: fit.private,
             RESIDUAL: residual,
-            REFERENCE: to_keep(reference, config.transport),
+            REFERENCE: reference,
+            LARGEST: largest_updates(trained, reference, largest),
         }
         kept = {prefix + name: part[name] for prefix, part in parts.items() for name in part}
         self.state.save(number, kept)
-        return messages.update_reply(message, self.task.participants(data), fit.metrics, update)
+        people = self.task.participants(data)
+        metrics = self.policy.disclosure.training(fit.metrics, people)
+        return messages.update_reply(message, people, metrics, update)
 
     def evaluate(self, message: Message) -> Message:
         """Judge the released model that came with the message on one split.
@@ -115,10 +141,16 @@ class Workplace:
         What is found of single test scans stays in the site's own records. With the test the run
         ends, and with it the site's private state.
         """
-        split = str(message.content[messages.CONFIG]["split"])
+        order = message.content[messages.CONFIG]
+        split, number = str(order["split"]), int(order["round"])
         if split not in ("val", "test"):
             raise ConfigError("a model is judged on 'val' or 'test', nothing else")
-        released = received(messages.unpack(message.content[messages.ARRAYS]))
+        require_round(self.config, number)
+        sent = messages.unpack(message.content[messages.ARRAYS])
+        released = received(sent)
+        # A run is tested once, whatever round's model that is.
+        asked = split if split == "test" else f"{split}, round {number}"
+        self.state.require_one_order(asked, digest(sent))
         records = site_records(self.site.name) / self.state.run_id if split == "test" else None
         with self._place(message) as place:
             found = self.task.evaluate(
@@ -126,10 +158,18 @@ class Workplace:
             )
         if split == "test":
             try:
-                self.state.remove()
+                self.state.end()
             except FedscanError as error:  # the test cannot be repeated: its answer comes first
                 log.warning("%s", error)
-        return messages.evaluation_reply(message, found)
+        return messages.evaluation_reply(message, self.policy.disclosure.evaluation(found))
+
+    def _require_first(self, weights: Mapping[str, Tensor], model: Any) -> None:
+        """Refuse a run's first weights unless they are its seed's, or approved."""
+        if self.site.simulated:  # on the server's machine, with its files, and of one owner
+            self.task.warm_start(model, self.config)
+        expected = self.task.shared_state(model, self.config)
+        approved = self.policy.approved_weights
+        require_first_weights(self.site.name, weights, expected, approved)
 
     @contextlib.contextmanager
     def _place(self, message: Message) -> Iterator[Place]:
@@ -138,7 +178,7 @@ class Workplace:
         if not usable or self.site.name not in sites or len(set(sites)) < len(sites):
             raise ConfigError("the order's list of sites is not usable: it names each site once")
         with compute_device(self.config, granted()) as device:
-            yield Place(self.site.name, sites, device)
+            yield Place(self.site.name, sites, device, self.policy.disclosure)
 
     def _data(self, split: str) -> Any:
         """Load a split, and refuse data that are not those with which the run began."""

@@ -5,7 +5,9 @@ context in the SuperNode's memory: a restart loses it. What a training cannot go
 optimizer's moments, the remainder of an encoding, the weights that the next broadcast differs from,
 weights that are not shared) is therefore kept here, in ``RECORDS/SITE/state/RUN/round-N``, for its
 owner's eyes only, and never sent. Beside it, ``data.json`` tells whether the site's data are still
-those with which the run began: each of these processes reads them anew.
+those with which the run began, since each of these processes reads them anew, and ``orders.json``
+what the site has been asked. Of a run that has ended an empty file ``RUN.ended`` stays, so that
+nobody begins it again.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("flwr.fedscan")
 
 NAME = "state"
-DATA = "data.json"
+DATA, ORDERS, ENDED = "data.json", "orders.json", ".ended"
 ROSTER = "roster"  # who takes part, with which label, in which split
 RUN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 ROUND = re.compile(r"round-([1-9][0-9]*)")
@@ -179,20 +181,63 @@ class SiteState:
             If what was kept is missing or damaged, or the disk is full or may not be written to.
         """
         about = f"the record of the data with which run {self.run_id} began"
-        with self._told(f"{about} cannot be read"):
-            kept = self._kept_digests(about)
+        kept = self._read(DATA, about)
         if not kept and not begins:
             told = f"site '{self.site}': {about} is missing"
             raise FedscanError(f"{told} in {self.folder}. {WAY_OUT}", public=f"{told}. {WAY_OUT}")
         for name, digest in digests.items():
             if kept.get(name, digest) != digest:
                 raise self._changed(name)
-        if digests.keys() <= kept.keys():
-            return
-        with self._told(f"{about} cannot be saved"):
-            self._make(self.folder)
-            text = json.dumps({**kept, **digests}, indent=2)
-            write_atomically(self.folder / DATA, text.encode(), mode=PRIVATE_FILE)
+        if not digests.keys() <= kept.keys():
+            self._write(DATA, {**kept, **digests}, about)
+
+    def require_one_order(self, order: str, digest: str) -> None:
+        """Refuse an order that was given before with other weights; keep a new one.
+
+        The same order again, as after a crash, gets the same answer, which tells nothing new.
+
+        Parameters
+        ----------
+        order : str
+            What is asked for, such as "train, round 3".
+        digest : str
+            Of the weights that came with it.
+
+        Raises
+        ------
+        FedscanError
+            Or if the run has not begun here, what was kept is damaged, or the disk is full or may
+            not be written to.
+        """
+        self.require_same_data({})
+        about = f"the record of the orders of run {self.run_id}"
+        kept = self._read(ORDERS, about)
+        if kept.get(order, digest) != digest:
+            raise FedscanError(
+                f"site '{self.site}': {order} was answered before, with other weights. A site "
+                "answers each round once: start the run anew"
+            )
+        if order not in kept:
+            self._write(ORDERS, {**kept, order: digest}, about)
+
+    def require_open(self) -> None:
+        """Refuse a run that has ended.
+
+        Raises
+        ------
+        FedscanError
+        """
+        if self._ended.exists():
+            raise FedscanError(
+                f"site '{self.site}': run {self.run_id} has ended with its test. Start another"
+            )
+
+    def end(self) -> None:
+        """Remove the run's state, as :meth:`remove`, and remember that the run has ended."""
+        with self._told("the end of the run cannot be kept"):
+            self._make(self.folder.parent)
+            write_atomically(self._ended, b"", mode=PRIVATE_FILE)
+        self.remove()
 
     def remove(self) -> None:
         """Remove all of the run's state, and the folders above it that are empty then.
@@ -210,18 +255,31 @@ class SiteState:
             self.folder.parent.rmdir()
             self.folder.parent.parent.rmdir()
 
-    def _kept_digests(self, about: str) -> dict[str, str]:
-        """Digests of the data as they were at first; none where nothing is kept."""
-        path = self.folder / DATA
+    @property
+    def _ended(self) -> Path:
+        return self.folder.with_name(self.run_id + ENDED)
+
+    def _read(self, name: str, about: str) -> dict[str, str]:
+        """Read a record of digests; empty where nothing is kept."""
+        path = self.folder / name
+        with self._told(f"{about} cannot be read"):
+            try:
+                text = path.read_bytes()
+            except FileNotFoundError:
+                return {}
         try:
-            return {str(name): str(digest) for name, digest in json.loads(path.read_text()).items()}
-        except FileNotFoundError:
-            return {}
+            return {str(key): str(digest) for key, digest in json.loads(text).items()}
         except (ValueError, AttributeError, RecursionError) as error:  # no JSON, or no object
             told = f"site '{self.site}': {about} is damaged"
             raise FedscanError(
                 f"{told} ({path}). {WAY_OUT}", public=f"{told}. {WAY_OUT}"
             ) from error
+
+    def _write(self, name: str, digests: Mapping[str, str], about: str) -> None:
+        with self._told(f"{about} cannot be saved"):
+            self._make(self.folder)
+            text = json.dumps(digests, indent=2)
+            write_atomically(self.folder / name, text.encode(), mode=PRIVATE_FILE)
 
     def _changed(self, name: str) -> DataContractError:
         way_out = "put them back as they were, or end the run and begin another"
@@ -239,10 +297,11 @@ class SiteState:
         )
 
     def _make(self, folder: Path) -> None:
-        """Make the run's folder, or one in it, for the owner alone."""
+        """Make the folder of all states, the run's, or one in that, for the owner alone."""
         folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         for made in (self.folder.parent, self.folder, folder):  # parents heed the umask
-            made.chmod(PRIVATE_FOLDER)
+            if made.exists():
+                made.chmod(PRIVATE_FOLDER)
 
     def _about(self, round_number: int) -> dict[str, str | int]:
         return {"site": self.site, "run": self.run_id, "round": round_number}

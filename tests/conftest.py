@@ -56,6 +56,14 @@ def in_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clients.local.declared", dict)
 
 
+@pytest.fixture
+def telling_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let sites tell numbers over however few people, as tiny cohorts have them."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text("min-participants = 1\nshare-moments = true\n")
+    monkeypatch.setenv("FEDSCAN_POLICY", str(policy))
+
+
 @pytest.fixture(scope="module")
 def task_identity() -> Iterator[None]:
     """Tell Flower who sends a message, which it asks when a test composes one."""

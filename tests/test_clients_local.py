@@ -125,11 +125,13 @@ def test_private_state_is_the_tasks_and_what_the_transport_owes(site):
     private = site.state.load(1)
     moments = {name for name in private if name.startswith("task/")}
     assert {float(private[name]) for name in moments if name.endswith("/step")} == {2.0}
-    held_and_owed = {part + name for part in ("reference/", "residual/") for name in site.start}
-    assert set(private) - moments == (held_and_owed if site.config.transport == "int8" else set())
+    parts = ["reference/", "largest-update/"]
+    parts += ["residual/"] if site.config.transport == "int8" else []
+    assert set(private) - moments == {part + name for part in parts for name in site.start}
     assert moments
 
 
+@pytest.mark.parametrize("config", ["int8"], indirect=True)
 def test_site_holds_what_the_server_knows_that_it_holds(site):
     weights = site.start
     for number in (1, 2, 3):
@@ -137,7 +139,6 @@ def test_site_holds_what_the_server_knows_that_it_holds(site):
         private = site.state.load(number)
         held = {n.removeprefix("reference/"): t for n, t in private.items() if "reference/" in n}
         assert same(held, site.held[number])
-    assert bool(held) == (site.config.transport == "int8")
 
 
 def test_second_round_in_a_process_of_its_own_goes_on_bit_for_bit(site, tmp_path):
@@ -229,6 +230,7 @@ def test_broadcast_that_is_no_difference_from_what_the_site_holds_is_refused(
     assert "an update was refused, and nothing of it used" in failure.error
 
 
+@pytest.mark.usefixtures("telling_policy")
 def test_validation_leaves_the_private_state_and_the_test_removes_it(site, tmp_path):
     trained = site.after(site.start, site.train(1, site.start))
     kept = site.state.load(1)
@@ -238,11 +240,13 @@ def test_validation_leaves_the_private_state_and_the_test_removes_it(site, tmp_p
         assert set(reply.content) == {messages.METRICS}
         if split == "val":
             assert same(site.state.load(1), kept)
-    files = [path for path in (tmp_path / "records").rglob("*") if path.is_file()]
-    assert files == [tmp_path / "records" / "north" / "7" / "predictions.csv"]
-    assert not site.state.folder.parent.exists()
+    records = tmp_path / "records" / "north"
+    files = {path for path in records.rglob("*") if path.is_file()}
+    assert files == {records / "7" / "predictions.csv", records / "state" / "7.ended"}
+    assert not site.state.folder.exists()
 
 
+@pytest.mark.usefixtures("telling_policy")
 def test_state_that_cannot_be_removed_costs_no_test_result(site, monkeypatch, caplog):
     trained = site.after(site.start, site.train(1, site.start))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.checkpoints import load_model
 from common.config import RunConfig
+from common.disclosure import Disclosure
 from common.errors import ConfigError, DataContractError, FedscanError
 from common.imaging.prepare import ImageSet
 from common.imaging.slices import LEVELS_MM, SEX, WHOLE_HEAD_MM, load_slices
@@ -386,6 +387,19 @@ def test_a_site_of_one_scan_can_be_trained_on() -> None:
     done = fit(model, data(1), settings, place=NORTH, round_number=1, private={})
     assert 0 <= done.metrics["loss"] < 10
     assert not model.log_variance.any()
+
+
+@pytest.mark.parametrize("participants", [9, 12])
+def test_a_hospital_tells_no_variance_of_features_over_few_people(participants: int) -> None:
+    hospital = replace(NORTH, disclosure=Disclosure())
+    model = build_model(config(), hospital)
+    received = model.log_variance.clone()
+    fit(model, data(participants), config(), place=hospital, round_number=1, private={})
+    if participants < 10:
+        assert torch.equal(model.log_variance, received)
+    else:
+        assert len(model.log_variance.unique()) == 1
+        assert not torch.equal(model.log_variance, received)
 
 
 def test_augmentation_is_left_out_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,6 +395,17 @@ def test_too_few_slices_for_a_covariance_are_judged_by_the_kernel_distance(pixel
     assert sites["island"]["generation"]["kernel_distance"] is not None
 
 
+def test_where_a_site_withholds_its_moments_rounds_are_selected_by_kernel_distances(pixels):
+    found = {site: evaluated(pixels, site, 8, k) for k, site in enumerate(SITES)}
+    assert generation.judge(found, config()).measure == "Fréchet"
+    island = replace(found["island"], statistics={})
+    verdict = generation.judge({**found, "island": island}, config())
+    assert verdict.measure == "kernel"
+    assert verdict.loss == np.mean([one.metrics["kernel_distance"] for one in found.values()])
+    assert "frechet_distance" not in verdict.whole
+    assert "moments withheld" in verdict.words
+
+
 def test_of_three_sites_the_one_with_other_features_is_told(pixels):
     found = {site: evaluated(pixels, "north", 4, 0) for site in ("a", "b", "c")}
     for kind in generation_quality.SAMPLE:

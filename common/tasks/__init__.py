@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from common.disclosure import EVERYTHING, Disclosure
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -43,12 +45,15 @@ class Evaluation:
         What can be merged over sites exactly: moments of features.
     words : dict of str to str
         What must be the same at all sites for their numbers to be comparable.
+    people : int
+        How many the scans are of; by it a site decides what may leave. It is not sent.
     """
 
     count: int
     metrics: dict[str, float]
     statistics: dict[str, Tensor] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
+    people: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,14 @@ class Verdict:
         Metrics of all sites together, where they are more than a mean of the sites'.
     words : str
         One line for people.
+    measure : str
+        What the loss is: only losses of one measure can be compared.
     """
 
     loss: float
     whole: dict[str, float]
     words: str
+    measure: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,14 @@ class Place:
     sites : tuple of str
         All sites of the run, sorted.
     device : torch.device
+    disclosure : Disclosure
+        What the site tells of its people; by default everything, as where one owner holds all.
     """
 
     site: str
     sites: tuple[str, ...]
     device: torch.device
+    disclosure: Disclosure = EVERYTHING
 
 
 Load = Callable[[str], Any]  # given a split, the task's data of it

@@ -268,6 +268,8 @@ def fit(
             where="participants.tsv",
             remedy="A site is centered between its sexes: add scans of both, or set adapt to none",
         )
+    received = getattr(model, "log_variance", None)
+    received = None if received is None else received.clone()
     loss, moments = train(
         model,
         data,
@@ -277,6 +279,10 @@ def fit(
         first_step=(round_number - 1) * config.local_steps,
         moments=private,
     )
+    if received is not None:
+        model.log_variance.copy_(
+            place.disclosure.log_variance(model.log_variance, received, participants(data))
+        )
     seen = float(config.local_steps * config.batch_size)
     return Fit({"loss": loss, "images-seen": seen}, moments)
 
@@ -318,7 +324,8 @@ def evaluate(
     predictions = predict(model, data, place.device)
     if records is not None:
         save_predictions(records / "predictions.csv", data.labels, predictions)
-    return Evaluation(len(data.labels), score(data, predictions))
+    count = len(data.labels)
+    return Evaluation(count, score(data, predictions), people=count)
 
 
 def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:

@@ -87,7 +87,7 @@ def evaluate(
     }
     known = config.extractor == RunConfig.model_fields["extractor"].default
     words = {"extractor": extractor.name if known else OWN, "extractor-hash": extractor.hash}
-    return Evaluation(len(data), metrics, statistics, words)
+    return Evaluation(len(data), metrics, statistics, words, people=len(set(data.ids)))
 
 
 def extractor_hash(config: RunConfig) -> str:
@@ -100,8 +100,8 @@ def extractor_hash(config: RunConfig) -> str:
 def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
     """Merge the sites' moments: the Fréchet distance of all, without a feature leaving a site.
 
-    Rounds are selected by it; where images are too few for a covariance, by the sites' mean kernel
-    distance.
+    Rounds are selected by it; where images are too few for a covariance, or a site keeps its
+    moments to itself, by the sites' mean kernel distance.
 
     Raises
     ------
@@ -118,17 +118,20 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
         for name in TOLD
         if all(name in one.metrics for one in evaluations.values())
     }
-    moments = [merged_moments(evaluations, kind) for kind in SAMPLE]
     kernel = whole.get("kernel_distance_mean", math.nan)
     said = f"kernel distance {kernel:.3f}"
-    if min(m.count for m in moments) <= len(moments[0].mean):
+    moments = []
+    if all(one.statistics for one in evaluations.values()):
+        moments = [merged_moments(evaluations, kind) for kind in SAMPLE]
+    if not moments or min(m.count for m in moments) <= len(moments[0].mean):
         for site, one in evaluations.items():
             if not math.isfinite(one.metrics.get("kernel_distance", math.nan)):
                 raise AnswerError(site, "it tells no kernel distance, by which rounds are selected")
-        return Verdict(kernel, whole, said + ", too few slices for a Fréchet distance")
+        why = "too few slices" if moments else "moments withheld"
+        return Verdict(kernel, whole, f"{said}; no Fréchet distance of all sites: {why}", "kernel")
     whole["frechet_distance"] = frechet_distance(*moments)
     said = f"Fréchet distance {whole['frechet_distance']:.2f}, {said}"
-    return Verdict(whole["frechet_distance"], whole, said)
+    return Verdict(whole["frechet_distance"], whole, said, "Fréchet")
 
 
 def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from simulations.report.words import is_number, listed, plural
+from simulations.report.words import disclosed, is_number, listed, plural
 
 FEW_SLICES = 1000
 FEW_SEEDS = 6  # of which one that strays widens an interval much
@@ -102,6 +102,7 @@ def limits(
         )
     else:
         yield "The result is of these sites' scans and says nothing of other hospitals or devices."
+    yield from disclosed(counts)
     if not extractors or any(name.startswith("fedscan-brain") for name in extractors):
         yield (
             "The extractor fedscan-brain was trained on phantoms, and sees nothing finer than 64 "

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from common.disclosure import MIN_PARTICIPANTS
 from simulations.bootstrap import SEEDS_FOR_P, SEEDS_TO_TRUST
 
 FEW_SCANS = 20  # a validation split below moves in steps of 5 % of a class and more
@@ -139,6 +140,18 @@ def _pooled_budget(known: Mapping[str, Any], sites: int) -> str:
     )
 
 
+def disclosed(counts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Say that numbers over few people are shown, unless every site withholds them."""
+    least = [n.get("min_participants", 1) for n in counts.values()]
+    if not least or any(not is_number(n) or n < MIN_PARTICIPANTS for n in least):
+        yield (
+            "Numbers over few people are shown, since simulated sites have one owner "
+            "(min-participants is 1). A deployed hospital by default withholds metrics, losses and "
+            f"statistics over fewer than {MIN_PARTICIPANTS} people, and rounds are selected "
+            "without them."
+        )
+
+
 def limits(
     *,
     phantoms: bool,
@@ -156,6 +169,7 @@ def limits(
         )
     else:
         yield "The result is of these sites' scans and says nothing of other hospitals or devices."
+    yield from disclosed(counts)
     few = {s: n["n_val"] for s, n in counts.items() if is_number(n.get("n_val"))}
     few = {s: n for s, n in few.items() if n < FEW_SCANS}
     if few:

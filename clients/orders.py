@@ -1,0 +1,146 @@
+"""Which orders a site follows: each round once, from weights that the run itself explains.
+
+A server that means ill chooses weights so that one update, or one metric, gives away an image. So
+the first weights of a run must be those that its seed gives, or have the site's approval; later
+ones may have moved no farther than updates as large as the site's own explain; and no round can be
+tried again with other weights. Within these bounds weights can still be led astray over many
+rounds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.errors import ConfigError, FedscanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.config import RunConfig
+
+# Rounding of a broadcast in float16, and of the same network built on another processor.
+RELATIVE, ABSOLUTE = 2.0**-10, 1e-6
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Hash names, types, shapes and values of tensors: 64 hexadecimal digits of SHA-256."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Hash weights as float16, so that it is the same in every transport."""
+    return digest({name: tensor.half() for name, tensor in weights.items()})
+
+
+def require_round(config: RunConfig, number: int) -> None:
+    """Refuse a round that the run does not have.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not 1 <= number <= config.num_server_rounds:
+        raise ConfigError(
+            f"round {number} of a run of {config.num_server_rounds} rounds is refused"
+        )
+
+
+def require_first_weights(
+    site: str,
+    received: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    approved: Collection[str],
+) -> None:
+    """Refuse first weights that are neither the run's own nor approved.
+
+    Parameters
+    ----------
+    site : str
+    received : mapping of str to Tensor
+    expected : mapping of str to Tensor
+        What the site has built from the run's seed.
+    approved : collection of str
+        Fingerprints.
+
+    Raises
+    ------
+    FedscanError
+        With the fingerprint, which says nothing of the site.
+    """
+    same = received.keys() == expected.keys() and all(
+        received[name].shape == tensor.shape
+        and torch.allclose(received[name], tensor.float(), rtol=RELATIVE, atol=ABSOLUTE)
+        for name, tensor in expected.items()
+    )
+    if not same and (found := fingerprint(received)) not in approved:
+        raise FedscanError(
+            f"site '{site}': the first weights are not those of the run's seed, and their "
+            f"fingerprint {found} is not among the site's approved-weights. Ask the site to add "
+            "it to its policy"
+        )
+
+
+def require_explained(
+    site: str,
+    received: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    largest: Mapping[str, Tensor],
+    factor: float,
+) -> None:
+    """Refuse weights that have moved farther since the last round than updates explain.
+
+    Parameters
+    ----------
+    site : str
+    received, before : mapping of str to Tensor
+        This round's and the last round's.
+    largest : mapping of str to Tensor
+        Of :func:`largest_updates`.
+    factor : float
+        0 accepts everything.
+
+    Raises
+    ------
+    FedscanError
+        Naming the tensor that has moved farthest beyond it.
+    """
+    if not factor:
+        return
+    excess = {
+        name: float((tensor - before[name]).norm()) / max(factor * largest[name], ABSOLUTE)
+        for name, tensor in received.items()
+    }
+    worst = max(excess, key=excess.__getitem__)
+    if not excess[worst] <= 1:  # NaN is refused as well
+        raise FedscanError(
+            f"site '{site}': since the last round {worst} has moved {excess[worst]:.3g} times as "
+            f"far as the site accepts: {factor:g} times its own largest update (max-movement). "
+            "Lower the server's learning rate or momentum, or ask the site to change its policy"
+        )
+
+
+def largest_updates(
+    trained: Mapping[str, Tensor], received: Mapping[str, Tensor], before: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the Euclidean norm of each tensor's largest update so far, scalars.
+
+    Parameters
+    ----------
+    trained, received : mapping of str to Tensor
+        The weights after this round's training, and those with which it began.
+    before : mapping of str to Tensor
+        What this function gave after the round before; empty at first.
+    """
+    return {
+        name: torch.maximum((tensor - received[name]).norm(), before.get(name, torch.zeros(())))
+        for name, tensor in trained.items()
+    }

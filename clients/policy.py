@@ -1,0 +1,202 @@
+"""What a site lets itself be asked: bounds that its owner sets, whatever the server wants.
+
+They protect against a server that means ill while the site runs fedscan's own code: an order to
+train one step on one image, from weights chosen for it, gives that image away (Geiping et al. 2020,
+"Inverting gradients", NeurIPS). They make this hard, not impossible, for a patient and clever
+server; what bounds it are clipping, noise and secure sums. They are no guard against other code.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field, field_validator
+
+from common.config import RunConfig
+from common.disclosure import EVERYTHING, MIN_PARTICIPANTS, Disclosure
+from common.errors import ConfigError
+from common.settings import NonNegative, Positive, Settings
+
+VARIABLE = "FEDSCAN_POLICY"
+LARGEST_FILE = 100_000  # bytes
+HASH_DIGITS = 64
+
+
+class SitePolicy(Settings):
+    """A site's bounds; the defaults are those of a deployed site, and admit every preset.
+
+    Build it with :meth:`of_site`.
+    """
+
+    what: ClassVar[str] = "site policy"
+
+    min_participants: int = Field(
+        MIN_PARTICIPANTS,
+        ge=1,
+        description="people that a metric, a loss or a statistic must be about to leave",
+    )
+    min_batch_size: int = Field(4, ge=1, description="images in an optimizer step")
+    min_local_steps: int = Field(2, ge=1, description="optimizer steps in a round")
+    min_learning_rate: NonNegative = Field(1e-6, description="of a classifier or a generator")
+    max_learning_rate: Positive = Field(0.01, description="of a classifier or a generator")
+    require_augmentation: bool = Field(
+        True, description="whether training must vary its images at random"
+    )
+    max_rounds: int = Field(1000, ge=1, description="rounds of a run")
+    max_movement: NonNegative = Field(
+        10.0,
+        description="how far weights may move from one round to the next, in a tensor: times the "
+        "site's own largest update so far; 0: as far as they like",
+    )
+    approved_weights: tuple[str, ...] = Field(
+        (),
+        description="fingerprints of first weights that are not the run's own random ones",
+        json_schema_extra={"accepted": f"a list of texts of {HASH_DIGITS} hexadecimal digits"},
+    )
+    share_moments: bool = Field(
+        False, description="whether moments of features leave however few people they are over"
+    )
+
+    @field_validator("approved_weights", mode="before")
+    @classmethod
+    def _fingerprints(cls, value: object) -> object:
+        if not isinstance(value, list | tuple) or not all(map(_is_fingerprint, value)):
+            raise ValueError("no fingerprints")  # put into words by accepted_values
+        return tuple(value)
+
+    @classmethod
+    def of_site(cls, *, simulated: bool) -> SitePolicy:
+        """Read the policy that ``FEDSCAN_POLICY`` names, or take the default.
+
+        Parameters
+        ----------
+        simulated : bool
+            A simulated site has the researcher for its owner, who bounds himself in nothing unless
+            he names a policy to try out.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be read, or holds what is not accepted.
+        """
+        named = os.environ.get(VARIABLE)
+        if not named:
+            return SIMULATED if simulated else cls()
+        if not Path(named).is_absolute():
+            raise ConfigError(
+                f"{VARIABLE}={named}: accepted is an absolute path",
+                public=f"{VARIABLE}: accepted is an absolute path",
+            )
+        return cls.read(Path(named))
+
+    @classmethod
+    def read(cls, path: Path) -> SitePolicy:
+        """Read a TOML file of kebab-case keys; what it leaves out has the default.
+
+        Raises
+        ------
+        ConfigError
+            Its public words name the key, never the path.
+        """
+        try:
+            with path.open("rb") as file:
+                text = file.read(LARGEST_FILE + 1)
+            if len(text) > LARGEST_FILE:
+                raise ValueError(f"it has more than {LARGEST_FILE} bytes")
+            values = tomllib.loads(text.decode())
+        except (OSError, ValueError, RecursionError) as error:
+            problem = "the site's policy cannot be read"
+            raise ConfigError(f"{problem}: {path}: {error}", public=problem) from error
+        try:
+            return cls.from_mapping(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}", public=str(error)) from None
+
+    @property
+    def disclosure(self) -> Disclosure:
+        """What the site tells of its people."""
+        return Disclosure(self.min_participants, self.share_moments)
+
+    def objections(self, config: RunConfig) -> list[str]:
+        """Say what in a run's configuration the site does not accept, in a line each."""
+        least = [
+            ("batch-size", config.batch_size, self.min_batch_size, "min-batch-size"),
+            ("local-steps", config.local_steps, self.min_local_steps, "min-local-steps"),
+        ]
+        found = [
+            f"{key} = {value}, accepted is {bound} or more ({name})"
+            for key, value, bound, name in least
+            if value < bound
+        ]
+        if config.num_server_rounds > self.max_rounds:
+            found.append(
+                f"num-server-rounds = {config.num_server_rounds}, accepted is {self.max_rounds} or "
+                "fewer (max-rounds)"
+            )
+        for key, value in _learning_rates(config).items():
+            if not self.min_learning_rate <= value <= self.max_learning_rate:
+                found.append(
+                    f"{key} = {value:g}, accepted is {self.min_learning_rate:g} to "
+                    f"{self.max_learning_rate:g} (min-learning-rate, max-learning-rate)"
+                )
+        if self.require_augmentation and not _is_augmented(config):
+            found.append("augment is off (require-augmentation)")
+        return found
+
+    def require(self, site: str, config: RunConfig) -> None:
+        """Refuse a run whose configuration the site does not accept.
+
+        Raises
+        ------
+        ConfigError
+            With all objections.
+        """
+        if found := self.objections(config):
+            raise ConfigError(
+                f"site '{site}': its policy refuses this run: {'; '.join(found)}. Change the run, "
+                f"or ask the site to change its policy, the file that {VARIABLE} names there"
+            )
+
+
+# The researcher owns every site: of the bounds those remain that an honest server always keeps.
+SIMULATED = SitePolicy(
+    min_participants=EVERYTHING.min_participants,
+    share_moments=EVERYTHING.moments,
+    min_batch_size=1,
+    min_local_steps=1,
+    min_learning_rate=0.0,
+    max_learning_rate=10.0,
+    require_augmentation=False,
+    max_rounds=100_000,
+    max_movement=0.0,
+)
+
+
+def _learning_rates(config: RunConfig) -> dict[str, float]:
+    if config.task != "generation":
+        return {"learning-rate": config.learning_rate}
+    settings = config.stylegan2()
+    return {
+        "generator-learning-rate": settings.generator_learning_rate,
+        "discriminator-learning-rate": settings.discriminator_learning_rate,
+    }
+
+
+def _is_augmented(config: RunConfig) -> bool:
+    if config.task != "generation":
+        return config.augment != "none"
+    settings = config.stylegan2()
+    return settings.augment == "adaptive" or (
+        settings.augment == "fixed" and settings.augment_p > 0
+    )
+
+
+def _is_fingerprint(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and len(value) == HASH_DIGITS
+        and set(value) <= set("0123456789abcdef")
+    )

@@ -1,0 +1,112 @@
+"""Statistical disclosure control: what numbers about a site's people may leave it.
+
+A mean over two people, or a loss on one, tells of these people. So a metric leaves a site only if
+it is about enough of them. Moments of features need many more. Their attack is the test of
+membership: whoever knows the mean and the covariance of n people's features, and the features of
+one person, compares that person's squared Mahalanobis distance with that of people who are not
+among the n. Over D features the two differ by about 2 D² / n, while the distance itself, a χ² of D
+degrees of freedom, has a standard deviation of √(2 D). In units of that the attacker's advantage is
+
+    z = √2 D^1.5 / n
+
+and the area under the ROC curve Φ(z / √2). For fewer people than dimensions the covariance has no
+full rank, and the test makes no error at all. One number a feature, a mean or a variance, gives
+z = √(D / n) to whoever knows that of the population (Homer et al. 2008, *PLoS Genetics* 4:e1000167;
+Sankararaman et al. 2009, *Nature Genetics* 41:965-967).
+
+These rules bound what single numbers tell. They are no differential privacy: many numbers over the
+same people, as those of many rounds, tell more, and so do the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.tasks import Evaluation
+
+MIN_PARTICIPANTS = 10  # at a deployed site that does not decide otherwise
+MOST_POWER = 0.1  # z, in standard deviations: an area under the ROC curve of 0.53
+WITHHELD = "withheld"  # among an evaluation's words: why it holds no numbers
+COUNTED = ("images-seen",)  # what training reports that follows from the configuration alone
+
+
+def people_for_moments(features: int) -> int:
+    """Return how many people the mean and covariance of so many features must be over.
+
+    The least n with √2 D^1.5 / n and √(D / n) both at most :data:`MOST_POWER`.
+    """
+    covariance = math.sqrt(2) * features**1.5 / MOST_POWER
+    return max(math.ceil(covariance), people_for_variances(features))
+
+
+def people_for_variances(features: int) -> int:
+    """Return how many people the variances of so many features must be over.
+
+    The least n with √(D / n) at most :data:`MOST_POWER`.
+    """
+    return math.ceil(features / MOST_POWER**2)
+
+
+@dataclass(frozen=True)
+class Disclosure:
+    """What a site tells of its people.
+
+    Parameters
+    ----------
+    min_participants : int
+        Metrics, losses and statistics over fewer people do not leave.
+    moments : bool
+        Whether moments of features leave whatever :func:`people_for_moments` says, as in a
+        simulation, whose sites have one owner.
+    """
+
+    min_participants: int = MIN_PARTICIPANTS
+    moments: bool = False
+
+    def evaluation(self, found: Evaluation) -> Evaluation:
+        """Return what of an evaluation may leave: all, all but the moments, or nothing."""
+        if found.people < self.min_participants:
+            why = f"fewer than {self.min_participants} participants"
+            return replace(found, count=0, metrics={}, statistics={}, words={WITHHELD: why})
+        sizes = [len(mean) for name, mean in found.statistics.items() if name.endswith(".mean")]
+        if self.moments or all(found.people >= people_for_moments(size) for size in sizes):
+            return found
+        return replace(found, statistics={})
+
+    def training(self, metrics: Mapping[str, float], people: int) -> dict[str, float]:
+        """Return what of a round's training may be reported."""
+        if people >= self.min_participants:
+            return dict(metrics)
+        return {name: value for name, value in metrics.items() if name in COUNTED}
+
+    def log_variance(self, own: Tensor, received: Tensor, people: int) -> Tensor:
+        """Return the logarithms of features' variances as they may leave.
+
+        Parameters
+        ----------
+        own : (D,) Tensor
+            Over the site's people.
+        received : (D,) Tensor
+            What the server has sent, which it knows.
+        people : int
+
+        Returns
+        -------
+        (D,) Tensor
+            ``own`` over enough people. Over fewer, shrunk to one number for all features, the
+            logarithm of their mean variance; over less than ``min_participants``, ``received``.
+        """
+        if people < self.min_participants:
+            return received.clone()
+        if self.moments or people >= people_for_variances(len(own)):
+            return own
+        return own.exp().mean().log().expand_as(own).clone()
+
+
+EVERYTHING = Disclosure(min_participants=1, moments=True)
