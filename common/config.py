@@ -115,7 +115,7 @@ class RunConfig(Settings):
         ge=0,
         lt=1,
         description="share of a label that is spread over both classes (arXiv 1512.00567, section "
-        "7): scans that are told apart already go on to count",
+        "7), so that correctly classified scans keep a gradient",
     )
     augment: Literal["all", "none"] = Field(
         "all", description="what training varies of a head: side, place and contrast, or nothing"

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: a row a round, site, split and metric; the source of every table and plot."""
+"""``metrics.jsonl``: one row per round, site, split and metric; the source of all tables."""
 
 from __future__ import annotations
 

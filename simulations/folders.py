@@ -1,4 +1,4 @@
-"""The folder that a command writes to: nothing in it is overwritten, one process at a time."""
+"""The folder that a command writes to: nothing in it is overwritten, and it has one writer."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ MEASURES = (
     "authenticity_held_out",
     "copies_flagged",
 )
+NO_DIFFERENCE = "no significant difference"
 DISTANCES = ("frechet_distance", "kernel_distance")  # the first that is there leads
 NAMES = {"frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance"}
 ONE = "one repetition: no interval"
@@ -79,7 +80,7 @@ def summarize_generation(
         - ``copies``: a record a model, seed and site whose training slices are copied
         - ``headline``: ``gain_of_data_poor_site`` (federated − local at the poor site) and
           ``loss_against_pooling`` (federated − centralized at ``all``): metric, value, low, high,
-          seeds, verdict (better, not told apart, worse or None) and sentence
+          seeds, verdict (better, no significant difference, worse or None) and sentence
         - ``cells``: counts by model and status, and a note on what is left out
 
     Raises
@@ -340,21 +341,18 @@ def _headline(
         verdict = None
         sentence = (
             f"{where}, the federated generator's {NAMES[metric]} was {words} than that of {other} "
-            "(lower is better; one repetition has no interval, so it may be chance)."
+            "(lower is better; one repetition has no interval)."
         )
     else:
-        verdict = "better" if high < 0 else "worse" if low > 0 else "not told apart"
-        clear = verdict != "not told apart"
-        relation = f"{verdict} {'than' if clear else 'from'} {other}"
+        verdict = "better" if high < 0 else "worse" if low > 0 else NO_DIFFERENCE
+        clear = verdict != NO_DIFFERENCE
+        relation = f"was {verdict} than" if clear else "did not differ significantly from"
         digits = places(metric, max(abs(low), abs(high)))
         span = f"{low + 0.0:.{digits}f} to {high + 0.0:.{digits}f}"
-        chance = (
-            " The interval includes zero: the difference may be chance, and one of up to "
-            f"{high:.{digits}f} against federation is not ruled out."
-        )
+        chance = f" A difference of up to {high:.{digits}f} against federation is not ruled out."
         sentence = (
-            f"{where}, the federated generator was {relation}: its {NAMES[metric]} was {words} "
-            f"({100 * LEVEL:.0f} % interval {span}; {seeds} repetitions; lower is better)."
+            f"{where}, the federated generator {relation} {other}: its {NAMES[metric]} was {words} "
+            f"({100 * LEVEL:.0f} % CI {span}; {seeds} repetitions; lower is better)."
             f"{'' if clear else chance}{_reach(difference)}"
         )
     return {

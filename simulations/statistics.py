@@ -300,8 +300,8 @@ def _in_words(found: dict) -> tuple[str, str]:
         low, high = -high, -low
     # + 0.0 turns the -0.0 of rounding into 0.0
     span = f"{round(low, 2) + 0.0:.2f} to {round(high, 2) + 0.0:.2f}"
-    certainty = f"({100 * LEVEL:.0f} % interval {span}; {times})"
-    warnings = [] if found["excludes_zero"] else ["the interval includes zero, so it may be chance"]
+    certainty = f"({100 * LEVEL:.0f} % CI {span}; {times})"
+    warnings = [] if found["excludes_zero"] else ["no significant difference"]
     if k == 1:
         warnings.append("one repetition cannot show how much chance in training matters")
     elif k < SEEDS_TO_TRUST:

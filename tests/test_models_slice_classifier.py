@@ -1,4 +1,4 @@
-"""Stacks of slices: places are told apart, a head by itself, frozen weights left alone."""
+"""Stacks of slices: places differ, a head by itself, frozen weights left alone."""
 
 from __future__ import annotations
 

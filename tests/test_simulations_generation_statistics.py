@@ -84,8 +84,8 @@ def test_differences_are_taken_within_a_seed() -> None:
     ("federated", "verdict"),
     [
         ([1.0, 1.1, 0.9], "better"),
-        ([2.0, 2.2, 1.9], "not told apart"),
-        ([1.5, 2.9, 2.6], "not told apart"),
+        ([2.0, 2.2, 1.9], "no significant difference"),
+        ([1.5, 2.9, 2.6], "no significant difference"),
         ([3.0, 3.1, 2.9], "worse"),
     ],
 )
@@ -96,10 +96,10 @@ def test_a_verdict_needs_an_interval_without_zero(federated: list[float], verdic
     }
     headline = summarize_generation(table(values), MANIFEST)["headline"]["loss_against_pooling"]
     assert headline["verdict"] == verdict
-    apart = verdict != "not told apart"
-    assert f"was {verdict} {'than' if apart else 'from'} the" in headline["sentence"]
-    assert apart == (not headline["low"] <= 0 <= headline["high"])
-    assert ("may be chance" in headline["sentence"]) == (not apart)
+    differs = verdict != "no significant difference"
+    said = f"was {verdict} than the" if differs else "did not differ significantly from the"
+    assert said in headline["sentence"]
+    assert differs == (not headline["low"] <= 0 <= headline["high"])
 
 
 def test_a_headline_tells_what_a_distance_may_hide() -> None:
@@ -112,7 +112,7 @@ def test_a_headline_tells_what_a_distance_may_hide() -> None:
         ("local", "island", "precision"): [0.6, 0.5, 0.6],
     }
     headline = summarize_generation(table(values), MANIFEST)["headline"]["gain_of_data_poor_site"]
-    assert headline["verdict"] == "not told apart"
+    assert headline["verdict"] == "no significant difference"
     assert headline["sentence"].endswith(
         " The federated generator's recall differs by +0.10 (0.04 to 0.15), its precision by "
         "-0.07 (-0.21 to 0.08); above zero is better."

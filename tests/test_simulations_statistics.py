@@ -169,7 +169,7 @@ def test_identical_arms_differ_by_exactly_nothing():
             assert record["p"] == 1.0
     for part in found["headline"].values():
         assert part["excludes_zero"] is False
-        assert "may be chance" in part["sentence"]
+        assert "no significant difference" in part["sentence"]
 
 
 def test_perfect_against_chance_is_half_and_the_perfect_arm_has_no_width():
@@ -310,7 +310,7 @@ def test_headline_is_taken_from_the_differences_and_says_how_sure_it_is(five_see
     verb = "raised" if gain["value"] >= 0 else "lowered"
     assert gain["sentence"].startswith(f"At island, joining {verb} balanced accuracy by ")
     if verb == "raised":
-        assert f"(95 % interval {span}; 5 repetitions)" in gain["sentence"]
+        assert f"(95 % CI {span}; 5 repetitions)" in gain["sentence"]
     loss = five_seeds["headline"]["loss_against_pooling"]
     over = five_seeds["differences_over_sites"]["federated - centralized"]["balanced_accuracy"]
     assert (loss["value"], loss["low"]) == (-over["mean"], -over["high"])
@@ -320,13 +320,13 @@ def test_sentences_of_a_clear_gain_and_of_harm():
     found = run(benchmark(lambda model, k, _: right({"fedavg": 12}.get(model, 8)), seeds=2))
     gain = found["headline"]["gain_of_data_poor_site"]
     assert gain["sentence"] == (
-        f"At island, joining raised balanced accuracy by 0.27 (95 % interval {gain['low']:.2f} "
+        f"At island, joining raised balanced accuracy by 0.27 (95 % CI {gain['low']:.2f} "
         f"to {gain['high']:.2f}; 2 repetitions); so few repetitions make the interval too narrow."
     )
     found = run(benchmark(lambda model, k, _: right({"fedavg": 8}.get(model, 12))))
     harm = found["headline"]["gain_of_data_poor_site"]
     assert harm["sentence"] == (
-        f"At island, joining lowered balanced accuracy by 0.27 (95 % interval {-harm['high']:.2f} "
+        f"At island, joining lowered balanced accuracy by 0.27 (95 % CI {-harm['high']:.2f} "
         f"to {-harm['low']:.2f}; 1 repetition); one repetition cannot show how much chance in "
         "training matters."
     )

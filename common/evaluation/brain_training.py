@@ -28,7 +28,7 @@ from common.imaging.slices import axial_slices
 from common.seeding import derive_seed
 
 RECIPE_VERSION = 1  # raise it with every change of the weights made
-SEED = 20_260_101  # no cohort's: cohorts are told apart by seed and site names
+SEED = 20_260_101  # no cohort's: cohorts differ by seed and site names
 SCANNERS = tuple(f"extractor-{number}" for number in range(8))  # each draws its own profile
 SUBJECTS = 20  # of each scanner
 HEIGHTS_MM = tuple(np.linspace(-13.5, 31.5, 10).tolist())

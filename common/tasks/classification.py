@@ -311,7 +311,7 @@ def evaluate(
     config : RunConfig
     place : Place
     records : Path, optional
-        Folder for ``predictions.csv``, a row a scan, which stays at the site.
+        Folder for ``predictions.csv``, one row per scan, which stays at the site.
     """
     model = build_model(config, place)
     load_shared(model, released)

@@ -1,4 +1,4 @@
-"""Grids of a released generator's pictures: a row a site and sex, a column a height."""
+"""Grids of a released generator's pictures: rows are sites and sexes, columns heights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = 10  # pictures in a row
 def illustrate(
     folder: Path, released: State, config: RunConfig, *, round_number: int, place: Place
 ) -> None:
-    """Write ``grids/round-NNNN.png``: a row a site and sex, a column a height, with fixed latents.
+    """Write ``grids/round-NNNN.png``: sites and sexes by heights, with fixed latents.
 
     The rows and columns are those of the labels there are; of them, a person is one latent.
     """

@@ -260,7 +260,7 @@ class _Run:
         return self.earlier + time.perf_counter() - self.clock
 
     def _log(self, training: GanTraining, metrics: Mapping[str, float]) -> None:
-        """Append a row a metric: ``round`` is the iteration, ``n`` the images seen."""
+        """Append a row for each metric: ``round`` is the iteration, ``n`` the images seen."""
         seconds, seen = round(self._seconds(), 3), training.images_seen
         rows = [
             Row(training.steps, self.site, "train", name, value, seen, seconds)

@@ -2,7 +2,7 @@
 
 The same tables give the same bytes. A figure is made of panels, one a site, so that it reads as
 well on a phone as on paper. Colours are CSS variables of the page with a fallback (after Okabe and
-Ito's palette, told apart by colour-blind eyes); marker and dash tell the arms apart without colour.
+Ito's palette, distinct for colour-blind eyes); marker and dash tell the arms apart without colour.
 Every panel is an image to assistive technology, with its numbers in words.
 """
 
@@ -118,7 +118,7 @@ def comparison(
 
 
 def differences(table: pd.DataFrame, metric: str, limits: Limits) -> Markup:
-    """Draw one paired difference between two arms, a row a site.
+    """Draw one paired difference between two arms, one row per site.
 
     Parameters
     ----------

@@ -269,7 +269,7 @@ class GenerationContent:
             {
                 "kind": "grids",
                 "title": "Pictures of every generator",
-                "caption": "A row a sex and, where the generator knows it, site; columns: heights "
+                "caption": "Rows: sex and, where the generator knows it, site; columns: heights "
                 f"in mm above the head's centre, of two people. {whose} Pictures "
                 "are made from fixed random numbers, none chosen.",
                 "pictures": shown,

@@ -81,7 +81,7 @@ def estimate_axis(scores: Iterable[Mapping[str, Any]], measure: str) -> Axis:
     """Return an axis that holds every repetition, and of the intervals as much as is sensible.
 
     It begins at zero, or is logarithmic where one model's distances are many times another's: the
-    near ones could not be told apart else.
+    near ones would overlap else.
     """
     values, ends = [], []
     for place in scores:

@@ -96,7 +96,7 @@ def embedded(path: Path) -> Picture | None:
 
 
 def real_slices(stacks: Mapping[str, np.ndarray]) -> Picture | None:
-    """Lay sites' slices out like a generator's pictures: a row a sex and site.
+    """Lay sites' slices out like a generator's pictures: one row for each sex and site.
 
     None where no site's slices were kept in that layout.
     """
