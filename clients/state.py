@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from common.checkpoints import read_snapshot, save_snapshot
 from common.errors import DataContractError, FedscanError
-from common.files import write_atomically
+from common.files import PRIVATE_FOLDER, make_folder, write_atomically
 from common.paths import site_records
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ DATA = "data.json"
 ROSTER = "roster"  # who takes part, with which label, in which split
 RUN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 ROUND = re.compile(r"round-([1-9][0-9]*)")
-PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 WAY_OUT = "Restore the site's folder of states, or start the run anew"
 
 
@@ -139,7 +138,7 @@ class SiteState:
         with self._told(f"the private state of round {round_number} cannot be saved"):
             try:
                 self._make(folder)
-                save_snapshot(folder, NAME, tensors, self._about(round_number), PRIVATE_FILE)
+                save_snapshot(folder, NAME, tensors, self._about(round_number))
             except OSError:
                 if not self._whole(round_number):  # else it was saved before, and stays
                     shutil.rmtree(folder, ignore_errors=True)
@@ -192,7 +191,7 @@ class SiteState:
         with self._told(f"{about} cannot be saved"):
             self._make(self.folder)
             text = json.dumps({**kept, **digests}, indent=2)
-            write_atomically(self.folder / DATA, text.encode(), mode=PRIVATE_FILE)
+            write_atomically(self.folder / DATA, text.encode())
 
     def remove(self) -> None:
         """Remove all of the run's state, and the folders above it that are empty then.
@@ -240,8 +239,8 @@ class SiteState:
 
     def _make(self, folder: Path) -> None:
         """Make the run's folder, or one in it, for the owner alone."""
-        folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-        for made in (self.folder.parent, self.folder, folder):  # parents heed the umask
+        make_folder(folder)
+        for made in (self.folder.parent, self.folder, folder):  # one may have been there before
             made.chmod(PRIVATE_FOLDER)
 
     def _about(self, round_number: int) -> dict[str, str | int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.files import PRIVATE_FILE
 
 LOCK = ".lock"
 
@@ -38,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, mode=PRIVATE_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
