@@ -201,7 +201,7 @@ def test_a_broken_picture_is_named_and_a_missing_one_left_out(copy: Path) -> Non
         path.write_bytes(b"no picture")
     with pytest.raises(FedscanError, match=r"round-\d+\.png: is no whole PNG\. Delete it"):
         write_report(copy)
-    for path in paths:
+    for path in copy.glob("cells/centralized-*/all/grids/*.png"):
         path.unlink()
     alts = [str(a["alt"]) for a in Page(write_report(copy).read_text()).all("img")]
     assert not any("Centralized" in alt for alt in alts)
