@@ -31,7 +31,7 @@ from common.tasks import load_task
 from simulations import console
 from simulations.arms import POOL, Work
 from simulations.cell_progress import CellProgress
-from simulations.folders import locked, require_empty
+from simulations.folders import in_words, locked, require_empty
 from simulations.launch import leashed, neutral_home, offline_environment
 from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan
 from simulations.results import COLUMNS, USE_NUMBERS, USE_TEXTS, read_predictions, read_table
@@ -194,7 +194,10 @@ class Benchmark:
                 finally:  # nothing of it runs any more
                     self._forget_private_state()
             if stage[0].arm != PRETRAINING:  # what has been compared can be read while others run
-                self._collect()
+                # Its bugs need their traceback; not so what is in a folder that was handed over.
+                remedy = "Remove the folder cells, and --resume trains all anew"
+                with in_words(self.folder, remedy) if resume else contextlib.nullcontext():
+                    self._collect()
 
     def _clear(self, cells: list[Cell]) -> None:
         """Remove what interrupted attempts left, and what was made from models that now change."""

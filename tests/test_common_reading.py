@@ -23,9 +23,10 @@ from common.errors import ConfigError, FedscanError, FileError
 from common.metrics_log import read_rows
 from common.reading import open_plain, parse_json, read_json, require_plain_tree
 from common.training.gan_checkpoint import load_checkpoint, save_checkpoint
-from simulations.benchmark import check_folder, require_same
+from simulations.benchmark import Benchmark, check_folder, require_same
 from simulations.gan.generate import open_checkpoint
 from simulations.gan.plan import Request, resolve
+from simulations.plan import Plan
 from simulations.report.document import write_report
 from simulations.results import read_predictions
 from simulations.schedule import status_of
@@ -62,7 +63,7 @@ def quick() -> Iterator[None]:
         raise TimeoutError("it hangs")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(60)
+    signal.alarm(120)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -293,6 +294,33 @@ def test_nothing_is_resumed_in_a_folder_with_links(tmp_path: Path, place: str) -
     (tmp_path / "out" / place).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="is a link, which fedscan makes none of"):
         check_folder(tmp_path / "out", resume=True)
+
+
+def test_no_training_goes_on_in_a_folder_with_links(tmp_path: Path) -> None:
+    texts = dict.fromkeys(("cohort", "data", "source_hash"), "")
+    manifest = {"preset": "tiny-32", "config": {}, "sites": {}, **texts}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "out" / "grid-000001.png").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="is a link, which fedscan makes none of"):
+        resolve(Request(tmp_path / "out", resume=True))
+
+
+def test_what_resuming_a_made_up_comparison_runs_into_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Benchmark(Plan(arms=["local"]), {"north": tmp_path}, {}, tmp_path / "out")
+    monkeypatch.setattr(made, "_begin", lambda resume: None)
+    (cell,) = made.plan.cells()
+    made._cell(cell).mkdir(parents=True)
+    (made._cell(cell) / "status.json").write_text('{"status": "done"}')
+    header = "arm,strategy,seed,trained_on,tested_on,split,metric,value,n,steps,images_seen,rounds"
+    table = f"{header},seconds,bytes_up,bytes_down,status\n"
+    (made._cell(cell) / "results.csv").write_text(table)
+    (tmp_path / "out" / "manifest.json").write_text('{"poor_site": "north", "seconds": []}')
+    monkeypatch.setattr(made, "_summarize_predictions", lambda *_: {}["model"])
+    with pytest.raises(FedscanError, match=r"KeyError.*--resume trains all anew"):
+        made.run(resume=True)
 
 
 def test_a_tree_may_be_named_by_a_link_and_holds_files_and_folders(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, FileError
-from common.reading import read_json
+from common.reading import read_json, require_plain_tree
 from common.run_folder import MANIFEST
 from simulations import folders
 from simulations.gan.sites import choose_sites
@@ -73,8 +73,8 @@ def resolve(request: Request) -> Plan:
     Raises
     ------
     ConfigError, DataContractError
-        For a folder that holds other files, a training that was not asked to be resumed, or one
-        that was begun otherwise; for a setting, preset, cohort or site that cannot be.
+        For a folder that holds other files or links, a training that was not asked to be resumed,
+        or one that was begun otherwise; for a setting, preset, cohort or site that cannot be.
     """
     from common.training.gan_config import preset
 
@@ -86,6 +86,7 @@ def resolve(request: Request) -> Plan:
         sites = choose_sites(request.cohort, request.sites)
         return Plan(config, name, request.cohort, tuple(sites), None)
     before = _read_manifest(request.out)
+    require_plain_tree(request.out)
     began = type(preset(before["preset"])).from_mapping(before["config"])
     if request.preset not in (None, before["preset"]):
         raise _other(request.out, "preset", before["preset"])

@@ -19,7 +19,7 @@ from common.errors import ConfigError, DivergedError, FedscanError
 from common.files import write_atomically, write_json
 from common.metrics_log import MetricsLog, Row, read_rows
 from common.provenance import PACKAGES, source_hash, versions
-from common.reading import LARGEST_TABLE, read_bytes, require_plain_tree
+from common.reading import LARGEST_TABLE, read_bytes
 from common.run_folder import MANIFEST, METRICS, SUMMARY
 from simulations import console
 from simulations.federate import require_writable
@@ -67,9 +67,7 @@ def train(request: Request) -> dict[str, Any]:
         open_extractor(request.extractor).require_features()  # refused before the training
     require_writable(request.out, "--out")
     with locked(request.out), computing_with(plan.config.threads):
-        if request.resume:
-            require_plain_tree(request.out)
-        else:
+        if not request.resume:
             require_empty(request.out)  # again: another may have begun in the meantime
         return _Run(plan, request).run()
 

@@ -8,10 +8,8 @@ the site's choice. The folder may have come from anybody: no link in it is follo
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from common.errors import ConfigError, FedscanError, FileError
 from common.files import write_atomically
 from common.metrics_log import WHOLE, Row, read_rows
 from common.reading import open_plain, read_json
+from simulations.folders import in_words
 from simulations.report.content import Content
 from simulations.report.generation_content import GenerationContent
 from simulations.report.page import PAGE, STYLE
@@ -35,7 +34,7 @@ from simulations.results import USE_NUMBERS, USE_TEXTS, read_table
 REPORT = "report.html"
 MOST_SAMPLES = 2**26  # numbers, in all arrays together
 MOST_ARRAYS = 4096
-_log = logging.getLogger(__name__)
+REMEDY = "Copy the folder again, or give one that fedscan benchmark or fedscan run wrote"
 
 
 def write_report(folder: Path) -> Path:
@@ -60,27 +59,11 @@ def write_report(folder: Path) -> Path:
         A file cannot be read.
     """
     folder = Path(folder)
-    with _in_words(folder):
+    with in_words(folder, REMEDY):
         page = (_run(folder) if _is_run(folder) else _comparison(folder)).encode()
     target = folder / REPORT
     write_atomically(target, page)
     return target
-
-
-@contextlib.contextmanager
-def _in_words(folder: Path) -> Iterator[None]:
-    """Put into words whatever values that fedscan has not written may run a report into."""
-    try:
-        yield
-    except (FedscanError, OSError):
-        raise
-    except Exception as error:
-        _log.debug("no report of %s", folder, exc_info=True)
-        raise FedscanError(
-            f"{folder}: its files hold what no report can be made of ({type(error).__name__}). "
-            "Accepted is a folder as fedscan benchmark or fedscan run wrote it: copy it again, or "
-            "give another"
-        ) from error
 
 
 def _comparison(folder: Path) -> str:
