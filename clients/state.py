@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from common.checkpoints import read_snapshot, save_snapshot
 from common.errors import DataContractError, FedscanError
-from common.files import write_atomically
+from common.files import PRIVATE_FOLDER, make_folder, write_atomically
 from common.paths import site_records
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ DATA, ORDERS, ENDED = "data.json", "orders.json", ".ended"
 ROSTER = "roster"  # who takes part, with which label, in which split
 RUN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 ROUND = re.compile(r"round-([1-9][0-9]*)")
-PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 WAY_OUT = "Restore the site's folder of states, or start the run anew"
 
 
@@ -141,7 +140,7 @@ class SiteState:
         with self._told(f"the private state of round {round_number} cannot be saved"):
             try:
                 self._make(folder)
-                save_snapshot(folder, NAME, tensors, self._about(round_number), PRIVATE_FILE)
+                save_snapshot(folder, NAME, tensors, self._about(round_number))
             except OSError:
                 if not self._whole(round_number):  # else it was saved before, and stays
                     shutil.rmtree(folder, ignore_errors=True)
@@ -236,7 +235,7 @@ class SiteState:
         """Remove the run's state, as :meth:`remove`, and remember that the run has ended."""
         with self._told("the end of the run cannot be kept"):
             self._make(self.folder.parent)
-            write_atomically(self._ended, b"", mode=PRIVATE_FILE)
+            write_atomically(self._ended, b"")
         self.remove()
 
     def remove(self) -> None:
@@ -279,7 +278,7 @@ class SiteState:
         with self._told(f"{about} cannot be saved"):
             self._make(self.folder)
             text = json.dumps(digests, indent=2)
-            write_atomically(self.folder / name, text.encode(), mode=PRIVATE_FILE)
+            write_atomically(self.folder / name, text.encode())
 
     def _changed(self, name: str) -> DataContractError:
         way_out = "put them back as they were, or end the run and begin another"
@@ -298,9 +297,9 @@ class SiteState:
 
     def _make(self, folder: Path) -> None:
         """Make the folder of all states, the run's, or one in that, for the owner alone."""
-        folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-        for made in (self.folder.parent, self.folder, folder):  # parents heed the umask
-            if made.exists():
+        make_folder(folder)
+        for made in (self.folder.parent, self.folder, folder):  # one may have been there before
+            if made.is_dir():
                 made.chmod(PRIVATE_FOLDER)
 
     def _about(self, round_number: int) -> dict[str, str | int]:

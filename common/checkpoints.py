@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import FedscanError
+from common.errors import FedscanError, FileError
 from common.files import without_nan, write_atomically, write_json
+from common.reading import LARGEST_WEIGHTS, open_plain, parse_json, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,13 +55,17 @@ def load_model(folder: Path, model: nn.Module) -> dict[str, Any]:
     """
     from safetensors import SafetensorError, safe_open
 
+    path = folder / "model.safetensors"
     try:
-        with safe_open(folder / "model.safetensors", "pt") as tensors:
+        open_plain(path, limit=LARGEST_WEIGHTS).close()  # or else it would follow a link
+        with safe_open(path, "pt") as tensors:
             text = (tensors.metadata() or {}).get(DESCRIPTION)
             state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
         # Weights of an earlier version have their description beside them alone.
-        description = json.loads(text or (folder / "model.json").read_text())
+        description = parse_json(text.encode()) if text else read_json(folder / "model.json")
         model.load_state_dict(state, strict=True)
+    except FileError:
+        raise
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise FedscanError(
             f"{folder}: no model that fits could be loaded ({error}). A run folder with a whole "
@@ -74,7 +79,6 @@ def save_snapshot(
     name: str,
     state: dict[str, Tensor],
     description: dict[str, Any],
-    mode: int = 0o644,
 ) -> None:
     """Replace a folder's snapshot by another, in one instant.
 
@@ -90,9 +94,6 @@ def save_snapshot(
         Contiguous. The same state gives the same bytes.
     description : dict
         JSON values; a key ``weights`` is added.
-    mode : int
-        Permissions of both files. They get them just after they are written, so that a snapshot
-        that is private belongs in a folder that is.
     """
     from safetensors.torch import save
 
@@ -100,10 +101,8 @@ def save_snapshot(
     digest = hashlib.sha256(data).hexdigest()
     weights = f"{name}-{digest[:16]}.safetensors"
     write_atomically(folder / weights, data)
-    (folder / weights).chmod(mode)
-    sidecar = folder / f"{name}.json"
-    write_json(sidecar, {**description, "weights": {"file": weights, "sha256": digest}})
-    sidecar.chmod(mode)
+    about = {**description, "weights": {"file": weights, "sha256": digest}}
+    write_json(folder / f"{name}.json", about)
     for old in folder.glob(f"{name}-*.safetensors"):
         if old.name != weights:
             old.unlink(missing_ok=True)
@@ -133,7 +132,7 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
         raise FedscanError(f"{folder}: there is no such folder. One with {wanted} is needed")
     path = folder / wanted if folder.is_dir() else folder.with_name(wanted)
     try:
-        description = json.loads(path.read_text())
+        description = read_json(path, remedy="Restore the checkpoint's sidecar, or train anew")
     except FileNotFoundError as error:
         others = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in PICKLES)
         hint = f"; {others[0]} is a pickle, which fedscan never opens" if others else ""
@@ -143,11 +142,7 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
             f"{path.parent}: no checkpoint is here, for {wanted} is missing{hint}. Name {folder} "
             "folder in which a training kept its checkpoint"
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise FedscanError(
-            f"{path}: the checkpoint's sidecar cannot be read ({error}). Restore it, or train anew"
-        ) from error
-    if not isinstance(description, dict) or not isinstance(description.get("weights"), dict):
+    if not isinstance(description.get("weights"), dict):
         raise FedscanError(
             f"{path}: this is no sidecar of a checkpoint, since it names no weights. Name the "
             "folder in which a training kept its checkpoint"
@@ -173,7 +168,7 @@ def read_snapshot(
     path = parent / Path(file).name  # a sidecar may name files beside it, no others
     shown = path if path.name.isprintable() else parent / f"{name}.json"
     try:
-        with path.open("rb") as stream:
+        with open_plain(path, limit=LARGEST_WEIGHTS) as stream:
             whole = hashlib.file_digest(stream, "sha256").hexdigest() == digest
         if whole:
             with safe_open(path, "pt") as tensors:

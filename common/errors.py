@@ -7,6 +7,11 @@ for the second: it never holds a file name, a participant or a value read from a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 class FedscanError(Exception):
     """Base of all errors that a user can act on; shown without a traceback.
@@ -73,6 +78,26 @@ class DataContractError(FedscanError):
         )
         self.site, self.problem, self.where = site, problem, where
         self.got, self.remedy = got, remedy
+
+
+class FileError(FedscanError):
+    """A file of a folder of results that is there and cannot be used.
+
+    Parameters
+    ----------
+    path : Path
+    problem : str
+        What is wrong with it, as a predicate ("is a link"), in words that hold nothing read from
+        it.
+    remedy : str
+        What to do.
+    """
+
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        # The name may be what a hostile file said.
+        shown = "".join(c if c.isprintable() else "\ufffd" for c in str(path))
+        super().__init__(f"{shown}: {problem}. {remedy}", public=f"a file {problem}. {remedy}")
+        self.path, self.problem, self.remedy = path, problem, remedy
 
 
 class ProvenanceError(FedscanError):

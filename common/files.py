@@ -1,4 +1,9 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and that nobody but their owner reads.
+
+Much of what fedscan writes shows, encodes or names scans, and what does not lies beside it. So
+there is one rule, whatever the umask: folders that fedscan makes are 0700 and files are 0600. Who
+wants to share a result does so with ``chmod``; folders that were there before stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,42 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file so that a reader, or a crash, never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and those above it that are missing, for their owner alone.
+
+    Raises
+    ------
+    OSError
+        If one cannot be made, or a file is in its place.
+    """
+    try:
+        path.mkdir(mode=PRIVATE_FOLDER)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        make_folder(path.parent)
+        make_folder(path)
+    else:
+        path.chmod(PRIVATE_FOLDER)  # a umask may have taken the owner's rights, too
+    return path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, never meets half of it, nor another user any."""
+    make_folder(path.parent)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(mode)
+        Path(temporary).chmod(PRIVATE_FILE)  # mkstemp's mode, but for what the umask took
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

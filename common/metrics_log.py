@@ -7,8 +7,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.files import without_nan
+from common.errors import FileError
+from common.files import without_nan, write_atomically
+from common.reading import LARGEST_TABLE, open_plain, parse_json, read_bytes
 
+LONGEST_LINE = 2**16  # bytes
+TYPES = {
+    "round": int,
+    **dict.fromkeys(("site", "split", "name"), str),
+    "value": (int, float, type(None)),
+    **dict.fromkeys(("n", "seconds"), (int, float)),
+}
 WHOLE = "all"  # the site of a number that is that of all sites together
 
 
@@ -35,8 +44,8 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        if not path.exists():
+            write_atomically(path, b"")
 
     def append(self, rows: list[Row]) -> None:
         """Write rows in one go, so that a reader meets whole lines of whole rounds."""
@@ -61,7 +70,7 @@ class MetricsTail:
     def new_rows(self) -> list[Row]:
         """Return the whole rows since the last call; a line still being written is left."""
         try:
-            with self.path.open("rb") as file:
+            with open_plain(self.path, limit=LARGEST_TABLE) as file:
                 file.seek(self._read)
                 *lines, _ = file.read().split(b"\n")
         except FileNotFoundError:  # not yet, or no longer: a run's folder is renamed at its end
@@ -71,15 +80,30 @@ class MetricsTail:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the whole rows of a log; a last line still being written is left for later."""
-    with path.open() as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield _row(line)
+    """Yield the whole rows of a log; a last line still being written is left for later.
+
+    Raises
+    ------
+    FileNotFoundError, FileError
+        There is no log, or not one that fedscan would write: the line is named.
+    """
+    remedy = "Accepted is a log by fedscan run"
+    *lines, _ = read_bytes(path, limit=LARGEST_TABLE, remedy=remedy).split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            yield _row(line)
+        except ValueError as error:
+            raise FileError(path, f"line {number} cannot be read ({error})", remedy) from None
 
 
-def _row(line: str | bytes) -> Row:
-    values = json.loads(line)
+def _row(line: bytes) -> Row:
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"more than {LONGEST_LINE} bytes")
+    values = parse_json(line)
+    if not isinstance(values, dict) or values.keys() != TYPES.keys():
+        raise ValueError("no row of metrics")
+    if wrong := [name for name, kind in TYPES.items() if not isinstance(values[name], kind)]:
+        raise ValueError(f"no row of metrics: {wrong[0]} is of another type")
     if values["value"] is None:
         values["value"] = float("nan")
     return Row(**values)

@@ -25,4 +25,4 @@ def save_predictions(path: Path, labels: np.ndarray, probabilities: np.ndarray) 
             zip(labels.tolist(), probabilities.tolist(), strict=True)
         )
     ]
-    write_atomically(path, ("scan,label,probability\n" + "".join(lines)).encode(), mode=0o600)
+    write_atomically(path, ("scan,label,probability\n" + "".join(lines)).encode())

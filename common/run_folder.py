@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
-from common.files import write_json
+from common.files import make_folder, write_json
 from common.metrics_log import MetricsLog
 from common.provenance import source_hash, versions
 
@@ -39,7 +39,7 @@ class RunFolder:
     def __init__(self, config: RunConfig, run_id: str) -> None:
         self.config, self.run_id = config, run_id
         self.path = Path(config.output_dir or default_output_dir()) / run_id
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self.metrics = MetricsLog(self.path / METRICS)
 
     def write_manifest(self, sites: dict[str, dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ import pandas as pd
 from clients.resources import compute_device, granted
 from common.config import RunConfig
 from common.errors import DivergedError
-from common.files import write_atomically, write_json
+from common.files import make_folder, write_atomically, write_json
 from common.metrics_log import MetricsLog, Row, read_rows
 from common.paths import cache_dir
 from common.run_folder import METRICS, SUMMARY
@@ -297,7 +297,7 @@ def _federated(work: Work) -> list[dict[str, Any]]:
     run_folder.rename(run_folder.with_name(POOL))
     for site in work.sites:
         records = Path(work.records) / site
-        (records / work.cell.name).mkdir(exist_ok=True)
+        make_folder(records / work.cell.name)
         shutil.move(records / str(summary["run_id"]), records / work.cell.name / POOL)
     return rows
 

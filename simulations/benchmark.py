@@ -21,19 +21,20 @@ import numpy as np
 import pandas as pd
 
 from common.config import RunConfig
-from common.errors import ConfigError, FedscanError
-from common.files import write_atomically, write_json
+from common.errors import ConfigError, FedscanError, FileError
+from common.files import make_folder, write_atomically, write_json
 from common.machine import processor, usable_cpus
 from common.paths import cache_dir
 from common.provenance import PACKAGES, source_hash, versions
+from common.reading import read_json, require_plain_tree
 from common.tasks import load_task
 from simulations import console
 from simulations.arms import POOL, Work
 from simulations.cell_progress import CellProgress
-from simulations.folders import locked, require_empty
+from simulations.folders import in_words, locked, require_empty
 from simulations.launch import leashed, neutral_home, offline_environment
 from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan
-from simulations.results import COLUMNS, USE_NUMBERS, USE_TEXTS, read_table
+from simulations.results import COLUMNS, USE_NUMBERS, USE_TEXTS, read_predictions, read_table
 from simulations.schedule import MISSING, STATUS, status_of
 
 RESULTS, SUMMARY, MANIFEST, SAMPLES = (
@@ -56,6 +57,8 @@ def check_folder(folder: Path, *, resume: bool) -> None:
     ------
     ConfigError
     """
+    if resume and folder.is_dir():
+        require_plain_tree(folder)
     if not (folder / MANIFEST).is_file():
         if resume and folder.is_dir() and any(folder.glob("[!.]*")):
             raise ConfigError(
@@ -101,9 +104,9 @@ def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     try:
-        before = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise ConfigError(f"{path} cannot be read. Give another --out") from None
+        before = read_json(path, remedy="Restore it, or give another --out")
+    except FileError as error:
+        raise ConfigError(str(error), public=error.public) from None
     told: list[str] = []
     for key, now in json.loads(json.dumps(asked)).items():
         then = before.get(key)
@@ -177,7 +180,7 @@ class Benchmark:
             If the folder holds another comparison, or one that was not asked to be resumed.
         """
         check_folder(self.folder, resume=resume)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with locked(self.folder):
             self._run(resume)
 
@@ -191,7 +194,10 @@ class Benchmark:
                 finally:  # nothing of it runs any more
                     self._forget_private_state()
             if stage[0].arm != PRETRAINING:  # what has been compared can be read while others run
-                self._collect()
+                # Its bugs need their traceback; not so what is in a folder that was handed over.
+                remedy = "Remove the folder cells, and --resume trains all anew"
+                with in_words(self.folder, remedy) if resume else contextlib.nullcontext():
+                    self._collect()
 
     def _clear(self, cells: list[Cell]) -> None:
         """Remove what interrupted attempts left, and what was made from models that now change."""
@@ -276,7 +282,7 @@ class Benchmark:
             after.callback(work.unlink, missing_ok=True)
             command = [sys.executable, "-m", "simulations.schedule", str(work)]
             log = self.folder / "cells" / "ray.log"
-            log.parent.mkdir(exist_ok=True)
+            make_folder(log.parent)
             # A cell's own leash ends what the cell has started; Ray would kill the leash first.
             environment = {
                 **offline_environment(home),
@@ -303,7 +309,11 @@ class Benchmark:
 
     @cached_property
     def _poor(self) -> str:
-        return json.loads((self.folder / MANIFEST).read_text())["poor_site"]
+        poor = read_json(self.folder / MANIFEST).get("poor_site")
+        if poor not in self.sites:
+            remedy = "Restore it, or give another --out"
+            raise FileError(self.folder / MANIFEST, "names no site of these as poor_site", remedy)
+        return poor
 
     def _work(self, cell: Cell) -> Work:
         def models(name: str) -> str:
@@ -344,21 +354,17 @@ class Benchmark:
     def _collect(self) -> None:
         """Write results, summary and sample scans from the cells' folders."""
         cells = self.plan.cells()
-        parts = [
-            read_table(self._cell(cell) / RESULTS)
-            for cell in cells
-            if (self._cell(cell) / RESULTS).is_file()
-        ]
+        parts = [self._table(cell) for cell in cells if (self._cell(cell) / RESULTS).is_file()]
         order = ["arm", "strategy", "seed", "trained_on", "split", "rounds", "tested_on", "metric"]
         results = pd.concat(parts)[COLUMNS].sort_values(order, kind="stable", ignore_index=True)
         write_atomically(self.folder / RESULTS, results.to_csv(index=False).encode())
-        manifest = json.loads((self.folder / MANIFEST).read_text())
+        manifest = read_json(self.folder / MANIFEST)
         manifest["seconds"] = round(float(_cell_seconds(results).sum()), 1)
         write_json(self.folder / MANIFEST, manifest)
         if self.config.task == "generation":
             summary = self._summarize_generation(results, manifest)
         else:
-            summary = self._summarize_predictions(results, manifest["poor_site"])
+            summary = self._summarize_predictions(results, self._poor)
         summary["unfinished"] = [
             {"arm": cell.arm, "seed": cell.seed, "status": self._status(cell)}
             for stage in self.plan.stages()
@@ -376,7 +382,6 @@ class Benchmark:
             write_atomically(
                 self._records / site / "predictions.csv",
                 frame.to_csv(index=False).encode(),
-                mode=0o600,
             )
         return summarize(
             results,
@@ -396,11 +401,12 @@ class Benchmark:
         for cell in self.plan.cells():
             path = self._cell(cell) / POOL / SUMMARY
             if cell.arm == "federated" and path.is_file():
-                found = json.loads(path.read_text()).get("bytes_plain")
-                plain |= {(cell.strategy, cell.seed): float(found)} if found else {}
+                found = read_json(path, self.folder).get("bytes_plain")
+                if isinstance(found, int | float) and found > 0:
+                    plain[cell.strategy, cell.seed] = float(found)
         summary = summarize_generation(results, manifest, plain_bytes=plain)
         used = [
-            read_table(self._cell(cell) / RESULTS, numbers=USE_NUMBERS, texts=USE_TEXTS)
+            self._table(cell, numbers=USE_NUMBERS, texts=USE_TEXTS)
             for stage in self.plan.stages()
             for cell in stage
             if cell.arm == USE and self._status(cell) == "done"
@@ -412,12 +418,17 @@ class Benchmark:
             summary["use"] = summarize_use(table)
         return summary
 
+    def _table(self, cell: Cell, **columns: Any) -> pd.DataFrame:
+        """Read the rows that a cell left."""
+        remedy = f"Remove {self._cell(cell)}, and --resume trains it again"
+        return read_table(self._cell(cell) / RESULTS, self.folder, remedy=remedy, **columns)
+
     def _predictions(self, site: str) -> pd.DataFrame:
         parts = []
         for cell in self.plan.cells():
             for path in sorted((self._records / site / cell.name).glob("*/predictions.csv")):
                 identity = {"arm": cell.arm, "strategy": cell.strategy, "seed": cell.seed}
-                frame = pd.read_csv(path)
+                frame = read_predictions(path, self.folder)
                 parts.append(frame.assign(**identity, trained_on=path.parent.name))
         columns = ["arm", "strategy", "seed", "trained_on", "scan", "label", "probability"]
         return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
@@ -446,7 +457,7 @@ class Benchmark:
             strips[site] = np.ascontiguousarray(middle)
         file = io.BytesIO()
         np.savez_compressed(file, **{f"{SITE}{site}": strip for site, strip in strips.items()})
-        write_atomically(self.folder / SAMPLES, file.getvalue(), mode=0o600)
+        write_atomically(self.folder / SAMPLES, file.getvalue())
 
 
 def _cell_seconds(results: pd.DataFrame) -> pd.Series:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -174,6 +175,7 @@ def benchmark(
     - `fedscan benchmark --strategies fedavg,fedprox --set proximal-mu=0.1`
     - `fedscan benchmark --cohort ~/hospitals --dry-run`
     """
+    from common.reading import read_json
     from simulations import compare
 
     folder = compare.compare(
@@ -198,11 +200,11 @@ def benchmark(
     )
     if folder is None:
         return
-    summary = (folder / "summary.json").read_text()
+    summary = read_json(folder / "summary.json")
     if output_format is Format.json:
-        typer.echo(json.dumps(json.loads(summary)))
+        typer.echo(json.dumps(summary))
     else:
-        compare.show(json.loads(summary))
+        compare.show(summary)
         typer.echo(str(folder / "report.html"))
     if unfinished := compare.unfinished(folder):
         from common.errors import FedscanError
@@ -326,6 +328,8 @@ def main() -> None:
     for number in STOP:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
+    # Ours say their modes themselves: this is for files of Flower, Ray and other libraries.
+    os.umask(0o077)
     from simulations.console import err
 
     try:
@@ -337,7 +341,9 @@ def main() -> None:
         sys.exit(1)
     except FedscanError as error:
         err.print("[bold red]Error:[/] ", end="")
-        err.print(str(error), markup=False, soft_wrap=True)
+        # A name or value in it may come from a file that somebody else has written.
+        told = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(error))
+        err.print(told, markup=False, soft_wrap=True)
         # 2: what was asked for, or the data, cannot be; 1: it was tried and failed.
         sys.exit(2 if isinstance(error, ConfigError | DataContractError) else 1)
 

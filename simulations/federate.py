@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,10 +11,11 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
-from common.files import write_json
+from common.files import make_folder, write_atomically, write_json
 from common.machine import usable_cpus
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
+from common.reading import read_json
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
 from server.selection import due
@@ -187,7 +187,7 @@ def federate(
     if folder:  # also of a run that has ended well: a site may not have been able to
         _forget_private_state(folder.name)
     if completed and folder and (folder / SUMMARY).is_file():
-        return folder, json.loads((folder / SUMMARY).read_text())
+        return folder, read_json(folder / SUMMARY)
     raise RunFailed(_why(folder, log))
 
 
@@ -210,7 +210,7 @@ def _attempt(
                 if folder and folder.is_dir():
                     told = (folder / FAILURE).is_file()
                     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                        shutil.copyfile(run.log_path, folder / LOG)
+                        write_atomically(folder / LOG, run.log_path.read_bytes())
             return folder, completed, run.log()
     except BaseException:
         # Only now has every process ended: a site would save its round, the server say how it died.
@@ -239,7 +239,7 @@ def require_writable(folder: Path, what: str) -> None:
     ConfigError
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0" * 4096)
     except OSError as error:
@@ -275,7 +275,7 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
             bar.say("sites read and prepare their scans")
         if folder and not greeted and (folder / MANIFEST).is_file():
             greeted = True
-            sites = json.loads((folder / MANIFEST).read_text())["sites"]
+            sites = read_json(folder / MANIFEST)["sites"]
             counts = ", ".join(f"{name} ({site['n_train']})" for name, site in sites.items())
             bar.say(f"training at {counts}")
             for name, site in sites.items():
@@ -320,7 +320,7 @@ def _validation(rows: list[Row]) -> str:
 
 def _why(folder: Path | None, log: str) -> str:
     if folder and (folder / FAILURE).is_file():
-        failure = json.loads((folder / FAILURE).read_text())
+        failure = read_json(folder / FAILURE)
         who = f"site '{failure['site']}'" if failure["site"] else "the server"
         return (
             f"{who} failed in {failure['phase']}: {failure['error']}\n{failure['traceback']}"

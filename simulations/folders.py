@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import ConfigError
+from common.errors import ConfigError, FedscanError
+from common.files import PRIVATE_FILE
 
 LOCK = ".lock"
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def in_words(folder: Path, remedy: str) -> Iterator[None]:
+    """Put into words whatever values that fedscan has not written run the block into.
+
+    Raises
+    ------
+    FedscanError
+        In place of any other error but the file system's.
+    """
+    try:
+        yield
+    except (FedscanError, OSError):
+        raise
+    except Exception as error:
+        _log.debug("the files of %s", folder, exc_info=True)
+        what = f"{type(error).__name__}: {error}"
+        raise FedscanError(
+            f"{folder}: its files hold what fedscan would not have written ({what}). {remedy}",
+            public=f"a folder's files hold what fedscan would not have written. {remedy}",
+        ) from error
 
 
 def require_empty(folder: Path) -> None:
@@ -38,7 +63,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, mode=PRIVATE_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:

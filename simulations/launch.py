@@ -23,6 +23,7 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
+from common.files import write_atomically
 from common.machine import usable_cpus
 
 OFFLINE = {
@@ -124,6 +125,7 @@ def leashed(
     That holds however the block is left, and when this very process is killed; then the folder
     ``cwd``, which is the command's own, is removed too.
     """
+    write_atomically(log_path, b"")  # for its owner alone: a traceback may name scans
     with log_path.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "simulations.leash", "--remove", str(cwd), *command],

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from common.errors import FileError
+from common.reading import LARGEST_TABLE, read_bytes
 
 COLUMNS = [
     *("arm", "strategy", "seed", "trained_on", "tested_on", "split", "metric", "value", "n"),
@@ -17,6 +22,7 @@ NUMBERS = tuple(name for name in COLUMNS if name not in TEXTS)
 USE_COLUMNS = ["seed", "row", "site", "metric", "value", "n"]  # of the pictures' use
 CHOSEN = "synthetic_participants"  # a metric there: the amount that validation chose
 USE_TEXTS = ("row", "site", "metric")
+PREDICTIONS = {"scan": "int64", "label": "int64", "probability": "float64"}
 USE_NUMBERS = tuple(name for name in USE_COLUMNS if name not in USE_TEXTS)
 
 
@@ -52,23 +58,65 @@ def count_cells(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def read_table(
-    path: Path, *, numbers: Collection[str] = NUMBERS, texts: Collection[str] = TEXTS
+    path: Path,
+    root: Path | None = None,
+    *,
+    numbers: Collection[str] = NUMBERS,
+    texts: Collection[str] = TEXTS,
+    remedy: str = "Accepted is a table by fedscan benchmark",
 ) -> pd.DataFrame:
     """Read a CSV whose texts stay as they stand: ``01``, ``NA`` and ``null`` can name a site.
 
     Parameters
     ----------
     path : Path
+    root : Path, optional
+        As of :func:`common.reading.open_plain`.
     numbers, texts : collection of str
-        Columns that it must have. Where no number stands it is NaN.
+        Columns that it must have. Where no number stands, or one that is not finite, it is NaN.
+    remedy : str
+        What a reader of an error can do.
 
     Raises
     ------
-    ValueError
-        It is no table, a column is missing, or a number is none.
+    FileNotFoundError
+        There is no such file.
+    FileError
+        It cannot be read, is no table, a column is missing, or a number is none.
     """
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if absent := [name for name in (*texts, *numbers) if name not in table]:
-        raise ValueError(f"lacks the columns {', '.join(absent)}")
-    found = {name: pd.to_numeric(table[name].mask(table[name] == "")) for name in numbers}
+    raw = read_bytes(path, root, limit=LARGEST_TABLE, remedy=remedy)
+    try:
+        table = pd.read_csv(io.BytesIO(raw), dtype=str, keep_default_na=False)
+        if absent := [name for name in (*texts, *numbers) if name not in table]:
+            raise ValueError(f"lacks the columns {', '.join(absent)}")
+        found = {name: _numbers(table[name]) for name in numbers}
+    except (ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
+        raise FileError(path, f"cannot be read ({error})", remedy) from None
     return table.assign(**found)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """Numbers of a column of texts; one that is not finite is missing, as in JSON."""
+    found = pd.to_numeric(column.mask(column == ""))
+    if found.dtype == object:  # whole numbers of more than 64 bits
+        found = found.astype(float)
+    return found.mask(np.isinf(found))
+
+
+def read_predictions(path: Path, root: Path) -> pd.DataFrame:
+    """Read a table by :func:`common.predictions.save_predictions`.
+
+    Raises
+    ------
+    FileNotFoundError, FileError
+        As :func:`read_table`.
+    """
+    remedy = "Remove the cell's folder in cells, and --resume trains it again"
+    raw = read_bytes(path, root, limit=LARGEST_TABLE, remedy=remedy)
+    try:
+        table = pd.read_csv(io.BytesIO(raw))[list(PREDICTIONS)].astype(PREDICTIONS)
+    except (ValueError, KeyError, OverflowError) as error:
+        raise FileError(path, f"holds no predictions ({error})", remedy) from None
+    if not table["probability"].between(0, 1).all():
+        raise FileError(path, "holds probabilities that are none", remedy)
+    return table

@@ -6,7 +6,6 @@ as *done*, *diverged*, *timeout* or *error*; one bad cell does not stop the othe
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -18,9 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from common.errors import DivergedError
+from common.errors import DivergedError, FileError
 from common.files import write_atomically, write_json
 from common.machine import usable_cpus
+from common.reading import LARGEST_JSON, parse_json, read_bytes, read_json
 from simulations.arms import Work, run_cell
 from simulations.plan import USE, Cell
 from simulations.results import COLUMNS
@@ -29,12 +29,25 @@ POLL_SECONDS = 1.0
 CANCEL_SECONDS = 10.0  # at most, until a cancelled cell has ended
 STATUS, BEGAN = "status.json", ".began"  # in a cell's folder
 MISSING = "missing"
+ENDS = ("done", "diverged", "timeout", "error")
 
 
 def status_of(folder: Path) -> str:
-    """Return how a cell's training ended, ``missing`` where it has not."""
-    path = folder / STATUS
-    return json.loads(path.read_text())["status"] if path.is_file() else MISSING
+    """Return how a cell's training ended, ``missing`` where it has not.
+
+    Raises
+    ------
+    FileError
+        What says so cannot be read.
+    """
+    remedy = "Remove the cell's folder, and --resume trains it again"
+    try:
+        status = read_json(folder / STATUS, remedy=remedy).get("status")
+    except FileNotFoundError:
+        return MISSING
+    if status not in ENDS:
+        raise FileError(folder / STATUS, f"names no status, one of {', '.join(ENDS)}", remedy)
+    return status
 
 
 def schedule(works: list[Work]) -> None:
@@ -92,8 +105,7 @@ def _start(ray: Any, work: Work) -> Any:
 def attempt(work: Work) -> None:
     """Run a cell and leave its rows, or why there are none or not all, in its folder."""
     folder = Path(work.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / BEGAN).touch()
+    write_atomically(folder / BEGAN, b"")
     try:
         rows = run_cell(work)
     except Exception as error:
@@ -116,7 +128,7 @@ def end_cell(folder: Path, cell: Cell, status: str, why: str) -> None:
 
 def main() -> None:
     """Read the work and do it."""
-    items = json.loads(Path(sys.argv[1]).read_text())
+    items = parse_json(read_bytes(Path(sys.argv[1]), limit=LARGEST_JSON))
     schedule([Work(**{**item, "cell": Cell(**item["cell"])}) for item in items])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -67,3 +68,13 @@ def wait_until_gone(before: set[int], seconds: float = 30.0) -> set[int]:
     while (left := flower_processes() - before) and time.monotonic() < deadline:
         time.sleep(0.5)
     return left
+
+
+def modes_of_others(folder: Path) -> dict[str, str]:
+    """Return what of a tree other users have rights on, or its owner has not all of."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode != (0o700 if path.is_dir() else 0o600):
+            found[str(path.relative_to(folder))] = oct(mode)
+    return found

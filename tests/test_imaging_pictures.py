@@ -130,10 +130,10 @@ def test_a_path_shows_the_target_and_every_waypoint(image: np.ndarray, tmp_path:
         assert strip.width > 3 * READABLE and strip.height < 2.5 * READABLE
 
 
-def test_pictures_of_scans_can_be_kept_from_others(image: np.ndarray, tmp_path: Path) -> None:
-    write_grid(tmp_path / "real.png", [image[None]], mode=0o600)
-    write_picture(tmp_path / "target.png", image, mode=0o600)
-    write_path(tmp_path / "path.png", image, [0], image[None], [1.0], mode=0o600)
+def test_pictures_are_their_owners_alone(image: np.ndarray, tmp_path: Path) -> None:
+    write_grid(tmp_path / "real.png", [image[None]])
+    write_picture(tmp_path / "target.png", image)
+    write_path(tmp_path / "path.png", image, [0], image[None], [1.0])
     for path in tmp_path.iterdir():
         assert path.stat().st_mode & 0o777 == 0o600, path.name
 

@@ -15,7 +15,14 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from processes import SCRIPTS, environment, fedscan, flower_processes, wait_until_gone
+from processes import (
+    SCRIPTS,
+    environment,
+    fedscan,
+    flower_processes,
+    modes_of_others,
+    wait_until_gone,
+)
 
 from common.errors import ConfigError, DivergedError
 from common.files import write_json
@@ -58,6 +65,7 @@ def test_it_leaves_results_of_every_arm_a_summary_and_a_report(whole) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["headline"]["gain_of_data_poor_site"]["value"] is not None
     assert "<svg" in (out / "report.html").read_text()
+    assert modes_of_others(out) == {}
     for path in (out / "results.csv", out / "summary.json", out / "report.html"):
         assert "sub-" not in path.read_text()
 

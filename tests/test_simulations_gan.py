@@ -80,6 +80,7 @@ def command(
     from simulations.cli import main
 
     handlers = {number: signal.getsignal(number) for number in STOP}
+    os.umask(umask := os.umask(0))  # the command sets its own
     for name, value in caches(cache).items():
         monkeypatch.setenv(name, value)
 
@@ -95,6 +96,7 @@ def command(
         return Done(code, captured.out, captured.err)
 
     yield run
+    os.umask(umask)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from common.errors import FileError
 from simulations.results import COLUMNS, TEXTS, count_cells, read_table
 
 
@@ -26,8 +27,16 @@ def test_names_stay_names_and_numbers_become_numbers(tmp_path: Path) -> None:
 )
 def test_what_is_no_table_of_results_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "results.csv").write_text(text)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(FileError, match=words):
         read_table(tmp_path / "results.csv")
+
+
+def test_a_number_that_is_not_finite_is_missing(tmp_path: Path) -> None:
+    row = {**dict.fromkeys(COLUMNS, "3"), **dict.fromkeys(TEXTS, "test")}
+    told = ["inf", "-inf", "1e999", f"1{'0' * 400}", "0.5"]
+    pd.DataFrame([{**row, "value": one} for one in told]).to_csv(tmp_path / "t.csv", index=False)
+    found = read_table(tmp_path / "t.csv")
+    assert list(found["value"].isna()) == [True] * 4 + [False]
 
 
 def test_a_cell_of_which_one_model_diverged_is_counted_once(tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY
-from processes import ROOT, SCRIPTS, environment, fedscan, flower_processes, wait_until_gone
+from processes import (
+    ROOT,
+    SCRIPTS,
+    environment,
+    fedscan,
+    flower_processes,
+    modes_of_others,
+    wait_until_gone,
+)
 
 pytestmark = pytest.mark.simulation
 SET = [word for assignment in TINY for word in ("--set", assignment)]
@@ -41,6 +49,7 @@ def test_last_line_is_the_run_folder_and_it_is_whole(run) -> None:
         "summary.json",
         "flower.log",
     }
+    assert modes_of_others(folder.parent) == {}
     for site in ("north", "island"):
         assert site in done.stdout
     assert "Round 2/2" in done.stderr and "━" not in done.stderr  # plain lines, no bar

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import math
 import os
@@ -37,10 +36,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import ConfigError, FedscanError
+from common.errors import ConfigError, FedscanError, FileError
 from common.evaluation.brain_network import SIZE, BrainNetwork
 from common.evaluation.image_statistics import check_shape
-from common.files import write_atomically, write_json
+from common.files import PRIVATE_FILE, make_folder, write_atomically, write_json
+from common.reading import read_bytes, read_json
 
 DEFAULT = "fedscan-brain"
 FOREIGN_SIZE, FOREIGN_CHANNELS = 299, 3  # Inception's, unless a file beside says otherwise
@@ -214,8 +214,8 @@ def _default(cache: Path) -> Extractor:
     if (found := _cached(weights)) is not None:
         return found
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(weights.with_suffix(".lock")):
+        make_folder(folder)
+        with FileLock(weights.with_suffix(".lock"), mode=PRIVATE_FILE):
             if (found := _cached(weights)) is None:
                 raw = _make()
                 write_atomically(weights, raw)
@@ -253,12 +253,12 @@ def _recipe() -> str:
 def _cached(weights: Path) -> Extractor | None:
     """The default extractor from its two files, or None where one is absent or damaged."""
     try:
-        raw = weights.read_bytes()
-        about = json.loads(weights.with_suffix(".json").read_bytes())
-    except (OSError, ValueError):
+        raw = read_bytes(weights, limit=LARGEST_FILE)
+        about = read_json(weights.with_suffix(".json"))
+    except (FileNotFoundError, FileError):
         return None
     digest = _sha256(raw)
-    if not isinstance(about, dict) or about.get("sha256") != digest:
+    if about.get("sha256") != digest:
         return None
     network = _from_safetensors(raw)
     return None if network is None else Extractor(DEFAULT, digest, network)
@@ -332,12 +332,13 @@ def _wanted(path: Path) -> dict[str, Any]:
     """What a TorchScript network wants its images to be, from the JSON file beside it."""
     beside = path.with_name(path.name + ".json")
     try:
-        told = json.loads(beside.read_bytes()) if beside.exists() else {}
+        # Whoever names a link means what it leads to: this is a user's own folder.
+        told = read_json(beside.resolve()) if beside.exists() else {}
         size = int(told.get("size", FOREIGN_SIZE))
         channels = int(told.get("channels", FOREIGN_CHANNELS))
         low, high = (float(value) for value in told.get("range", (-1, 1)))
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        size = 0
+    except (FileError, OSError, RuntimeError, ValueError, TypeError, OverflowError):
+        size = 0  # RuntimeError: a circle of links
     sized = SMALLEST_SIZE <= size <= LARGEST_SIZE
     if not sized or channels not in (1, 3) or not -math.inf < low < high < math.inf:
         raise _refused(

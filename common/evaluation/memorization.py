@@ -67,7 +67,6 @@ FEWEST = 2  # training and held-out images: a second neighbour, and any spread a
 
 _NEAREST_FLOOR = 0.5  # times m, see above; held-out images' d₂ is hardly ever below it
 _TINY = 1e-12  # ρ above 0 and below 1, where a logarithm is taken
-_PRIVATE = 0o600
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ def write_look_alikes(
 
     rows = [generated[np.asarray(generated_indices)], training[np.asarray(training_indices)]]
     captions = [f"{distance:.3g}" for distance in distances]
-    write_grid(path, rows, names=["generated", "scan"], captions=captions, mode=_PRIVATE)
+    write_grid(path, rows, names=["generated", "scan"], captions=captions)
 
 
 def _isolation(

@@ -21,6 +21,7 @@ held-out participants than features: a Fréchet distance needs one image more th
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ import numpy as np
 from common.errors import ConfigError, FedscanError
 from common.evaluation import degradations
 from common.evaluation.generation import MEASURES, judge_features
+from common.files import write_atomically
 from common.imaging.slices import SliceSet, load_slices, pool
 from common.seeding import derive_seed
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
@@ -300,8 +302,9 @@ def picture(rows: Sequence[dict[str, Any]], held_out: SliceSet, path: Path, seed
             sheet.paste(grey, (left + place * side, top + 14))
         text = f"{step.series}: {step.level}   Frechet {row['frechet_distance']:.1f}"
         draw.text((left, top), text, fill=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    write_atomically(path, file.getvalue())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

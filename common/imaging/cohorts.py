@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import ConfigError
+from common.files import make_folder, write_atomically
 from common.imaging import phantoms, shifts
 from common.machine import usable_cpus
 from common.seeding import derive_seed
@@ -241,9 +242,9 @@ def _write_planned(
     out: Path, site: str, plan: list[Subject], seed: int, run: Run, progress: Progress
 ) -> None:
     """Write a site into a temporary sibling and rename it into place."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     partial = out / f".{site}.{uuid.uuid4().hex}.partial"
-    partial.mkdir()
+    make_folder(partial)
     try:
         rows = []
         for row in run([(str(partial), site, subject, seed) for subject in plan]):
@@ -251,7 +252,7 @@ def _write_planned(
             progress(1)
         _write_description(partial, site, seed)
         header = "participant_id\tsex\tage\tsplit\n"
-        (partial / "participants.tsv").write_bytes((header + "".join(rows)).encode())
+        write_atomically(partial / "participants.tsv", (header + "".join(rows)).encode())
         partial.replace(out / site)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -264,8 +265,7 @@ def _write_subject(work: Work) -> str:
     volume, affine = subject_volume(site, subject, seed)
     name = subject.participant_id
     path = Path(folder, name, "anat", f"{name}_T1w.nii.gz")
-    path.parent.mkdir(parents=True)
-    path.write_bytes(_nifti_bytes(volume, affine))
+    write_atomically(path, _nifti_bytes(volume, affine))
     age = subject_latents(site, subject, seed).age
     return f"{name}\t{subject.sex}\t{age:.1f}\t{subject.split}\n"
 
@@ -317,5 +317,5 @@ def _write_description(folder: Path, site: str, seed: int) -> None:
         "(ICBM 2009a nonlinear symmetric, Fonov et al. 2011), seen by a simulated scanner.\n"
     )
     for name, value in (("dataset_description.json", description), ("participants.json", columns)):
-        (folder / name).write_bytes((json.dumps(value, indent=2) + "\n").encode())
-    (folder / "README").write_bytes(readme.encode())
+        write_atomically(folder / name, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomically(folder / "README", readme.encode())

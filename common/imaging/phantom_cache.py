@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from common.files import PRIVATE_FILE, make_folder
 from common.imaging.cohorts import PHANTOM_VERSION, Progress, check_site, write_site
 
 
@@ -42,8 +43,8 @@ def ensure_site(
     folder = home / site
     if folder.is_dir():  # only ever renamed into place whole
         return folder
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"):
+    make_folder(home)
+    with FileLock(home / ".lock", mode=PRIVATE_FILE):
         if not folder.is_dir():
             for leftover in home.glob(".*.partial"):
                 shutil.rmtree(leftover)

@@ -46,14 +46,14 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
     return pixels.transpose(0, 2, 1, 3).reshape(count, height, channels * width)
 
 
-def write_picture(path: Path, image: np.ndarray, *, mode: int = 0o644) -> None:
-    """Write one image (C, R, R) as it is, a pixel a pixel; ``mode`` as in :func:`write_grid`.
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write one image (C, R, R) as it is, a pixel a pixel.
 
     An image of one or three channels is read back within 1/255 of what it was.
     """
     from PIL import Image
 
-    _write(path, Image.fromarray(to_pixels(image[None])[0]), mode=mode)
+    _write(path, Image.fromarray(to_pixels(image[None])[0]))
 
 
 def write_grid(
@@ -62,7 +62,6 @@ def write_grid(
     *,
     names: Sequence[str] = (),
     captions: Sequence[str] = (),
-    mode: int = 0o644,
 ) -> None:
     """Write rows of images as one picture, small ones enlarged until a reader sees them.
 
@@ -75,10 +74,8 @@ def write_grid(
         What stands to the left of each row.
     captions : sequence of str
         What stands above each column; a caption may have several lines.
-    mode : int
-        The file's permissions: 0o600 where the images are somebody's scans.
     """
-    _write(path, grid(rows, names=names, captions=captions), mode=mode)
+    _write(path, grid(rows, names=names, captions=captions))
 
 
 def grid(
@@ -150,8 +147,6 @@ def write_path(
     steps: Sequence[int],
     images: np.ndarray,
     distances: Sequence[float],
-    *,
-    mode: int = 0o644,
 ) -> None:
     """Write a projection's path: the target, then what was reached after some steps.
 
@@ -165,13 +160,11 @@ def write_path(
         (len(steps), C, R, R).
     distances : sequence of float
         Perceptual distance to the target, one an image.
-    mode : int
-        As in :func:`write_grid`.
     """
     captions = ["target\n"] + [
         f"step {step}\n{distance:.3g}" for step, distance in zip(steps, distances, strict=True)
     ]
-    write_grid(path, [np.concatenate([target[None], images])], captions=captions, mode=mode)
+    write_grid(path, [np.concatenate([target[None], images])], captions=captions)
 
 
 def _enlarged(picture: Image) -> Image:
@@ -186,7 +179,7 @@ def _enlarged(picture: Image) -> Image:
     )
 
 
-def _write(path: Path, picture: Image, *, mode: int = 0o644) -> None:
+def _write(path: Path, picture: Image) -> None:
     file = io.BytesIO()
     picture.save(file, "PNG")
-    write_atomically(path, file.getvalue(), mode=mode)
+    write_atomically(path, file.getvalue())

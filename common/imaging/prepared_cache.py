@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from common.files import PRIVATE_FILE, make_folder
 from common.imaging.nifti import ScanBytes
 
 _FOLDER = "prepared"
@@ -112,11 +113,11 @@ class PreparedCache:
         """Write a file under another name, then put it in place at one stroke."""
         temporary = None
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.parent.mkdir(exist_ok=True, mode=0o700)
+            make_folder(path.parent)
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
                 temporary = Path(file.name)
                 write(file)
+            temporary.chmod(PRIVATE_FILE)  # made so, but for what a umask took
             temporary.replace(path)
         except OSError as error:
             if temporary is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import ConfigError
+from common.errors import ConfigError, FileError
+from common.reading import read_json, require_plain_tree
 from common.run_folder import MANIFEST
 from simulations import folders
 from simulations.gan.sites import choose_sites
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 DEFAULT_PRESET = "tiny-32"
 FREE = ("kimg", "log-every", "snapshot-every")  # may change on --resume: no weight depends on them
+KEPT = {  # of a manifest, what a training goes on with
+    **dict.fromkeys(("preset", "cohort", "data", "source_hash"), str),
+    **dict.fromkeys(("config", "sites"), dict),
+}
 MACHINE = ("threads", "device")  # may change too: they decide the last bits of the weights
 
 
@@ -69,8 +73,8 @@ def resolve(request: Request) -> Plan:
     Raises
     ------
     ConfigError, DataContractError
-        For a folder that holds other files, a training that was not asked to be resumed, or one
-        that was begun otherwise; for a setting, preset, cohort or site that cannot be.
+        For a folder that holds other files or links, a training that was not asked to be resumed,
+        or one that was begun otherwise; for a setting, preset, cohort or site that cannot be.
     """
     from common.training.gan_config import preset
 
@@ -82,6 +86,7 @@ def resolve(request: Request) -> Plan:
         sites = choose_sites(request.cohort, request.sites)
         return Plan(config, name, request.cohort, tuple(sites), None)
     before = _read_manifest(request.out)
+    require_plain_tree(request.out)
     began = type(preset(before["preset"])).from_mapping(before["config"])
     if request.preset not in (None, before["preset"]):
         raise _other(request.out, "preset", before["preset"])
@@ -129,18 +134,20 @@ def _require_slices(config: GanConfig) -> None:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if {"preset", "config", "cohort", "sites", "data"} <= manifest.keys():
+        manifest = read_json(folder / MANIFEST)
+        if all(isinstance(manifest.get(key), kind) for key, kind in KEPT.items()):
             return manifest
+        why = "lacks an entry that a manifest has"
     except FileNotFoundError:
         raise ConfigError(
             f"{folder} holds no training: leave --resume out to begin one",
             public="--out holds no training: leave --resume out to begin one",
         ) from None
-    except (OSError, ValueError, AttributeError):
-        pass
+    except FileError as error:
+        why = error.problem
     raise ConfigError(
-        f"{folder / MANIFEST} is not of a training of fedscan train-gan",
+        f"{folder / MANIFEST} is not of a training of fedscan train-gan: it {why}. Restore it, or "
+        "begin anew with another --out",
         public=f"{MANIFEST} in --out is not of a training of fedscan train-gan",
     )
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from common.training.projector import Projection
 
 ABOUT = "projections.json"
-PRIVATE = 0o600  # what shows a target, or gives it back, shows somebody's scan
 
 
 @dataclass(frozen=True)
@@ -153,14 +152,13 @@ def _write(folder: Path, target: np.ndarray, done: Projection) -> dict[str, Any]
     from common.imaging.pictures import write_grid, write_path, write_picture
 
     reached = done.reconstruction.numpy()
-    write_picture(folder / "target.png", target, mode=PRIVATE)
-    write_picture(folder / "reconstruction.png", reached, mode=PRIVATE)
+    write_picture(folder / "target.png", target)
+    write_picture(folder / "reconstruction.png", reached)
     apart = np.abs(reached - target) * 2 - 1  # black where they agree, white from half the range
     write_grid(
         folder / "comparison.png",
         [np.stack([target, reached, apart])],
         captions=["target", "reached", "difference"],
-        mode=PRIVATE,
     )
     write_path(
         folder / "path.png",
@@ -168,10 +166,9 @@ def _write(folder: Path, target: np.ndarray, done: Projection) -> dict[str, Any]
         [point.step for point in done.path],
         np.stack([point.image.numpy() for point in done.path]),
         [point.distance for point in done.path],
-        mode=PRIVATE,
     )
     state = {"w": done.ws, **{f"noise.{k:02d}": one for k, one in enumerate(done.noise)}}
-    write_atomically(folder / "w.safetensors", save(state), mode=PRIVATE)
+    write_atomically(folder / "w.safetensors", save(state))
     return {
         "folder": folder.name,
         "distance_start": done.path[0].distance,

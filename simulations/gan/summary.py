@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from common.errors import FedscanError
 from common.evaluation.generation import MEASURES, require_extractor
 from common.files import without_nan
+from common.reading import read_json
 from common.seeding import derive_seed
 from simulations import console
 from simulations.gan.sites import load_pool
@@ -46,9 +46,9 @@ def read_current(path: Path, extractor: Extractor, *, steps: int) -> dict[str, A
         other iterations, or something else altogether.
     """
     try:
-        summary = json.loads(path.read_text())
+        summary = read_json(path)
         judge = require_extractor(summary)
-    except (OSError, ValueError, AttributeError, FedscanError):
+    except (FileNotFoundError, FedscanError):
         return None
     if (judge["name"], judge["hash"]) != (extractor.name, extractor.hash):
         return None

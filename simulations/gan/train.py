@@ -19,6 +19,7 @@ from common.errors import ConfigError, DivergedError, FedscanError
 from common.files import write_atomically, write_json
 from common.metrics_log import MetricsLog, Row, read_rows
 from common.provenance import PACKAGES, source_hash, versions
+from common.reading import LARGEST_TABLE, read_bytes
 from common.run_folder import MANIFEST, METRICS, SUMMARY
 from simulations import console
 from simulations.federate import require_writable
@@ -154,7 +155,7 @@ class _Run:
                 raise ConfigError(f"{self.folder}: {problem}", public=problem)
             now = self.config.to_mapping()
             self._note_changes(before, now)
-            others = [key for key in MACHINE if before["config"][key] != now[key]]
+            others = [key for key in MACHINE if before["config"].get(key) != now[key]]
             if before["source_hash"] != _sources():
                 others.append("fedscan sources")
             if others:
@@ -191,7 +192,7 @@ class _Run:
 
     def _note_changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Keep what was asked for this time, so that the next --resume goes on with it."""
-        changed = {key: now[key] for key in FREE if before["config"][key] != now[key]}
+        changed = {key: now[key] for key in FREE if before["config"].get(key) != now[key]}
         if changed:
             config = {**before["config"], **changed}
             write_json(self.folder / MANIFEST, {**before, "config": config})
@@ -200,14 +201,11 @@ class _Run:
         """Drop metrics and grids of iterations that are not in the checkpoint."""
         path = self.folder / METRICS
         if path.is_file():
-            whole = [line for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")]
-            kept = [
-                (line, row)
-                for line, row in zip(whole, read_rows(path), strict=True)
-                if row.round <= steps
-            ]
-            write_atomically(path, b"".join(line for line, _ in kept))
-            self.earlier = max((row.seconds for _, row in kept), default=0.0)
+            *lines, _ = read_bytes(path, limit=LARGEST_TABLE).split(b"\n")
+            rows = list(read_rows(path))
+            kept = [line for line, row in zip(lines, rows, strict=True) if row.round <= steps]
+            write_atomically(path, b"".join(line + b"\n" for line in kept))
+            self.earlier = max((row.seconds for row in rows if row.round <= steps), default=0.0)
         for grid in self.folder.glob("grid-*.png"):
             number = grid.stem.removeprefix("grid-")
             if number.isdecimal() and int(number) > steps:
@@ -340,7 +338,7 @@ class _Run:
                 count = min(GRID_COLUMNS, len(having))
                 rows.append(data.images[draws.choice(having, count, replace=False)])
                 names.append(label_name(turn))
-        write_grid(self.folder / REAL, rows, names=names if turns else [], mode=0o600)
+        write_grid(self.folder / REAL, rows, names=names if turns else [])
 
 
 def _sources() -> str:

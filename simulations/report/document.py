@@ -3,12 +3,12 @@
 Figures and tables follow from ``results.csv`` or ``metrics.jsonl``, intervals from
 ``summary.json``; the report trains nothing, so it can be redrawn wherever the folder is. It holds
 no script and asks the network for nothing. Everything read from a file is escaped: a site's name is
-the site's choice.
+the site's choice. The folder may have come from anybody: no link in it is followed.
 """
 
 from __future__ import annotations
 
-import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.errors import ConfigError, FedscanError
+from common.errors import ConfigError, FedscanError, FileError
 from common.files import write_atomically
 from common.metrics_log import WHOLE, Row, read_rows
+from common.reading import open_plain, read_json
+from simulations.folders import in_words
 from simulations.report.content import Content
 from simulations.report.generation_content import GenerationContent
 from simulations.report.page import PAGE, STYLE
@@ -30,6 +32,9 @@ from simulations.report.words import mapping
 from simulations.results import USE_NUMBERS, USE_TEXTS, read_table
 
 REPORT = "report.html"
+MOST_SAMPLES = 2**26  # numbers, in all arrays together
+MOST_ARRAYS = 4096
+REMEDY = "Copy the folder again, or give one that fedscan benchmark or fedscan run wrote"
 
 
 def write_report(folder: Path) -> Path:
@@ -54,23 +59,23 @@ def write_report(folder: Path) -> Path:
         A file cannot be read.
     """
     folder = Path(folder)
-    page, private = (_run(folder), False) if _is_run(folder) else _comparison(folder)
+    with in_words(folder, REMEDY):
+        page = (_run(folder) if _is_run(folder) else _comparison(folder)).encode()
     target = folder / REPORT
-    write_atomically(target, page.encode(), mode=0o600 if private else 0o644)
+    write_atomically(target, page)
     return target
 
 
-def _comparison(folder: Path) -> tuple[str, bool]:
-    """Return the page, and whether it shows scans, which are for their owner's eyes alone."""
+def _comparison(folder: Path) -> str:
     results = read_results(folder)
     summary, manifest = (_read_json(folder, name) for name in ("summary.json", "manifest.json"))
     samples = _read_samples(folder)
     if mapping(manifest.get("config")).get("task") != "generation":
-        return render(results, summary, manifest, samples), bool(samples)
+        return render(results, summary, manifest, samples)
     models = trained_models(folder, results)
     use = _read_use(folder)
     content = GenerationContent(results, summary, manifest, samples, models, use)
-    return fill(content.parts()), bool(samples)
+    return fill(content.parts())
 
 
 def _run(folder: Path) -> str:
@@ -81,10 +86,10 @@ def _run(folder: Path) -> str:
             "or of a run with task = generation"
         )
     metrics = _read_metrics(folder, manifest)
-    summary = _read_json(folder, "summary.json") if (folder / "summary.json").is_file() else {}
     config = mapping(manifest.get("config"))
     key = ("federated", str(config.get("strategy", "")), config.get("seed"), WHOLE)
-    return fill(RunContent(metrics, summary, manifest, trained_model(folder, *key)).parts())
+    model = trained_model(folder, *key, root=folder)
+    return fill(RunContent(metrics, model.summary, manifest, model).parts())
 
 
 def _is_run(folder: Path) -> bool:
@@ -102,10 +107,7 @@ def read_results(folder: Path) -> pd.DataFrame:
         It is no table of results.
     """
     path = _existing(folder, "results.csv")
-    try:
-        table = read_table(path)
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise FedscanError(f"{path}: {error}. Accepted is a table by fedscan benchmark") from None
+    table = read_table(path)
     if table.empty:
         raise FedscanError(f"{path} has no row, so there is nothing to report")
     return table
@@ -141,54 +143,59 @@ def fill(parts: Mapping[str, Any]) -> str:
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = _existing(folder, name)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise FedscanError(f"{path}: {error}. Accepted is JSON by fedscan benchmark") from None
-    if not isinstance(value, dict):
-        raise FedscanError(f"{path} holds no JSON object, as fedscan benchmark would write it")
-    return value
+    return read_json(_existing(folder, name), remedy="Accepted is JSON by fedscan benchmark or run")
 
 
 def _read_samples(folder: Path) -> dict[str, np.ndarray]:
     path = folder / "samples.npz"
-    if not path.exists():
-        return {}
+    remedy = "Delete it to report without scans"
+    largest = 8 * MOST_SAMPLES  # bytes, unpacked or not
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {
-                name.removeprefix(SITE): np.asarray(arrays[name], dtype=float)
-                for name in arrays.files
-            }
+        with open_plain(path, limit=largest, remedy=remedy) as stream:
+            with zipfile.ZipFile(stream) as archive:  # nothing of it is unpacked yet
+                sizes = [one.file_size for one in archive.infolist()]
+            if sum(sizes) > largest or len(sizes) > MOST_ARRAYS:
+                raise FileError(path, "is too large when it is unpacked", remedy)
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as arrays:
+                found = {
+                    name.removeprefix(SITE): _slices(arrays[name], path, remedy)
+                    for name in arrays.files
+                }
+    except FileNotFoundError:
+        return {}
+    except FileError:
+        raise
     except Exception as error:  # a damaged archive raises anything at all
-        raise FedscanError(f"{path}: {error}. Delete it to report without scans") from None
-    if flat := [name for name, slices in found.items() if slices.ndim != 3]:
-        raise FedscanError(f"{path}: {flat[0]} holds no stack of slices (K, S, S)")
+        raise FileError(path, f"cannot be read ({error})", remedy) from None
     return found
+
+
+def _slices(stack: np.ndarray, path: Path, remedy: str) -> np.ndarray:
+    """Slices (K, S, S) as floats."""
+    if stack.dtype.kind not in "biuf" or stack.ndim != 3 or stack.size > MOST_SAMPLES:
+        raise FileError(path, "holds an array that is no stack of slices (K, S, S)", remedy)
+    if not np.isfinite(stack).all():
+        raise FileError(path, "holds slices with values that are not finite", remedy)
+    return stack.astype(float)
 
 
 def _read_use(folder: Path) -> pd.DataFrame | None:
     """Rows of ``use.csv``, if there is one."""
     path = folder / "use.csv"
-    if not path.is_file():
-        return None
+    remedy = "Delete it to report without it"
     try:
-        table = read_table(path, numbers=USE_NUMBERS, texts=USE_TEXTS)
-    except (ValueError, OSError) as error:
-        raise FedscanError(f"{path}: {error}. Delete it to report without it") from None
+        table = read_table(path, numbers=USE_NUMBERS, texts=USE_TEXTS, remedy=remedy)
+    except FileNotFoundError:
+        return None
     return table.dropna(subset=["seed", "value"])
 
 
 def _read_metrics(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
     """Rows of ``metrics.jsonl`` with the columns of a table of results."""
-    path = _existing(folder, "metrics.jsonl")
-    try:
-        rows = [asdict(row) for row in read_rows(path)]
-        table = pd.DataFrame(rows, columns=[one.name for one in fields(Row)])
-        table = table.assign(**{k: pd.to_numeric(table[k]) for k in ("round", "value", "n")})
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise FedscanError(f"{path}: {error}. Accepted is a log by fedscan run") from None
+    rows = [asdict(row) for row in read_rows(_existing(folder, "metrics.jsonl"))]
+    table = pd.DataFrame(rows, columns=[one.name for one in fields(Row)])
+    table = table.assign(**{k: pd.to_numeric(table[k]) for k in ("round", "value", "n")})
     strategy = str(mapping(manifest.get("config")).get("strategy", ""))
     whole = {"arm": "federated", "strategy": strategy, "trained_on": WHOLE, "status": "done"}
     named = {"site": "tested_on", "name": "metric", "round": "rounds"}

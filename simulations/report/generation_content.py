@@ -254,8 +254,9 @@ class GenerationContent:
             shown.append({"name": "Real slices", "note": "training scans", "alt": alt, **real})
         for name, key in self.described.items():
             model = first.get((key.get("arm"), key.get("strategy"), key.get("trained_on")))
-            if model is None or (grid := pictures.embedded(model.grids[model.shown_round])) is None:
+            if model is None:
                 continue
+            grid = pictures.embedded(model.grids[model.shown_round], model.root)
             look = self.looks[name].name
             alt = f"Pictures by the generator {look}, as it was tested"
             note = f"seed {model.seed}, round {model.shown_round}"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from common.errors import FileError
+from common.reading import LARGEST_PICTURE, read_bytes, read_json
 from simulations.report import samples
 from simulations.report.words import mapping
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 WIDEST = 1200  # pixels: beyond that a grid's file grows and the page shows no more of it
+MOST_PIXELS = 2**26  # of a picture that is read
 STAGES = 6  # pictures of how rounds go by
 
 Picture = dict[str, Any]
@@ -40,6 +43,7 @@ class Trained:
     trained_on: str
     summary: Mapping[str, Any] = field(default_factory=dict)
     grids: Mapping[int, Path] = field(default_factory=dict)
+    root: Path | None = None  # the folder that is reported
 
     @property
     def shown_round(self) -> int | None:
@@ -48,17 +52,23 @@ class Trained:
         return best if best in self.grids else max(self.grids, default=None)
 
 
-def trained_model(folder: Path, *key: Any) -> Trained:
-    """Read what is in the folder of one model; whatever is missing or broken is left out."""
+def trained_model(folder: Path, *key: Any, root: Path) -> Trained:
+    """Read what is in the folder of one model, below the root; whatever is missing is left out.
+
+    Raises
+    ------
+    FileError
+        Its summary cannot be read.
+    """
     try:
-        summary = mapping(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        summary = read_json(folder / "summary.json", root)
+    except FileNotFoundError:
         summary = {}
     found = {}
     for path in sorted((folder / "grids").glob("round-*.png")):
         if match := re.fullmatch(r"round-(\d{1,9})", path.stem):
             found[int(match[1])] = path
-    return Trained(*key, summary=summary, grids=found)
+    return Trained(*key, summary=summary, grids=found, root=root)
 
 
 def trained_models(folder: Path, results: pd.DataFrame) -> list[Trained]:
@@ -71,7 +81,7 @@ def trained_models(folder: Path, results: pd.DataFrame) -> list[Trained]:
         path = cells / cell / trained_on
         if {"", ".."} & {*Path(cell).parts, trained_on} or path.parent.parent != cells:
             continue  # a name in a table is no way out of the folder
-        models.append(trained_model(path, arm, strategy, int(seed), trained_on))
+        models.append(trained_model(path, arm, strategy, int(seed), trained_on, root=folder))
     return models
 
 
@@ -84,15 +94,29 @@ def stages(model: Trained, most: int = STAGES) -> list[int]:
     return sorted({model.shown_round, *(known[place] for place in places)})
 
 
-def embedded(path: Path) -> Picture | None:
-    """Read a picture, as large as it is good for; None where it cannot be read."""
+def embedded(path: Path, root: Path | None) -> Picture:
+    """Read a picture below a root, as large as it is good for.
+
+    Raises
+    ------
+    FileError
+        It cannot be read, or is no PNG of at most ``MOST_PIXELS``.
+    """
     from PIL import Image
 
+    remedy = "Delete it to report without it"
+    raw = read_bytes(path, root, limit=LARGEST_PICTURE, remedy=remedy)
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            return encoded(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, of chunks
-        return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged here
+            picture = Image.open(io.BytesIO(raw), formats=["PNG"])
+        if picture.width * picture.height > MOST_PIXELS:
+            raise FileError(path, f"has more than {MOST_PIXELS:,} pixels", remedy)
+        return encoded(picture.convert("RGB"))
+    except FileError:
+        raise
+    except Exception:  # Pillow raises anything at all
+        raise FileError(path, "is no whole PNG", remedy) from None
 
 
 def real_slices(stacks: Mapping[str, np.ndarray]) -> Picture | None:

@@ -55,12 +55,12 @@ def as_rounds_go_by(model: Trained, who: str) -> Block | None:
     """Return the grids of some rounds, the first and the last among them."""
     shown = []
     for stage in pictures.stages(model):
-        if grid := pictures.embedded(model.grids[stage]):
-            seed = "" if model.seed is None else f"seed {model.seed}"
-            released = "the released one" if stage == model.summary.get("best_round") else ""
-            note = ", ".join(filter(None, (seed, released)))
-            alt = f"Pictures by {who} after round {stage}"
-            shown.append({"name": f"Round {stage}", "note": note, "alt": alt, **grid})
+        grid = pictures.embedded(model.grids[stage], model.root)
+        seed = "" if model.seed is None else f"seed {model.seed}"
+        released = "the released one" if stage == model.summary.get("best_round") else ""
+        note = ", ".join(filter(None, (seed, released)))
+        alt = f"Pictures by {who} after round {stage}"
+        shown.append({"name": f"Round {stage}", "note": note, "alt": alt, **grid})
     if not shown:
         return None
     return (

@@ -1,6 +1,6 @@
 """Which training slices a comparison of generators shows, and how they lie in ``samples.npz``.
 
-The pictures that generators make are shown in two rows, one per sex, of two people with five heights;
+Generated pictures are shown in two rows, one per sex, of two people with five heights;
 real slices are kept in that order, so that both can be laid out alike. A place that nobody fills
 (a site may have one man only) is air. Like every array of the file, a slice is turned so that axis
 0 points to the right and axis 1 to the front.
