@@ -10,6 +10,7 @@ rounds.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,10 @@ def require_explained(
 ) -> None:
     """Refuse weights that have moved farther since the last round than updates explain.
 
+    A tensor of n entries may move by ``factor`` · max(u, r √n), where u is the norm of the site's
+    own largest update of it, and r the root mean square of the largest updates of all entries: a
+    small tensor that the site itself hardly trains may be trained by others.
+
     Parameters
     ----------
     site : str
@@ -115,8 +120,11 @@ def require_explained(
     """
     if not factor:
         return
+    squares = sum(float(norm) ** 2 for norm in largest.values())
+    usual = math.sqrt(squares / max(1, sum(tensor.numel() for tensor in received.values())))
     excess = {
-        name: float((tensor - before[name]).norm()) / max(factor * largest[name], ABSOLUTE)
+        name: float((tensor - before[name]).norm())
+        / max(factor * max(float(largest[name]), usual * math.sqrt(tensor.numel())), ABSOLUTE)
         for name, tensor in received.items()
     }
     worst = max(excess, key=excess.__getitem__)
