@@ -20,7 +20,7 @@ from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
 from server.selection import due
 from simulations import console
-from simulations.launch import TOO_SLOW, FlowerRun, Resources, flower_run
+from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
 
 LOG = "flower.log"
 STARTS = 3  # of Flower, whose server must be up within 15 seconds: too few on a busy machine
@@ -181,29 +181,31 @@ def federate(
     if not config.cohort_dir:
         prepare_phantoms(phantom_sites(resources.sites), quiet=quiet)
     for start in range(1, STARTS + 1):
-        folder, completed, log = _attempt(config, resources, start, quiet=quiet)
+        folder, log = _attempt(config, resources, start, quiet=quiet)
         if folder or TOO_SLOW not in log:
             break
     if folder:  # also of a run that has ended well: a site may not have been able to
         _forget_private_state(folder.name)
-    if completed and folder and (folder / SUMMARY).is_file():
+    # It writes one of the two as its last; with neither, its process has died.
+    if folder and (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, json.loads((folder / SUMMARY).read_text())
     raise RunFailed(_why(folder, log))
 
 
 def _attempt(
     config: RunConfig, resources: Resources, start: int, *, quiet: bool
-) -> tuple[Path | None, bool, str]:
-    """Run it once: the run folder, where it came to have one, whether all is done, Flower's log."""
+) -> tuple[Path | None, str]:
+    """Run it once: the run folder, where it came to have one, and Flower's log."""
     folder: Path | None = None
     told = False  # why it failed, by the run itself
     try:
         with flower_run(config, resources) as run:
             try:
                 with console.steps("Round", config.num_server_rounds, quiet=quiet) as bar:
+                    if run.shares_network and start == 1:
+                        bar.tell(SHARED_NETWORK)
                     bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
                     folder = _follow(run, config, bar)
-                completed = _completed(run, folder)
             finally:
                 if folder is None and (run_id := run.run_id()):
                     folder = Path(config.output_dir) / run_id
@@ -211,7 +213,7 @@ def _attempt(
                     told = (folder / FAILURE).is_file()
                     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
                         shutil.copyfile(run.log_path, folder / LOG)
-            return folder, completed, run.log()
+            return folder, run.log()
     except BaseException:
         # Only now has every process ended: a site would save its round, the server say how it died.
         if folder:
@@ -219,16 +221,6 @@ def _attempt(
                 _mark_interrupted(folder)
             _forget_private_state(folder.name)
         raise
-
-
-def _completed(run: FlowerRun, folder: Path | None) -> bool:
-    """Whether the run came to its end: of summary and failure it writes one, as the last.
-
-    Flower is asked only where there is neither, since its log may end before the run.
-    """
-    if folder and (folder / FAILURE).is_file():
-        return False
-    return bool(folder and (folder / SUMMARY).is_file()) or run.succeeded()
 
 
 def require_writable(folder: Path, what: str) -> None:
