@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,14 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from processes import SCRIPTS, environment, fedscan, flower_processes, wait_until_gone
+from processes import (
+    SCRIPTS,
+    environment,
+    fedscan,
+    flower_processes,
+    kill_with_supervisor,
+    wait_until_gone,
+)
 
 from common.errors import ConfigError, DivergedError
 from common.files import write_json
@@ -83,7 +89,7 @@ def test_killed_and_resumed_it_gives_the_same_results(
         ended = list(out.glob("cells/*/status.json"))
         homes = list(short.glob("fedscan-*"))  # of the schedule, and of a federation within it
     assert ended and len(homes) == 2
-    process.send_signal(signal.SIGKILL)
+    kill_with_supervisor(process.pid)
     process.wait()
     assert not (out / "results.csv").exists()
     assert not wait_until_gone(before, 60)
