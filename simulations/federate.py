@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, f
 LOG = "flower.log"
 STARTS = 3  # of Flower, whose server must be up within 15 seconds: too few on a busy machine
 POLL_SECONDS = 0.5
+CLOSING_SECONDS = 60.0  # in which Flower and Ray may end by themselves, once the run is decided
 
 
 class RunFailed(FedscanError):
@@ -259,6 +262,7 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
     log: MetricsTail | None = None
     rows: list[Row] = []
     greeted = False
+    deadline = math.inf
     while True:
         ended = run.ended(POLL_SECONDS)
         if folder is None and (run_id := run.run_id()):
@@ -276,7 +280,9 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
         if log and (new := log.new_rows()):
             rows = [row for row in rows if row.round > bar.done] + new  # those not yet shown
             _show_new_rounds(rows, bar, config)
-        if ended:
+        if folder and any((folder / last).is_file() for last in (SUMMARY, FAILURE)):
+            deadline = min(deadline, time.monotonic() + CLOSING_SECONDS)
+        if ended or time.monotonic() > deadline:
             return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from simulations import federate as module
 from simulations import launch
+from simulations.console import Steps
 from simulations.federate import STARTS, RunFailed, federate
 from simulations.launch import TOO_SLOW, Resources, offline_environment
 
@@ -78,6 +80,18 @@ def test_only_a_summary_without_a_failure_is_success(
     attempts((folder, "finished:completed"))
     with pytest.raises(RunFailed, match="it broke" if left else "without a result"):
         federate(config(tmp_path), Resources(2))
+
+
+def test_a_decided_run_does_not_wait_for_a_flower_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.0)
+    settings = config(tmp_path)
+    folder = Path(settings.output_dir) / "7"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    hanging = SimpleNamespace(ended=lambda seconds: False, run_id=lambda: "7")
+    assert module._follow(hanging, settings, Steps("Round", 1, None, quiet=True)) == folder
 
 
 def test_every_ray_has_a_password_of_its_own(

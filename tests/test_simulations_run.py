@@ -182,6 +182,8 @@ def endless(cohort: Path, cache: Path, cwd: Path, prefix: Sequence[str] = ()):
         said.append(line)
         if line.startswith("Round 1/"):
             break
+    else:
+        raise AssertionError("".join(said))
     yield SimpleNamespace(process=process, said=said, before=before, cwd=cwd)
     if process.poll() is None:
         process.terminate()
