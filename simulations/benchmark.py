@@ -32,7 +32,12 @@ from simulations import console
 from simulations.arms import POOL, Work
 from simulations.cell_progress import CellProgress
 from simulations.folders import in_words, locked, require_empty
-from simulations.launch import leashed, neutral_home, offline_environment
+from simulations.launch import (
+    SHARED_NETWORK,
+    neutral_home,
+    offline_environment,
+    process_group,
+)
 from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan
 from simulations.results import COLUMNS, USE_NUMBERS, USE_TEXTS, read_predictions, read_table
 from simulations.schedule import MISSING, STATUS, status_of
@@ -270,7 +275,7 @@ class Benchmark:
         return found
 
     def _schedule(self, cells: list[Cell]) -> None:
-        """Run cells in a process of their own, on the leash, and show how far they are."""
+        """Run cells in a group of processes, and show how far they are."""
         work = self.folder / WORK
         write_json(work, [asdict(self._work(cell)) for cell in cells])
         progress = CellProgress({cell: (self._cell(cell), self._rounds(cell)) for cell in cells})
@@ -283,13 +288,15 @@ class Benchmark:
             command = [sys.executable, "-m", "simulations.schedule", str(work)]
             log = self.folder / "cells" / "ray.log"
             make_folder(log.parent)
-            # A cell's own leash ends what the cell has started; Ray would kill the leash first.
+            # A cell's group ends by itself what the cell has started; Ray would kill it first.
             environment = {
                 **offline_environment(home),
                 "RAY_kill_child_processes_on_worker_exit": "false",
             }
-            with leashed(command, cwd=home, environment=environment, log_path=log) as leash:
-                while not leash.ended(POLL_SECONDS):
+            with process_group(command, cwd=home, environment=environment, log_path=log) as group:
+                if group.shares_network:
+                    bar.tell(SHARED_NETWORK)
+                while not group.ended(POLL_SECONDS):
                     progress.show(bar)
                 progress.show(bar)
         if lost := [cell.name for cell in cells if self._status(cell) == MISSING]:

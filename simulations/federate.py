@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
 from server.selection import due
 from simulations import console
-from simulations.launch import TOO_SLOW, FlowerRun, Resources, flower_run
+from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
 
 LOG = "flower.log"
 STARTS = 3  # of Flower, whose server must be up within 15 seconds: too few on a busy machine
 POLL_SECONDS = 0.5
+CLOSING_SECONDS = 60.0  # in which Flower and Ray may end by themselves, once the run is decided
 
 
 class RunFailed(FedscanError):
@@ -181,29 +184,31 @@ def federate(
     if not config.cohort_dir:
         prepare_phantoms(phantom_sites(resources.sites), quiet=quiet)
     for start in range(1, STARTS + 1):
-        folder, completed, log = _attempt(config, resources, start, quiet=quiet)
+        folder, log = _attempt(config, resources, start, quiet=quiet)
         if folder or TOO_SLOW not in log:
             break
     if folder:  # also of a run that has ended well: a site may not have been able to
         _forget_private_state(folder.name)
-    if completed and folder and (folder / SUMMARY).is_file():
+    # It writes one of the two as its last; with neither, its process has died.
+    if folder and (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
     raise RunFailed(_why(folder, log))
 
 
 def _attempt(
     config: RunConfig, resources: Resources, start: int, *, quiet: bool
-) -> tuple[Path | None, bool, str]:
-    """Run it once: the run folder, where it came to have one, whether all is done, Flower's log."""
+) -> tuple[Path | None, str]:
+    """Run it once: the run folder, where it came to have one, and Flower's log."""
     folder: Path | None = None
     told = False  # why it failed, by the run itself
     try:
         with flower_run(config, resources) as run:
             try:
                 with console.steps("Round", config.num_server_rounds, quiet=quiet) as bar:
+                    if run.shares_network and start == 1:
+                        bar.tell(SHARED_NETWORK)
                     bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
                     folder = _follow(run, config, bar)
-                completed = _completed(run, folder)
             finally:
                 if folder is None and (run_id := run.run_id()):
                     folder = Path(config.output_dir) / run_id
@@ -211,7 +216,7 @@ def _attempt(
                     told = (folder / FAILURE).is_file()
                     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
                         write_atomically(folder / LOG, run.log_path.read_bytes())
-            return folder, completed, run.log()
+            return folder, run.log()
     except BaseException:
         # Only now has every process ended: a site would save its round, the server say how it died.
         if folder:
@@ -219,16 +224,6 @@ def _attempt(
                 _mark_interrupted(folder)
             _forget_private_state(folder.name)
         raise
-
-
-def _completed(run: FlowerRun, folder: Path | None) -> bool:
-    """Whether the run came to its end: of summary and failure it writes one, as the last.
-
-    Flower is asked only where there is neither, since its log may end before the run.
-    """
-    if folder and (folder / FAILURE).is_file():
-        return False
-    return bool(folder and (folder / SUMMARY).is_file()) or run.succeeded()
 
 
 def require_writable(folder: Path, what: str) -> None:
@@ -267,6 +262,7 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
     log: MetricsTail | None = None
     rows: list[Row] = []
     greeted = False
+    deadline = math.inf
     while True:
         ended = run.ended(POLL_SECONDS)
         if folder is None and (run_id := run.run_id()):
@@ -284,7 +280,9 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
         if log and (new := log.new_rows()):
             rows = [row for row in rows if row.round > bar.done] + new  # those not yet shown
             _show_new_rounds(rows, bar, config)
-        if ended:
+        if folder and any((folder / last).is_file() for last in (SUMMARY, FAILURE)):
+            deadline = min(deadline, time.monotonic() + CLOSING_SECONDS)
+        if ended or time.monotonic() > deadline:
             return folder
 
 

@@ -2,7 +2,8 @@
 
 Flower's engine does the work. What is added here: the switches that keep Flower offline, a port and
 a ``FLWR_HOME`` of the run's own (Flower would reuse any SuperLink that answers on its port, with
-whatever code that one was started in), a final status, and an end to every process.
+whatever code that one was started in), a password for Ray, a network that no other user reaches,
+and an end to every process.
 """
 
 from __future__ import annotations
@@ -11,27 +12,28 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import RunConfig
-from common.errors import ConfigError, FedscanError
+from common.errors import ConfigError
 from common.files import write_atomically
 from common.machine import usable_cpus
+from simulations.process_group import SHARED
 
 OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else `uv sync` before every run
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
 }
-STATUS_SECONDS = 120.0
+SIMULATION = "flwr-simulation"  # the process that a run lives in
 TOO_SLOW = "Failed to start local SuperLink within"  # what `flwr run` then says
 ROOT = Path(__file__).parents[1]
 _STARTED = re.compile(r"Successfully started run (\d+)")
@@ -100,11 +102,20 @@ class Resources:
                 )
 
 
-class Leashed:
-    """A command on the leash: see :mod:`simulations.leash`."""
+SHARED_NETWORK = (
+    "Warning: this system grants no network namespaces, so while this runs, every user of this "
+    "machine can reach Flower's server, which has no password, and run programs as you through it. "
+    "Use a machine that you share with nobody, or allow user namespaces on it"
+)
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+
+class ProcessGroup:
+    """A command and all that it started: see :mod:`simulations.process_group`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        # False also of one that has ended before it could say so.
+        self.shares_network = process.stdout.readline() == f"{SHARED}\n".encode()
 
     def ended(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds; say whether the command has ended."""
@@ -117,42 +128,63 @@ class Leashed:
 
 
 @contextlib.contextmanager
-def leashed(
-    command: list[str], *, cwd: Path, environment: Mapping[str, str], log_path: Path
-) -> Iterator[Leashed]:
+def process_group(
+    command: list[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    log_path: Path,
+    until_ended: str | None = None,
+) -> Iterator[ProcessGroup]:
     """Run a command with its output in a file; on leaving, end it and all that it started.
 
     That holds however the block is left, and when this very process is killed; then the folder
     ``cwd``, which is the command's own, is removed too.
+
+    Parameters
+    ----------
+    command : list of str
+    cwd : Path
+    environment : mapping of str to str
+    log_path : Path
+    until_ended : str or None
+        The command has not ended before every process that it started with this in its command
+        line has.
+
+    Yields
+    ------
+    ProcessGroup
     """
     write_atomically(log_path, b"")  # for its owner alone: a traceback may name scans
+    options = ["--remove", str(cwd)]
+    if until_ended:
+        options += ["--until-ended", until_ended]
     with log_path.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "simulations.leash", "--remove", str(cwd), *command],
+            [sys.executable, "-m", "simulations.process_group", *options, *command],
             cwd=cwd,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches us, and we close the leash's input
+            bufsize=0,  # what has been read is not to hide from select
+            start_new_session=True,  # Ctrl-C reaches us, and we close the group's input
         )
     try:
-        yield Leashed(process)
+        yield ProcessGroup(process)
     finally:
         process.stdin.close()
+        process.stdout.read()  # until the last supervisor has ended, even if the first was killed
         process.wait()
         process.stdout.close()
 
 
 @dataclass
 class FlowerRun:
-    """A run in progress: its id as soon as it has one, its exit code once it has ended."""
+    """A run in progress: its id as soon as it has one, and whether it has ended."""
 
     log_path: Path
-    _environment: Mapping[str, str]
-    _leash: Leashed
-    _home: Path
+    _group: ProcessGroup
 
     def run_id(self) -> str | None:
         """Flower's number of the run, or None before Flower gave one."""
@@ -164,48 +196,13 @@ class FlowerRun:
         return self.log_path.read_text(errors="replace")
 
     def ended(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds; say whether ``flwr run`` has ended."""
-        return self._leash.ended(timeout)
+        """Wait up to ``timeout`` seconds; say whether the run has ended, well or not."""
+        return self._group.ended(timeout)
 
-    def succeeded(self) -> bool:
-        """Ask Flower for the run's final status: ``flwr run --stream`` exits 0 even on failure.
-
-        Raises
-        ------
-        FedscanError
-            If Flower tells no final status for two minutes.
-        """
-        run_id = self.run_id()
-        if run_id is None:
-            return False
-        deadline = time.monotonic() + STATUS_SECONDS
-        while True:  # the log may end a moment before the status is final
-            status = self._status(run_id)
-            if status.startswith("finished"):
-                return status == "finished:completed"
-            if time.monotonic() > deadline:
-                raise FedscanError(
-                    f"Flower's log ended, but of run {run_id} it says {status or 'nothing'}"
-                )
-            time.sleep(1.0)
-
-    def _status(self, run_id: str) -> str:
-        """Return the status; empty where a busy machine keeps Flower from telling it."""
-        try:
-            return str(json.loads(self._ask_status(run_id).stdout)["runs"][0]["status"])
-        except (subprocess.TimeoutExpired, ValueError, LookupError):
-            return ""
-
-    def _ask_status(self, run_id: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [_flwr(), "list", "--run-id", run_id, "--format", "json"],
-            env=self._environment,
-            cwd=self._home,
-            capture_output=True,
-            text=True,
-            timeout=STATUS_SECONDS / 3,
-            check=False,
-        )
+    @property
+    def shares_network(self) -> bool:
+        """Whether other users of this machine can connect to what the run listens on."""
+        return self._group.shares_network
 
 
 @contextlib.contextmanager
@@ -245,8 +242,14 @@ def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
         command += ["--federation-config", resources.federation_config()]
         log_path = home / "flower.log"
         # A neutral folder: Ray's workers may import what lies in the working directory.
-        with leashed(command, cwd=home, environment=environment, log_path=log_path) as leash:
-            yield FlowerRun(log_path, environment, leash, home)
+        with process_group(
+            command,
+            cwd=home,
+            environment=environment,
+            log_path=log_path,
+            until_ended=SIMULATION,  # Flower's log may end before it
+        ) as group:
+            yield FlowerRun(log_path, group)
 
 
 @contextlib.contextmanager
@@ -261,7 +264,11 @@ def neutral_home() -> Iterator[Path]:
 
 
 def offline_environment(home: Path) -> dict[str, str]:
-    """Return the environment for Flower and Ray: offline, this Python's commands, disk at home."""
+    """Return the environment for Flower and Ray.
+
+    Offline, with this Python's commands, disk at home, and Ray on the loopback interface alone,
+    with a new password, which every process that is to join has in its environment.
+    """
     # Within a Ray worker (a benchmark's cell), what that Ray tells its workers is not for ours.
     inherited = {
         key: value
@@ -276,6 +283,9 @@ def offline_environment(home: Path) -> dict[str, str]:
         "PATH": f"{_scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "RAY_TMPDIR": str(home),
         "RAY_DEDUP_LOGS": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: no address but 127.0.0.1
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,9 +14,12 @@ from pathlib import Path
 
 import psutil
 
+from simulations import namespaces
+
 SCRIPTS = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
 MARK = "FEDSCAN_TEST"  # in the environment of everything that the tests start
+WITHOUT_NAMESPACES = [sys.executable, str(ROOT / "tests" / "without_namespaces.py")]
 OURS = ("flower-", "flwr", "ray::", "raylet", "gcs_server", "/ray/")
 
 
@@ -53,7 +58,7 @@ def flower_processes() -> set[int]:
             continue
         command = " ".join(process.info["cmdline"] or [])
         head = command.split(" -")[0][:200]
-        if "simulations.leash" in command or any(word in head for word in OURS):
+        if "simulations.process_group" in command or any(word in head for word in OURS):
             # Others may run Flower on this machine. A Ray worker overwrites its environment with
             # its title, but it is not there without its raylet.
             with contextlib.suppress(psutil.Error):
@@ -78,3 +83,65 @@ def modes_of_others(folder: Path) -> dict[str, str]:
         if mode != (0o700 if path.is_dir() else 0o600):
             found[str(path.relative_to(folder))] = oct(mode)
     return found
+
+
+def kill_with_supervisor(launcher: int) -> None:
+    """Kill a process and what it has started to look after its group, all in one moment.
+
+    Where there are no namespaces nothing could end the group then: the launcher is killed alone.
+    """
+    killed = [psutil.Process(launcher)]
+    if namespaces.possible() & namespaces.PROCESSES:
+        killed += killed[0].children()
+    for process in killed:  # none of them sees another one's end
+        process.suspend()
+    for process in killed:
+        process.kill()
+
+
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    """Return the addresses that a process, also in another network namespace, listens on."""
+    if sys.platform != "linux":
+        found = process.net_connections("tcp")
+        return {(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN}
+    own = Path(f"/proc/{process.pid}")
+    with contextlib.suppress(OSError):  # it may just have ended
+        links = {str(file.readlink()) for file in (own / "fd").iterdir()}
+        lines = [
+            line.split()
+            for table in ("tcp", "tcp6")
+            for line in (own / "net" / table).read_text().splitlines()[1:]
+        ]
+        return {
+            (_address(local), int(local.rpartition(":")[2], 16))
+            for _, local, _, state, _, _, _, _, _, inode, *_ in lines
+            if state == "0A" and f"socket:[{inode}]" in links
+        }
+    return set()
+
+
+def _address(local: str) -> str:
+    """Read an address from the kernel's table: words of 32 bits, each in this machine's order."""
+    digits = local.partition(":")[0]
+    words = [bytes.fromhex(digits[k : k + 8]) for k in range(0, len(digits), 8)]
+    if sys.byteorder == "little":
+        words = [word[::-1] for word in words]
+    address = ipaddress.ip_address(b"".join(words))
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def reached_from_outside(ports: set[int]) -> set[int]:
+    """Return the ports of this machine that another user, or where we may be none, we can reach."""
+    code = (
+        "import socket, sys\n"
+        "for port in map(int, sys.argv[1:]):\n"
+        "    with socket.socket() as probe:\n"
+        "        probe.settimeout(5)\n"
+        "        if probe.connect_ex(('127.0.0.1', port)) == 0: print(port)\n"
+    )
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
+    # The system's Python, if there is one, since ours may lie where nobody else can read.
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin") or sys.executable
+    command = [python, "-I", "-c", code, *map(str, ports)]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, **nobody)
+    return set(map(int, done.stdout.split()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from processes import (
     environment,
     fedscan,
     flower_processes,
+    kill_with_supervisor,
     modes_of_others,
     wait_until_gone,
 )
@@ -91,7 +91,7 @@ def test_killed_and_resumed_it_gives_the_same_results(
         ended = list(out.glob("cells/*/status.json"))
         homes = list(short.glob("fedscan-*"))  # of the schedule, and of a federation within it
     assert ended and len(homes) == 2
-    process.send_signal(signal.SIGKILL)
+    kill_with_supervisor(process.pid)
     process.wait()
     assert not (out / "results.csv").exists()
     assert not wait_until_gone(before, 60)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import json
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from common.config import RunConfig
-from common.errors import ConfigError, FedscanError
+from common.errors import ConfigError
 from simulations import federate as module
 from simulations import launch
-from simulations.federate import STARTS, RunFailed, _completed, federate
-from simulations.launch import TOO_SLOW, FlowerRun, Resources
+from simulations.console import Steps
+from simulations.federate import STARTS, RunFailed, federate
+from simulations.launch import TOO_SLOW, Resources, offline_environment
 
 SLOW = f"Starting local SuperLink...\nError: {TOO_SLOW} 15s. See logs at /tmp/x.\n"
 
@@ -46,13 +47,13 @@ def test_a_start_that_was_too_slow_is_tried_again(attempts, tmp_path: Path) -> N
     folder = tmp_path / "7"
     folder.mkdir()
     (folder / "summary.json").write_text('{"best_round": 1}')
-    made = attempts((None, False, SLOW), (folder, True, ""))
+    made = attempts((None, SLOW), (folder, ""))
     assert federate(config(tmp_path), Resources(2)) == (folder, {"best_round": 1})
     assert made == [1, 2]
 
 
 def test_a_machine_that_stays_too_busy_is_said_so(attempts, tmp_path: Path) -> None:
-    made = attempts(*[(None, False, SLOW)] * STARTS)
+    made = attempts(*[(None, SLOW)] * STARTS)
     with pytest.raises(RunFailed, match="too busy") as caught:
         federate(config(tmp_path), Resources(2))
     assert made == list(range(1, STARTS + 1))
@@ -60,42 +61,57 @@ def test_a_machine_that_stays_too_busy_is_said_so(attempts, tmp_path: Path) -> N
 
 
 def test_any_other_failure_is_final(attempts, tmp_path: Path) -> None:
-    made = attempts((None, False, "Error: something else"))
+    made = attempts((None, "Error: something else"))
     with pytest.raises(RunFailed, match="something else"):
         federate(config(tmp_path), Resources(2))
     assert made == [1]
 
 
-def test_a_runs_own_word_is_enough(tmp_path: Path) -> None:
-    def silent() -> bool:
-        raise FedscanError("nothing")
+@pytest.mark.parametrize("left", [(), ("failure.json",), ("summary.json", "failure.json")])
+def test_only_a_summary_without_a_failure_is_success(
+    attempts, tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    """Flower's own word is not asked for: its log may end as if all was well."""
+    folder = tmp_path / "7"
+    folder.mkdir()
+    failure = {"site": "", "phase": "training", "error": "it broke", "traceback": ""}
+    for name in left:
+        (folder / name).write_text(json.dumps(failure))
+    attempts((folder, "finished:completed"))
+    with pytest.raises(RunFailed, match="it broke" if left else "without a result"):
+        federate(config(tmp_path), Resources(2))
 
-    run = SimpleNamespace(succeeded=silent)
-    with pytest.raises(FedscanError, match="nothing"):
-        _completed(run, tmp_path)
-    (tmp_path / "summary.json").write_text("{}")
-    assert _completed(run, tmp_path)
-    (tmp_path / "failure.json").write_text("{}")
-    assert not _completed(run, tmp_path)
 
-
-def test_flower_is_asked_again_until_it_tells(
+def test_a_decided_run_does_not_wait_for_a_flower_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([None, "", "running", "finished:completed"])
-    log = tmp_path / "flower.log"
-    log.write_text("Successfully started run 7")
+    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.0)
+    settings = config(tmp_path)
+    folder = Path(settings.output_dir) / "7"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    hanging = SimpleNamespace(ended=lambda seconds: False, run_id=lambda: "7")
+    assert module._follow(hanging, settings, Steps("Round", 1, None, quiet=True)) == folder
 
-    def ask(self, run_id):
-        if (status := next(answers)) is None:
-            raise subprocess.TimeoutExpired("flwr", 1)
-        runs = f'[{{"status": "{status}"}}]' if status else "[]"
-        return SimpleNamespace(stdout=f'{{"runs": {runs}}}', stderr="")
 
-    monkeypatch.setattr(FlowerRun, "_ask_status", ask)
-    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
-    assert FlowerRun(log, {}, None, tmp_path).succeeded()
-    assert next(answers, "none left") == "none left"
+def test_every_ray_has_a_password_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster")
+    first, second = (offline_environment(tmp_path) for _ in range(2))
+    assert first["RAY_AUTH_MODE"] == "token"
+    assert len({first["RAY_AUTH_TOKEN"], second["RAY_AUTH_TOKEN"], "of another cluster"}) == 3
+    assert len(first["RAY_AUTH_TOKEN"]) == 64  # 256 bits, as hexadecimal digits
+
+
+def test_within_a_ray_worker_nothing_of_its_ray_is_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "outer")
+    environment = offline_environment(tmp_path)
+    assert "outer" not in environment.values()
+    assert environment["RAY_AUTH_MODE"] == "token"
 
 
 def test_a_path_of_any_letters_reaches_flower() -> None:

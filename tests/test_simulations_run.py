@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from conftest import TINY
 from processes import (
     ROOT,
     SCRIPTS,
+    WITHOUT_NAMESPACES,
     environment,
     fedscan,
     flower_processes,
+    kill_with_supervisor,
+    listening,
     modes_of_others,
+    reached_from_outside,
     wait_until_gone,
 )
+
+from simulations import namespaces
 
 pytestmark = pytest.mark.simulation
 SET = [word for assignment in TINY for word in ("--set", assignment)]
@@ -109,7 +120,15 @@ def test_flwr_run_works_from_the_root_with_flowers_defaults(
     overrides.write_text("\n".join(lines))
     before = flower_processes()
     with subprocess.Popen(
-        [sys.executable, "-m", "simulations.leash", str(SCRIPTS / "flwr"), "run", ".", "--stream"]
+        [
+            sys.executable,
+            "-m",
+            "simulations.process_group",
+            str(SCRIPTS / "flwr"),
+            "run",
+            ".",
+            "--stream",
+        ]
         + ["--run-config", str(overrides)],
         cwd=ROOT,
         env=environment(session_cache, FLWR_HOME=str(tmp_path / "flwr"), **ports),
@@ -117,9 +136,10 @@ def test_flwr_run_works_from_the_root_with_flowers_defaults(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as leash:
-        assert leash.stdout.readline() == "exit 0\n"
-        _, log = leash.communicate()
+    ) as group:
+        group.stdout.readline()  # whether the network is shared
+        assert group.stdout.readline() == "exit 0\n"
+        _, log = group.communicate()
     assert "Round 2/2" in log
     (folder,) = (tmp_path / "out").iterdir()
     assert (folder / "model.safetensors").read_bytes() == (
@@ -146,38 +166,141 @@ def test_a_failing_site_ends_the_run_by_name_phase_and_traceback(
     assert not wait_until_gone(before)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGINT, 128 + signal.SIGINT),
-        (signal.SIGTERM, 128 + signal.SIGTERM),
-        (signal.SIGKILL, -signal.SIGKILL),
-    ],
-)
-def test_nothing_survives_an_interrupted_run(
-    number: int, code: int, tiny_cohort: Path, session_cache: Path, tmp_path: Path
-) -> None:
+@contextlib.contextmanager
+def endless(cohort: Path, cache: Path, cwd: Path, prefix: Sequence[str] = ()):
+    """Start a run that does not end by itself, and wait for its first round."""
     before = flower_processes()
-    records = Path(environment(session_cache)["FEDSCAN_RECORDS"])
-    kept = set(records.glob("*/state/*"))
     process = subprocess.Popen(
-        [str(SCRIPTS / "fedscan"), "run", "--cohort", str(tiny_cohort)]
+        [*prefix, sys.executable, str(SCRIPTS / "fedscan"), "run", "--cohort", str(cohort)]
         + [*SET, "--set", "num-server-rounds=10000"],
-        cwd=tmp_path,
-        env=environment(session_cache),
+        cwd=cwd,
+        env=environment(cache),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
+    said = []
     for line in process.stderr:
+        said.append(line)
         if line.startswith("Round 1/"):
             break
-    assert len(flower_processes() - before) > 3
-    process.send_signal(number)
+    else:
+        raise AssertionError("".join(said))
+    yield SimpleNamespace(process=process, said=said, before=before, cwd=cwd)
+    if process.poll() is None:
+        process.terminate()
+        process.wait(timeout=60)
     process.stderr.close()
-    assert process.wait(timeout=60) == code
-    assert not wait_until_gone(before)
-    if number != signal.SIGKILL:
-        assert set(records.glob("*/state/*")) == kept  # no site has saved another round since
-        (failure,) = (tmp_path / "runs").glob("*/failure.json")
-        assert json.loads(failure.read_text())["error"] == "interrupted"
+
+
+@pytest.fixture(scope="module")
+def isolated(tiny_cohort: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A run in namespaces of its own. The last test that takes it kills it."""
+    if not namespaces.possible() & namespaces.CLONE_NEWNET:
+        pytest.skip("this system grants no network namespaces")
+    with endless(tiny_cohort, session_cache, tmp_path_factory.mktemp("isolated")) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_cohort: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A run where the system grants no namespaces. The last test that takes it ends it."""
+    cwd = tmp_path_factory.mktemp("shared")
+    with endless(tiny_cohort, session_cache, cwd, WITHOUT_NAMESPACES) as run:
+        yield run
+
+
+def servers(run: SimpleNamespace) -> dict[str, set[tuple[str, int]]]:
+    """Addresses that the processes of a run listen on, by command line."""
+    found = {}
+    for process in psutil.Process(run.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if addresses := listening(process):
+                found[command] = found.get(command, set()) | addresses
+    assert any("flower-superlink" in command for command in found)
+    assert any("gcs_server" in command for command in found)
+    return found
+
+
+def test_no_other_user_reaches_what_a_run_listens_on(isolated) -> None:
+    ports = {port for addresses in servers(isolated).values() for _, port in addresses}
+    assert len(ports) > 5  # of the SuperLink, the simulation, Ray and its actors
+    assert not reached_from_outside(ports)
+    assert not any("Warning" in line for line in isolated.said)
+
+
+def test_rays_password_is_on_no_command_line(isolated) -> None:
+    family = psutil.Process(isolated.process.pid).children(recursive=True)
+    passwords = {p.environ().get("RAY_AUTH_TOKEN") for p in family if p.name() == "gcs_server"}
+    (password,) = passwords
+    assert password
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            assert password not in " ".join(process.cmdline())
+
+
+def test_nothing_survives_kill_9_of_launcher_and_supervisor_together(isolated) -> None:
+    family = psutil.Process(isolated.process.pid).children(recursive=True)
+    (home,) = {p.environ()["RAY_TMPDIR"] for p in family if p.name() == "gcs_server"}
+    kill_with_supervisor(isolated.process.pid)
+    assert isolated.process.wait(timeout=60) == -signal.SIGKILL
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+    assert not wait_until_gone(isolated.before)
+    assert not Path(home).exists()
+
+
+def test_without_namespaces_one_line_says_what_other_users_can_reach(shared) -> None:
+    (line,) = [line for line in shared.said if "user" in line]
+    assert "every user of this machine can reach Flower's server" in line
+    assert "allow user namespaces" in line
+
+
+def test_without_namespaces_ray_listens_on_the_loopback_interface_and_asks_for_a_password(
+    shared,
+) -> None:
+    found = servers(shared)
+    assert {ip for addresses in found.values() for ip, _ in addresses} == {"127.0.0.1"}
+    (port,) = [port for name, all_ in found.items() if "gcs_server" in name for _, port in all_]
+    code = (
+        "import sys; from ray._raylet import GcsClient\n"
+        "print(len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=20)), 'nodes')"
+    )
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    family = psutil.Process(shared.process.pid).children(recursive=True)
+    (password,) = {p.environ()["RAY_AUTH_TOKEN"] for p in family if p.name() == "gcs_server"}
+    for said, token in (("AuthenticationError", "0" * 64), ("1 nodes", password)):
+        joined = subprocess.run(
+            [sys.executable, "-c", code, f"127.0.0.1:{port}"],
+            env={**plain, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert said in joined.stdout + joined.stderr
+
+
+def ends_on(run: SimpleNamespace, number: int, cache: Path) -> None:
+    records = Path(environment(cache)["FEDSCAN_RECORDS"])
+    assert len(flower_processes() - run.before) > 3
+    run.process.send_signal(number)
+    run.process.stderr.close()
+    assert run.process.wait(timeout=60) == 128 + number
+    assert not wait_until_gone(run.before)
+    (failure,) = (run.cwd / "runs").glob("*/failure.json")
+    assert json.loads(failure.read_text())["error"] == "interrupted"
+    # No site has saved another round since.
+    assert not set(records.glob(f"*/state/{failure.parent.name}"))
+
+
+def test_nothing_survives_an_interrupted_run_without_namespaces(shared, session_cache) -> None:
+    ends_on(shared, signal.SIGTERM, session_cache)
+
+
+def test_nothing_survives_an_interrupted_run(
+    tiny_cohort: Path, session_cache: Path, tmp_path: Path
+) -> None:
+    with endless(tiny_cohort, session_cache, tmp_path) as run:
+        ends_on(run, signal.SIGINT, session_cache)
