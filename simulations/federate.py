@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clients.policy import SitePolicy
+from clients.state import ENDED
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.files import make_folder, write_atomically, write_json
@@ -207,6 +209,8 @@ def _attempt(
                 with console.steps("Round", config.num_server_rounds, quiet=quiet) as bar:
                     if run.shares_network and start == 1:
                         bar.tell(SHARED_NETWORK)
+                    if start == 1 and (objections := SitePolicy().objections(config)):
+                        bar.tell(f"A hospital's default policy refuses: {'; '.join(objections)}")
                     bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
                     folder = _follow(run, config, bar)
             finally:
@@ -243,8 +247,11 @@ def require_writable(folder: Path, what: str) -> None:
 
 def _forget_private_state(run_id: str) -> None:
     """Remove what simulated sites have kept for a run that nobody goes on with."""
-    for state in site_records("any").parent.glob(f"*/state/{run_id}"):
+    sites = site_records("any").parent
+    for state in sites.glob(f"*/state/{run_id}"):
         shutil.rmtree(state, ignore_errors=True)
+    for ended in sites.glob(f"*/state/{run_id}{ENDED}"):
+        ended.unlink(missing_ok=True)
 
 
 def _mark_interrupted(folder: Path) -> None:
