@@ -105,6 +105,11 @@ class Leashed:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        """Number of the leash, the first ancestor of everything that the command starts."""
+        return self._process.pid
+
     def ended(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds; say whether the command has ended."""
         import select
@@ -117,14 +122,15 @@ class Leashed:
 
 @contextlib.contextmanager
 def leashed(
-    command: list[str], *, cwd: Path, environment: Mapping[str, str], log_path: Path
+    command: list[str], *, cwd: Path, environment: Mapping[str, str], log_path: Path | None = None
 ) -> Iterator[Leashed]:
-    """Run a command with its output in a file; on leaving, end it and all that it started.
+    """Run a command; on leaving, end it and all that it started.
 
     That holds however the block is left, and when this very process is killed; then the folder
-    ``cwd``, which is the command's own, is removed too.
+    ``cwd``, which is the command's own, is removed too. Its output goes to a file, or without one
+    to this process's standard error.
     """
-    with log_path.open("w") as log:
+    with contextlib.nullcontext() if log_path is None else log_path.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "simulations.leash", "--remove", str(cwd), *command],
             cwd=cwd,
@@ -238,7 +244,7 @@ def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port(taken=port)),
         }
         overrides = home / "run-config.toml"
-        overrides.write_text(_toml(config.to_flower()), encoding="utf-8")
+        overrides.write_text(toml(config.to_flower()), encoding="utf-8")
         command = [_flwr(), "run", str(ROOT), "--stream", "--run-config", str(overrides)]
         command += ["--federation-config", resources.federation_config()]
         log_path = home / "flower.log"
@@ -271,20 +277,20 @@ def offline_environment(home: Path) -> dict[str, str]:
         **inherited,
         **OFFLINE,
         # Flower finds its own commands by PATH, which need not hold this environment.
-        "PATH": f"{_scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PATH": f"{scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "RAY_TMPDIR": str(home),
         "RAY_DEDUP_LOGS": "0",
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def _scripts() -> Path:
+def scripts() -> Path:
     """Folder of this very environment's commands, wherever PATH points."""
     return Path(sys.executable).parent
 
 
 def _flwr() -> str:
-    return str(_scripts() / "flwr")
+    return str(scripts() / "flwr")
 
 
 def free_port(taken: int = 0) -> int:
@@ -296,7 +302,14 @@ def free_port(taken: int = 0) -> int:
                 return port
 
 
-def _toml(values: Mapping[str, bool | int | float | str]) -> str:
+def toml(values: Mapping[str, bool | int | float | str]) -> str:
+    """Write values as TOML, for Flower to read.
+
+    Raises
+    ------
+    ConfigError
+        For a text that is no UTF-8, such as some paths.
+    """
     # JSON's bools, numbers and strings are TOML's too, but for escaped pairs of surrogates.
     text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items())
     text = text.replace("\x7f", "\\u007f")  # which JSON leaves as it is, and TOML forbids

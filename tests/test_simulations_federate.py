@@ -100,9 +100,9 @@ def test_flower_is_asked_again_until_it_tells(
 
 def test_a_path_of_any_letters_reaches_flower() -> None:
     values = {"cohort-dir": '/home/𠮷 "ö"\\ \x7f \x01', "seed": 3, "learning-rate": 1e-3}
-    assert tomllib.loads(launch._toml(values)) == values
+    assert tomllib.loads(launch.toml(values)) == values
     with pytest.raises(ConfigError, match="not UTF-8"):
-        launch._toml({"cohort-dir": "/home/\udcff"})
+        launch.toml({"cohort-dir": "/home/\udcff"})
 
 
 def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Path) -> None:
