@@ -1,11 +1,11 @@
 """A hospital's part in a federation: Flower's SuperNode, and each task in a process without a past.
 
-Left to itself, a SuperNode starts a SuperExec that anybody on the machine can take tasks from, that
-starts whatever kind of process a run's code asks for, with the task's token on its command line,
-and that unpacks every run's code into one folder, where what a run has left is executed by the
-next. Here the SuperNode hands out tasks only for a secret (``--isolation process``), and this module
-is who knows it. It takes ClientApp tasks and no others, and gives each a process, a ``FLWR_HOME`` and
-a folder for temporary files of its own, which end with the task, and with them all that it started.
+Left to itself, a SuperNode starts a SuperExec that hands tasks to anybody on the machine, starts
+whatever kind of process a run's code asks for, shows a task's token on its command line, and
+unpacks every run's code into one folder, where the next run executes what it finds. Here the
+SuperNode hands out tasks only for a secret (``--isolation process``), and this module knows it. It
+takes ClientApp tasks and no others. Each gets a process, a ``FLWR_HOME`` and a folder for temporary
+files of its own, which end with the task, and with them all that it started.
 
 A SuperNode has one message at a time (``flwr.supernode.start_client_internal``): when it hands out
 a task, the one before has been answered.
@@ -154,6 +154,8 @@ def serve(node: SuperNode) -> None:
     FedscanError
         When Flower's SuperNode ends, or refuses to hand out tasks.
     """
+    import flwr.supercore.logger  # noqa: F401, it sets up the logger that ours is a child of
+
     node.check()
     _warn(node)
     port, password = node.port or free_port(), secrets.token_bytes(32)
