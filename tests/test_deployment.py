@@ -215,5 +215,5 @@ def test_the_superlink_hands_out_no_task_without_the_secret(deployment: Deployme
         root_certificates=str(deployment.folder / "ca.crt"),
         interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
     )
-    with pytest.raises(httpx.HTTPStatusError, match="401"):
+    with contextlib.closing(client), pytest.raises(httpx.HTTPStatusError, match="401"):
         client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))

@@ -91,10 +91,12 @@ def steal(port: int) -> int:
         root_certificates=None,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
     )
-    try:
+    try:  # an open connection would hold a server up when it is to end
         client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
     except httpx.HTTPStatusError as error:
         return error.response.status_code
+    finally:
+        client.close()
     return 200
 
 
