@@ -71,7 +71,7 @@ def site_name(node_config: Mapping[str, object], config: RunConfig) -> str:
         there are SuperNodes.
     """
     if "site" in node_config or "data-dir" in node_config:
-        return _deployed(node_config).name
+        return deployed_site(node_config).name
     if "partition-id" not in node_config:
         raise ConfigError(
             "this SuperNode does not say which site it is. Start it with "
@@ -109,7 +109,7 @@ def locate_site(
     """
     name = site_name(node_config, config)
     if "site" in node_config or "data-dir" in node_config:
-        return _deployed(node_config)
+        return deployed_site(node_config)
     if config.cohort_dir:
         return Site(name, _cohort(config)[name], simulated=True)
     subjects = phantom_sites(int(node_config["num-partitions"]))[name]
@@ -122,7 +122,14 @@ def _cohort(config: RunConfig) -> dict[str, Path]:
     return dict(sorted(list_sites(Path(config.cohort_dir)).items()))
 
 
-def _deployed(node_config: Mapping[str, object]) -> Site:
+def deployed_site(node_config: Mapping[str, object]) -> Site:
+    """Read the site and its folder from the node config of a SuperNode at a hospital.
+
+    Raises
+    ------
+    ConfigError
+        If the name or the folder cannot be used.
+    """
     name, data_dir = node_config.get("site"), node_config.get("data-dir")
     if not isinstance(name, str) or not SITE_NAME.fullmatch(name):
         raise ConfigError(

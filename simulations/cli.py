@@ -1,4 +1,4 @@
-"""The command line: ``fedscan run``, ``benchmark``, ``report``, ``prepare``, ``check``."""
+"""The command line: ``fedscan run``, ``benchmark``, ``supernode``, ``prepare``, ``check``, …."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import ConfigError, DataContractError, FedscanError
+from simulations import supernode_command
 from simulations.gan import commands as gan_commands
 from simulations.options import Format, FormatOption, parse_set
 from simulations.stopping import STOP, tell_at_once
@@ -50,6 +51,7 @@ def fedscan(
 prepare = typer.Typer(help="Make data to work with.", no_args_is_help=True)
 app.add_typer(prepare, name="prepare")
 app.add_typer(gan_commands.app)
+app.command()(supernode_command.supernode)
 
 
 @app.command()

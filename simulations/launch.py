@@ -117,6 +117,11 @@ class ProcessGroup:
         # False also of one that has ended before it could say so.
         self.shares_network = process.stdout.readline() == f"{SHARED}\n".encode()
 
+    @property
+    def pid(self) -> int:
+        """Number of the first ancestor of everything that the command starts."""
+        return self._process.pid
+
     def ended(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds; say whether the command has ended."""
         import select
@@ -133,10 +138,11 @@ def process_group(
     *,
     cwd: Path,
     environment: Mapping[str, str],
-    log_path: Path,
+    log_path: Path | None = None,
     until_ended: str | None = None,
+    share_network: bool = False,
 ) -> Iterator[ProcessGroup]:
-    """Run a command with its output in a file; on leaving, end it and all that it started.
+    """Run a command; on leaving, end it and all that it started.
 
     That holds however the block is left, and when this very process is killed; then the folder
     ``cwd``, which is the command's own, is removed too.
@@ -146,20 +152,26 @@ def process_group(
     command : list of str
     cwd : Path
     environment : mapping of str to str
-    log_path : Path
-    until_ended : str or None
+    log_path : Path, optional
+        File for the command's output; without one it goes to this process's standard error.
+    until_ended : str, optional
         The command has not ended before every process that it started with this in its command
         line has.
+    share_network : bool
+        The command is to reach this machine's network.
 
     Yields
     ------
     ProcessGroup
     """
-    write_atomically(log_path, b"")  # for its owner alone: a traceback may name scans
     options = ["--remove", str(cwd)]
     if until_ended:
         options += ["--until-ended", until_ended]
-    with log_path.open("w") as log:
+    if share_network:
+        options.append("--share-network")
+    if log_path:
+        write_atomically(log_path, b"")  # for its owner alone: a traceback may name scans
+    with log_path.open("w") if log_path else contextlib.nullcontext() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "simulations.process_group", *options, *command],
             cwd=cwd,
@@ -237,7 +249,7 @@ def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port(taken=port)),
         }
         overrides = home / "run-config.toml"
-        overrides.write_text(_toml(config.to_flower()), encoding="utf-8")
+        overrides.write_text(toml(config.to_flower()), encoding="utf-8")
         command = [_flwr(), "run", str(ROOT), "--stream", "--run-config", str(overrides)]
         command += ["--federation-config", resources.federation_config()]
         log_path = home / "flower.log"
@@ -280,7 +292,7 @@ def offline_environment(home: Path) -> dict[str, str]:
         **inherited,
         **OFFLINE,
         # Flower finds its own commands by PATH, which need not hold this environment.
-        "PATH": f"{_scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PATH": f"{scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "RAY_TMPDIR": str(home),
         "RAY_DEDUP_LOGS": "0",
         "RAY_AUTH_MODE": "token",
@@ -290,13 +302,13 @@ def offline_environment(home: Path) -> dict[str, str]:
     }
 
 
-def _scripts() -> Path:
+def scripts() -> Path:
     """Folder of this very environment's commands, wherever PATH points."""
     return Path(sys.executable).parent
 
 
 def _flwr() -> str:
-    return str(_scripts() / "flwr")
+    return str(scripts() / "flwr")
 
 
 def free_port(taken: int = 0) -> int:
@@ -308,7 +320,14 @@ def free_port(taken: int = 0) -> int:
                 return port
 
 
-def _toml(values: Mapping[str, bool | int | float | str]) -> str:
+def toml(values: Mapping[str, bool | int | float | str]) -> str:
+    """Write values as TOML, for Flower to read.
+
+    Raises
+    ------
+    ConfigError
+        For a text that is no UTF-8, such as some paths.
+    """
     # JSON's bools, numbers and strings are TOML's too, but for escaped pairs of surrogates.
     text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items())
     text = text.replace("\x7f", "\\u007f")  # which JSON leaves as it is, and TOML forbids

@@ -21,22 +21,29 @@ CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 1 << 17, 1 << 28, 1 << 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 18
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 PROCESSES = CLONE_NEWPID | CLONE_NEWNS  # a mount namespace too, since /proc is mounted anew
-CHOICES = (  # the best first; a container may allow the network's alone, as it covers up /proc
+WITH_NETWORK = (  # the best first; a container may allow the network's alone: it covers up /proc
     CLONE_NEWNET | PROCESSES,
     CLONE_NEWNET | PROCESSES | CLONE_NEWUSER,
     CLONE_NEWNET,
     CLONE_NEWNET | CLONE_NEWUSER,
 )
+WITHOUT_NETWORK = (PROCESSES, PROCESSES | CLONE_NEWUSER)
 
 
-def possible() -> int:
+def possible(*, network: bool = True) -> int:
     """Return the flags of the best namespaces that this system grants; 0 for none.
 
     A process of its own tries each, since none can be left again.
+
+    Parameters
+    ----------
+    network : bool
+        Whether one of the network is among them.
     """
     if sys.platform != "linux":
         return 0
-    return next((flags for flags in CHOICES if _exit_code(lambda f=flags: _try(f)) == 0), 0)
+    choices = WITH_NETWORK if network else WITHOUT_NETWORK
+    return next((flags for flags in choices if _exit_code(lambda f=flags: _try(f)) == 0), 0)
 
 
 def enter(flags: int) -> int:

@@ -9,10 +9,11 @@ other user of the machine can connect to what listens there. The supervisor then
 process namespace: should it be killed, the kernel kills all the others. The process that entered
 the namespaces only waits for it; killed, it makes the supervisor end.
 
-Usage: ``python -m simulations.process_group [--remove DIR] [--until-ended NAME] COMMAND ARG …``. It
-prints ``isolated`` or ``shared``, for the network. When the command has ended, and every process of
-the group whose command line has NAME in it, it prints ``exit CODE`` and waits for the end of its
-input. At last it removes DIR, which a killed launcher cannot.
+Usage: ``python -m simulations.process_group [--remove DIR] [--until-ended NAME] [--share-network]
+COMMAND ARG …``. It prints ``isolated`` or ``shared``, for the network, which ``--share-network``
+leaves to the command as it is. When the command has ended, and every process of the group whose
+command line has NAME in it, it prints ``exit CODE`` and waits for the end of its input. At last it
+removes DIR, which a killed launcher cannot.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--remove", metavar="DIR")
     parser.add_argument("--until-ended", metavar="NAME")
+    parser.add_argument("--share-network", action="store_true")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -137,7 +139,7 @@ def main() -> None:
     asked_to_end = threading.Event()
     # Before anything is forked: process 1 never sees a signal that it has no handler for.
     signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
-    flags = namespaces.possible()
+    flags = namespaces.possible(network=not arguments.share_network)
     supervisor = namespaces.enter(flags) if flags else 0
     try:
         if supervisor:

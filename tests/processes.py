@@ -10,8 +10,10 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 
 from simulations import namespaces
@@ -145,3 +147,68 @@ def reached_from_outside(ports: set[int]) -> set[int]:
     command = [python, "-I", "-c", code, *map(str, ports)]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, **nobody)
     return set(map(int, done.stdout.split()))
+
+
+@contextlib.contextmanager
+def process(
+    name: str, *arguments: str, home: Path, cache: Path, **extra: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Keep a command running, with a ``FLWR_HOME`` of its own; yield it and the path of its log."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / f"{name}.log"
+    with log.open("w") as file:
+        started = subprocess.Popen(
+            [str(SCRIPTS / name), *arguments],
+            cwd=home,
+            env=environment(cache, FLWR_HOME=str(home), **extra),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield started, log
+    finally:
+        started.terminate()
+        try:
+            started.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.wait()
+
+
+def wait_for_health(url: str, **options: object) -> None:
+    """Wait until a SuperLink or SuperNode answers."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health", timeout=2, **options).is_success:
+                return
+        time.sleep(0.3)
+    raise TimeoutError(f"{url} did not answer")
+
+
+def wait_for_line(log: Path, line: str, seconds: float = 90.0) -> None:
+    """Wait until a log holds a text."""
+    deadline = time.monotonic() + seconds
+    while line not in log.read_text(errors="replace"):
+        if time.monotonic() > deadline:
+            raise TimeoutError(log.read_text(errors="replace"))
+        time.sleep(0.3)
+
+
+def flwr_run(
+    app: Path, connection: str, overrides: list[str], *, home: Path, cache: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run an app as a researcher does; ``connection`` is the TOML of the SuperLink's entry."""
+    home.mkdir(exist_ok=True)
+    (home / "config.toml").write_text(f"[superlink.hospitals]\n{connection}\n")
+    (home / "overrides.toml").write_text("\n".join(overrides))
+    return subprocess.run(
+        [str(SCRIPTS / "flwr"), "run", str(app), "hospitals", "--stream"]
+        + ["--run-config", str(home / "overrides.toml")],
+        cwd=home,
+        env=environment(cache, FLWR_HOME=str(home)),
+        capture_output=True,
+        text=True,
+        timeout=480,
+        check=False,
+    )

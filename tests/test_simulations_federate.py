@@ -116,9 +116,9 @@ def test_within_a_ray_worker_nothing_of_its_ray_is_handed_on(
 
 def test_a_path_of_any_letters_reaches_flower() -> None:
     values = {"cohort-dir": '/home/𠮷 "ö"\\ \x7f \x01', "seed": 3, "learning-rate": 1e-3}
-    assert tomllib.loads(launch._toml(values)) == values
+    assert tomllib.loads(launch.toml(values)) == values
     with pytest.raises(ConfigError, match="not UTF-8"):
-        launch._toml({"cohort-dir": "/home/\udcff"})
+        launch.toml({"cohort-dir": "/home/\udcff"})
 
 
 def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""``fedscan supernode``: what a hospital is asked for when it joins a federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def supernode(
+    superlink: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The SuperLink, or the proxy before it.")
+    ],
+    site: Annotated[str, typer.Option(help="The hospital's name in the federation.")],
+    data_dir: Annotated[
+        Path, typer.Option(help="Its BIDS data set; nothing else is read for the site.")
+    ],
+    root_certificates: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Who signs the SuperLink's certificate, as PEM; the system's list by default.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Without TLS: to try it out on one machine.")
+    ] = False,
+    auth_supernode_private_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Key with which the node proves which node it is."),
+    ] = None,
+    extractor: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The site's file of what judges generated pictures."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The site's own rules for runs.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port of the SuperNode's Runtime API on 127.0.0.1; a free one by default.",
+        ),
+    ] = None,
+) -> None:
+    """Take part in a federation as a hospital, until interrupted; in place of `flower-supernode`.
+
+    Only outgoing connections are made. Each task of a run gets a process and folders of its own,
+    which are removed with it; a run can start no other kind of process through Flower.
+
+    Examples
+    --------
+    - `fedscan supernode --superlink 127.0.0.1:9091 --insecure --site north --data-dir /data/north`
+    - `fedscan supernode --superlink fl.example.org:443 --root-certificates ca.crt --site north
+      --data-dir /data/north --auth-supernode-private-key north.key`
+    """
+    from simulations.supernode import SuperNode, serve
+
+    def absolute(path: Path | None) -> Path | None:
+        return path and path.expanduser().absolute()
+
+    serve(
+        SuperNode(
+            superlink=superlink,
+            site=site,
+            data_dir=data_dir.expanduser().absolute(),
+            insecure=insecure,
+            root_certificates=absolute(root_certificates),
+            private_key=absolute(auth_supernode_private_key),
+            extractor=absolute(extractor),
+            policy=absolute(policy),
+            port=port,
+        )
+    )

@@ -1,0 +1,73 @@
+"""``fedscan supernode``: what it refuses before anything starts, and what it hands on."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flwr.common.config import parse_config_args
+from processes import fedscan
+
+from common.errors import ConfigError
+from simulations import launch, supernode
+from simulations.supernode import SuperNode
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> SuperNode:
+    return SuperNode("fl.example.org:443", "north", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"site": "all"}, "site = 'all'"),
+        ({"site": "north wing"}, "site = 'north wing'"),
+        ({"data_dir": Path("/nowhere")}, "'/nowhere' is not a folder"),
+        ({"superlink": "fl.example.org"}, "accepted is HOST:PORT"),
+        ({"superlink": "https://fl.example.org:443"}, "accepted is HOST:PORT"),
+        ({"superlink": "fl.example.org:70000"}, "accepted is HOST:PORT"),
+        ({"root_certificates": Path("/nowhere.crt")}, "--root-certificates /nowhere.crt"),
+        ({"root_certificates": Path(__file__)}, "certificates as PEM"),
+        ({"private_key": Path("/nowhere.key")}, "--auth-supernode-private-key /nowhere.key"),
+        ({"extractor": Path("/nowhere.pt")}, "--extractor /nowhere.pt"),
+        ({"policy": Path("/nowhere.toml")}, "--policy /nowhere.toml"),
+        ({"insecure": True, "private_key": Path(__file__)}, "leave --insecure out"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_name(node, changes, expected) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        replace(node, **changes).check()
+
+
+def test_command_line_refuses_with_one_clear_message(tmp_path: Path) -> None:
+    words = ("--superlink", "127.0.0.1:9091", "--insecure", "--site", "north", "--data-dir", "no")
+    done = fedscan("supernode", *words, cwd=tmp_path, cache=tmp_path / "cache")
+    assert done.returncode == 2
+    assert "is not a folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_flower_reads_the_node_config_as_it_was_given(node, tmp_path) -> None:
+    folder = Path('/data/it\'s "north" = ä\\')
+    file = tmp_path / "node.toml"
+    node = replace(node, data_dir=folder, extractor=tmp_path / "extractor.pt")
+    file.write_text(launch.toml(node.node_config()), encoding="utf-8")
+    told = {"site": "north", "data-dir": str(folder), "extractor": str(tmp_path / "extractor.pt")}
+    assert parse_config_args([str(file)]) == told
+
+
+def test_secret_is_for_its_owners_eyes(tmp_path) -> None:
+    file = supernode._private_file(tmp_path / "secret", b"secret")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_task_gets_the_policy_and_a_home_of_its_own(node, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FLWR_HOME", "/shared")
+    policy = tmp_path / "policy.toml"
+    environment = supernode._task_environment(replace(node, policy=policy), tmp_path)
+    assert environment["FEDSCAN_POLICY"] == str(policy)
+    assert Path(environment["FLWR_HOME"]).is_relative_to(tmp_path)
+    assert Path(environment["TMPDIR"]).is_relative_to(tmp_path)
