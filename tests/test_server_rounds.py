@@ -370,6 +370,69 @@ def test_weighting_of_the_run_decides_the_average_whatever_a_site_claims(tmp_pat
     assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())
 
 
+# One site and the others
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("weighting", ["images", "uniform"])
+def test_site_with_nearly_all_scans_has_no_more_than_its_share(tmp_path, weighting, caplog):
+    sites = (ScriptedSite("north"), ScriptedSite("south", n_train=1_000_000))
+    grid = InProcessGrid(nodes(*sites))
+    changes = {"weighting": weighting, "most_share": 0.8, "num_server_rounds": 1}
+    folder = run(tmp_path, grid, **changes)
+    one, other = (messages.unpack(m.content[messages.ARRAYS]) for m in trained(grid))
+    share = {"images": 0.8, "uniform": 0.5}[weighting]
+    for name, weight in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(weight, (1 - share) * one[name] + share * other[name])
+    bounded = {n: s["rounds_share_bounded"] for n, s in summary_of(folder)["sites"].items()}
+    assert bounded == {"north": 0, "south": int(weighting == "images")}
+    assert "site 'south' says that it has 1000000 training scans" in caplog.text.replace("S", "s")
+
+
+def trained(grid: InProcessGrid) -> list[Message]:
+    return [reply for reply in grid.replies if reply.metadata.message_type == TRAIN]
+
+
+def test_site_that_claims_more_scans_than_any_has_cannot_take_part(tmp_path):
+    sites = (ScriptedSite("north"), ScriptedSite("south", n_train=1_000_001))
+    failure = fail(tmp_path, InProcessGrid(nodes(*sites)), SiteFailure)
+    assert (failure["site"], failure["phase"]) == ("south", HELLO)
+
+
+@pytest.mark.parametrize("transport", ["float32", "float16"])
+def test_update_that_is_far_longer_than_the_others_is_shortened(tmp_path, transport, caplog):
+    """Three sites go by 0.01 in every weight, one by 10: it is taken for 0.1, and told of."""
+    drifts = {"a": 0.01, "b": 0.01, "c": 0.01, "loud": 10.0}
+    sites = (ScriptedSite(n, drift=d, transport=transport) for n, d in drifts.items())
+    grid = InProcessGrid(nodes(*sites))
+    folder = run(tmp_path, grid, num_server_rounds=1, transport=transport)
+    start = load_task("classification").build_model(run_config(tmp_path)).state_dict()
+    for name, weight in load_file(folder / "model.safetensors").items():
+        moved = (3 * 0.01 + 0.1) / 4
+        torch.testing.assert_close(weight, start[name] + moved, rtol=1e-3, atol=2e-3)
+    bounded = {n: s["rounds_norm_bounded"] for n, s in summary_of(folder)["sites"].items()}
+    assert bounded == {"a": 0, "b": 0, "c": 0, "loud": 1}
+    assert "the update of site 'loud'" in caplog.text
+    norms = {r.site: r.value for r in rows_of(folder, messages.UPDATE_NORM)}
+    assert norms["loud"] == pytest.approx(1000 * norms["a"], rel=0.01)  # as it was sent
+
+
+def rows_of(folder: Path, name: str) -> list:
+    return [row for row in read_rows(folder / "metrics.jsonl") if row.name == name]
+
+
+def test_bounds_that_do_not_bind_change_no_bit(tmp_path):
+    models = set()
+    for number, changes in enumerate(({}, {"most_share": 1.0, "most_norm": 0.0})):
+        sites = (ScriptedSite("north", n_train=30), ScriptedSite("south", drift=0.5))
+        folder = run(tmp_path / str(number), InProcessGrid(nodes(*sites)), **changes)
+        models.add((folder / "model.safetensors").read_bytes())
+    assert len(models) == 1
+
+
 def test_answers_are_waited_for_as_long_as_the_run_says(tmp_path):
     grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south")))
     run(tmp_path, grid, **{"reply-timeout": 50_000.0})  # longer than Flower waits by itself
@@ -489,6 +552,29 @@ def test_two_sites_cannot_claim_one_name(tmp_path):
     grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("north")))
     failure = fail(tmp_path, grid, ConfigError)
     assert "two SuperNodes say that they are site 'north'" in failure["error"]
+    assert grid.asked() == [(HELLO, "", 0)]
+
+
+BOUND = "north:101 south:108"
+
+
+def test_site_is_taken_for_whom_its_node_is_bound_to(tmp_path):
+    """A stranger that connects is not asked anything, whatever name it would say."""
+    stranger = ScriptedSite("north", n_train=999)
+    grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south"), stranger))
+    folder = run(tmp_path, grid, site_nodes=BOUND)
+    assert list(summary_of(folder)["sites"]) == ["north", "south"]
+    assert {m.metadata.dst_node_id for m in grid.requests} == {101, 108}
+
+
+@pytest.mark.parametrize("names", [("south", "north"), ("north", "east"), ("north", "north")])
+def test_site_that_says_a_name_of_another_node_ends_the_run_and_both_are_named(tmp_path, names):
+    grid = InProcessGrid(nodes(*map(ScriptedSite, names)))
+    failure = fail(tmp_path, grid, ConfigError, site_nodes=BOUND)
+    who, own = ("101", "north") if names[0] == "south" else ("108", "south")
+    said = names[0] if names[0] == "south" else names[1]
+    assert f"SuperNode {who} says that it is site '{said}'" in failure["error"]
+    assert f"binds it to site '{own}'" in failure["error"]
     assert grid.asked() == [(HELLO, "", 0)]
 
 
