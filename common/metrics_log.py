@@ -9,6 +9,8 @@ from pathlib import Path
 
 from common.files import without_nan
 
+# Metrics that the server logs about a site, which the site itself cannot tell.
+UNUSABLE, UPDATE_NORM, BYTES = "unusable", "update-norm", "bytes-"
 WHOLE = "all"  # the site of a number that is that of all sites together
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from common import messages
 from common.errors import FedscanError
 from common.messages import Failure
+from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM
 from common.provenance import require_same_source
 from common.sites import SITE_NAME
 from common.tasks import Evaluation, State
@@ -184,7 +185,7 @@ def _numbers(record: MetricRecord) -> dict[str, float]:
     for name, value in record.items():
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise ValueError(f"metric {name[:40]!r} has no usable name")
-        if name in (messages.UNUSABLE, messages.UPDATE_NORM) or name.startswith(messages.BYTES):
+        if name in (UNUSABLE, UPDATE_NORM) or name.startswith(BYTES):
             raise ValueError(f"metric {name[:40]!r} has the name of one of the server's")
         if not isinstance(value, int | float):
             raise ValueError(f"metric {name[:40]!r} is not a number")

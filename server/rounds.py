@@ -21,7 +21,7 @@ from common.config import RunConfig
 from common.errors import DivergedError
 from common.evaluation.extractor import MOST_FEATURES
 from common.messages import Failure
-from common.metrics_log import WHOLE, Row
+from common.metrics_log import UNUSABLE, UPDATE_NORM, WHOLE, Row
 from common.run_folder import RunFolder
 from common.tasks import Evaluation, Place, State, Verdict, load_task
 from common.transport import broadcast, received, to_keep
@@ -185,7 +185,7 @@ class Federation:
             if norms[name] > most:
                 self.tally.norm(number, name, norms[name], most)
                 states[name] = shortened(states[name], shared, most / norms[name])
-        told = {name: {messages.UPDATE_NORM: norm} for name, norm in norms.items()}
+        told = {name: {UPDATE_NORM: norm} for name, norm in norms.items()}
         self._log(number, "train", {n: (u.count, u.metrics | told[n]) for n, u in updates.items()})
         return states
 
@@ -234,7 +234,7 @@ class Federation:
         """Tell whose answers are not used."""
         for name, failure in sorted(failures.items()):
             self.tally.lose(number, name, failure)
-        self._log(number, split, {n: (0, {messages.UNUSABLE: 1.0}) for n in sorted(failures)})
+        self._log(number, split, {n: (0, {UNUSABLE: 1.0}) for n in sorted(failures)})
 
     def _ask(
         self, kind: str, number: int, state: State, split: str

@@ -8,13 +8,16 @@ from statistics import median
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from server.bounds import bounded_votes, longest_norms, outsized, shortened, update_norms
 
-VOTES = st.dictionaries(st.text(max_size=3), st.floats(1e-3, 1e7), min_size=2, max_size=8)
+VOTES = st.lists(st.floats(1e-3, 1e7), min_size=2, max_size=8).map(
+    lambda votes: {f"site-{number}": vote for number, vote in enumerate(votes)}
+)
 SHARES = st.floats(0.01, 1)
+FREELY = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def shares(votes: dict[str, float]) -> dict[str, float]:
@@ -24,6 +27,7 @@ def shares(votes: dict[str, float]) -> dict[str, float]:
 # Votes
 
 
+@FREELY
 @given(VOTES, SHARES)
 def test_no_site_has_more_than_its_share(votes, most):
     found = shares(bounded_votes(votes, most))
@@ -31,12 +35,14 @@ def test_no_site_has_more_than_its_share(votes, most):
     assert list(found) == list(votes)
 
 
+@FREELY
 @given(VOTES, SHARES)
 def test_votes_that_keep_to_the_bound_stay_as_they_are(votes, most):
     assume(max(votes.values()) <= most * sum(votes.values()))
     assert bounded_votes(votes, most) == votes
 
 
+@FREELY
 @given(VOTES, SHARES)
 def test_bound_changes_no_order_and_raises_no_vote(votes, most):
     assume(most * len(votes) > 1)
@@ -46,6 +52,7 @@ def test_bound_changes_no_order_and_raises_no_vote(votes, most):
     assert all(found[site] <= votes[site] * (1 + 1e-9) for site in votes)
 
 
+@FREELY
 @given(VOTES, SHARES)
 def test_bounded_sites_have_exactly_the_share(votes, most):
     assume(most * len(votes) > 1)

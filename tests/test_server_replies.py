@@ -29,13 +29,13 @@ from test_server_rounds import (
 from common import messages
 from common.errors import ProvenanceError
 from common.messages import ARRAYS, EVALUATE, FAILURE, HELLO, IDENTITY, METRICS, TRAIN
-from common.metrics_log import read_rows
+from common.metrics_log import UNUSABLE, read_rows
 from server import exchange, roll_call
 from server.replies import SiteFailure
 
 pytestmark = pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
 Change = Callable[[RecordDict], object]
-UNUSABLE = "its answer is not usable: "
+REFUSED = "its answer is not usable: "
 SOUTH = "108"  # the second node, before it has said its name
 
 
@@ -91,7 +91,7 @@ def test_broken_answer_at_the_roll_call_is_told_in_its_sites_name(tmp_path, chan
     grid = answering(change, HELLO, 0)
     failure = fail(tmp_path, grid, SiteFailure)
     assert (failure["site"], failure["phase"]) == ("south", HELLO)
-    assert failure["error"].startswith(UNUSABLE)
+    assert failure["error"].startswith(REFUSED)
     assert why in failure["error"]
     assert grid.asked() == [(HELLO, "", 0)]
 
@@ -111,7 +111,7 @@ def test_broken_answer_at_the_roll_call_is_told_in_its_sites_name(tmp_path, chan
 def test_site_that_does_not_say_who_it_is_has_the_number_of_its_node(tmp_path, change):
     failure = fail(tmp_path, answering(change, HELLO, 0), SiteFailure)
     assert (failure["site"], failure["phase"]) == (SOUTH, HELLO)
-    assert failure["error"].startswith(UNUSABLE)
+    assert failure["error"].startswith(REFUSED)
 
 
 def test_other_sources_are_told_also_where_they_answer_otherwise(tmp_path):
@@ -191,12 +191,12 @@ def test_broken_update_costs_its_site_the_round_and_nobody_else(tmp_path, warnin
     assert lost(folder) == [(1, "south", "train")]
     assert rounds_lost(folder) == {"north": 0, "south": 1}
     (told,) = [line for line in warnings() if "left out" in line]
-    assert told.startswith(f"Site 'south' is left out of train, round 1: {UNUSABLE}")
+    assert told.startswith(f"Site 'south' is left out of train, round 1: {REFUSED}")
     assert why in told
 
 
 def lost(folder: Path) -> list[tuple[int, str, str]]:
-    rows = [r for r in read_rows(folder / "metrics.jsonl") if r.name == messages.UNUSABLE]
+    rows = [r for r in read_rows(folder / "metrics.jsonl") if r.name == UNUSABLE]
     return [(row.round, row.site, row.split) for row in rows]
 
 
@@ -225,7 +225,7 @@ def test_run_without_one_usable_update_names_all_sites(tmp_path):
     sites = (FailingSite(n, how=lambda m, n=n: broken(m, n)) for n in ("south", "north"))
     failure = fail(tmp_path, InProcessGrid(nodes(*sites)), SiteFailure)
     assert (failure["site"], failure["phase"]) == ("north, south", "train, round 2")
-    assert failure["error"].count(UNUSABLE) == 2
+    assert failure["error"].count(REFUSED) == 2
 
 
 def test_site_that_withholds_its_training_metrics_takes_part(tmp_path):
@@ -254,7 +254,7 @@ def test_broken_evaluation_does_not_count_and_is_told(tmp_path, warnings, change
     folder = run(tmp_path, answering(change, EVALUATE))
     assert lost(folder) == [(1, "south", "val")]
     (told,) = [line for line in warnings() if "left out" in line]
-    assert told.startswith(f"Site 'south' is left out of evaluate (val), round 1: {UNUSABLE}")
+    assert told.startswith(f"Site 'south' is left out of evaluate (val), round 1: {REFUSED}")
     assert why in told
     rows = [r for r in read_rows(folder / "metrics.jsonl") if r.round == 1 and r.split == "val"]
     assert {r.site for r in rows if r.name == "loss"} == {"north"}

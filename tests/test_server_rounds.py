@@ -27,7 +27,7 @@ from common import messages
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError, ProvenanceError
 from common.messages import EVALUATE, HELLO, TRAIN, Failure
-from common.metrics_log import read_rows
+from common.metrics_log import UNUSABLE, UPDATE_NORM, read_rows
 from common.paths import cache_dir
 from common.tasks import Evaluation, Place, load_task
 from common.transport import broadcast, encode_update, received, to_keep
@@ -348,6 +348,13 @@ def test_votes_follow_the_weighting_and_no_claim_of_a_site(config, distances, ex
         torch.testing.assert_close(average(config, replies)["w"], torch.full((2,), share))
 
 
+def test_site_that_tells_no_distance_counts_as_little_as_who_counts_least():
+    states = [{"w": torch.zeros(2)}] * 3
+    replies = training_replies(states, [30, 10, 10])
+    give_votes(replies, DISTANCE, {"site-0": 0.5, "site-1": 0.2})
+    assert votes(replies) == pytest.approx([2.0, 5.0, 2.0])
+
+
 @pytest.mark.parametrize("weighting", ["images", "uniform"])
 def test_weighting_of_the_run_decides_the_average_whatever_a_site_claims(tmp_path, weighting):
     """South has three quarters of the scans, and says in vain that it counts for more."""
@@ -416,7 +423,7 @@ def test_update_that_is_far_longer_than_the_others_is_shortened(tmp_path, transp
     bounded = {n: s["rounds_norm_bounded"] for n, s in summary_of(folder)["sites"].items()}
     assert bounded == {"a": 0, "b": 0, "c": 0, "loud": 1}
     assert "the update of site 'loud'" in caplog.text
-    norms = {r.site: r.value for r in rows_of(folder, messages.UPDATE_NORM)}
+    norms = {r.site: r.value for r in rows_of(folder, UPDATE_NORM)}
     assert norms["loud"] == pytest.approx(1000 * norms["a"], rel=0.01)  # as it was sent
 
 
@@ -775,7 +782,7 @@ def test_site_whose_update_does_not_decode_loses_the_round_and_is_named(
     grid = InProcessGrid(nodes(north, south))
     folder = run(tmp_path, grid, transport=transport, num_server_rounds=1)
     assert rounds_lost(folder) == {"north": 0, "south": 1}
-    rows = [r for r in read_rows(folder / "metrics.jsonl") if r.name == messages.UNUSABLE]
+    rows = [r for r in read_rows(folder / "metrics.jsonl") if r.name == UNUSABLE]
     assert [(r.round, r.site, r.split, r.value) for r in rows] == [(1, "south", "train", 1.0)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import AnswerError
@@ -70,6 +70,7 @@ def test_rounds_are_compared_by_the_sites_that_told_in_both(rounds, best):
     assert chosen(*rounds) == best
 
 
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=9))
 def test_where_all_sites_always_tell_the_first_lowest_loss_is_chosen(losses):
     means = [(10 * a + 10 * b) / 20 for a, b in losses]
