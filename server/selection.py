@@ -77,7 +77,7 @@ def judge_usable(judge: Judge, evaluations: Evaluations) -> Judged:
     """
     usable, refused = dict(evaluations), {}
     if odd := _odd_words(usable):
-        refused = dict.fromkeys(odd, "it has judged by other means than other sites")
+        refused = dict.fromkeys(sorted(odd), "it has judged by other means than other sites")
         usable = {site: one for site, one in usable.items() if site not in odd}
     disagree = bool(refused) and not usable
     while usable:
