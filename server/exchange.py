@@ -81,7 +81,7 @@ def exchange(
         if not waiting or now - began >= timeout:
             break
         # The longer an answer takes, the rarer; and hundreds of sites do not keep a core busy.
-        pause = min(max((now - began) / 10, SHORTEST_PAUSE), LONGEST_PAUSE)
+        pause = min(max((now - began) / 50, SHORTEST_PAUSE), LONGEST_PAUSE)
         time.sleep(min(max(pause, 4 * (now - looked)), began + timeout - now))
     for name in waiting:
         if puller and (part := puller.on_its_way.get(waiting[name])):

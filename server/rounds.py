@@ -21,7 +21,7 @@ from common.config import RunConfig
 from common.errors import DivergedError
 from common.evaluation.extractor import MOST_FEATURES
 from common.messages import Failure
-from common.metrics_log import UNUSABLE, UPDATE_NORM, WHOLE, Row
+from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM, WHOLE, Row
 from common.run_folder import RunFolder
 from common.tasks import Evaluation, Place, State, Verdict, load_task
 from common.transport import broadcast, received, to_keep
@@ -260,10 +260,7 @@ class Federation:
             number,
             split,
             {
-                name: (
-                    0,
-                    {f"{messages.BYTES}down-{kind}": down, f"{messages.BYTES}up-{kind}": size},
-                )
+                name: (0, {f"{BYTES}down-{kind}": down, f"{BYTES}up-{kind}": size})
                 for name, size in up.items()
             },
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from common.errors import AnswerError, FedscanError
+from common.errors import AnswerError
 from common.tasks import Evaluation, Verdict
 
 Model = TypeVar("Model")
@@ -87,11 +87,12 @@ def judge_usable(judge: Judge, evaluations: Evaluations) -> Judged:
             refused[error.site] = str(error)
             del usable[error.site]
             continue
-        except (ArithmeticError, FedscanError, TypeError, ValueError):
+        except Exception as error:  # what may be anything at all raises anything at all
             alone = {site: _alone(judge, site, one) for site, one in usable.items()}
-            if not any(isinstance(found, str) for found in alone.values()):
-                raise  # each by itself is sound
-            refused |= {site: found for site, found in alone.items() if isinstance(found, str)}
+            found = {site: what for site, what in alone.items() if isinstance(what, str)}
+            if not found:  # each by itself is sound
+                disagree, found = True, dict.fromkeys(usable, f"{type(error).__name__}: {error}")
+            refused |= found
             usable = {site: one for site, one in usable.items() if site not in refused}
             continue
         if math.isfinite(verdict.loss):
