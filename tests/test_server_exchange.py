@@ -319,7 +319,7 @@ def test_what_has_come_is_not_fetched_again_while_the_rest_is_waited_for():
     link, _, _ = ask(never_sent)
     whole, _, _ = ask(nothing)
     looks = link.pulled - whole.pulled
-    assert 0 < looks < 60  # of the one object; rarer, the longer it takes
+    assert 0 < looks < 300  # of the one object; rarer, the longer it takes
 
 
 def test_lost_superlink_is_no_sites_fault():

@@ -98,6 +98,16 @@ def test_where_no_means_are_those_of_most_nothing_is_told_and_nobody_blamed_alon
     assert list(found.refused) == ["north", "south"]
 
 
+def test_what_is_sound_by_itself_and_not_together_is_not_told_and_ends_nothing():
+    def quarrel(evaluations):
+        if len(evaluations) > 1:
+            raise RuntimeError("cannot be put together")
+        return judge(evaluations)
+
+    found = judge_usable(quarrel, evaluations(**LOSSES))
+    assert (found.verdict, found.disagree, list(found.refused)) == (None, True, list(LOSSES))
+
+
 def test_losses_that_are_no_numbers_anywhere_are_the_verdict():
     found = judge_usable(judge, evaluations(north=NAN, south=NAN))
     assert math.isnan(found.verdict.loss)
