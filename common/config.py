@@ -91,6 +91,19 @@ class RunConfig(Settings):
     server_momentum: float = Field(
         0.0, ge=0, lt=1, description="of the server's steps (FedAvgM); 0: none"
     )
+    most_share: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="of two or more sites' votes in the average, the largest share that one may "
+        "have, however many scans it says it has; 1: any",
+    )
+    most_norm: NonNegative = Field(
+        10.0,
+        le=1e6,
+        description="length of a site's update in medians of the other sites', from which on it "
+        "is shortened; 0: any",
+    )
     transport: Literal["float32", "float16", "int8"] = Field(
         "float32",
         description="how weights travel; float16: a site's update as differences of that type; "
@@ -175,6 +188,15 @@ class RunConfig(Settings):
     min_sites: int = Field(
         2, ge=1, le=10_000, description="the server starts when this many sites are connected"
     )
+    site_nodes: str = Field(
+        "",
+        description="which SuperNode each site is, as in 'north:1234 south:5678', where SuperNodes "
+        "are registered with keys; others are not asked",
+        json_schema_extra={
+            "accepted": "pairs SITE:NODE with blanks between them, as in 'north:1234 south:5678', "
+            "each site and each node once, or nothing"
+        },
+    )
     connect_timeout: Positive = Field(
         600.0, le=1e6, description="seconds that the server waits for min-sites"
     )
@@ -202,6 +224,21 @@ class RunConfig(Settings):
         if value and not Path(value).is_absolute():
             raise ValueError("relative path")  # put into words by accepted_values
         return value
+
+    @field_validator("site_nodes")
+    @classmethod
+    def _pairs(cls, value: str) -> str:
+        _nodes_of_sites(value)
+        return value
+
+    @model_validator(mode="after")
+    def _enough_site_nodes(self) -> RunConfig:
+        if 0 < (bound := len(self.nodes_of_sites())) < self.min_sites:
+            raise ValueError(
+                f"site-nodes binds {bound} sites and min-sites is {self.min_sites}: only sites "
+                "that are bound take part"
+            )
+        return self
 
     @model_validator(mode="after")
     def _classifier_options(self) -> RunConfig:
@@ -313,6 +350,10 @@ class RunConfig(Settings):
             idle=("log-every", "snapshot-every"),
         )
 
+    def nodes_of_sites(self) -> dict[str, int]:
+        """Return Flower's number of each site's SuperNode, by site; empty where none is bound."""
+        return _nodes_of_sites(self.site_nodes)
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps that one site makes in the whole run."""
@@ -342,3 +383,16 @@ class RunConfig(Settings):
     def to_flower(self) -> dict[str, bool | int | float | str]:
         """Return the flat, kebab-case mapping that :meth:`from_flower` reads."""
         return self.to_mapping()
+
+
+def _nodes_of_sites(pairs: str) -> dict[str, int]:
+    from common.sites import SITE_NAME  # it knows the run config
+
+    found: dict[str, int] = {}
+    for pair in pairs.split():
+        site, _, node = pair.partition(":")
+        known = site in found or int(node or 0) in found.values()
+        if not SITE_NAME.fullmatch(site) or not node.isdecimal() or known:
+            raise ValueError(pair)  # put into words by accepted_values
+        found[site] = int(node)
+    return found

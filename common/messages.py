@@ -3,14 +3,18 @@
 A request holds a ``config`` record (round, split, the run's sites, the sender's source hash) and
 mostly the global ``arrays``. A reply holds ``metrics`` and, after training, ``arrays``; after an
 evaluation also statistics (as ``arrays``) and ``words``; or a ``failure`` record, with the site,
-the phase and what may be told about the error. Flower's own error messages are a last resort: they
+the phase and what may be told about the error. A site may withhold what it has measured, as when
+it is of few people: then a training's metrics are left out, and an evaluation is a count of 0 with
+a word ``withheld`` that says why. Flower's own error messages are a last resort: they
 hold an exception's text, which may hold a path or a participant.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from flwr.app import (
@@ -38,6 +42,7 @@ VOTE = "vote"  # the weight that the server gives a reply, by the run's rule
 LONGEST_TEXT = 20_000  # characters of a failure's words that are passed on
 HALF = LONGEST_TEXT // 2
 ARRAYS, CONFIG, METRICS, WORDS = "arrays", "config", "metrics", "words"
+WITHHELD = "withheld"  # the word of an evaluation that a site does not tell: why
 IDENTITY, FAILURE = "identity", "failure"
 
 
@@ -145,16 +150,18 @@ def failure_in(message: Message, site: str = "", phase: str = "") -> Failure | N
     ``site`` and ``phase`` stand in for what a reply does not tell.
     """
     if message.has_error():
-        reason = _told(message.error.reason or "no reason given")
+        reason = printable(message.error.reason or "no reason given")
         return Failure(site or "unknown", phase, reason, "")
     if FAILURE in message.content.config_records:
         record = message.content.config_records[FAILURE]
         unsaid = Failure(site or "unknown", phase, "no reason given", "")
-        return Failure(**{key: _told(record.get(key, text)) for key, text in vars(unsaid).items()})
+        return Failure(
+            **{key: printable(record.get(key, text)) for key, text in vars(unsaid).items()}
+        )
     return None
 
 
-def _told(text: object) -> str:
+def printable(text: object) -> str:
     """Another's text as it may go to a log and a terminal: not endless, and no escape codes."""
     whole = str(text)
     ends = (whole,) if len(whole) <= LONGEST_TEXT else (whole[:HALF], whole[-HALF:])
@@ -168,8 +175,37 @@ def pack(state: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def unpack(arrays: ArrayRecord) -> dict[str, Tensor]:
-    """Turn Flower's record back into a state dict."""
+    """Turn Flower's record back into a state dict.
+
+    Raises
+    ------
+    ValueError
+        If an array promises other than it holds: its header is believed only where its bytes bear
+        it out, before memory is taken.
+    """
+    for array in arrays.values():
+        _require_plain(array.data)
     return dict(arrays.to_torch_state_dict())
+
+
+def _require_plain(data: bytes) -> None:
+    """Refuse what is no array of numbers in NumPy's format, whole and uncompressed."""
+    import numpy as np
+
+    file = BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"format {version} of an array is not known")
+    shape, _, dtype = read_header(file)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"an array of type {str(dtype)[:40]} does not hold plain numbers")
+    held = len(data) - file.tell()
+    if math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(f"an array of shape {str(shape)[:80]} has {held} bytes")
 
 
 def payload_bytes(message: Message) -> int:

@@ -18,6 +18,8 @@ TYPES = {
     "value": (int, float, type(None)),
     **dict.fromkeys(("n", "seconds"), (int, float)),
 }
+# Metrics that the server logs about a site, which the site itself cannot tell.
+UNUSABLE, UPDATE_NORM, BYTES = "unusable", "update-norm", "bytes-"
 WHOLE = "all"  # the site of a number that is that of all sites together
 
 

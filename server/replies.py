@@ -1,11 +1,10 @@
-"""What sites answer, taken apart: whatever is wrong with it ends the run in that site's name."""
+"""What sites answer, taken apart: whatever is wrong with it is told in that site's name."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MetricRecord
@@ -14,6 +13,7 @@ from torch import Tensor
 from common import messages
 from common.errors import FedscanError
 from common.messages import Failure
+from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM
 from common.provenance import require_same_source
 from common.sites import SITE_NAME
 from common.tasks import Evaluation, State
@@ -42,10 +42,13 @@ class Identity:
 
 TRAINING = "n_train"  # the count of scans that a site trains on
 COUNTS = {TRAINING, "n_val", "n_test"}
-# What no honest site comes near, so that no answer fills memory, log or terminal.
-MOST_SCANS = 10_000_000
+# What no honest site comes near, so that no answer fills memory, log or terminal, or outvotes all.
+MOST_SCANS = 1_000_000
+MOST_IMAGES = 10 * MOST_SCANS  # of which a scan may have several
 MOST_NUMBERS = 1000
+LARGEST_NUMBER = 1e15
 LONGEST_NAME = 200
+LONGEST_REASON = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -121,35 +124,12 @@ def read_update(
         return Update(count, metrics, decode_update(update, shared, encoding))
 
 
-def require_same_metrics(updates: Mapping[str, Update], phase: str) -> None:
-    """Refuse a site whose numbers have other names than most sites': they are averaged by name.
-
-    Raises
-    ------
-    SiteFailure
-    FedscanError
-        If no names are those of most, so that nobody can be blamed.
-    """
-    names = {  # but for the vote, which the server writes over
-        site: tuple(sorted(update.metrics.keys() - {messages.VOTE}))
-        for site, update in updates.items()
-    }
-    usual, sites = Counter(names.values()).most_common(1)[0]
-    if 2 * sites <= len(names):
-        told = "; ".join(f"{site} {_listed(own)}" for site, own in names.items())
-        raise FedscanError(
-            f"{phase}: sites tell different metrics ({told}). All must run fedscan's own sources"
-        )
-    for site, own in names.items():
-        with _blamed(site, phase):
-            if own != usual:
-                raise FedscanError(f"metrics {_listed(own)}, where others have {_listed(usual)}")
-
-
 def read_evaluation(
     reply: Message, site: str, phase: str, known: Collection[str], most: int
 ) -> Evaluation:
     """Read the answer to an evaluation order.
+
+    A site that withholds what it has measured is an evaluation of 0 images, with no numbers.
 
     Parameters
     ----------
@@ -167,12 +147,15 @@ def read_evaluation(
     """
     with _blamed(site, phase):
         metrics = _numbers(reply.content[messages.METRICS])
-        count = _count(metrics)
+        words = reply.content.config_records.get(messages.WORDS, ConfigRecord())
+        withheld = messages.WITHHELD in words
+        count = _count(metrics, least=0 if withheld else 1)
+        if withheld and (count or metrics or reply.content.array_records):
+            raise FedscanError("it withholds its evaluation and tells of it")
         if count > most:
             raise FedscanError(f"judged on {count} images, of {most} that were there at first")
         if clash := metrics.keys() & set(known):
             raise FedscanError(f"metric {min(clash)!r} has the name of a count")
-        words = reply.content.config_records.get(messages.WORDS, ConfigRecord())
         if len(words) > MOST_NUMBERS:
             raise FedscanError(f"{len(words)} words: accepted are up to {MOST_NUMBERS}")
         for key in words:
@@ -180,13 +163,19 @@ def read_evaluation(
         return messages.evaluation_in(reply)
 
 
+def unusable(site: str, phase: str, error: Exception | str) -> SiteFailure:
+    """Say in a site's name that its answer cannot be used, and why."""
+    why = error if isinstance(error, str | FedscanError) else f"{type(error).__name__}: {error}"
+    told = messages.printable(str(why)[:LONGEST_REASON])
+    return SiteFailure(Failure(site, phase, f"its answer is not usable: {told}", ""))
+
+
 @contextlib.contextmanager
 def _blamed(site: str, phase: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # unpacking what may be anything at all raises anything at all
-        why = str(error) if isinstance(error, FedscanError) else f"{type(error).__name__}: {error}"
-        raise SiteFailure(Failure(site, phase, f"its answer is not usable: {why}", "")) from error
+        raise unusable(site, phase, error) from error
 
 
 def _numbers(record: MetricRecord) -> dict[str, float]:
@@ -196,19 +185,23 @@ def _numbers(record: MetricRecord) -> dict[str, float]:
     for name, value in record.items():
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise ValueError(f"metric {name[:40]!r} has no usable name")
+        if name in (UNUSABLE, UPDATE_NORM) or name.startswith(BYTES):
+            raise ValueError(f"metric {name[:40]!r} has the name of one of the server's")
         if not isinstance(value, int | float):
             raise ValueError(f"metric {name[:40]!r} is not a number")
+        if math.isfinite(value) and abs(value) > LARGEST_NUMBER:
+            raise ValueError(f"{name[:40]} = {value:.3g}: no measure is as large")
     return dict(record)
 
 
-def _count(metrics: dict[str, float]) -> int:
-    return _whole(messages.WEIGHT, metrics.pop(messages.WEIGHT), least=1)
+def _count(metrics: dict[str, float], *, least: int = 1) -> int:
+    return _whole(messages.WEIGHT, metrics.pop(messages.WEIGHT), least=least, most=MOST_IMAGES)
 
 
-def _whole(name: str, value: float, *, least: int) -> int:
-    if not (math.isfinite(value) and least <= value <= MOST_SCANS and value == int(value)):
+def _whole(name: str, value: float, *, least: int, most: int = MOST_SCANS) -> int:
+    if not (math.isfinite(value) and least <= value <= most and value == int(value)):
         raise ValueError(
-            f"{name[:40]} = {value}: accepted is a whole number from {least} to {MOST_SCANS:,}"
+            f"{name[:40]} = {value}: accepted is a whole number from {least} to {most:,}"
         )
     return int(value)
 
@@ -218,7 +211,3 @@ def _text(record: ConfigRecord, key: str) -> str:
     if not isinstance(value, str) or len(value) > LONGEST_NAME or not value.isprintable():
         raise ValueError(f"{key} is no short text")
     return value
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(repr(name[:40]) for name in names[:10]) or "none"

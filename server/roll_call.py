@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,11 @@ from common.errors import ConfigError
 from common.evaluation.generation import require_one_extractor
 from common.messages import Failure
 from common.sites import SITE_NAME
-from server.replies import SiteFailure, read_identity
+from server.bounds import MOST_TIMES, outsized
+from server.exchange import exchange
+from server.replies import TRAINING, SiteFailure, read_identity, unusable
+
+log = logging.getLogger("flwr.fedscan")
 
 SETTLE_SECONDS = 1.0  # no new site for so long: everybody who was starting with the others is here
 
@@ -36,12 +41,13 @@ class RollCall:
     ----------
     grid : Grid
     config : RunConfig
-        ``min_sites``, ``connect_timeout`` and ``reply_timeout``.
+        ``min_sites``, ``connect_timeout``, ``reply_timeout`` and ``site_nodes``. With site nodes,
+        only those are asked, and each must say the name that it is bound to.
 
     Raises
     ------
     ConfigError
-        If too few sites connect in time, or two claim one name.
+        If too few sites connect in time, two claim one name, or one claims another's.
     FedscanError
         If they judge pictures with different extractors, or one runs other sources.
     SiteFailure
@@ -50,20 +56,29 @@ class RollCall:
 
     def __init__(self, grid: Grid, config: RunConfig) -> None:
         self._grid, self._config = grid, config
-        nodes = {str(node): node for node in self._wait_for_nodes()}
+        bound = config.nodes_of_sites()
+        nodes = {str(node): node for node in self._wait_for_nodes(set(bound.values()))}
         hello = messages.HELLO
-        replies = self._exchange(
+        replies, unreadable = self._exchange(
             {
                 label: messages.request(hello, node, timeout=config.reply_timeout)
                 for label, node in nodes.items()
             },
             hello,
         )
+        for failure in unreadable.values():
+            raise failure
         sites: dict[str, Participant] = {}
         extractors: dict[str, str] = {}
         for label, reply in replies.items():
             said = read_identity(reply, label, hello)
             name = said.site
+            if bound and bound.get(name) != nodes[label]:
+                own = next(site for site, node in bound.items() if node == nodes[label])
+                raise ConfigError(
+                    f"SuperNode {label} says that it is site '{name}', and site-nodes binds it to "
+                    f"site '{own}'. Set its name in --node-config, or mend site-nodes"
+                )
             if name in sites:
                 raise ConfigError(
                     f"two SuperNodes say that they are site '{name}'. Give each its own name"
@@ -72,10 +87,21 @@ class RollCall:
             extractors[name] = said.extractor_hash
         require_one_extractor(dict(sorted(extractors.items())))
         self.sites = dict(sorted(sites.items()))
+        scans = {name: site.counts[TRAINING] for name, site in self.sites.items()}
+        for name, usual in outsized(scans).items():
+            log.warning(
+                "Site '%s' says that it has %d training scans, more than %d times the others' "
+                "median of %g",
+                *(name, scans[name], MOST_TIMES, usual),
+            )
 
     def ask(
-        self, kind: str, compose: Callable[[int], Message], round_number: int
-    ) -> dict[str, Message]:
+        self,
+        kind: str,
+        compose: Callable[[int], Message],
+        round_number: int,
+        statistics: int = 0,
+    ) -> tuple[dict[str, Message], dict[str, SiteFailure]]:
         """Ask every site and return the replies by name, in order of name.
 
         Parameters
@@ -85,43 +111,50 @@ class RollCall:
         compose : callable
             Given a node id, returns the request.
         round_number : int
+        statistics : int
+            Bytes that a reply may have besides weights.
+
+        Returns
+        -------
+        replies : dict of str to Message
+        unreadable : dict of str to SiteFailure
+            Of the sites whose reply came and could not be put together.
 
         Raises
         ------
         SiteFailure
-            The first failure in order of name.
+            The first failure in order of name: no answer, or one that says that it failed.
         """
         requests = {name: compose(site.node_id) for name, site in self.sites.items()}
-        return self._exchange(requests, f"{kind}, round {round_number}")
+        return self._exchange(requests, f"{kind}, round {round_number}", statistics)
 
-    def _exchange(self, requests: dict[str, Message], phase: str) -> dict[str, Message]:
-        answers = self._grid.send_and_receive(requests.values(), timeout=self._config.reply_timeout)
-        asked = {message.metadata.dst_node_id: name for name, message in requests.items()}
-        # For a node that was lost Flower answers as itself: what it answers tells for whom.
-        sent = {message.metadata.message_id: name for name, message in requests.items()}
-        replies = {}
-        for reply in answers:
-            about = reply.metadata
-            name = asked.get(about.src_node_id) or sent.get(about.reply_to_message_id)
-            if name:
-                replies[name] = reply
+    def _exchange(
+        self, requests: dict[str, Message], phase: str, statistics: int = 0
+    ) -> tuple[dict[str, Message], dict[str, SiteFailure]]:
+        timeout = self._config.reply_timeout
+        replies, errors = exchange(self._grid, requests, timeout, statistics)
         for name in sorted(requests):
+            if name in errors:
+                continue
             if name not in replies:
-                reason = f"no answer within {self._config.reply_timeout:g} s"
-                raise SiteFailure(Failure(name, phase, reason, ""))
+                raise SiteFailure(Failure(name, phase, f"no answer within {timeout:g} s", ""))
             if failure := messages.failure_in(replies[name], name, phase):
                 # Who it is, a site says only when it is asked: else it could blame another.
                 if phase != messages.HELLO or not SITE_NAME.fullmatch(failure.site):
                     failure = replace(failure, site=name)
                 raise SiteFailure(failure)
-        return {name: replies[name] for name in sorted(requests)}
+        unreadable = {name: unusable(name, phase, errors[name]) for name in sorted(errors)}
+        return {name: replies[name] for name in sorted(replies)}, unreadable
 
-    def _wait_for_nodes(self) -> list[int]:
+    def _wait_for_nodes(self, bound: set[int]) -> list[int]:
+        """Wait for enough nodes; where some are bound to sites, no other counts."""
         deadline = time.monotonic() + self._config.connect_timeout
         known: set[int] = set()
         since = time.monotonic()
         while True:
             connected = set(self._grid.get_node_ids())
+            if bound:
+                connected &= bound
             if connected != known:
                 known, since = connected, time.monotonic()
             enough = len(known) >= self._config.min_sites

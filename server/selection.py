@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from common.errors import AnswerError
+from common.tasks import Evaluation, Verdict
+
 Model = TypeVar("Model")
+Evaluations = Mapping[str, Evaluation]
+Judge = Callable[[Evaluations], Verdict]
 
 
 @dataclass
@@ -23,6 +29,149 @@ class BestRound(Generic[Model]):
             return False
         self.round_number, self.loss, self.model = round_number, loss, model
         return True
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the evaluations of one round say, as far as they can be used.
+
+    Parameters
+    ----------
+    verdict : Verdict or None
+        None where nobody tells anything that can be used.
+    evaluations : dict of str to Evaluation
+        Those that the verdict is of, by site.
+    refused : dict of str to str
+        Why each of the others is left out.
+    undefined : frozenset of str
+        Of the refused, the sites whose own loss is no number.
+    disagree : bool
+        Whether the sites tell what cannot be put together, and none has most on its side.
+    """
+
+    verdict: Verdict | None
+    evaluations: dict[str, Evaluation]
+    refused: dict[str, str] = field(default_factory=dict)
+    undefined: frozenset[str] = frozenset()
+    disagree: bool = False
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the sites give a loss that is a number."""
+        return self.verdict is not None and math.isfinite(self.verdict.loss)
+
+
+def judge_usable(judge: Judge, evaluations: Evaluations) -> Judged:
+    """Put together what can be, and leave out the sites that stand in the way.
+
+    A site is left out if `judge` refuses what it tells, if it judges by other means than most
+    sites (its ``words`` differ), or if its own loss is no number while others' are. Where all
+    sites' losses are no numbers, that is the verdict.
+
+    Parameters
+    ----------
+    judge : callable
+        The task's, of some sites' evaluations.
+    evaluations : mapping of str to Evaluation
+        By site, of sites that tell something.
+    """
+    usable, refused = dict(evaluations), {}
+    if odd := _odd_words(usable):
+        refused = dict.fromkeys(sorted(odd), "it has judged by other means than other sites")
+        usable = {site: one for site, one in usable.items() if site not in odd}
+    disagree = bool(refused) and not usable
+    while usable:
+        try:
+            verdict = judge(usable)
+        except AnswerError as error:
+            refused[error.site] = str(error)
+            del usable[error.site]
+            continue
+        except Exception as error:  # what may be anything at all raises anything at all
+            alone = {site: _alone(judge, site, one) for site, one in usable.items()}
+            found = {site: what for site, what in alone.items() if isinstance(what, str)}
+            if not found:  # each by itself is sound
+                disagree, found = True, dict.fromkeys(usable, f"{type(error).__name__}: {error}")
+            refused |= found
+            usable = {site: one for site, one in usable.items() if site not in refused}
+            continue
+        if math.isfinite(verdict.loss):
+            return Judged(verdict, usable, refused)
+        finite = {site: one for site, one in usable.items() if _is_finite(judge, site, one)}
+        undefined = frozenset(usable.keys() - finite.keys())
+        if not finite or not undefined:
+            return Judged(verdict, usable, refused, undefined)
+        refused |= dict.fromkeys(sorted(undefined), "its loss is no number")
+        return Judged(judge(finite), finite, refused, undefined)
+    return Judged(None, {}, refused, disagree=disagree)
+
+
+def _odd_words(evaluations: Evaluations) -> set[str]:
+    """Return the sites whose words differ from most sites'; all of them where none has most."""
+    groups: dict[frozenset[tuple[str, str]], set[str]] = {}
+    for site, one in evaluations.items():
+        groups.setdefault(frozenset(one.words.items()), set()).add(site)
+    if len(groups) < 2:
+        return set()
+    most = max(groups.values(), key=len)
+    return set(evaluations) - (most if 2 * len(most) > len(evaluations) else set())
+
+
+def _alone(judge: Judge, site: str, evaluation: Evaluation) -> Verdict | str:
+    try:
+        return judge({site: evaluation})
+    except Exception as error:  # whatever it is, it is of what this site tells
+        return f"{type(error).__name__}: {error}"
+
+
+def _is_finite(judge: Judge, site: str, evaluation: Evaluation) -> bool:
+    found = _alone(judge, site, evaluation)
+    return isinstance(found, Verdict) and math.isfinite(found.loss)
+
+
+class Selection(Generic[Model]):
+    """The best round of a run in which not always the same sites tell how well they fared.
+
+    A loss of other sites is not comparable. So a round is compared with the best so far by the
+    sites that told in both; where no site did, the earlier stays. A site whose loss was no number
+    in one of the two and is one in the other speaks for the latter, unless another site speaks for
+    the former.
+
+    Parameters
+    ----------
+    judge : callable
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.best: BestRound[Model] = BestRound()
+        self._chosen: Judged | None = None
+
+    def offer(self, round_number: int, judged: Judged, model: Model) -> bool:
+        """Take a round's model if it is better; say whether it was."""
+        if not judged.is_finite:
+            return False
+        loss, chosen = judged.verdict.loss, self._chosen
+        if chosen and not self._is_better(judged, chosen):
+            return False
+        self.best, self._chosen = BestRound(), judged
+        return self.best.offer(round_number, loss, model)
+
+    def _is_better(self, new: Judged, old: Judged) -> bool:
+        recovered = bool(new.evaluations.keys() & old.undefined)
+        lost = bool(old.evaluations.keys() & new.undefined)
+        if recovered != lost:
+            return recovered
+        common = [site for site in new.evaluations if site in old.evaluations]
+        if not common:
+            return False
+        now, before = (self._loss(one, common) for one in (new, old))
+        return now < before
+
+    def _loss(self, judged: Judged, sites: list[str]) -> float:
+        if len(sites) == len(judged.evaluations):
+            return judged.verdict.loss
+        return self._judge({site: judged.evaluations[site] for site in sites}).loss
 
 
 def due(round_number: int, every: int, rounds: int) -> bool:

@@ -9,9 +9,9 @@ from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg, FedAvgM, FedProx
 
 from common.config import RunConfig
-from common.errors import FedscanError
 from common.messages import METRICS, VOTE, WEIGHT, pack
 from common.tasks import State
+from server.bounds import bounded_votes
 
 SMALLEST_DISTANCE = 1e-2  # of a kernel distance, which may be negative
 
@@ -54,13 +54,17 @@ def make_strategy(config: RunConfig, first: State, *, participants: int) -> FedA
 
 def give_votes(
     replies: Mapping[str, Message], config: RunConfig, distances: Mapping[str, float]
-) -> None:
+) -> list[str]:
     """Write into each reply how much it counts in the average.
 
     *images*: the site's training examples (McMahan et al. 2017). *uniform*: one site, one vote,
     since with votes by images a generator hardly hears a small hospital. *distance*: the inverse of
     the distance of the generator's pictures to the site's validation slices, as IFL-GAN weights
-    generators by theirs (Li et al. 2022).
+    generators by theirs (Li et al. 2022). A site that has told no distance counts as little as the
+    one that counts least.
+
+    Whatever the weighting, no site has more than ``most_share`` of the votes:
+    :func:`server.bounds.bounded_votes`.
 
     Parameters
     ----------
@@ -68,18 +72,26 @@ def give_votes(
         By site.
     config : RunConfig
     distances : mapping of str to float
-        Each site's, as of the last validation; before the first, empty: then one site, one vote.
+        Each site's, as of the last validation in which it told one; before the first, empty: then
+        one site, one vote.
+
+    Returns
+    -------
+    list of str
+        The sites whose votes were bounded.
     """
+    if config.weighting == "images":
+        votes = {site: float(reply.content[METRICS][WEIGHT]) for site, reply in replies.items()}
+    elif config.weighting == "distance" and distances.keys() & replies.keys():
+        known = {
+            site: 1 / max(distances[site], SMALLEST_DISTANCE)
+            for site in replies
+            if site in distances
+        }
+        votes = {site: known.get(site, min(known.values())) for site in replies}
+    else:
+        votes = dict.fromkeys(replies, 1.0)
+    bounded = bounded_votes(votes, config.most_share)
     for site, reply in replies.items():
-        metrics = reply.content[METRICS]
-        if config.weighting == "images":
-            metrics[VOTE] = metrics[WEIGHT]
-        elif config.weighting == "distance" and distances:
-            if not math.isfinite(distances[site]):
-                raise FedscanError(
-                    f"site '{site}' has no kernel distance to be weighted by. Use "
-                    "weighting = 'uniform'"
-                )
-            metrics[VOTE] = 1 / max(distances[site], SMALLEST_DISTANCE)
-        else:
-            metrics[VOTE] = 1.0
+        reply.content[METRICS][VOTE] = bounded[site]
+    return [site for site in votes if bounded[site] < votes[site]]

@@ -23,7 +23,7 @@ from clients.resources import compute_device, granted
 from common.config import RunConfig
 from common.errors import DivergedError
 from common.files import make_folder, write_atomically, write_json
-from common.metrics_log import MetricsLog, Row, read_rows
+from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
 from common.paths import cache_dir
 from common.run_folder import METRICS, SUMMARY
 from common.tasks import Evaluation, Place, State, Verdict, load_task
@@ -288,7 +288,7 @@ def _federated(work: Work) -> list[dict[str, Any]]:
     spent = {"bytes_up": summary["bytes_up"], "bytes_down": summary["bytes_down"]}
     rows = []
     for row in read_rows(run_folder / METRICS):
-        if row.name.startswith("bytes-"):
+        if row.name.startswith(BYTES) or row.name == UNUSABLE:
             continue
         if row.split == "test" or (row.split == "val" and row.name in CURVES):
             rounds = summary["rounds"] if row.split == "test" else row.round

@@ -46,6 +46,11 @@ CLASSIFICATION = {
     "auroc": "AUROC",
     "sensitivity_at_90_specificity": "sens. at 0.9 spec.",
 }
+BEFALLEN = {
+    "rounds_lost": "its answers were not usable",
+    "rounds_share_bounded": "its votes were bounded by most-share",
+    "rounds_norm_bounded": "its update was shortened by most-norm",
+}
 GENERATION = {
     "frechet_distance": "Fréchet distance",
     "kernel_distance": "kernel distance",
@@ -166,10 +171,17 @@ def show_run(summary: Mapping[str, Any]) -> None:
         }
         rows.append(("all", {**counts, "generation": summary["generation"]}))
     for name, site in rows:
-        found = site["generation"] if generation else site
+        found = site.get("generation", {}) if generation else site  # a site may tell nothing
         numbers = [
             "–" if (v := found.get(m)) is None else f"{v:.{2 if m == 'frechet_distance' else 3}f}"
             for m in columns
         ]
         table.add_row(name, str(site["n_train"]), str(site["n_test"]), *numbers)
     out.print(table)
+    if summary.get("selected_by") == "last round":
+        out.print("No site told how well any round fared: the model is that of the last round.")
+    for name, site in summary["sites"].items():
+        for key, what in BEFALLEN.items():
+            if number := site.get(key):
+                rounds = f"{number} of {summary['rounds']} rounds"
+                out.print(f"Site '{escape(name)}': {what} in {rounds}; the log tells why.")

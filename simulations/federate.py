@@ -303,9 +303,10 @@ def _show_new_rounds(rows: list[Row], bar: console.Steps, config: RunConfig) -> 
             bar.advance(1)
             continue
         values = _validation([r for r in rows if r.split == "val" and r.round == number])
-        if not values:
+        # What comes after a round is over says that nobody has told how well it fared.
+        if not values and not any(r.round > number or r.split == "test" for r in rows):
             return
-        bar.advance(1, f"validation: {values}", always=True)
+        bar.advance(1, f"validation: {values or 'not told'}", always=True)
 
 
 def _validation(rows: list[Row]) -> str:

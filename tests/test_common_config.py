@@ -215,7 +215,7 @@ def test_several_faults_are_all_named_a_line_each():
 
 @pytest.mark.parametrize("key", [key for key in FLOAT_KEYS if key != "proximal-mu"])
 def test_whole_number_is_a_fine_float(key):
-    whole = 0 if key in ("server-momentum", "label-smoothing") else 2  # both are below 1
+    whole = {"server-momentum": 0, "label-smoothing": 0, "most-share": 1}.get(key, 2)
     config = RunConfig.from_flower({key: whole})
     value = config.to_flower()[key]
     assert value == whole
@@ -239,6 +239,43 @@ def _positive(top: float) -> st.SearchStrategy[float]:
     return st.floats(0, top, exclude_min=True)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ("", {}),
+        ("north:101", {"north": 101}),
+        ("  north:101   south:18446744073709551615 ", {"north": 101, "south": 2**64 - 1}),
+    ],
+)
+def test_site_nodes_say_which_supernode_each_site_is(pairs, expected):
+    config = RunConfig.from_flower({"site-nodes": pairs, "min-sites": 1})
+    assert config.nodes_of_sites() == expected
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        "north",
+        "north:",
+        ":101",
+        "north:x",
+        "north:-1",
+        "north:1 north:2",
+        "north:1 south:1",
+        "all:1",
+    ]
+    + ["no/rth:1", "north:1,south:2"],
+)
+def test_site_nodes_that_bind_no_site_to_one_node_are_refused(pairs):
+    with pytest.raises(ConfigError, match=r"site-nodes = .*accepted is pairs SITE:NODE"):
+        RunConfig.from_flower({"site-nodes": pairs})
+
+
+def test_more_sites_than_are_bound_cannot_be_waited_for():
+    with pytest.raises(ConfigError, match="site-nodes binds 1 sites and min-sites is 2"):
+        RunConfig.from_flower({"site-nodes": "north:1"})
+
+
 RUN_CONFIGS = st.fixed_dictionaries(
     {},
     optional={
@@ -258,6 +295,8 @@ RUN_CONFIGS = st.fixed_dictionaries(
         "device": st.sampled_from(["auto", "cpu"]),
         "threads": st.integers(1, 256),
         "min-sites": st.integers(1, 10_000),
+        "most-share": _positive(1),
+        "most-norm": st.floats(0, 1e6),
         "connect-timeout": _positive(1e6),
         "reply-timeout": _positive(1e6) | st.integers(1, 10**6),
     },

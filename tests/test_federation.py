@@ -1,6 +1,7 @@
 """Each hospital as a process of its own, ``fedscan supernode``, and what a hostile run gets there.
 
-One SuperLink and two hospitals serve a hostile run first, then an honest one.
+One SuperLink and two hospitals serve a hostile run first, then an honest one, in which a third
+hospital sends replies that cannot be put together.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import signal
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -27,6 +30,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from processes import (
     ROOT,
+    SCRIPTS,
     fedscan,
     flower_processes,
     flwr_run,
@@ -54,7 +58,7 @@ class History:
     command_lines: set[str] = field(default_factory=set)
     answers_to_a_thief: dict[str, int] = field(default_factory=dict)
     poisoned: bool = False
-    daemons: list[int] = field(default_factory=list)
+    daemons: list[psutil.Process] = field(default_factory=list)
     exit_code: int | None = None
     folders_left: list[Path] = field(default_factory=list)
     processes_left: set[int] = field(default_factory=set)
@@ -81,6 +85,22 @@ def command_lines(of: list[psutil.Process]) -> Iterator[set[str]]:
     finally:
         ended.set()
         thread.join()
+
+
+def daemons(report: Path) -> list[psutil.Process]:
+    """List the processes that the hostile app has left behind."""
+    everybody = psutil.process_iter(["cmdline"])
+    return [p for p in everybody if f"daemon of {report}" in " ".join(p.info["cmdline"] or [])]
+
+
+def hostile_commands(folder: Path) -> Path:
+    """Return a folder with the ``flwr-clientapp`` of a hostile site."""
+    folder.mkdir()
+    script = folder / "flwr-clientapp"
+    app = Path(__file__).with_name("hostile_clientapp.py")
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{app}" "$@"\n')
+    script.chmod(0o755)
+    return folder
 
 
 def steal(port: int) -> int:
@@ -110,6 +130,8 @@ def history(
     bundle, link = folder / "bundle", free_port()
     for made in (temporary, report, bundle):
         made.mkdir()
+    policy = folder / "policy.toml"
+    policy.write_text("min-participants = 1\n")  # the cohort is tiny
     fab = build_fab_from_disk(ROOT)
     with zipfile.ZipFile(BytesIO(fab)) as archive:
         archive.extractall(bundle)
@@ -117,9 +139,12 @@ def history(
     user = {"home": folder / "user", "cache": session_cache}
     try:
         with contextlib.ExitStack() as stack:
-            start = lambda name, *words, home: stack.enter_context(  # noqa: E731
+            start = lambda name, *words, home, **more: stack.enter_context(  # noqa: E731
                 process(
-                    *(name, *words), home=folder / home, cache=session_cache, TMPDIR=str(temporary)
+                    *(name, *words),
+                    home=folder / home,
+                    cache=session_cache,
+                    **{"TMPDIR": str(temporary), **more},
                 )
             )
             start(
@@ -132,7 +157,7 @@ def history(
                 site: start(
                     *("fedscan", "supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"),
                     *("--site", site, "--data-dir", str(tiny_cohort / site)),
-                    *("--port", str(ports[site])),
+                    *("--port", str(ports[site]), "--policy", str(policy)),
                     home=site,
                 )
                 for site in SITES
@@ -151,11 +176,20 @@ def history(
                 seen.reports = {
                     site: json.loads((report / f"{site}.json").read_text()) for site in SITES
                 }
-                honest = [*TINY, f"output-dir = '{seen.out}'", "min-sites = 2"]
+                start(
+                    *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"),
+                    *("--port", str(free_port()), "--node-config"),
+                    f'site="mallory" data-dir="{tiny_cohort / "island"}"',
+                    home="mallory",
+                    PATH=os.pathsep.join(
+                        [str(hostile_commands(folder / "bin")), str(SCRIPTS), os.environ["PATH"]]
+                    ),
+                    FEDSCAN_POLICY=str(policy),
+                )
+                honest = [*TINY, f"output-dir = '{seen.out}'", "min-sites = 3"]
                 seen.console += flwr_run(ROOT, connection, honest, **user).stdout
             seen.poisoned = poison.exists()
-            daemons = [told["daemon"] for told in seen.reports.values()]
-            seen.daemons = [number for number in daemons if psutil.pid_exists(number)]
+            seen.daemons = daemons(report)
             # One hospital's SuperNode dies; the other's command is killed, and can end nothing.
             island, north = (started[site][0] for site in SITES)
             for child in psutil.Process(island.pid).children(recursive=True):
@@ -169,16 +203,18 @@ def history(
         seen.folders_left = list(temporary.glob("fedscan-*"))
         yield seen
     finally:
-        for told in seen.reports.values():
-            with contextlib.suppress(psutil.Error):
-                psutil.Process(told["daemon"]).kill()
+        for process_ in daemons(report):
+            process_.kill()
 
 
 def test_separate_processes_give_the_simulations_weights(
     history: History, tiny_cohort: Path, session_cache: Path, tmp_path: Path
 ) -> None:
     assert (summaries := list(history.out.glob("*/summary.json"))), history
-    assert list(json.loads(summaries[0].read_text())["sites"]) == list(SITES)
+    summary = json.loads(summaries[0].read_text())
+    lost = {name: site["rounds_lost"] for name, site in summary["sites"].items()}
+    assert lost == {"island": 0, "mallory": 2, "north": 0}
+    assert [name for name, site in summary["sites"].items() if "loss" in site] == list(SITES)
     simulated = fedscan(
         *("run", "--cohort", str(tiny_cohort), "--format", "json", "--out", str(tmp_path / "sim")),
         *(word for assignment in TINY for word in ("--set", assignment)),

@@ -342,6 +342,32 @@ def test_rounds_without_validation_count_as_well() -> None:
     assert bar.always[-1] == "validation: kernel distance north 0.100"
 
 
+@pytest.mark.parametrize("telling", [[], ["north"]])
+def test_a_site_that_tells_nothing_leaves_a_gap_in_report_and_terminal(
+    tmp_path: Path, telling: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    folder = make_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    for site, about in summary["sites"].items():
+        about["rounds_lost"] = 0 if site in telling else 3
+        if site not in telling:
+            del about["generation"]
+    if not telling:
+        del summary["generation"]
+        summary["selected_by"] = "last round"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text = Page(write_report(folder).read_text()).text
+    assert ("No site tells how far" in text) is (not telling)
+    lines = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=lines, width=160))
+    console.show_run(summary)
+    assert re.search(r"island .*–", lines.getvalue())
+    assert "Site 'island': its answers were not usable in 3 of 12 rounds" in lines.getvalue()
+    assert ("the model is that of the last round" in lines.getvalue()) is (not telling)
+
+
 def test_the_terminal_shows_distances(
     folder: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,30 +1,54 @@
-"""Whatever a faulty or hostile site answers: the run ends in that site's name, in clear words."""
+"""Whatever a faulty or hostile site answers costs that site its round, and is told in its name."""
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import math
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from test_server_rounds import FailingSite, InProcessGrid, ScriptedSite, fail, nodes, run
+from safetensors.torch import load_file
+from test_server_rounds import (
+    Clock,
+    FailingSite,
+    InProcessGrid,
+    ScriptedSite,
+    fail,
+    nodes,
+    rounds_lost,
+    run,
+)
 
 from common import messages
-from common.errors import FedscanError, ProvenanceError
+from common.errors import ProvenanceError
 from common.messages import ARRAYS, EVALUATE, FAILURE, HELLO, IDENTITY, METRICS, TRAIN
-from server import roll_call
-from server.replies import SiteFailure, Update, require_same_metrics
+from common.metrics_log import UNUSABLE, read_rows
+from server import exchange, roll_call
+from server.replies import SiteFailure
 
 pytestmark = pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
 Change = Callable[[RecordDict], object]
-UNUSABLE = "its answer is not usable: "
+REFUSED = "its answer is not usable: "
 SOUTH = "108"  # the second node, before it has said its name
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(roll_call, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(exchange, "time", Clock())
+
+
+@pytest.fixture
+def warnings(caplog) -> Callable[[], list[str]]:
+    """What the run has warned of."""
+    return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 
 def answering(change: Change, kind: str = TRAIN, round_number: int = 1) -> InProcessGrid:
@@ -56,7 +80,7 @@ def answering(change: Change, kind: str = TRAIN, round_number: int = 1) -> InPro
         (lambda c: c[METRICS].update(n_val=math.nan), "n_val = nan: accepted is a whole number"),
         (lambda c: c[METRICS].update(n_val=math.inf), "n_val = inf"),
         (lambda c: c[METRICS].update(n_val=2.5), "n_val = 2.5"),
-        (lambda c: c[METRICS].update(n_train=1e308), "a whole number from 0 to 10,000,000"),
+        (lambda c: c[METRICS].update(n_train=1_000_001), "a whole number from 0 to 1,000,000"),
         (lambda c: c[METRICS].update({"n" * 1000: 1}), "no usable name"),
         (lambda c: c[METRICS].update({f"m{k}": 1 for k in range(2000)}), "accepted are up to 1000"),
         (lambda c: c[METRICS].update(n_val=-1), "n_val = -1"),
@@ -67,7 +91,7 @@ def test_broken_answer_at_the_roll_call_is_told_in_its_sites_name(tmp_path, chan
     grid = answering(change, HELLO, 0)
     failure = fail(tmp_path, grid, SiteFailure)
     assert (failure["site"], failure["phase"]) == ("south", HELLO)
-    assert failure["error"].startswith(UNUSABLE)
+    assert failure["error"].startswith(REFUSED)
     assert why in failure["error"]
     assert grid.asked() == [(HELLO, "", 0)]
 
@@ -87,7 +111,7 @@ def test_broken_answer_at_the_roll_call_is_told_in_its_sites_name(tmp_path, chan
 def test_site_that_does_not_say_who_it_is_has_the_number_of_its_node(tmp_path, change):
     failure = fail(tmp_path, answering(change, HELLO, 0), SiteFailure)
     assert (failure["site"], failure["phase"]) == (SOUTH, HELLO)
-    assert failure["error"].startswith(UNUSABLE)
+    assert failure["error"].startswith(REFUSED)
 
 
 def test_other_sources_are_told_also_where_they_answer_otherwise(tmp_path):
@@ -153,8 +177,8 @@ def junk(data: bytes) -> ArrayRecord:
         (lambda c: c.update(more=ArrayRecord()), "one record, 'arrays' and 'metrics'"),
         (lambda c: c.update(more=MetricRecord({"loss": 1.0})), "one record"),
         (lambda c: c.update({"other": c.pop(ARRAYS)}), "one record"),
-        (lambda c: c.update({ARRAYS: junk(b"")}), "EOFError"),
-        (lambda c: c.update({ARRAYS: junk(b"PK\3\4junk")}), "BadZipFile"),
+        (lambda c: c.update({ARRAYS: junk(b"")}), "expected 8 bytes got 0"),
+        (lambda c: c.update({ARRAYS: junk(b"PK\3\4junk")}), "magic string is not correct"),
         (lambda c: c.update({ARRAYS: junk(b"\x93NUMPY\1\0\2\0((")}), "not usable"),
         (lambda c: c[METRICS].update({"loss": [1.0]}), "'loss' is not a number"),
         (lambda c: c[METRICS].update({"num-examples": math.nan}), "num-examples = nan"),
@@ -162,40 +186,56 @@ def junk(data: bytes) -> ArrayRecord:
         (lambda c: c[METRICS].pop("num-examples"), "'num-examples'"),
     ],
 )
-def test_broken_update_is_told_in_its_sites_name(tmp_path, change, why):
-    failure = fail(tmp_path, answering(change), SiteFailure)
-    assert (failure["site"], failure["phase"]) == ("south", "train, round 1")
-    assert failure["error"].startswith(UNUSABLE)
-    assert why in failure["error"]
+def test_broken_update_costs_its_site_the_round_and_nobody_else(tmp_path, warnings, change, why):
+    folder = run(tmp_path, answering(change))
+    assert lost(folder) == [(1, "south", "train")]
+    assert rounds_lost(folder) == {"north": 0, "south": 1}
+    (told,) = [line for line in warnings() if "left out" in line]
+    assert told.startswith(f"Site 'south' is left out of train, round 1: {REFUSED}")
+    assert why in told
 
 
-def test_site_whose_metrics_have_other_names_is_told(tmp_path):
-    sites = [ScriptedSite(name) for name in ("a", "c")]
-    odd = FailingSite("b", how=lambda m: changed(ScriptedSite("b")(m)), round_number=1)
-    failure = fail(tmp_path, InProcessGrid(nodes(*sites, odd)), SiteFailure)
-    assert (failure["site"], failure["phase"]) == ("b", "train, round 1")
-    assert "metrics 'loss', where others have 'images-seen', 'loss'" in failure["error"]
+def lost(folder: Path) -> list[tuple[int, str, str]]:
+    rows = [r for r in read_rows(folder / "metrics.jsonl") if r.name == UNUSABLE]
+    return [(row.round, row.site, row.split) for row in rows]
 
 
-def changed(reply: Message) -> Message:
-    del reply.content[METRICS]["images-seen"]
+def test_round_that_a_site_has_lost_is_the_others_alone(tmp_path):
+    south = FailingSite("south", round_number=1, mark=True, how=lambda m: broken(m, "south"))
+    grid = InProcessGrid(nodes(ScriptedSite("north"), south))
+    folder = run(tmp_path, grid, num_server_rounds=1)
+    (north,) = [
+        messages.unpack(reply.content[ARRAYS])
+        for reply in grid.replies
+        if reply.metadata.message_type == TRAIN
+        and reply.content[METRICS]["num-examples"] == 10
+        and "more" not in reply.content
+    ]
+    for name, weight in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(weight, north[name], rtol=0, atol=0)
+
+
+def broken(message: Message, name: str) -> Message:
+    reply = ScriptedSite(name)(message)
+    reply.content["more"] = ArrayRecord()
     return reply
 
 
-def test_most_sites_decide_which_metrics_there_are():
-    def updates(**names: str) -> dict[str, Update]:
-        state = {"w": torch.zeros(1)}
-        return {
-            site: Update(1, dict.fromkeys(metrics, 0.0), state) for site, metrics in names.items()
-        }
+def test_run_without_one_usable_update_names_all_sites(tmp_path):
+    sites = (FailingSite(n, how=lambda m, n=n: broken(m, n)) for n in ("south", "north"))
+    failure = fail(tmp_path, InProcessGrid(nodes(*sites)), SiteFailure)
+    assert (failure["site"], failure["phase"]) == ("north, south", "train, round 2")
+    assert failure["error"].count(REFUSED) == 2
 
-    require_same_metrics(updates(a="xy"), "train, round 1")
-    require_same_metrics(updates(a="xy", b="yx"), "train, round 1")
-    with pytest.raises(FedscanError, match="a 'x', 'y'; b 'x'") as caught:  # who is wrong?
-        require_same_metrics(updates(a="xy", b="x"), "train, round 1")
-    assert not isinstance(caught.value, SiteFailure)
-    with pytest.raises(SiteFailure, match="site 'a' failed in train, round 1"):
-        require_same_metrics(updates(a="x", b="xy", c="xy"), "train, round 1")
+
+def test_site_that_withholds_its_training_metrics_takes_part(tmp_path):
+    def quiet(content: RecordDict) -> None:
+        content[METRICS] = MetricRecord({"num-examples": 10})
+
+    folder = run(tmp_path, answering(quiet))
+    assert lost(folder) == []
+    told = {(r.site, r.name) for r in read_rows(folder / "metrics.jsonl") if r.round == 1}
+    assert ("north", "loss") in told
 
 
 # Judging
@@ -204,24 +244,29 @@ def test_most_sites_decide_which_metrics_there_are():
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda c: c.update({ARRAYS: junk(b"")}), "EOFError"),
+        (lambda c: c.update({ARRAYS: junk(b"")}), "expected 8 bytes got 0"),
         (lambda c: c[METRICS].update({"loss": [1.0]}), "'loss' is not a number"),
         (lambda c: c[METRICS].update({"num-examples": 0}), "num-examples = 0"),
         (lambda c: c.pop(METRICS), METRICS),
     ],
 )
-def test_broken_evaluation_is_told_in_its_sites_name(tmp_path, change, why):
-    failure = fail(tmp_path, answering(change, EVALUATE), SiteFailure)
-    assert (failure["site"], failure["phase"]) == ("south", "evaluate (val), round 1")
-    assert failure["error"].startswith(UNUSABLE)
-    assert why in failure["error"]
+def test_broken_evaluation_does_not_count_and_is_told(tmp_path, warnings, change, why):
+    folder = run(tmp_path, answering(change, EVALUATE))
+    assert lost(folder) == [(1, "south", "val")]
+    (told,) = [line for line in warnings() if "left out" in line]
+    assert told.startswith(f"Site 'south' is left out of evaluate (val), round 1: {REFUSED}")
+    assert why in told
+    rows = [r for r in read_rows(folder / "metrics.jsonl") if r.round == 1 and r.split == "val"]
+    assert {r.site for r in rows if r.name == "loss"} == {"north"}
 
 
 @pytest.mark.parametrize("metric", ["loss", "balanced_accuracy"])
-def test_site_without_the_metric_that_rounds_are_chosen_by_is_told(tmp_path, metric):
-    failure = fail(tmp_path, answering(lambda c: c[METRICS].pop(metric), EVALUATE), SiteFailure)
-    assert (failure["site"], failure["phase"]) == ("south", "evaluate (val), round 1")
-    assert f"does not tell its {metric}" in failure["error"]
+def test_site_without_the_metric_that_rounds_are_chosen_by_does_not_count(
+    tmp_path, warnings, metric
+):
+    folder = run(tmp_path, answering(lambda c: c[METRICS].pop(metric), EVALUATE))
+    assert lost(folder) == [(1, "south", "val")]
+    assert f"does not tell its {metric}" in warnings()[0]
 
 
 @pytest.mark.parametrize(
@@ -229,17 +274,156 @@ def test_site_without_the_metric_that_rounds_are_chosen_by_is_told(tmp_path, met
     [
         ({messages.WEIGHT: 10**6}, "judged on 1000000 images, of 5 that were there at first"),
         ({"n_train": 3.0}, "metric 'n_train' has the name of a count"),
-        ({"loss": -1e30}, "no cross-entropy is below 0"),
+        ({"unusable": 0.0}, "metric 'unusable' has the name of one of the server's"),
+        ({"bytes-up-train": 0.0}, "has the name of one of the server's"),
+        ({"loss": -1e30}, "no measure is as large"),
+        ({"loss": -1.0}, "no cross-entropy is below 0"),
+        ({"loss": 1e300}, "no measure is as large"),
+        ({"loss": math.nan}, "its loss is no number"),
     ],
 )
-def test_site_cannot_choose_the_round_or_rewrite_a_count(tmp_path, change, why):
+def test_site_cannot_choose_the_round_or_rewrite_a_count(tmp_path, warnings, change, why):
     grid = answering(lambda content: content[METRICS].update(change), EVALUATE)
-    failure = fail(tmp_path, grid, SiteFailure)
-    assert (failure["site"], failure["phase"]) == ("south", "evaluate (val), round 1")
-    assert why in failure["error"]
+    folder = run(tmp_path, grid)
+    assert lost(folder) == [(1, "south", "val")]
+    assert why in warnings()[0]
+
+
+def test_site_that_judges_on_other_images_than_before_does_not_count(tmp_path, warnings):
+    grid = answering(lambda c: c[METRICS].update({"num-examples": 4}), EVALUATE, 2)
+    assert lost(run(tmp_path, grid)) == [(2, "south", "val")]
+    assert "judged on 4 images, of 5 before" in warnings()[0]
+
+
+def test_run_in_which_no_evaluation_is_usable_names_all_sites(tmp_path):
+    def how(message: Message) -> Message:
+        reply = ScriptedSite("south")(message)
+        del reply.content[METRICS]["loss"]
+        return reply
+
+    sites = (FailingSite(n, kind=EVALUATE, round_number=1, how=how) for n in ("south", "north"))
+    failure = fail(tmp_path, InProcessGrid(nodes(*sites)), SiteFailure)
+    assert (failure["site"], failure["phase"]) == ("north, south", "evaluate (val), round 1")
 
 
 def test_answers_that_are_whole_are_taken(tmp_path):
     folder = run(tmp_path, answering(lambda content: None))
     assert (folder / "summary.json").exists()
     assert messages.WEIGHT not in (folder / "metrics.jsonl").read_text()
+
+
+# Withholding
+
+
+def withheld(content: RecordDict) -> None:
+    content.clear()
+    content[METRICS] = MetricRecord({"num-examples": 0})
+    content[messages.WORDS] = ConfigRecord({messages.WITHHELD: "fewer than 10 people"})
+
+
+class Withholding(ScriptedSite):
+    """It trains, and tells of no evaluation."""
+
+    def __call__(self, message: Message) -> Message:
+        reply = super().__call__(message)
+        if message.metadata.message_type == EVALUATE:
+            withheld(reply.content)
+        return reply
+
+
+def test_site_that_withholds_its_evaluation_is_not_judged_by(tmp_path, warnings):
+    north = ScriptedSite("north", val_loss=[0.5, 0.3, 0.4], mark=True)
+    folder = run(tmp_path, InProcessGrid(nodes(north, Withholding("south", mark=True))))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["best_round"], summary["selected_by"]) == (2, "validation")
+    assert "loss" in summary["sites"]["north"]
+    assert summary["sites"]["south"] == {
+        **dict.fromkeys(("n_val", "n_test"), 5),
+        "n_train": 10,
+        **dict.fromkeys(("rounds_lost", "rounds_share_bounded", "rounds_norm_bounded"), 0),
+    }
+    assert lost(folder) == []
+    assert warnings() == []
+
+
+def test_last_round_is_the_result_where_no_site_tells_how_a_round_fared(tmp_path, warnings):
+    sites = (Withholding(name, mark=True) for name in ("north", "south"))
+    folder = run(tmp_path, InProcessGrid(nodes(*sites)))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["best_round"], summary["selected_by"]) == (3, "last round")
+    assert [site["n_test"] for site in summary["sites"].values()] == [5, 5]
+    assert json.loads((folder / "model.json").read_text())["round"] == 3
+    assert all(torch.all(w == 3) for w in load_file(folder / "model.safetensors").values())
+    assert any("last round" in line for line in warnings())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c[METRICS].update({"num-examples": 5}),
+        lambda c: c[METRICS].update({"loss": 0.1}),
+        lambda c: c.update({ARRAYS: ArrayRecord({"w": Array(np.zeros(1))})}),
+        lambda c: c[messages.WORDS].update({messages.WITHHELD: "\x1b[2J"}),
+    ],
+)
+def test_site_that_withholds_and_tells_does_not_count(tmp_path, change):
+    def both(content: RecordDict) -> None:
+        withheld(content)
+        change(content)
+
+    assert lost(run(tmp_path, answering(both, EVALUATE))) == [(1, "south", "val")]
+
+
+# Arrays that are other than they say
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    padded = (header + " " * (63 - (len(header) + 10) % 64) + "\n").encode()
+    return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + data
+
+
+def described(descr: str, shape: str) -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", npy(described("'<f4'", "(10**6,)"), b"\0" * 4_000_000))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy(described("'<f4'", "(2700000000,)"), b"\0" * 64),  # 10 GB
+        npy(described("'<f4'", "(" + "9" * 30 + ",)")),
+        npy(described("'<f4'", "(0, 99999999999999)"), b"\0" * 4),
+        npy(described("'<f4'", "(-1, -4)"), b"\0" * 8),
+        npy(described("'|O'", "(1,)"), b"\x80\x04N."),
+        npy(described("[('a', '<f4')]", "(4,)"), b"\0" * 16),
+        npy(described("'<U100'", "(1,)"), b"\0" * 400),
+        npy("{'descr': " + "[" * 3000 + "]" * 3000 + "}"),
+        npy("__import__('os').getcwd()"),
+        zipped(),
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"",
+    ],
+)
+def test_array_is_read_only_where_its_bytes_bear_out_its_header(data):
+    import tracemalloc
+
+    tracemalloc.start()
+    with pytest.raises((ValueError, OSError, EOFError, MemoryError, RecursionError, SyntaxError)):
+        messages.unpack(junk(data))
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "float64", "bool"])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 1, 2)])
+def test_plain_arrays_come_back_as_they_were(dtype, shape):
+    sent = np.asarray(np.arange(math.prod(shape)).reshape(shape), dtype)
+    found = messages.unpack(ArrayRecord({"w": Array(sent)}))["w"].numpy()
+    np.testing.assert_array_equal(found, sent)
+    assert (found.dtype, found.shape) == (sent.dtype, sent.shape)

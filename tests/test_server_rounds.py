@@ -27,11 +27,11 @@ from common import messages
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError, ProvenanceError
 from common.messages import EVALUATE, HELLO, TRAIN, Failure
-from common.metrics_log import read_rows
+from common.metrics_log import UNUSABLE, UPDATE_NORM, read_rows
 from common.paths import cache_dir
 from common.tasks import Evaluation, Place, load_task
 from common.transport import broadcast, encode_update, received, to_keep
-from server import roll_call
+from server import exchange, roll_call
 from server.roll_call import SiteFailure
 from server.rounds import federate
 from server.selection import BestRound, due
@@ -51,9 +51,23 @@ Answer = Callable[[Message], Message | None]
 TRAINED_AND_VALIDATED = ((TRAIN, "train", 1), (EVALUATE, "val", 0))  # weights come up from one
 
 
+class Clock:
+    """Time that passes where somebody sleeps, and at once."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(roll_call, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(exchange, "time", Clock())
 
 
 class InProcessGrid:
@@ -63,24 +77,28 @@ class InProcessGrid:
         self.nodes = nodes
         self.requests: list[Message] = []
         self.replies: list[Message] = []
-        self.timeouts: set[float | None] = set()
+        self.waiting: dict[str, Message | None] = {}
         self._random = random.Random(shuffle) if shuffle is not None else None
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        self.timeouts.add(timeout)
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         sent = list(messages)
         if self._random:
             self._random.shuffle(sent)
-        replies = [self.nodes[message.metadata.dst_node_id](message) for message in sent]
-        self.requests += sent
-        given = [reply for reply in replies if reply is not None]
-        self.replies += copy.deepcopy(given)  # as sent, whatever the server then makes of them
-        return given
+        for message in sent:
+            message.metadata.__dict__["_message_id"] = f"request {len(self.waiting)}"
+            reply = self.nodes[message.metadata.dst_node_id](message)
+            self.waiting[message.metadata.message_id] = reply
+            self.requests.append(message)
+            # As sent, whatever the server then makes of it.
+            self.replies += [] if reply is None else [copy.deepcopy(reply)]
+        return [message.metadata.message_id for message in sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = [self.waiting.pop(one, None) for one in message_ids]
+        return [reply for reply in replies if reply is not None]
 
     def asked(self) -> list[tuple[str, str, int]]:
         """What was asked for, in order: kind, split, round; once for all nodes."""
@@ -180,7 +198,6 @@ def test_run_leaves_its_whole_folder(tmp_path):
     assert summary["sites"]["north"]["n_train"] == 30
     assert summary["sites"]["north"]["n_test"] == 5
     assert summary["sites"]["north"]["auroc"] is None  # not a number is null, not a crash
-    assert grid.timeouts == {7.0}
 
 
 def test_rounds_train_and_validate_and_test_scans_are_asked_for_once_at_the_end(tmp_path):
@@ -316,7 +333,7 @@ def votes(replies: dict[str, Message]) -> list[float]:
         (UNIFORM, [], [1.0, 1.0]),
         (UNIFORM, [0.5, 0.1], [1.0, 1.0]),
         (DISTANCE, [], [1.0, 1.0]),  # before the first validation
-        (DISTANCE, [0.5, 0.1], [2.0, 10.0]),
+        (DISTANCE, [0.5, 0.2], [2.0, 5.0]),
         (DISTANCE, [-0.2, 0.0], [1 / SMALLEST_DISTANCE] * 2),  # an unbiased one may be negative
     ],
 )
@@ -329,6 +346,13 @@ def test_votes_follow_the_weighting_and_no_claim_of_a_site(config, distances, ex
         assert votes(replies) == pytest.approx(expected)
         share = expected[1] / sum(expected)
         torch.testing.assert_close(average(config, replies)["w"], torch.full((2,), share))
+
+
+def test_site_that_tells_no_distance_counts_as_little_as_who_counts_least():
+    states = [{"w": torch.zeros(2)}] * 3
+    replies = training_replies(states, [30, 10, 10])
+    give_votes(replies, DISTANCE, {"site-0": 0.5, "site-1": 0.2})
+    assert votes(replies) == pytest.approx([2.0, 5.0, 2.0])
 
 
 @pytest.mark.parametrize("weighting", ["images", "uniform"])
@@ -351,6 +375,69 @@ def test_weighting_of_the_run_decides_the_average_whatever_a_site_claims(tmp_pat
             torch.testing.assert_close(weight, (1 - share) * one[name] + share * other[name])
         results.append(tested)
     assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())
+
+
+# One site and the others
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("weighting", ["images", "uniform"])
+def test_site_with_nearly_all_scans_has_no_more_than_its_share(tmp_path, weighting, caplog):
+    sites = (ScriptedSite("north"), ScriptedSite("south", n_train=1_000_000))
+    grid = InProcessGrid(nodes(*sites))
+    changes = {"weighting": weighting, "most_share": 0.8, "num_server_rounds": 1}
+    folder = run(tmp_path, grid, **changes)
+    one, other = (messages.unpack(m.content[messages.ARRAYS]) for m in trained(grid))
+    share = {"images": 0.8, "uniform": 0.5}[weighting]
+    for name, weight in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(weight, (1 - share) * one[name] + share * other[name])
+    bounded = {n: s["rounds_share_bounded"] for n, s in summary_of(folder)["sites"].items()}
+    assert bounded == {"north": 0, "south": int(weighting == "images")}
+    assert "site 'south' says that it has 1000000 training scans" in caplog.text.replace("S", "s")
+
+
+def trained(grid: InProcessGrid) -> list[Message]:
+    return [reply for reply in grid.replies if reply.metadata.message_type == TRAIN]
+
+
+def test_site_that_claims_more_scans_than_any_has_cannot_take_part(tmp_path):
+    sites = (ScriptedSite("north"), ScriptedSite("south", n_train=1_000_001))
+    failure = fail(tmp_path, InProcessGrid(nodes(*sites)), SiteFailure)
+    assert (failure["site"], failure["phase"]) == ("south", HELLO)
+
+
+@pytest.mark.parametrize("transport", ["float32", "float16"])
+def test_update_that_is_far_longer_than_the_others_is_shortened(tmp_path, transport, caplog):
+    """Three sites go by 0.01 in every weight, one by 10: it is taken for 0.1, and told of."""
+    drifts = {"a": 0.01, "b": 0.01, "c": 0.01, "loud": 10.0}
+    sites = (ScriptedSite(n, drift=d, transport=transport) for n, d in drifts.items())
+    grid = InProcessGrid(nodes(*sites))
+    folder = run(tmp_path, grid, num_server_rounds=1, transport=transport)
+    start = load_task("classification").build_model(run_config(tmp_path)).state_dict()
+    for name, weight in load_file(folder / "model.safetensors").items():
+        moved = (3 * 0.01 + 0.1) / 4
+        torch.testing.assert_close(weight, start[name] + moved, rtol=1e-3, atol=2e-3)
+    bounded = {n: s["rounds_norm_bounded"] for n, s in summary_of(folder)["sites"].items()}
+    assert bounded == {"a": 0, "b": 0, "c": 0, "loud": 1}
+    assert "the update of site 'loud'" in caplog.text
+    norms = {r.site: r.value for r in rows_of(folder, UPDATE_NORM)}
+    assert norms["loud"] == pytest.approx(1000 * norms["a"], rel=0.01)  # as it was sent
+
+
+def rows_of(folder: Path, name: str) -> list:
+    return [row for row in read_rows(folder / "metrics.jsonl") if row.name == name]
+
+
+def test_bounds_that_do_not_bind_change_no_bit(tmp_path):
+    models = set()
+    for number, changes in enumerate(({}, {"most_share": 1.0, "most_norm": 0.0})):
+        sites = (ScriptedSite("north", n_train=30), ScriptedSite("south", drift=0.5))
+        folder = run(tmp_path / str(number), InProcessGrid(nodes(*sites)), **changes)
+        models.add((folder / "model.safetensors").read_bytes())
+    assert len(models) == 1
 
 
 def test_answers_are_waited_for_as_long_as_the_run_says(tmp_path):
@@ -475,6 +562,29 @@ def test_two_sites_cannot_claim_one_name(tmp_path):
     assert grid.asked() == [(HELLO, "", 0)]
 
 
+BOUND = "north:101 south:108"
+
+
+def test_site_is_taken_for_whom_its_node_is_bound_to(tmp_path):
+    """A stranger that connects is not asked anything, whatever name it would say."""
+    stranger = ScriptedSite("north", n_train=999)
+    grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south"), stranger))
+    folder = run(tmp_path, grid, site_nodes=BOUND)
+    assert list(summary_of(folder)["sites"]) == ["north", "south"]
+    assert {m.metadata.dst_node_id for m in grid.requests} == {101, 108}
+
+
+@pytest.mark.parametrize("names", [("south", "north"), ("north", "east"), ("north", "north")])
+def test_site_that_says_a_name_of_another_node_ends_the_run_and_both_are_named(tmp_path, names):
+    grid = InProcessGrid(nodes(*map(ScriptedSite, names)))
+    failure = fail(tmp_path, grid, ConfigError, site_nodes=BOUND)
+    who, own = ("101", "north") if names[0] == "south" else ("108", "south")
+    said = names[0] if names[0] == "south" else names[1]
+    assert f"SuperNode {who} says that it is site '{said}'" in failure["error"]
+    assert f"binds it to site '{own}'" in failure["error"]
+    assert grid.asked() == [(HELLO, "", 0)]
+
+
 def test_too_few_sites_in_time_end_the_run_before_a_question(tmp_path):
     grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south")))
     failure = fail(tmp_path, grid, ConfigError, min_sites=3)
@@ -549,6 +659,7 @@ class FailingSite(ScriptedSite):
     kind: str = TRAIN
     round_number: int = 2
     how: Callable[[Message], Message | None] = lambda message: None
+    split: str = ""
 
     def __call__(self, message: Message) -> Message | None:
         asked = message.metadata.message_type, int(message.content[messages.CONFIG]["round"])
@@ -663,15 +774,21 @@ def a_name(update: dict[str, torch.Tensor]) -> str:
         ),
     ],
 )
-def test_site_whose_update_does_not_decode_ends_the_run_and_is_named(tmp_path, transport, how, why):
+def test_site_whose_update_does_not_decode_loses_the_round_and_is_named(
+    tmp_path, transport, how, why
+):
     north = ScriptedSite("north", transport=transport)
     south = FailingSite("south", transport=transport, how=how, round_number=1)
     grid = InProcessGrid(nodes(north, south))
-    failure = fail(tmp_path, grid, SiteFailure, transport=transport)
-    assert (failure["site"], failure["phase"]) == ("south", "train, round 1")
-    assert failure["error"].startswith("its answer is not usable: ")
-    assert why in failure["error"]
-    assert grid.asked()[-1] == (TRAIN, "train", 1)  # nothing of it is averaged or validated
+    folder = run(tmp_path, grid, transport=transport, num_server_rounds=1)
+    assert rounds_lost(folder) == {"north": 0, "south": 1}
+    rows = [r for r in read_rows(folder / "metrics.jsonl") if r.name == UNUSABLE]
+    assert [(r.round, r.site, r.split, r.value) for r in rows] == [(1, "south", "train", 1.0)]
+
+
+def rounds_lost(folder: Path) -> dict[str, int]:
+    sites = json.loads((folder / "summary.json").read_text())["sites"]
+    return {name: site["rounds_lost"] for name, site in sites.items()}
 
 
 # How weights travel

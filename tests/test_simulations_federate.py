@@ -11,6 +11,7 @@ import pytest
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.metrics_log import Row
 from simulations import federate as module
 from simulations import launch
 from simulations.console import Steps
@@ -112,6 +113,25 @@ def test_within_a_ray_worker_nothing_of_its_ray_is_handed_on(
     environment = offline_environment(tmp_path)
     assert "outer" not in environment.values()
     assert environment["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_round_of_which_nobody_tells_counts_when_the_next_begins(tmp_path: Path) -> None:
+    told: list[str] = []
+    bar = SimpleNamespace(done=0)
+
+    def advance(number: int, note: str = "", **more: bool) -> None:
+        bar.done += number
+        told.append(note)
+
+    bar.advance = advance
+    rows = [Row(1, "north", split, "bytes-up-x", 0.0, 0, 0.0) for split in ("train", "val")]
+    settings = config(tmp_path, **{"num-server-rounds": 2})
+    module._show_new_rounds(rows, bar, settings)
+    assert bar.done == 0
+    rows.append(Row(2, "north", "train", "loss", 0.5, 8, 1.0))
+    rows.append(Row(2, "north", "val", "balanced_accuracy", 0.75, 8, 1.0))
+    module._show_new_rounds(rows, bar, settings)
+    assert (bar.done, told) == (2, ["validation: not told", "validation: north 0.75"])
 
 
 def test_a_path_of_any_letters_reaches_flower() -> None:

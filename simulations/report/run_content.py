@@ -83,6 +83,8 @@ class RunContent:
                     f"{whole(self.summary.get('best_round'))} of "
                     f"{whole(self.summary.get('rounds'))}."
                 )
+        if self.summary.get("best_round"):
+            return "No site tells how far the released generator is from its test slices."
         return "The run has not been tested: it is under way, or ended early."
 
     def _tiles(self) -> Iterator[dict[str, str]]:

@@ -23,7 +23,7 @@ app = ClientApp()
 def query(message: Message, context: Context) -> Message:
     config = context.run_config
     if config["attack"]:
-        report = {"planted": plant(config), "daemon": daemon(), "task": connector()}
+        report = {"planted": plant(config), "daemon": daemon(config["report"]), "task": connector()}
         file = Path(config["report"]) / f"{context.node_config['site']}.json"
         file.write_text(json.dumps(report))
     arrays = ArrayRecord([np.zeros(config["reply-bytes"], np.uint8)])
@@ -44,9 +44,9 @@ def plant(config: dict) -> list[str]:
     return sorted(homes)
 
 
-def daemon() -> int:
-    """Leave a process behind; return its number."""
-    sleep = "import time; time.sleep(900)"
+def daemon(mark: str) -> int:
+    """Leave a process behind whose command line has the mark; return its number at the site."""
+    sleep = f"import time; time.sleep(900)  # daemon of {mark}"
     code = (
         "import subprocess, sys\n"
         "quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"

@@ -1,0 +1,114 @@
+"""Which round is the best, where not always the same sites tell how well they fared."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.errors import AnswerError
+from common.tasks import Evaluation, Verdict
+from server.selection import Selection, judge_usable
+
+NAN = math.nan
+LOSSES = {"north": 0.5, "south": 0.7, "west": 0.9}
+
+
+def judge(evaluations):
+    """A mean over scans, of sites that tell a loss from 0 on."""
+    for site, one in evaluations.items():
+        if one.metrics["loss"] < 0:
+            raise AnswerError(site, "below 0")
+        if one.metrics["loss"] == 13:
+            raise ValueError("a number that brings bad luck")
+    total = sum(one.count for one in evaluations.values())
+    loss = sum(one.metrics["loss"] * one.count for one in evaluations.values()) / total
+    return Verdict(loss, {}, "")
+
+
+def evaluations(words: dict[str, str] | None = None, **losses: float) -> dict[str, Evaluation]:
+    means = words or {}
+    return {
+        site: Evaluation(10, {"loss": loss}, words={"extractor-hash": means.get(site, "0")})
+        for site, loss in losses.items()
+    }
+
+
+def chosen(*rounds: dict[str, float]) -> int:
+    selection = Selection(judge)
+    for number, losses in enumerate(rounds, start=1):
+        selection.offer(number, judge_usable(judge, evaluations(**losses)), number)
+    assert selection.best.model in (selection.best.round_number, None)
+    return selection.best.round_number
+
+
+@pytest.mark.parametrize(
+    ("rounds", "best"),
+    [
+        # South, the harder site, told in the first round only: the second is better at north.
+        ([{"north": 0.3, "south": 0.9}, {"north": 0.2}], 2),
+        # And here worse, though its mean over the sites that told is lower.
+        ([{"north": 0.3, "south": 0.9}, {"north": 0.4}], 1),
+        ([{"north": 0.3}, {"north": 0.2, "south": 0.9}], 2),
+        ([{"north": 0.3}, {"north": 0.4, "south": 0.1}], 1),
+        ([{"north": 0.3}, {"south": 0.1}], 1),  # nothing to compare: the earlier stays
+        ([{}, {"south": 0.1}, {}], 2),
+        ([{}, {}], 0),
+        # Those who told in both: the best round's evaluations are kept whole.
+        ([{"north": 0.5, "south": 0.5}, {"north": 0.4}, {"north": 0.45, "south": 0.1}], 2),
+        # A loss that is no number speaks against its round, but not where it is so in every round.
+        ([{"north": NAN, "south": 0.1}, {"north": 0.9, "south": 0.9}], 2),
+        ([{"north": 0.9, "south": 0.9}, {"north": NAN, "south": 0.1}], 1),
+        ([{"north": NAN, "south": 0.3}, {"north": NAN, "south": 0.2}], 2),
+        ([{"north": NAN, "south": 0.3}, {"north": NAN, "south": 0.4}], 1),
+        ([{"north": NAN, "south": NAN}] * 2, 0),
+    ],
+)
+def test_rounds_are_compared_by_the_sites_that_told_in_both(rounds, best):
+    assert chosen(*rounds) == best
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=9))
+def test_where_all_sites_always_tell_the_first_lowest_loss_is_chosen(losses):
+    means = [(10 * a + 10 * b) / 20 for a, b in losses]
+    rounds = [{"north": a, "south": b} for a, b in losses]
+    assert chosen(*rounds) == means.index(min(means)) + 1
+
+
+@pytest.mark.parametrize("bad", [-1.0, 13.0, NAN])
+def test_what_one_site_tells_keeps_nobody_else_from_being_judged(bad):
+    found = judge_usable(judge, evaluations(**LOSSES | {"south": bad}))
+    assert list(found.evaluations) == ["north", "west"]
+    assert list(found.refused) == ["south"]
+    assert found.verdict.loss == pytest.approx(0.7)
+
+
+def test_site_that_judges_by_other_means_than_most_is_left_out():
+    found = judge_usable(judge, evaluations({"south": "1"}, **LOSSES))
+    assert list(found.refused) == ["south"]
+    assert "by other means" in found.refused["south"]
+
+
+def test_where_no_means_are_those_of_most_nothing_is_told_and_nobody_blamed_alone():
+    found = judge_usable(judge, evaluations({"south": "1"}, north=0.5, south=0.6))
+    assert (found.verdict, found.evaluations, found.disagree) == (None, {}, True)
+    assert list(found.refused) == ["north", "south"]
+
+
+def test_what_is_sound_by_itself_and_not_together_is_not_told_and_ends_nothing():
+    def quarrel(evaluations):
+        if len(evaluations) > 1:
+            raise RuntimeError("cannot be put together")
+        return judge(evaluations)
+
+    found = judge_usable(quarrel, evaluations(**LOSSES))
+    assert (found.verdict, found.disagree, list(found.refused)) == (None, True, list(LOSSES))
+
+
+def test_losses_that_are_no_numbers_anywhere_are_the_verdict():
+    found = judge_usable(judge, evaluations(north=NAN, south=NAN))
+    assert math.isnan(found.verdict.loss)
+    assert (found.refused, found.undefined) == ({}, {"north", "south"})
