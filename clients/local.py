@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message
 
 from clients.orders import (
-    digest,
     largest_updates,
     require_explained,
     require_first_weights,
@@ -26,6 +25,7 @@ from clients.state import ROSTER, SiteState
 from common import messages
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
+from common.fingerprint import digest
 from common.paths import cache_dir, site_records
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, SITE_NAME, Site, locate_site
 from common.tasks import Place, Task, load_task

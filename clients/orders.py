@@ -9,7 +9,6 @@ rounds.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.errors import ConfigError, FedscanError
+from common.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,21 +25,6 @@ if TYPE_CHECKING:
 
 # Rounding of a broadcast in float16, and of the same network built on another processor.
 RELATIVE, ABSOLUTE = 2.0**-10, 1e-6
-
-
-def digest(state: Mapping[str, Tensor]) -> str:
-    """Hash names, types, shapes and values of tensors: 64 hexadecimal digits of SHA-256."""
-    found = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(tensor.numpy().tobytes())
-    return found.hexdigest()
-
-
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Hash weights as float16, so that it is the same in every transport."""
-    return digest({name: tensor.half() for name, tensor in weights.items()})
 
 
 def require_round(config: RunConfig, number: int) -> None:

@@ -42,14 +42,18 @@ class RunFolder:
         make_folder(self.path)
         self.metrics = MetricsLog(self.path / METRICS)
 
-    def write_manifest(self, sites: dict[str, dict[str, Any]]) -> None:
-        """Write what is known before training: configuration, sites with counts, versions."""
+    def write_manifest(self, sites: dict[str, dict[str, Any]], first_weights: str) -> None:
+        """Write what is known before training: configuration, sites with counts, versions.
+
+        ``first_weights`` is the fingerprint by which sites approve weights that they cannot build.
+        """
         write_json(
             self.path / MANIFEST,
             {
                 "run_id": self.run_id,
                 "config": self.config.to_flower(),
                 "sites": sites,
+                "first_weights": first_weights,
                 "versions": versions(),
                 "source_hash": source_hash(),
             },

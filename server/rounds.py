@@ -20,6 +20,7 @@ from common import messages
 from common.config import RunConfig
 from common.errors import DivergedError
 from common.evaluation.extractor import MOST_FEATURES
+from common.fingerprint import fingerprint
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM, WHOLE, Row
 from common.run_folder import RunFolder
@@ -97,14 +98,15 @@ class Federation:
     def run(self) -> None:
         """Run every round, select, test, write."""
         config, sites, rounds = self.config, self.roll_call.sites, self.config.num_server_rounds
-        self.folder.write_manifest(
-            {name: {**site.counts, "device": site.device} for name, site in sites.items()}
-        )
-        log.info("Sites: %s. Run folder: %s", ", ".join(sites), self.folder.path)
         model = self.task.build_model(config, self.place)
         self.task.warm_start(model, config)
         shared, released = self.task.shared_state(model, config), self.task.first_release(model)
         del model
+        self.folder.write_manifest(
+            {name: {**site.counts, "device": site.device} for name, site in sites.items()},
+            fingerprint(shared),
+        )
+        log.info("Sites: %s. Run folder: %s", ", ".join(sites), self.folder.path)
         self.strategy = make_strategy(config, shared, participants=len(sites))
         selection: Selection[tuple[State, Fits]] = Selection(self._verdict)
         told = False  # whether it is known of any round how it fared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from common.errors import AnswerError
@@ -165,13 +165,18 @@ class Selection(Generic[Model]):
         common = [site for site in new.evaluations if site in old.evaluations]
         if not common:
             return False
-        now, before = (self._loss(one, common) for one in (new, old))
+        # Where moments came from all sites in one round only, both are judged without them.
+        alike = new.verdict.measure == old.verdict.measure
+        now, before = (self._loss(one, common, moments=alike) for one in (new, old))
         return now < before
 
-    def _loss(self, judged: Judged, sites: list[str]) -> float:
-        if len(sites) == len(judged.evaluations):
+    def _loss(self, judged: Judged, sites: list[str], *, moments: bool) -> float:
+        if moments and len(sites) == len(judged.evaluations):
             return judged.verdict.loss
-        return self._judge({site: judged.evaluations[site] for site in sites}).loss
+        chosen = {site: judged.evaluations[site] for site in sites}
+        if not moments:
+            chosen = {site: replace(one, statistics={}) for site, one in chosen.items()}
+        return self._judge(chosen).loss
 
 
 def due(round_number: int, every: int, rounds: int) -> bool:

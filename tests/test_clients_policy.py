@@ -11,11 +11,11 @@ from test_clients_local import TINY, Site
 
 from clients import local
 from clients.app import app
-from clients.orders import fingerprint
 from clients.policy import SIMULATED, SitePolicy
 from common import messages
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.fingerprint import fingerprint
 from common.messages import EVALUATE, HELLO, TRAIN
 from simulations.plan import load_plan, presets
 

@@ -491,7 +491,7 @@ def test_run_folder_holds_what_is_needed_to_repeat_the_run(tmp_path):
     config = RunConfig.from_flower({"output-dir": str(tmp_path), "seed": 3, "image-size": 16})
     folder = RunFolder(config, "42")
     assert folder.path == tmp_path / "42"
-    folder.write_manifest({"north": {"n_train": 8}})
+    folder.write_manifest({"north": {"n_train": 8}}, "0f")
     manifest = json.loads((folder.path / "manifest.json").read_text())
     assert RunConfig.from_flower(manifest["config"]) == config
     assert manifest["source_hash"] == source_hash()

@@ -91,7 +91,7 @@ def test_files_of_every_writer(home: Path) -> None:
 
 def test_a_runs_folder(home: Path) -> None:
     folder = RunFolder(RunConfig.from_flower({"output-dir": str(home / "runs")}), "17")
-    folder.write_manifest({})
+    folder.write_manifest({}, "0")
     folder.write_failure({"site": "north", "traceback": "sub-01"})
     folder.write_summary({})
     require_private(home)

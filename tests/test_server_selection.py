@@ -112,3 +112,22 @@ def test_losses_that_are_no_numbers_anywhere_are_the_verdict():
     found = judge_usable(judge, evaluations(north=NAN, south=NAN))
     assert math.isnan(found.verdict.loss)
     assert (found.refused, found.undefined) == ({}, {"north", "south"})
+
+
+def moments(found):
+    """A large measure of moments where all sites tell some, else a small one of losses."""
+    if all(one.statistics for one in found.values()):
+        return Verdict(sum(one.statistics["m"] for one in found.values()), {}, "", "moments")
+    return Verdict(sum(one.metrics["loss"] for one in found.values()), {}, "", "losses")
+
+
+@pytest.mark.parametrize("silent", [1, 2, 3, None])
+def test_a_site_that_withholds_moments_in_one_round_does_not_freeze_the_choice(silent):
+    selection = Selection(moments)
+    for number, loss in enumerate((0.5, 0.4, 0.3), start=1):
+        found = {
+            site: Evaluation(10, {"loss": loss}, {} if number == silent else {"m": 10 * loss})
+            for site in ("north", "south")
+        }
+        selection.offer(number, judge_usable(moments, found), number)
+    assert selection.best.round_number == 3
