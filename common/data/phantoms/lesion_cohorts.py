@@ -3,7 +3,8 @@
 A patient follows from the cohort's seed, the hospital's name and the patient's number alone, a
 lesion from its number in addition, and a picture from its own: they can be made in any order, by
 any number of processes, and a larger cohort begins with the patients of a smaller one. How often a
-patient or a lesion was photographed depends on no diagnosis.
+patient or a lesion was photographed depends on no diagnosis. Bytes are the same on one machine with
+the same versions of NumPy, SciPy and Pillow; others may round a pixel or code a JPEG differently.
 
 Layout of a hospital's folder::
 

@@ -31,7 +31,7 @@ The sources say which criteria point to which diagnosis; the sizes of the means 
 Latents are Gaussian with unit SD and no correlation in every diagnosis, so the best classifier of
 them is linear. A picture depends on the diagnosis through its latents only, so the accuracy of
 that classifier bounds that of any classifier of pictures (:func:`best_accuracy`): at even odds,
-Φ(|d| / 2) = 0.921 for melanoma or nevus, with |d| = 2.83, and 0.977 for the eight diagnoses. Age
+Φ(|d| / 2) = 0.921 for melanoma or nevus, with |d| = 2.82, and 0.975 for the eight diagnoses. Age
 and body site, which no picture shows, do depend on the diagnosis.
 
 Simplifications: the mesh of a network is about twice as wide as in life, for 64 pixels to resolve
@@ -99,7 +99,7 @@ CRITERIA = (
     Criterion("arborizing", (-2, -2, 1.6, -2, -2, -2, -2, -1.5), "branched vessels, in focus"),
     Criterion("follicles", (-2, -2, -2, 2, -2, -2, -2, -1.5), "strawberry pattern"),
     Criterion("scale", (-2, -2, -1.3, 1.2, -1.2, -2, -2, 1.2), "white-yellow surface scale"),
-    Criterion("cysts", (-2, -1.8, -2, -2, 1.5, -2, -2, -2), "milia-like cysts, comedo openings"),
+    Criterion("cysts", (-2, -2, -2, -2, 1.5, -2, -2, -2), "milia-like cysts, comedo openings"),
     Criterion("ridges", (-2, -2, -2, -2, 0.2, -2, -2, -2), "fingerprint lines, moth-eaten edge"),
     Criterion("white_centre", (-2, -2, -1.6, -2, -2, 1.8, -2, -1.6), "scar-like central patch"),
     Criterion("lacunae", (-2, -2, -2, -2, -2, -2, 2, -2), "red to purple blood lakes"),
