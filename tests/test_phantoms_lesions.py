@@ -288,7 +288,7 @@ def test_acquisition_alone_tells_the_hospital_but_not_the_diagnosis(monkeypatch)
     from sklearn.linear_model import RidgeClassifier
     from sklearn.metrics import roc_auc_score
 
-    cards, diagnoses = _grey_cards(monkeypatch, "south", 300)
+    cards, diagnoses = _grey_cards(monkeypatch, "south", 220)
     half = len(cards) // 2
     for positive in (["NV"], ["MEL"]):
         y = np.isin(diagnoses, positive)
@@ -298,7 +298,7 @@ def test_acquisition_alone_tells_the_hospital_but_not_the_diagnosis(monkeypatch)
         chance = math.sqrt((n + m + 1) / (12 * n * m))  # SE of the AUC of scores without meaning
         assert abs(auc - 0.5) < 3 * chance
 
-    other, _ = _grey_cards(monkeypatch, "island", 100)  # the classifier sees what there is to see
+    other, _ = _grey_cards(monkeypatch, "island", 60)  # the classifier sees what there is to see
     x = np.concatenate([cards[: len(other)], other])
     y = np.repeat([0, 1], len(other))
     model = RidgeClassifier(10.0).fit(x[::2], y[::2])
@@ -460,6 +460,7 @@ def test_a_failure_leaves_no_half_hospital(tmp_path):
 def test_contact_sheets_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(contact_sheet, "SIZE", 16)
     monkeypatch.setattr(contact_sheet, "COLUMNS", 1)
+    monkeypatch.setattr(contact_sheet, "DIAGNOSES", ("MEL", "NV"))
     contact_sheet.write_sheets(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "lesions-diagnoses.png",

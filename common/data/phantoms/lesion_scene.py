@@ -59,14 +59,14 @@ class Scene:
     def _draw_outline(self) -> None:
         rng, z, canvas = self.stream("outline"), self.z, self.canvas
         asymmetry, jags = soft(z["asymmetry"], -0.3), soft(z["border"], -0.3)
-        self.radius = float(np.clip(0.42 * math.exp(0.20 * z["diameter"]), 0.2, 0.8))
+        self.radius = float(np.clip(0.42 * math.exp(0.24 * z["diameter"]), 0.2, 0.8))
         ratio = math.exp(0.5 * abs(rng.normal(0, 0.16)))  # long axis over mean
         self._axis = rng.uniform(0, math.pi)
         self._scale = self.radius * np.array([ratio, 1 / ratio])
         theta = np.arange(_ANGLES) * (_TURN / _ANGLES)
         outline = np.ones(_ANGLES)
         for k in range(2, 12):  # low harmonics give the coarse shape, high ones notches
-            size = (0.02 + 0.045 * asymmetry) / math.sqrt(k - 1) if k < 5 else 0.006 + 0.016 * jags
+            size = (0.02 + 0.055 * asymmetry) / math.sqrt(k - 1) if k < 5 else 0.006 + 0.020 * jags
             outline += size * rng.normal() * np.cos(k * theta + rng.uniform(0, _TURN))
         heavy = np.cos(theta + rng.uniform(0, _TURN)) * np.cos(2 * theta + rng.uniform(0, _TURN))
         outline += 0.055 * asymmetry * heavy

@@ -21,8 +21,8 @@ _TURN = 2 * math.pi
 def brown(scene: Scene) -> None:
     """Epidermal melanin: shade, colours, network and dark blotches."""
     rng, z, canvas = scene.stream("brown"), scene.z, scene.canvas
-    asymmetry, uneven = soft(z["asymmetry"], -0.3), 0.09 + 0.17 * soft(z["variegation"], -0.2)
-    amount = 1.3 * math.exp(0.32 * z["darkness"] + rng.normal(0, 0.12))
+    asymmetry, uneven = soft(z["asymmetry"], -0.3), 0.09 + 0.20 * soft(z["variegation"], -0.2)
+    amount = 1.3 * math.exp(0.38 * z["darkness"] + rng.normal(0, 0.12))
     amount *= float(sigmoid(1.6 * (z["pigment"] + 0.2)))
     shift = np.float32(0.35 * asymmetry) * np.cos(scene.theta - np.float32(rng.uniform(0, _TURN)))
     off_centre = np.clip(scene.rho + shift * np.minimum(scene.rho, 1.2), 0, 1.5)
@@ -66,7 +66,7 @@ def globules(scene: Scene) -> None:
     where = scene.points(count, 0.05, rng, None if irregular < 0.9 else 0.45 + 0.5 / irregular)
     size = 0.025 * np.exp(rng.normal(0, 0.10 + 0.24 * irregular, len(where)))
     shade = np.clip(1 + 0.45 * irregular * rng.standard_normal(len(where)), 0.2, 2.6)
-    amount = 0.5 + 0.35 * math.exp(0.32 * z["darkness"])
+    amount = 0.5 + 0.35 * math.exp(0.38 * z["darkness"])
     scene.melanin += amount * scene.canvas.dots(where, np.minimum(size, 0.08), heights=shade)
 
 

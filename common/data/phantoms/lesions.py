@@ -29,8 +29,9 @@ not, so that a foreign structure is rare and a missing one is not.
 The sources say which criteria point to which diagnosis; the sizes of the means are choices.
 
 Latents are Gaussian with unit SD and no correlation in every diagnosis, so the best classifier of
-them is linear. A picture depends on the diagnosis through its latents only, so the accuracy of
-that classifier bounds that of any classifier of pictures (:func:`best_accuracy`): at even odds,
+them is linear. Within a hospital a picture depends on the diagnosis through its latents only, so
+the accuracy of that classifier bounds that of any classifier of pictures, however many there are
+of the lesion (:func:`best_accuracy`): at even odds,
 Φ(|d| / 2) = 0.921 for melanoma or nevus, with |d| = 2.82, and 0.975 for the eight diagnoses. Age
 and body site, which no picture shows, do depend on the diagnosis.
 
@@ -85,7 +86,7 @@ CRITERIA = (
     Criterion("edge", (0.3, -0.3, 0.0, -1.6, 1.8, -1.2, 1.2, 0.3), "abrupt end of the pigment"),
     Criterion("variegation", (0.45, -0.45, -0.4, -0.4, -0.2, -0.4, -0.4, -0.4), "uneven pigment"),
     Criterion("darkness", (0.35, -0.35, -0.3, -0.8, -0.2, -0.5, -0.3, -0.8), "amount of melanin"),
-    Criterion("diameter", (0.4, -0.4, 0.2, 0.9, 0.5, -1.0, -1.3, 0.5), "log; 20 % an SD"),
+    Criterion("diameter", (0.4, -0.4, 0.2, 0.9, 0.5, -1.0, -1.3, 0.5), "log; 24 % an SD"),
     Criterion("network", (0.45, -0.45, -0.4, -0.4, -0.4, -0.4, -0.4, -0.4), "broad, uneven mesh"),
     Criterion("globules", (0.4, -0.4, -0.4, -0.4, -0.4, -0.4, -0.4, -0.4), "uneven, clustered"),
     Criterion("streaks", (0.4, -0.4, -0.6, -0.8, -0.8, -0.8, -0.8, -0.8), "radial, at the edge"),
