@@ -37,8 +37,8 @@ and body site, which no picture shows, do depend on the diagnosis.
 
 Pictures show the latents imperfectly, and some only beyond a threshold. Measured once, for melanoma
 or nevus at even odds and the three hospitals in equal parts: a convolutional network of four blocks
-(0.08 million weights), trained on 1000 pictures of 64 pixels, has an accuracy of 0.77 ± 0.014 and an
-AUC of 0.83 on 900 others.
+(0.08 million weights), trained on 1000 pictures of 64 pixels, has an accuracy of 0.77 ± 0.014
+and an AUC of 0.83 on 900 others.
 
 Simplifications: the mesh of a network is about twice as wide as in life, for 64 pixels to resolve
 it; there are no amelanotic, facial, acral or mucosal patterns; the six other diagnoses are easier
