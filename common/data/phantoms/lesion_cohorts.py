@@ -1,0 +1,304 @@
+"""Phantom dermatology on disk: a folder of pictures and one table a hospital.
+
+A patient follows from the cohort's seed, the hospital's name and the patient's number alone, a
+lesion from its number in addition, and a picture from its own: they can be made in any order, by
+any number of processes, and a larger cohort begins with the patients of a smaller one. How often a
+patient or a lesion was photographed depends on no diagnosis. Bytes are the same on one machine with
+the same versions of NumPy, SciPy and Pillow; others may round a pixel or code a JPEG differently.
+
+Layout of a hospital's folder::
+
+    images/north-00001-1-1.jpg    hospital, patient, lesion, picture
+    lesions.csv                   image, patient_id, lesion_id, diagnosis, age, sex, site, split
+    README
+
+``image`` is the name of a file in ``images``, ``age`` in steps of five years from 5 to 85 as in
+ISIC's tables, ``site`` the body site.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import multiprocessing
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.data.phantoms.dermatoscopes import DERMATOSCOPES, acquire, encode
+from common.data.phantoms.lesion_rendering import render
+from common.data.phantoms.lesions import (
+    DIAGNOSES,
+    EXTRA_LESIONS,
+    EXTRA_PICTURES,
+    Lesion,
+    diagnosis_odds,
+    sample_lesion,
+    sample_patient,
+    sample_view,
+)
+from common.errors import ConfigError
+from common.imaging.splits import assign_splits
+from common.seeding import derive_seed
+
+LESION_PHANTOM_VERSION = 1  # raise it with every change of the bytes written
+COLUMNS = ("image", "patient_id", "lesion_id", "diagnosis", "age", "sex", "site", "split")
+MOST_LESIONS, MOST_PICTURES = 6, 4  # of a patient, of a lesion
+
+_LOGGER = logging.getLogger(__name__)
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """Whom a hospital sees; its instrument has the same name in ``DERMATOSCOPES``.
+
+    Parameters
+    ----------
+    mix : mapping of str to float
+        Share of each diagnosis among the lesions.
+    patients : int
+        Patients of the default cohort: 20 : 10 : 2 for north, south and island.
+    """
+
+    mix: Mapping[str, float]
+    patients: int
+
+
+def _mix(*shares: float) -> dict[str, float]:
+    return dict(zip(DIAGNOSES, shares, strict=True))
+
+
+HOSPITALS = {
+    #                      MEL   NV    BCC   AK    BKL   DF     VASC   SCC
+    "north": Hospital(_mix(0.16, 0.52, 0.12, 0.04, 0.11, 0.010, 0.010, 0.03), 1000),
+    "south": Hospital(_mix(0.20, 0.34, 0.21, 0.07, 0.10, 0.015, 0.015, 0.05), 500),
+    "island": Hospital(_mix(0.08, 0.60, 0.08, 0.05, 0.15, 0.015, 0.015, 0.01), 100),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row of ``lesions.csv`` but for the split, and what it shows.
+
+    Parameters
+    ----------
+    hospital : str
+    patient, lesion, number : int
+        Count from 0: the patient in the hospital, the lesion on the patient, the picture of the
+        lesion.
+    truth : Lesion
+    """
+
+    hospital: str
+    patient: int
+    lesion: int
+    number: int
+    truth: Lesion
+
+    @property
+    def patient_id(self) -> str:
+        """Patient, unlike in any two hospitals."""
+        return f"{self.hospital}-{self.patient + 1:05d}"
+
+    @property
+    def lesion_id(self) -> str:
+        """Lesion, unlike in any two patients."""
+        return f"{self.patient_id}-{self.lesion + 1}"
+
+    @property
+    def file(self) -> str:
+        """Name of the picture's file in ``images``."""
+        return f"{self.lesion_id}-{self.number + 1}.jpg"
+
+
+def patient_pictures(hospital: str, patient: int, seed: int) -> list[Picture]:
+    """Return what a hospital photographed of a patient; the pictures are not drawn here."""
+    mix = HOSPITALS[hospital].mix
+    rng = _stream(seed, "patient", site=hospital, patient=patient)
+    who = sample_patient(mix, rng)
+    lesions = min(1 + int(rng.poisson(EXTRA_LESIONS)), MOST_LESIONS)
+    pictures = []
+    for lesion in range(lesions):
+        rng = _stream(seed, "lesion", site=hospital, patient=patient, lesion=lesion)
+        diagnosis = DIAGNOSES[int(rng.choice(len(DIAGNOSES), p=diagnosis_odds(mix, who.age)))]
+        truth = sample_lesion(who, diagnosis, rng)
+        count = min(1 + int(rng.poisson(EXTRA_PICTURES)), MOST_PICTURES)
+        pictures += [Picture(hospital, patient, lesion, k, truth) for k in range(count)]
+    return pictures
+
+
+def take(picture: Picture, seed: int, size: int = 64) -> np.ndarray:
+    """Draw a picture as the hospital's camera gives it, before JPEG.
+
+    View and acquisition have random streams that know the picture's numbers and nothing of what
+    it shows.
+
+    Returns
+    -------
+    ndarray of uint8, shape (size, size, 3)
+    """
+    numbers = {"patient": picture.patient, "lesion": picture.lesion, "picture": picture.number}
+    scope = DERMATOSCOPES[picture.hospital]
+    view = sample_view(scope.zoom, _stream(seed, "view", site=picture.hospital, **numbers))
+    light = render(picture.truth, size, view)
+    return acquire(light, scope, _stream(seed, "acquisition", site=picture.hospital, **numbers))
+
+
+def split_patients(pictures: Sequence[Picture]) -> dict[str, str]:
+    """Split patients 60/20/20 into train, val and test, by patient id.
+
+    Stratified by the patient's diagnosis that is rarest at the hospital, so that the rare ones
+    reach every part where there are enough of them.
+    """
+    rarest: dict[str, int] = {}
+    for picture in pictures:
+        mix = HOSPITALS[picture.hospital].mix
+        order = sorted(DIAGNOSES, key=lambda name: (mix[name], name))
+        rank = order.index(picture.truth.diagnosis)
+        rarest[picture.patient_id] = min(rank, rarest.get(picture.patient_id, rank))
+    return assign_splits(rarest)
+
+
+def write_hospital(
+    folder: Path,
+    name: str,
+    *,
+    seed: int,
+    patients: int | None = None,
+    size: int = 64,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Path:
+    """Write one hospital's pictures and table, whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the cohort; made if need be.
+    name : str
+        Hospital, a key of ``HOSPITALS``, and name of its folder in ``folder``.
+    seed : int
+        Seed of the cohort.
+    patients : int, optional
+        By default the hospital's own number; each has some 1.6 lesions and 2.2 pictures.
+    size : int
+        Pixels a side.
+    workers : int
+        Processes; 1 works in the caller's.
+    progress : callable, optional
+        Called here with the number of patients newly finished.
+
+    Returns
+    -------
+    Path
+        ``folder/name``.
+
+    Raises
+    ------
+    ConfigError
+        For a name or number that is not accepted, or if ``folder/name`` exists and is not empty.
+    """
+    if name not in HOSPITALS:
+        raise ConfigError(f"hospital {name!r}: accepted are {', '.join(HOSPITALS)}")
+    count = HOSPITALS[name].patients if patients is None else patients
+    for what, value, least in (("patients", count, 1), ("pixels a side", size, 8)):
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{value!r} {what}: accepted is a whole number of {least} or more")
+    target = folder / name
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(
+            f"'{target}' exists and is not empty: name another folder, or remove it first"
+        )
+    _LOGGER.info("phantom hospital %s: photographing %d patients", name, count)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{name}.{uuid.uuid4().hex}.partial"
+    (partial / "images").mkdir(parents=True)
+    try:
+        work = [(partial / "images", name, patient, seed, size) for patient in range(count)]
+        pictures: list[Picture] = []
+        for written in _run(work, workers):
+            pictures += written
+            if progress is not None:
+                progress(1)
+        (partial / "lesions.csv").write_bytes(_table(pictures))
+        (partial / "README").write_bytes(_readme(name, seed).encode())
+        partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+Work = tuple[Path, str, int, int, int]  # folder of pictures, hospital, patient, seed, size
+
+
+def _run(work: Sequence[Work], workers: int) -> Iterator[list[Picture]]:
+    """Map :func:`_write_patient` in order; one thread a process, as threaded sums may differ."""
+    from threadpoolctl import threadpool_limits
+
+    if workers <= 1:
+        with threadpool_limits(1):
+            yield from map(_write_patient, work)
+        return
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),  # safe whatever threads the caller has
+        initializer=threadpool_limits,
+        initargs=(1,),
+    ) as executor:
+        yield from executor.map(_write_patient, work, chunksize=8)
+
+
+def _write_patient(work: Work) -> list[Picture]:
+    """Write all pictures of a patient."""
+    folder, hospital, patient, seed, size = work
+    pictures = patient_pictures(hospital, patient, seed)
+    for picture in pictures:
+        data = encode(take(picture, seed, size), DERMATOSCOPES[hospital])
+        (folder / picture.file).write_bytes(data)
+    return pictures
+
+
+def _stream(seed: int, purpose: str, **axes: str | int) -> np.random.Generator:
+    return np.random.default_rng(derive_seed(seed, purpose=f"phantom {purpose}", **axes))
+
+
+def _table(pictures: Sequence[Picture]) -> bytes:
+    """Rows of ``lesions.csv`` in the order of the pictures."""
+    splits = split_patients(pictures)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for picture in pictures:
+        truth = picture.truth
+        age = int(np.clip(5 * round(truth.patient.age / 5), 5, 85))
+        writer.writerow(
+            [
+                picture.file,
+                picture.patient_id,
+                picture.lesion_id,
+                truth.diagnosis,
+                age,
+                truth.patient.sex,
+                truth.body_site,
+                splits[picture.patient_id],
+            ]
+        )
+    return text.getvalue().encode()
+
+
+def _readme(name: str, seed: int) -> str:
+    return (
+        f"Simulated dermatoscopic pictures, hospital {name}.\n\n"
+        "Nobody was photographed: every patient, lesion and picture is drawn by fedscan's lesion "
+        f"phantom, version {LESION_PHANTOM_VERSION}, seed {seed}.\n"
+        "Licence: CC0 1.0. Not for diagnosis.\n"
+    )
