@@ -41,7 +41,7 @@ Reader = Callable[[Path], NDArray[np.uint8]]
 _FOLDER = "pictures"
 _FORMAT = 1
 _RACY_NS = 2_000_000_000
-_MAPPED_BYTES = 2**26  # of a map that may stay in memory after use
+_MAPPED_BYTES = 2**25  # of a map that may stay in memory after use
 _AROUND = 2**16  # what Linux maps at once around a page that is read
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class CachedPictures:
         """Copy some pictures, (B, C, S, S).
 
         Pages of a map stay in a process's resident memory until another needs the room. They are
-        given back every 64 MiB, so that a pass over all pictures does not look like holding them.
+        given back every 32 MiB or so: a pass over all pictures does not hold them.
 
         Parameters
         ----------

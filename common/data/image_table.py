@@ -51,7 +51,7 @@ class ImageTable:
     persons : tuple of str
         Empty where the table does not tell.
     groups : (N,) int64
-        Equal numbers mean one group.
+        Numbered as they come; equal numbers mean one group.
     labels : (N,) int64
         Indices into the study's classes.
     conditions : (N, C) int64
@@ -166,6 +166,7 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
             got=", ".join(f"{why}: {n}" for why, n in left_out.items()) or "an empty table",
             remedy="A row needs a label and a file that lies in the site's folder",
         )
+    numbers = {group: k for k, group in enumerate(dict.fromkeys(row.group for row in kept))}
     given = _SPLIT in table.columns
     splits = [row.split for row in kept] if given else _split_groups(kept)
     return ImageTable(
@@ -173,7 +174,7 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
         root=root,
         files=tuple(row.file for row in kept),
         persons=tuple(row.person for row in kept),
-        groups=_frozen(np.unique([row.group for row in kept], return_inverse=True)[1]),
+        groups=_frozen([numbers[row.group] for row in kept]),
         labels=_frozen([row.label for row in kept]),
         conditions=_frozen([row.conditions for row in kept]),
         splits=_frozen(splits, dtype=str),
