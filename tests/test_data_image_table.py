@@ -11,14 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.data import tables
+from common.data.groups import connect, find_leaks
 from common.data.image_table import (
     DUPLICATE,
     NO_FILE,
     NO_LABEL,
     NO_SPLIT,
     UNKNOWN,
-    connect,
-    find_leaks,
     read_image_table,
 )
 from common.errors import DataContractError
@@ -371,6 +370,16 @@ def test_a_row_without_label_joins_a_person_and_a_lesion_all_the_same(tmp_path):
 def test_a_lesion_and_a_person_of_one_name_are_two_things(tmp_path):
     rows = [("a.png", "mild", "7", "", ""), ("b.png", "mild", "", "7", "")]
     assert read(put(tmp_path, rows)).groups.tolist() == [0, 1]
+
+
+def test_lesions_numbered_anew_for_each_person_are_refused_not_joined(tmp_path):
+    rows = [(f"{i}.png", "mild", f"p{i}", str(1 + i % 3), "") for i in range(40)]
+    assert read(put(tmp_path / "few", rows[:9])).splits.tolist()  # too few to tell
+    rows = [(*row[:3], "1", "") for row in rows]
+    error = refusal(put(tmp_path / "many", rows))
+    assert "40 of 40 rows, of 40 persons" in str(error)
+    assert "starts anew for each person" in error.public
+    assert "40" not in error.public
 
 
 def test_given_split_is_kept_and_its_leaks_are_counted(tmp_path):

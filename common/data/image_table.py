@@ -2,24 +2,25 @@
 
 Rows that name one person, lesion or other thing of the study's [groups] are of one group, and so
 are rows that are joined through others: a group is a connected component. A group never straddles
-splits that fedscan makes; a split that the table gives may, and `find_leaks` tells. No image is
-opened here.
+splits that fedscan makes; a split that the table gives may, and `common.data.groups.find_leaks`
+tells. No image is opened here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.groups import connect
 from common.data.tables import SiteTable, read_site_table
 from common.errors import DataContractError
 from common.imaging.site_files import plain, resolve_inside
-from common.imaging.splits import ACCEPTED_SPLITS, SPLITS, assign_splits, parse_split
+from common.imaging.splits import ACCEPTED_SPLITS, assign_splits, parse_split
 from common.studies.site_mapping import load_site_mapping
 from common.studies.study import Study, check_relative
 from common.studies.vocabulary import normalise
@@ -33,6 +34,7 @@ UNKNOWN = -1  # index of a condition that a row does not tell
 _SPLIT = "split"  # column in which a site may fix the split
 # No person or lesion: rows that hold this do not belong together.
 _NOBODY = frozenset({"", "n/a", "na", "nan", "none", "null", "unknown"})
+_MANY_PEOPLE = 10
 _SHOWN = 5  # of unknown values, in an error that stays at the site
 
 
@@ -86,25 +88,6 @@ class ImageTable:
         return np.flatnonzero(self.splits == split)
 
 
-@dataclass(frozen=True, eq=False)
-class Leaks:
-    """Groups whose images are in more than one split.
-
-    Parameters
-    ----------
-    groups : (G,) int64
-        Their numbers. They stay at the site.
-    images : dict of str to int
-        How many images of each split belong to such a group.
-    """
-
-    groups: NDArray[np.int64]
-    images: dict[str, int]
-
-    def __bool__(self) -> bool:
-        return len(self.groups) > 0
-
-
 @dataclass(slots=True)
 class _Row:
     line: int
@@ -140,7 +123,8 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
     ------
     DataContractError
         The table or ``site.toml`` cannot be understood, a file is listed under two labels or
-        splits, or no row can be used. The public words hold no value, file or person.
+        splits, most people are of one group, or no row can be used. The public words hold no
+        value, file or person.
     """
     root = Path(folder).resolve()
     if not root.is_dir():
@@ -168,6 +152,8 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
         )
     numbers = {group: k for k, group in enumerate(dict.fromkeys(row.group for row in kept))}
     given = _SPLIT in table.columns
+    if not given:
+        _check_groups(kept, study, site)
     splits = [row.split for row in kept] if given else _split_groups(kept)
     return ImageTable(
         site=site,
@@ -182,51 +168,6 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
         left_out=left_out,
         without_person=sum(not row.person for row in kept) if groups.person else 0,
     )
-
-
-def find_leaks(groups: NDArray[np.integer], splits: NDArray[np.str_]) -> Leaks:
-    """Find the groups that are in more than one split.
-
-    Parameters
-    ----------
-    groups : (N,) integers
-    splits : (N,) str
-    """
-    homes: dict[int, set[str]] = {}
-    for group, split in zip(groups.tolist(), splits.tolist(), strict=True):
-        homes.setdefault(group, set()).add(split)
-    leaking = np.array(sorted(g for g, found in homes.items() if len(found) > 1), dtype=np.int64)
-    affected = splits[np.isin(groups, leaking)]
-    return Leaks(leaking, {split: int((affected == split).sum()) for split in SPLITS})
-
-
-def connect(keys: Sequence[Iterable[object]]) -> NDArray[np.int64]:
-    """Number the connected components of rows that share keys, by union-find.
-
-    Parameters
-    ----------
-    keys : sequence of N iterables of hashable
-        What each row names; rows with a key in common are joined.
-
-    Returns
-    -------
-    (N,) int64
-        For each row, the index of the first row of its component.
-    """
-    parent = list(range(len(keys)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]  # halves the path
-            row = parent[row]
-        return row
-
-    first: dict[object, int] = {}
-    for row, own in enumerate(keys):
-        for key in own:
-            one, other = root(row), root(first.setdefault(key, row))
-            parent[max(one, other)] = min(one, other)
-    return np.array([root(row) for row in range(len(keys))], dtype=np.int64)
 
 
 def _understand(table: SiteTable, study: Study, site: str) -> list[_Row]:
@@ -347,6 +288,27 @@ def _choose(
             )
         left_out[DUPLICATE] += 1
     return list(chosen.values()), dict(sorted(left_out.items()))
+
+
+def _check_groups(rows: list[_Row], study: Study, site: str) -> None:
+    """Refuse groups that join most of the people, of whom all would train.
+
+    Raises
+    ------
+    DataContractError
+        As where lesions are numbered anew for each person.
+    """
+    group, n = Counter(row.group for row in rows).most_common(1)[0]
+    people = len({row.person for row in rows if row.group == group and row.person})
+    if 2 * n > len(rows) and people >= _MANY_PEOPLE:
+        raise DataContractError(
+            site,
+            "most rows belong to one group, so they cannot be split",
+            where=plain(study.images.table),
+            got=f"{n} of {len(rows)} rows, of {people} persons",
+            remedy="A column under [groups] also must not hold one value for different people's "
+            "things, such as a lesion's number that starts anew for each person",
+        )
 
 
 def _split_groups(rows: list[_Row]) -> list[str]:
