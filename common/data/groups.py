@@ -1,4 +1,4 @@
-"""Rows that belong together because they share a person, a lesion or a file, and where they leak."""
+"""Rows that belong together because they share a person, a lesion or a file; where they leak."""
 
 from __future__ import annotations
 
