@@ -31,6 +31,13 @@ def test_bundle_holds_every_source_that_the_apps_need(bundle: Path) -> None:
         assert ours == theirs
 
 
+def test_bundle_holds_every_built_in_study(bundle: Path) -> None:
+    ours = {p.relative_to(ROOT) for p in (ROOT / "common").rglob("*.toml")}
+    theirs = {p.relative_to(bundle) for p in (bundle / "common").rglob("*.toml")}
+    assert ours == theirs
+    assert Path("common/studies/brain-sex.toml") in ours
+
+
 def test_bundle_holds_nothing_but_sources(bundle: Path) -> None:
     files = {p.relative_to(bundle) for p in bundle.rglob("*") if p.is_file()}
     others = {p for p in files if p.parts[0] not in ("common", "server", "clients", ".info")}

@@ -1,0 +1,167 @@
+"""A hospital's table as it lies there: comma, semicolon or tab, with or without a byte order mark.
+
+Only the columns that are asked for are kept. The file is not trusted: bytes, lines, columns and
+rows are bounded.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import DataContractError
+from common.imaging.site_files import plain, read_text
+from common.studies.site_mapping import SiteMapping
+from common.studies.vocabulary import normalise
+
+MOST_BYTES = 256 * 2**20
+MOST_ROWS = 1_000_000
+MOST_COLUMNS = 1000
+LONGEST_LINE = 2**16  # characters
+
+_SEPARATORS = ",;\t"
+
+
+@dataclass(frozen=True)
+class SiteTable:
+    """Some columns of a table.
+
+    Parameters
+    ----------
+    columns : tuple of str
+        The study's names of those that the table has, normalised.
+    rows : tuple of (int, tuple of str)
+        Line number, and the stripped cells of ``columns`` with the site's codes translated. Lines
+        without any cell are left out.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+
+
+def read_site_table(
+    root: Path,
+    name: str,
+    *,
+    site: str,
+    required: Collection[str],
+    optional: Collection[str] = (),
+    mapping: SiteMapping | None = None,
+) -> SiteTable:
+    """Read the columns of a study from a site's table.
+
+    The separator is the one under which the first line holds most of the columns asked for.
+
+    Parameters
+    ----------
+    root : Path
+        The site's folder.
+    name : str
+        The table's path in it.
+    site : str
+        Name of the site.
+    required, optional : collection of str
+        The study's columns; known in any case.
+    mapping : SiteMapping, optional
+        What the site calls them.
+
+    Raises
+    ------
+    DataContractError
+        The table is missing, leaves the folder, is too large or no table, lacks a required column,
+        or has one twice.
+    """
+    mapping = mapping or SiteMapping()
+    path = root / name
+    if not os.path.lexists(path):
+        raise DataContractError(
+            site,
+            "the study's table is missing",
+            where=plain(name),
+            remedy="It must lie in the site's folder, under the name in the study's [images] table",
+        )
+    text = read_text(path, MOST_BYTES, root=root, site=site)
+    wanted = {normalise(column) for column in (*required, *optional)}
+    separator = _separator(text[:LONGEST_LINE], wanted, mapping)
+    lines = _parse(text, separator, site, plain(name))
+    _, first = next(lines, (0, []))
+    header = [mapping.column(cell) for cell in first]
+    missing = sorted({normalise(column) for column in required} - set(header))
+    if missing:
+        raise DataContractError(
+            site,
+            f"the table lacks a column of the study: {', '.join(missing)}",
+            where=plain(name),
+            got=plain(f"columns {', '.join(first)}"),
+            remedy="Its first line must name the columns; site.toml may translate their names",
+        )
+    if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name in wanted):
+        raise DataContractError(
+            site,
+            f"the table has a column of the study twice: {', '.join(twice)}",
+            where=plain(name),
+            remedy="Rename one of them, or mend [columns] of site.toml",
+        )
+    kept = [place for place, column in enumerate(header) if column in wanted]
+    columns = tuple(header[place] for place in kept)
+    rows: list[tuple[int, tuple[str, ...]]] = []
+    for line, cells in lines:
+        if len(cells) != len(header):
+            raise DataContractError(
+                site,
+                "a row of the table does not fit its header",
+                where=f"{plain(name)}, line {line}",
+                got=f"{len(cells)} cells where the header has {len(header)}",
+                remedy="A cell that holds the separator must be quoted",
+            )
+        if len(rows) == MOST_ROWS:
+            problem = f"the table has more than {MOST_ROWS} rows"
+            raise DataContractError(site, problem, where=plain(name))
+        chosen = (
+            mapping.value(column, cells[place]) for column, place in zip(columns, kept, strict=True)
+        )
+        rows.append((line, tuple(chosen)))
+    return SiteTable(columns, tuple(rows))
+
+
+def _separator(text: str, wanted: Collection[str], mapping: SiteMapping) -> str:
+    """Separator under which the first line holds most of the wanted columns, else most cells."""
+
+    def score(separator: str) -> tuple[int, int]:
+        try:
+            first = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+        except csv.Error:
+            return 0, 0
+        return sum(mapping.column(cell) in wanted for cell in first), len(first)
+
+    return max(_SEPARATORS, key=score)
+
+
+def _parse(text: str, separator: str, site: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Stripped cells of each line that holds any, with its number."""
+
+    def refuse(problem: str, got: str = "") -> DataContractError:
+        where = f"{name}, line {max(1, reader.line_num)}"
+        return DataContractError(site, problem, where=where, got=got)
+
+    def bounded() -> Iterator[str]:
+        # By lines that the parser has not seen yet, so that none makes millions of cells.
+        for line in io.StringIO(text, newline=""):
+            if len(line) > LONGEST_LINE:
+                raise refuse(f"a line of the table has more than {LONGEST_LINE} characters")
+            yield line
+
+    reader = csv.reader(bounded(), delimiter=separator, strict=True)
+    try:
+        for cells in reader:
+            if len(cells) > MOST_COLUMNS:
+                raise refuse(f"the table has more than {MOST_COLUMNS} columns")
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise refuse("the table cannot be read as rows of cells", plain(str(error))) from error

@@ -1,0 +1,396 @@
+"""A study: what is asked of which images, in one TOML file and no code.
+
+It says how images are stored, which column is the label and which classes it has, whose rows
+belong together, what a generator is conditioned on, and how pictures become arrays. Every site of
+a run reads the same study; what a hospital calls its columns and codes is its own mapping's matter
+(`common.studies.site_mapping`).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from common.errors import ConfigError
+from common.settings import Settings
+from common.studies import vocabulary
+from common.studies.vocabulary import Vocabulary, normalise, read_texts, read_vocabulary
+
+LARGEST_FILE = 2**18  # bytes
+SITE = "site"  # among a generator's conditions: the hospital, which is no column
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_NOT_KNOWN = ("n/a", "na", "nan")
+_COLUMN = "a column's name"
+
+Text = Annotated[str, Field(max_length=200)]
+
+
+class _Section(Settings):
+    """Settings whose refusals also tell of missing keys and of why a value does not do."""
+
+    @classmethod
+    def _explain(cls, fault: Mapping[str, Any]) -> str:
+        if fault["loc"] and fault["type"] in ("missing", "value_error"):
+            key = str(fault["loc"][0])
+            why = fault["msg"].removeprefix("Value error, ")
+            problem = f"{key} is missing" if fault["type"] == "missing" else f"{key}: {why}"
+            return f"{problem}; accepted is {cls.accepted_values(key)}"
+        return super()._explain(fault)
+
+
+class Images(_Section):
+    """How a site's images are stored, and how each becomes an array."""
+
+    what: ClassVar[str] = "[images]"
+
+    storage: Literal["bids", "table", "dicom"] = Field(
+        description="bids: a BIDS data set; table: pictures that a table lists; dicom: DICOM files "
+        "that a table lists"
+    )
+    table: Text = Field(
+        "",
+        description="the table, in every site's folder",
+        json_schema_extra={"accepted": "a file's path, relative to the site's folder"},
+    )
+    file: Text = Field("", description="the table's column of files")
+    folder: Text = Field(
+        "",
+        description="where the files lie",
+        json_schema_extra={"accepted": "a folder's path, relative to the site's folder"},
+    )
+    suffix: Text = Field("", description="added to each file's name, as '.jpg'")
+    channels: Literal[1, 3] = Field(description="1: grey; 3: red, green and blue")
+    view: Literal["", "picture", "volume", "slices"] = Field(
+        "",
+        description="what is learned from: a file's picture, its volume, or slices of it. Left "
+        "out: volume for bids, else picture",
+    )
+    size: int = Field(64, ge=4, le=1024, description="pixels or voxels along each side")
+    fit: Literal["crop", "pad"] = Field(
+        "crop",
+        description="pictures that are not square: the largest square in the middle, or the "
+        "whole with black beside it",
+    )
+    intensity: Literal["", "full-range", "own-range", "fixed-range", "head"] = Field(
+        "",
+        description="which intensities become black and white: the ends of what the file's "
+        "numbers can hold, the 0.5th and 99.5th percentile of each picture, the two of "
+        "intensity-range, or those of the air and the head. Left out: head for volumes, else "
+        "full-range",
+    )
+    intensity_range: tuple[float, float] | None = Field(
+        None,
+        description="black and white",
+        json_schema_extra={"accepted": "two numbers, the first the smaller, as in [0, 4095]"},
+    )
+
+    @field_validator("intensity_range", mode="before")
+    @classmethod
+    def _two_numbers(cls, value: object) -> object:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError("not two numbers")
+        if not all(type(one) in (int, float) and abs(one) < 2**53 for one in value):
+            raise ValueError("not two numbers")
+        if not value[0] < value[1]:
+            raise ValueError("the first is not the smaller")
+        return (float(value[0]), float(value[1]))
+
+    @field_validator("table", "folder")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        return check_relative(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_storage(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        values["view"] = values.get("view") or (
+            "volume" if values.get("storage") == "bids" else "picture"
+        )
+        if not values.get("intensity"):
+            fixed = "intensity-range" in values or "intensity_range" in values
+            whole = "full-range" if values["view"] == "picture" else "head"
+            values["intensity"] = "fixed-range" if fixed else whole
+        return values
+
+    @model_validator(mode="after")
+    def _combine(self) -> Self:
+        if self.storage == "bids":
+            for key in ("table", "file", "folder", "suffix"):
+                if getattr(self, key):
+                    raise ValueError(
+                        f"{key} has no effect with storage 'bids', which fixes where images lie: "
+                        "leave it out"
+                    )
+            if self.view == "picture":
+                raise ValueError("storage 'bids' holds volumes: set view 'volume' or 'slices'")
+        else:
+            for key in ("table", "file"):
+                if not getattr(self, key).strip():
+                    raise ValueError(f"storage '{self.storage}' needs the key {key}")
+        if self.storage == "table" and self.view != "picture":
+            raise ValueError("storage 'table' holds pictures: leave view out")
+        if self.intensity == "head" and self.view == "picture":
+            raise ValueError("intensity 'head' needs view 'volume' or 'slices'")
+        if (self.intensity == "fixed-range") != (self.intensity_range is not None):
+            raise ValueError("intensity 'fixed-range' and intensity-range need each other")
+        if self.view != "picture" and self.channels != 1:
+            raise ValueError("volumes have channels 1")
+        return self
+
+
+class Label(_Section):
+    """What is to be predicted."""
+
+    what: ClassVar[str] = "[label]"
+
+    column: Text = Field(min_length=1, description=_COLUMN)
+    classes: Vocabulary = Field(json_schema_extra={"accepted": vocabulary.ACCEPTED})
+    positive: Text = Field(
+        "", description="the class whose sensitivity is reported; of two classes the second"
+    )
+    missing: tuple[str, ...] = Field(
+        _NOT_KNOWN,
+        description="what stands in the column, besides nothing, where the label is not known",
+        json_schema_extra={"accepted": "a list of texts; such rows are left out and counted"},
+    )
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _read_classes(cls, value: object) -> Vocabulary:
+        return read_vocabulary(value)
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _read_missing(cls, value: object) -> object:
+        return read_texts(value)
+
+    @model_validator(mode="after")
+    def _combine(self) -> Self:
+        if self.positive and self.positive not in self.classes.names:
+            raise ValueError(
+                f"positive = '{self.positive}' is none of the classes: "
+                f"{', '.join(self.classes.names)}"
+            )
+        if "missing" in self.model_fields_set:
+            for text in self.missing:
+                if self.classes.index(text) is not None:
+                    raise ValueError(f"'{text}' means a class and, in missing, none")
+        return self
+
+    def read(self, text: str) -> int | None:
+        """Index of the class in a cell, None where the label is not known.
+
+        Raises
+        ------
+        ValueError
+            The cell holds something else. The message does not.
+        """
+        found = self.classes.index(text)
+        if found is None and normalise(text) not in ("", *map(normalise, self.missing)):
+            raise ValueError("unknown label")
+        return found
+
+
+class Groups(_Section):
+    """Whose rows belong together, and so never straddle two splits."""
+
+    what: ClassVar[str] = "[groups]"
+
+    person: Text = Field("", description="column of the person; left out: every row is another's")
+    also: tuple[str, ...] = Field(
+        (),
+        description="columns of what joins rows too, such as a lesion",
+        json_schema_extra={"accepted": "a list of columns' names, as in ['lesion_id']"},
+    )
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _read_also(cls, value: object) -> object:
+        return read_texts(value)
+
+
+class Generator(_Section):
+    """What a generator is told of the image that it is to make."""
+
+    what: ClassVar[str] = "[generator]"
+
+    conditions: tuple[str, ...] = Field(
+        (),
+        description="columns, and 'site' for the hospital",
+        json_schema_extra={
+            "accepted": "a list of the label's column, 'site', and columns under [generator.values]"
+        },
+    )
+    values: tuple[tuple[str, Vocabulary], ...] = Field(
+        (),
+        description="what other columns than the label's may hold",
+        json_schema_extra={
+            "accepted": "a table of columns, each with the form of the label's classes"
+        },
+    )
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _read_conditions(cls, value: object) -> object:
+        return read_texts(value)
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _read_values(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise ValueError("not a table")
+        if len(value) > vocabulary.MOST_COLUMNS:
+            raise ValueError(f"more than {vocabulary.MOST_COLUMNS} columns")
+        return tuple((column, read_vocabulary(each)) for column, each in value.items())
+
+
+class Study(_Section):
+    """What is asked of which images. See :func:`load_study`."""
+
+    what: ClassVar[str] = "study"
+
+    name: str = Field(
+        json_schema_extra={
+            "accepted": "up to 64 small letters, digits and '-', the first no '-'",
+        }
+    )
+    images: Images = Field(json_schema_extra={"accepted": "a section [images]"})
+    label: Label = Field(json_schema_extra={"accepted": "a section [label]"})
+    groups: Groups = Field(Groups(), json_schema_extra={"accepted": "a section [groups]"})
+    generator: Generator = Field(
+        Generator(), json_schema_extra={"accepted": "a section [generator]"}
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError(f"'{value[:80]}' cannot name a study")
+        return value
+
+    @model_validator(mode="after")
+    def _combine(self) -> Self:
+        if self.images.storage == "bids" and self.groups.person not in ("", "participant_id"):
+            raise ValueError("[groups] person: with storage 'bids' it is 'participant_id'")
+        known = {normalise(column) for column, _ in self.generator.values}
+        for column in self.generator.conditions:
+            if normalise(column) not in {SITE, normalise(self.label.column), *known}:
+                raise ValueError(
+                    f"[generator] conditions: '{column}' is neither '{SITE}' nor the label's "
+                    f"column; say under [generator.values] what it may hold"
+                )
+        if unused := known - set(map(normalise, self.generator.conditions)):
+            raise ValueError(
+                f"[generator] values: '{min(unused)}' is not among the conditions: leave it out"
+            )
+        return self
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Validate a study as TOML gives it, sections first.
+
+        Raises
+        ------
+        ConfigError
+            One line a fault, with the section, the key, what was got and what is accepted.
+        """
+        sections = {"images": Images, "label": Label, "groups": Groups, "generator": Generator}
+        built, faults = dict(values), []
+        for key, section in sections.items():
+            if isinstance(value := built.get(key), Mapping):
+                try:
+                    built[key] = section.from_mapping(value)
+                except ConfigError as error:
+                    faults.append(str(error))
+        if faults:
+            raise ConfigError("\n".join(faults))
+        return super().from_mapping(built)
+
+    @property
+    def condition_columns(self) -> tuple[tuple[str, Vocabulary], ...]:
+        """Columns that a generator is conditioned on, without the site, and what they may hold."""
+        known = {normalise(column): values for column, values in self.generator.values}
+        known[normalise(self.label.column)] = self.label.classes
+        return tuple(
+            (column, known[normalise(column)])
+            for column in self.generator.conditions
+            if normalise(column) != SITE
+        )
+
+
+def load_study(study: str | Path) -> Study:
+    """Read a study that is built in, or a user's own file.
+
+    Parameters
+    ----------
+    study : str or Path
+        A built-in name (:func:`built_in_studies`), or the path of a TOML file. What ends in
+        ``.toml`` or holds a separator is a path.
+
+    Raises
+    ------
+    ConfigError
+        There is no such study, or its file cannot be read or holds what is not accepted. The
+        public words name the key, never the path.
+    """
+    text = str(study)
+    if isinstance(study, str) and not text.endswith(".toml") and not re.search(r"[/\\]", text):
+        if text not in built_in_studies():
+            raise ConfigError(
+                f"unknown study '{text[:80]}': accepted is one of {', '.join(built_in_studies())}, "
+                "or the path of a file that ends in .toml"
+            )
+        return _read(_FOLDER / f"{text}.toml")
+    return _read(Path(study))
+
+
+def built_in_studies() -> tuple[str, ...]:
+    """Names of the studies that come with fedscan, sorted."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+
+
+def check_relative(path: str) -> str:
+    """Return a path of a site's file with forward slashes, and refuse one that leads elsewhere.
+
+    Raises
+    ------
+    ValueError
+        It is absolute, has a drive, climbs with ``..``, or holds a zero byte.
+    """
+    slashed = path.replace("\\", "/")  # of tables and studies written under Windows
+    if (
+        PurePosixPath(slashed).is_absolute()
+        or PureWindowsPath(path).drive
+        or ".." in PurePosixPath(slashed).parts
+        or "\0" in slashed
+    ):
+        raise ValueError("not a path relative to the site's folder")
+    return slashed
+
+
+_FOLDER = Path(__file__).parent
+
+
+def _read(path: Path) -> Study:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+        if len(raw) > LARGEST_FILE:
+            raise ValueError(f"it has more than {LARGEST_FILE} bytes")
+        values = tomllib.loads(raw.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        problem = "the study's file cannot be read"
+        raise ConfigError(f"{problem}: {path}: {error}", public=problem) from error
+    try:
+        return Study.from_mapping(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", public=str(error)) from None
