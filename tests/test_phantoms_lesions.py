@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.stats import norm
 
+from common.data.image_table import read_image_table
 from common.data.phantoms import contact_sheet, lesion_cohorts, lesions
 from common.data.phantoms.dermatoscopes import DERMATOSCOPES, acquire, encode
 from common.data.phantoms.lesion_canvas import Canvas
@@ -28,7 +29,9 @@ from common.data.phantoms.lesion_rendering import render
 from common.data.phantoms.lesion_scene import Scene
 from common.data.phantoms.lesion_structures import STRUCTURES
 from common.data.phantoms.lesions import DIAGNOSES, LATENTS, MEANS, View, best_accuracy, best_guess
+from common.data.photographs import load_photographs
 from common.errors import ConfigError
+from common.studies.study import load_study
 
 FEW = 24  # patients
 
@@ -85,7 +88,7 @@ def island(tmp_path_factory) -> Path:
 # -------------------------------------------------------------------------------------- the truth
 
 
-def test_melanoma_and_nevus_are_told_apart_at_best_as_their_distance_says():
+def test_best_accuracy_of_melanoma_and_nevus_follows_from_their_distance():
     d = lesions.distance("MEL", "NV")
     assert d == pytest.approx(2.82, abs=0.005)
     assert best_accuracy(("MEL", "NV")) == pytest.approx(norm.cdf(d / 2))
@@ -395,6 +398,19 @@ def test_a_patient_is_in_one_split_and_a_lesion_of_one_patient_and_diagnosis(isl
         len({row[key] for row in rows}) for key in ("lesion_id", "patient_id")
     )
     assert patient_count == FEW < lesion_count < len(rows)
+
+
+def test_a_hospital_is_read_under_the_study_of_skin_lesions(island, tmp_path):
+    """The simulator, the study, the table's reader and the pictures' reader fit together."""
+    study = load_study("skin-lesions")
+    table, rows = read_image_table(island, "island", study), _rows(island)
+    names = study.label.classes.names
+    assert [names[label] for label in table.labels] == [row["diagnosis"] for row in rows]
+    assert list(table.splits) == [row["split"] for row in rows]
+    pictures = load_photographs(table, "val", study, cache=tmp_path / "cache")
+    assert len(pictures.rows) == len(table.rows("val")) > 0
+    assert pictures.pixels.shape == (len(pictures.rows), 3, 64, 64)
+    assert not pictures.left_out
 
 
 def test_a_fifth_of_the_patients_tests_and_every_frequent_diagnosis_is_in_every_split():

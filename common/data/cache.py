@@ -34,7 +34,7 @@ from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import ConfigError, DataContractError
-from common.files import write_atomically
+from common.files import make_folder, write_atomically
 
 Reader = Callable[[Path], NDArray[np.uint8]]
 
@@ -264,7 +264,7 @@ class _Store:
                 },
             }
             text = json.dumps(told, separators=(",", ":")).encode()
-            write_atomically(self._index, text, mode=0o600)
+            write_atomically(self._index, text)
         except BaseException:
             new.unlink(missing_ok=True)
             raise
@@ -333,7 +333,7 @@ def _release(pixels: np.memmap) -> None:
 
 
 def _make_private(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(folder)
     if folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
 

@@ -44,6 +44,7 @@ from common.data.phantoms.lesions import (
     sample_view,
 )
 from common.errors import ConfigError
+from common.files import make_folder, write_atomically
 from common.imaging.splits import assign_splits
 from common.seeding import derive_seed
 
@@ -218,9 +219,9 @@ def write_hospital(
             f"'{target}' exists and is not empty: name another folder, or remove it first"
         )
     _LOGGER.info("phantom hospital %s: photographing %d patients", name, count)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     partial = folder / f".{name}.{uuid.uuid4().hex}.partial"
-    (partial / "images").mkdir(parents=True)
+    make_folder(partial / "images")
     try:
         work = [(partial / "images", name, patient, seed, size) for patient in range(count)]
         pictures: list[Picture] = []
@@ -228,8 +229,8 @@ def write_hospital(
             pictures += written
             if progress is not None:
                 progress(1)
-        (partial / "lesions.csv").write_bytes(_table(pictures))
-        (partial / "README").write_bytes(_readme(name, seed).encode())
+        write_atomically(partial / "lesions.csv", _table(pictures))
+        write_atomically(partial / "README", _readme(name, seed).encode())
         partial.replace(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -263,7 +264,7 @@ def _write_patient(work: Work) -> list[Picture]:
     pictures = patient_pictures(hospital, patient, seed)
     for picture in pictures:
         data = encode(take(picture, seed, size), DERMATOSCOPES[hospital])
-        (folder / picture.file).write_bytes(data)
+        write_atomically(folder / picture.file, data)
     return pictures
 
 
