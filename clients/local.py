@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message
 
 from clients.orders import (
+    digest_of_order,
     largest_updates,
     require_explained,
     require_first_weights,
@@ -21,11 +22,10 @@ from clients.orders import (
 )
 from clients.policy import SitePolicy
 from clients.resources import compute_device, declared, granted
-from clients.state import ROSTER, SiteState
+from clients.state import CONFIG, ROSTER, SiteState, site_secret
 from common import messages
 from common.config import RunConfig
-from common.errors import ConfigError, FedscanError
-from common.fingerprint import digest
+from common.errors import ConfigError, DataContractError, FedscanError
 from common.paths import cache_dir, site_records
 from common.sites import PHANTOM_SEED, PHANTOM_TEST, SITE_NAME, Site, locate_site
 from common.tasks import Place, Task, load_task
@@ -82,9 +82,15 @@ class Workplace:
             usable = self.task.participants(data)
             counts["left_out"] += counts[f"n_{split}"] - usable
             counts[f"n_{split}"] = usable
+        if counts["n_train"] < self.policy.min_batch_size:
+            raise DataContractError(
+                self.site.name,
+                f"fewer than {self.policy.min_batch_size} participants to train on",
+                remedy="A batch would repeat them: its policy (min-batch-size) refuses that",
+            )
         with compute_device(self.config, granted()) as device:
             extractor = self.task.extractor_hash(self.config)
-            self.state.require_same_data(digests, begins=True)
+            self.state.require_same_data(digests | self._config_digest, begins=True)
             return messages.identity_reply(message, self.site.name, counts, str(device), extractor)
 
     def train(self, message: Message) -> Message:
@@ -96,6 +102,7 @@ class Workplace:
         config, number = self.config, int(message.content[messages.CONFIG]["round"])
         require_round(config, number)
         before = self.state.load(number - 1)
+        self.state.require_same_data(self._config_digest)
         sent = messages.unpack(message.content[messages.ARRAYS])
         last = _with_prefix(before, REFERENCE)
         reference = received(sent, to_keep(last, config.transport))
@@ -106,10 +113,10 @@ class Workplace:
             if number == 1:
                 self._require_first(reference, model)
             else:
-                require_explained(
-                    self.site.name, reference, last, largest, self.policy.max_movement
-                )
-            self.state.require_one_order(f"{messages.TRAIN}, round {number}", digest(sent))
+                self._require_explained(reference, last, largest)
+            self.state.require_one_order(
+                f"{messages.TRAIN}, round {number}", digest_of_order(sent, place.sites)
+            )
             self.task.load_shared(model, reference)
             fit = self.task.fit(
                 model,
@@ -132,7 +139,8 @@ class Workplace:
         kept = {prefix + name: part[name] for prefix, part in parts.items() for name in part}
         self.state.save(number, kept)
         people = self.task.participants(data)
-        metrics = self.policy.disclosure.training(fit.metrics, people)
+        seen = config.local_steps * config.batch_size // self.task.most_judged(1)
+        metrics = self.policy.disclosure.training(fit.metrics, min(people, seen))
         return messages.update_reply(message, people, metrics, update)
 
     def evaluate(self, message: Message) -> Message:
@@ -146,11 +154,21 @@ class Workplace:
         if split not in ("val", "test"):
             raise ConfigError("a model is judged on 'val' or 'test', nothing else")
         require_round(self.config, number)
+        self.state.require_same_data(self._config_digest)
         sent = messages.unpack(message.content[messages.ARRAYS])
         released = received(sent)
-        # A run is tested once, whatever round's model that is.
-        asked = split if split == "test" else f"{split}, round {number}"
-        self.state.require_one_order(asked, digest(sent))
+        asked = digest_of_order(sent, tuple(map(str, order["sites"])))
+        if split == "test":  # once, whatever round's model that is
+            self.state.require_validated(asked, number)
+            self.state.require_one_order(split, asked)
+        else:
+            trained = self.state.load(number)
+            # An average over time lies between the weights of all rounds so far.
+            lag = number if self.task.AVERAGES_OVER_TIME else 1
+            self._require_explained(
+                released, _with_prefix(trained, REFERENCE), _with_prefix(trained, LARGEST), lag
+            )
+            self.state.require_one_order(f"{split}, round {number}", asked)
         records = site_records(self.site.name) / self.state.run_id if split == "test" else None
         with self._place(message) as place:
             found = self.task.evaluate(
@@ -162,6 +180,26 @@ class Workplace:
             except FedscanError as error:  # the test cannot be repeated: its answer comes first
                 log.warning("%s", error)
         return messages.evaluation_reply(message, self.policy.disclosure.evaluation(found))
+
+    @property
+    def _config_digest(self) -> dict[str, str]:
+        return {CONFIG: _digest(self.config.to_flower().items())}
+
+    def _require_explained(
+        self,
+        weights: Mapping[str, Tensor],
+        before: Mapping[str, Tensor],
+        largest: Mapping[str, Tensor],
+        lag: int = 1,
+    ) -> None:
+        require_explained(
+            self.site.name,
+            weights,
+            before,
+            largest,
+            lag * self.policy.max_movement,
+            exempt=self.task.STATISTICS,
+        )
 
     def _require_first(self, weights: Mapping[str, Tensor], model: Any) -> None:
         """Refuse a run's first weights unless they are its seed's, or approved."""
@@ -178,7 +216,8 @@ class Workplace:
         if not usable or self.site.name not in sites or len(set(sites)) < len(sites):
             raise ConfigError("the order's list of sites is not usable: it names each site once")
         with compute_device(self.config, granted()) as device:
-            yield Place(self.site.name, sites, device, self.policy.disclosure)
+            secret = site_secret(self.site.name) if self.policy.private_seed else ""
+            yield Place(self.site.name, sites, device, self.policy.disclosure, secret)
 
     def _data(self, split: str) -> Any:
         """Load a split, and refuse data that are not those with which the run began."""

@@ -2,13 +2,16 @@
 
 A server that means ill chooses weights so that one update, or one metric, gives away an image. So
 the first weights of a run must be those that its seed gives, or have the site's approval; later
-ones may have moved no farther than updates as large as the site's own explain; and no round can be
-tried again with other weights. Within these bounds weights can still be led astray over many
-rounds.
+ones, also of a model that is validated, may have moved no farther than updates as large as the
+site's own explain; a model is tested that was validated before; and no round can be tried again
+with other weights. A round of training moves weights by about their own initial size. So these
+bounds delay a server that leads weights astray by a few rounds, and do not stop it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.errors import ConfigError, FedscanError
-from common.fingerprint import fingerprint
+from common.fingerprint import digest, fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,22 +84,27 @@ def require_explained(
     before: Mapping[str, Tensor],
     largest: Mapping[str, Tensor],
     factor: float,
+    *,
+    exempt: Collection[str] = (),
 ) -> None:
-    """Refuse weights that have moved farther since the last round than updates explain.
+    """Refuse weights that have moved farther since a round's than updates explain.
 
     A tensor of n entries may move by ``factor`` · max(u, r √n), where u is the norm of the site's
     own largest update of it, and r the root mean square of the largest updates of all entries: a
-    small tensor that the site itself hardly trains may be trained by others.
+    small tensor that the site itself hardly trains may be trained by others. One that the site
+    does not train at all (u = 0) may not move, but for the rounding of an average.
 
     Parameters
     ----------
     site : str
     received, before : mapping of str to Tensor
-        This round's and the last round's.
+        These weights, and those that the site had before. ``received`` may have fewer names.
     largest : mapping of str to Tensor
         Of :func:`largest_updates`.
     factor : float
         0 accepts everything.
+    exempt : collection of str
+        Names that may have any values: statistics, which are no weights.
 
     Raises
     ------
@@ -106,17 +114,18 @@ def require_explained(
     if not factor:
         return
     squares = sum(float(norm) ** 2 for norm in largest.values())
-    usual = math.sqrt(squares / max(1, sum(tensor.numel() for tensor in received.values())))
-    excess = {
-        name: float((tensor - before[name]).norm())
-        / max(factor * max(float(largest[name]), usual * math.sqrt(tensor.numel())), ABSOLUTE)
-        for name, tensor in received.items()
-    }
+    usual = math.sqrt(squares / max(1, sum(before[name].numel() for name in largest)))
+    excess = {}
+    for name in received.keys() - set(exempt):
+        tensor, own = received[name], float(largest[name])
+        most = factor * max(own, usual * math.sqrt(tensor.numel())) if own else 0.0
+        rounding = RELATIVE * float(before[name].norm()) + ABSOLUTE
+        excess[name] = float((tensor - before[name]).norm()) / (most + rounding)
     worst = max(excess, key=excess.__getitem__)
     if not excess[worst] <= 1:  # NaN is refused as well
         raise FedscanError(
-            f"site '{site}': since the last round {worst} has moved {excess[worst]:.3g} times as "
-            f"far as the site accepts: {factor:g} times its own largest update (max-movement). "
+            f"site '{site}': {worst} has moved {excess[worst]:.3g} times as "
+            f"far as the site accepts, {factor:g} times its own largest update (max-movement). "
             "Lower the server's learning rate or momentum, or ask the site to change its policy"
         )
 
@@ -137,3 +146,8 @@ def largest_updates(
         name: torch.maximum((tensor - received[name]).norm(), before.get(name, torch.zeros(())))
         for name, tensor in trained.items()
     }
+
+
+def digest_of_order(weights: Mapping[str, Tensor], sites: Collection[str]) -> str:
+    """Hash all of an order that decides its answer, but for the run's configuration."""
+    return hashlib.sha256(json.dumps([digest(weights), *sites]).encode()).hexdigest()

@@ -23,6 +23,8 @@ from common.settings import NonNegative, Positive, Settings
 VARIABLE = "FEDSCAN_POLICY"
 LARGEST_FILE = 100_000  # bytes
 HASH_DIGITS = 64
+# Of a generator's augmentation: a fixed p, and what lets an adaptive one rise.
+LEAST_P, MOST_TARGET, MOST_KIMG, MOST_INTERVAL = 0.1, 0.8, 1000.0, 64
 
 
 class SitePolicy(Settings):
@@ -38,7 +40,9 @@ class SitePolicy(Settings):
         ge=1,
         description="people that a metric, a loss or a statistic must be about to leave",
     )
-    min_batch_size: int = Field(4, ge=1, description="images in an optimizer step")
+    min_batch_size: int = Field(
+        4, ge=1, description="images in an optimizer step, and people that a site trains on"
+    )
     min_local_steps: int = Field(2, ge=1, description="optimizer steps in a round")
     min_learning_rate: NonNegative = Field(1e-6, description="of a classifier or a generator")
     max_learning_rate: Positive = Field(0.01, description="of a classifier or a generator")
@@ -46,8 +50,16 @@ class SitePolicy(Settings):
         True, description="whether training must vary its images at random"
     )
     max_rounds: int = Field(1000, ge=1, description="rounds of a run")
+    max_proximal_mu: NonNegative = Field(
+        1.0, description="FedProx's μ: a large one leaves an update of the last steps alone"
+    )
+    private_seed: bool = Field(
+        True,
+        description="whether batches and augmentation also follow from a secret of the site's own; "
+        "else the server can compute them",
+    )
     max_movement: NonNegative = Field(
-        10.0,
+        4.0,
         description="how far weights may move from one round to the next, in a tensor: times the "
         "site's own largest update so far; 0: as far as they like",
     )
@@ -142,8 +154,13 @@ class SitePolicy(Settings):
                     f"{key} = {value:g}, accepted is {self.min_learning_rate:g} to "
                     f"{self.max_learning_rate:g} (min-learning-rate, max-learning-rate)"
                 )
-        if self.require_augmentation and not _is_augmented(config):
-            found.append("augment is off (require-augmentation)")
+        if config.proximal_mu > self.max_proximal_mu:
+            found.append(
+                f"proximal-mu = {config.proximal_mu:g}, accepted is {self.max_proximal_mu:g} or "
+                "less (max-proximal-mu)"
+            )
+        if self.require_augmentation and (why := _without_augmentation(config)):
+            found.append(f"{why} (require-augmentation)")
         return found
 
     def require(self, site: str, config: RunConfig) -> None:
@@ -172,6 +189,8 @@ SIMULATED = SitePolicy(
     require_augmentation=False,
     max_rounds=100_000,
     max_movement=0.0,
+    max_proximal_mu=1e30,
+    private_seed=False,
 )
 
 
@@ -185,13 +204,24 @@ def _learning_rates(config: RunConfig) -> dict[str, float]:
     }
 
 
-def _is_augmented(config: RunConfig) -> bool:
+def _without_augmentation(config: RunConfig) -> str:
+    """Say what keeps images from being varied at random; empty where nothing does."""
     if config.task != "generation":
-        return config.augment != "none"
-    settings = config.stylegan2()
-    return settings.augment == "adaptive" or (
-        settings.augment == "fixed" and settings.augment_p > 0
-    )
+        return "augment is off" if config.augment == "none" else ""
+    gan = config.stylegan2()
+    if gan.augment == "off" or (gan.augment == "fixed" and gan.augment_p < LEAST_P):
+        return f"augment = {gan.augment}, augment-p = {gan.augment_p:g}"
+    if gan.augment_steps == "b":
+        return "augment-steps = b, which moves images and changes nothing in them"
+    if gan.augment == "adaptive":
+        for key, value, most in (
+            ("ada-target", gan.ada_target, MOST_TARGET),
+            ("ada-kimg", gan.ada_kimg, MOST_KIMG),
+            ("ada-interval", gan.ada_interval, MOST_INTERVAL),
+        ):
+            if value > most:
+                return f"{key} = {value:g}, accepted is up to {most:g}"
+    return ""
 
 
 def _is_fingerprint(value: object) -> bool:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ log = logging.getLogger("flwr.fedscan")
 NAME = "state"
 DATA, ORDERS, ENDED = "data.json", "orders.json", ".ended"
 ROSTER = "roster"  # who takes part, with which label, in which split
+CONFIG = "config"  # the run's configuration
+SECRET_BYTES = 32
 RUN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 ROUND = re.compile(r"round-([1-9][0-9]*)")
 WAY_OUT = "Restore the site's folder of states, or start the run anew"
@@ -219,6 +222,26 @@ class SiteState:
         if order not in kept:
             self._write(ORDERS, {**kept, order: digest}, about)
 
+    def require_validated(self, digest: str, round_number: int) -> None:
+        """Refuse to test a model that was not validated here in that round.
+
+        Parameters
+        ----------
+        digest : str
+            Of the weights that came with the order, and of the run's sites.
+        round_number : int
+
+        Raises
+        ------
+        FedscanError
+        """
+        kept = self._read(ORDERS, f"the record of the orders of run {self.run_id}")
+        if kept.get(f"val, round {round_number}") != digest:
+            raise FedscanError(
+                f"site '{self.site}': the model to be tested is not the one that was validated in "
+                f"round {round_number}"
+            )
+
     def require_open(self) -> None:
         """Refuse a run that has ended.
 
@@ -282,6 +305,12 @@ class SiteState:
 
     def _changed(self, name: str) -> DataContractError:
         way_out = "put them back as they were, or end the run and begin another"
+        if name == CONFIG:
+            return DataContractError(
+                self.site,
+                "the run's configuration has changed since the run began",
+                remedy="Start another run",
+            )
         if name == ROSTER:
             return DataContractError(
                 self.site,
@@ -331,6 +360,26 @@ class SiteState:
                 f"{told} ({error}). {advice}",
                 public=f"{told} ({error.strerror or type(error).__name__}). {advice}",
             ) from error
+
+
+def site_secret(site: str) -> str:
+    """Return a random text that the site alone knows, made when it is first needed.
+
+    With it batches and augmentation do not follow from a run's seed, which the server knows.
+
+    Raises
+    ------
+    FedscanError
+        If it cannot be read or written.
+    """
+    path = site_records(site) / "secret"
+    try:
+        if not path.exists():
+            write_atomically(path, secrets.token_hex(SECRET_BYTES).encode())
+        return path.read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        told = f"site '{site}': its secret for seeds cannot be read or made"
+        raise FedscanError(f"{told} ({path}: {error})", public=told) from error
 
 
 def _require_round(number: int, least: int) -> None:

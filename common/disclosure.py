@@ -34,6 +34,8 @@ MIN_PARTICIPANTS = 10  # at a deployed site that does not decide otherwise
 MOST_POWER = 0.1  # z, in standard deviations: an area under the ROC curve of 0.53
 WITHHELD = "withheld"  # among an evaluation's words: why it holds no numbers
 COUNTED = ("images-seen",)  # what training reports that follows from the configuration alone
+OF_ONE_BATCH = ("r1-", "path-")  # names of what training measures on a single batch now and then
+OF_ALL_CLASSES = ("loss", "calibration_error")  # metrics that are no measure of one class
 
 
 def people_for_moments(features: int) -> int:
@@ -74,16 +76,30 @@ class Disclosure:
         if found.people < self.min_participants:
             why = f"fewer than {self.min_participants} participants"
             return replace(found, count=0, metrics={}, statistics={}, words={WITHHELD: why})
+        if found.fewest < self.min_participants:
+            metrics = {
+                name: found.metrics[name] for name in OF_ALL_CLASSES if name in found.metrics
+            }
+            found = replace(found, metrics=metrics)
         sizes = [len(mean) for name, mean in found.statistics.items() if name.endswith(".mean")]
         if self.moments or all(found.people >= people_for_moments(size) for size in sizes):
             return found
         return replace(found, statistics={})
 
     def training(self, metrics: Mapping[str, float], people: int) -> dict[str, float]:
-        """Return what of a round's training may be reported."""
-        if people >= self.min_participants:
+        """Return what of a round's training may be reported.
+
+        Parameters
+        ----------
+        metrics : mapping of str to float
+        people : int
+            At least how many the round's images are of.
+        """
+        if people < self.min_participants:
+            return {name: value for name, value in metrics.items() if name in COUNTED}
+        if self.moments:
             return dict(metrics)
-        return {name: value for name, value in metrics.items() if name in COUNTED}
+        return {n: value for n, value in metrics.items() if not n.startswith(OF_ONE_BATCH)}
 
     def log_variance(self, own: Tensor, received: Tensor, people: int) -> Tensor:
         """Return the logarithms of features' variances as they may leave.

@@ -42,7 +42,6 @@ VOTE = "vote"  # the weight that the server gives a reply, by the run's rule
 LONGEST_TEXT = 20_000  # characters of a failure's words that are passed on
 HALF = LONGEST_TEXT // 2
 ARRAYS, CONFIG, METRICS, WORDS = "arrays", "config", "metrics", "words"
-WITHHELD = "withheld"  # the word of an evaluation that a site does not tell: why
 IDENTITY, FAILURE = "identity", "failure"
 
 

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
+from threading import Lock
 
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
@@ -79,6 +80,7 @@ class Incoming:
     contents: dict[str, bytes] = field(default_factory=dict)
     _wanted: tuple[str, ...] = ()
     _taken: int = 0  # bytes
+    _lock: Lock = field(default_factory=Lock)
 
     def expect(self, object_ids: Iterable[str]) -> None:
         """Take the list of all objects.
@@ -105,7 +107,8 @@ class Incoming:
         FedscanError
             If the objects are more bytes than the reply may have.
         """
-        self._taken += len(content)
+        with self._lock:  # Flower fetches objects in several threads
+            self._taken += len(content)
         if self._taken > self.bounds.array_bytes + MOST_TEXT_BYTES:
             raise FedscanError(f"it is more than {self.bounds.array_bytes:,} bytes of arrays")
         self.contents[object_id] = content

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from common import messages
+from common.disclosure import WITHHELD
 from common.errors import FedscanError
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM
@@ -148,7 +149,7 @@ def read_evaluation(
     with _blamed(site, phase):
         metrics = _numbers(reply.content[messages.METRICS])
         words = reply.content.config_records.get(messages.WORDS, ConfigRecord())
-        withheld = messages.WITHHELD in words
+        withheld = WITHHELD in words
         count = _count(metrics, least=0 if withheld else 1)
         if withheld and (count or metrics or reply.content.array_records):
             raise FedscanError("it withholds its evaluation and tells of it")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping
 
-from common import messages
 from common.config import RunConfig
+from common.disclosure import WITHHELD
 from server.replies import SiteFailure
 
 log = logging.getLogger("flwr.fedscan")
@@ -59,7 +59,7 @@ class Tally:
         for site, said in words.items():
             if (site, split) not in self._silent:
                 self._silent.add((site, split))
-                why = said.get(messages.WITHHELD, "")
+                why = said.get(WITHHELD, "")
                 log.info("Site '%s' withholds its evaluations (%s): %s", site, split, why)
 
     def of(self, site: str) -> dict[str, int]:

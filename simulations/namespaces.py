@@ -42,7 +42,7 @@ def possible(*, network: bool = True) -> int:
     """
     if sys.platform != "linux":
         return 0
-    choices = WITH_NETWORK if network else WITHOUT_NETWORK
+    choices = (WITH_NETWORK if network else ()) + WITHOUT_NETWORK
     return next((flags for flags in choices if _exit_code(lambda f=flags: _try(f)) == 0), 0)
 
 

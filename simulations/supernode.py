@@ -114,6 +114,8 @@ class SuperNode:
                 raise ConfigError(f"{option} {path}: accepted is a file that this user can read")
         if self.policy:
             SitePolicy.read(self.policy)
+        else:
+            SitePolicy.of_site(simulated=False)
         if self.insecure and (self.root_certificates or self.private_key):
             raise ConfigError(
                 "--insecure is without TLS, and --root-certificates and "

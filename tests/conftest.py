@@ -32,6 +32,13 @@ SERIAL = (
     "test_simulations_generation.py",
     "test_simulations_run.py",
 )
+# A deployed site's, by which it answers as a simulated one: with few people, and from seeds alone.
+OPEN_POLICY = """
+min-participants = 1
+min-batch-size = 1
+share-moments = true
+private-seed = false
+"""
 TINY = ["num-server-rounds=2", "local-steps=2", "batch-size=4", "image-size=16"]
 
 
@@ -59,9 +66,9 @@ def in_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def telling_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let sites tell numbers over however few people, as tiny cohorts have them."""
+    """Let sites report and train as simulated ones do, over however few people."""
     policy = tmp_path / "policy.toml"
-    policy.write_text("min-participants = 1\nshare-moments = true\n")
+    policy.write_text(OPEN_POLICY)
     monkeypatch.setenv("FEDSCAN_POLICY", str(policy))
 
 

@@ -249,6 +249,7 @@ def test_validation_leaves_the_private_state_and_the_test_removes_it(site, tmp_p
 @pytest.mark.usefixtures("telling_policy")
 def test_state_that_cannot_be_removed_costs_no_test_result(site, monkeypatch, caplog):
     trained = site.after(site.start, site.train(1, site.start))
+    site.ask(EVALUATE, 1, "val", trained)
 
     def refused(folder: Path) -> None:
         raise OSError(39, "Directory not empty")
@@ -265,6 +266,7 @@ def test_state_of_another_run_of_the_site_is_left_alone(site):
     other = SiteState("north", 8)
     other.save(1, {"moment": torch.ones(2)})
     trained = site.after(site.start, site.train(1, site.start))
-    site.ask(EVALUATE, 1, "test", trained)
+    for split in ("val", "test"):
+        site.ask(EVALUATE, 1, split, trained)
     assert not site.state.folder.exists()
     assert torch.equal(other.load(1)["moment"], torch.ones(2))

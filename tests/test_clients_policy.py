@@ -11,10 +11,11 @@ from test_clients_local import TINY, Site
 
 from clients import local
 from clients.app import app
+from clients.orders import require_explained
 from clients.policy import SIMULATED, SitePolicy
 from common import messages
 from common.config import RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, FedscanError
 from common.fingerprint import fingerprint
 from common.messages import EVALUATE, HELLO, TRAIN
 from simulations.plan import load_plan, presets
@@ -75,8 +76,13 @@ OUT_OF_BOUNDS = [
     ({"augment": "none"}, "augment is off (require-augmentation)"),
     ({"num-server-rounds": 1001}, "num-server-rounds = 1001, accepted is 1000 or fewer"),
     ({"task": "generation", "batch-size": 2}, "batch-size = 2"),
-    ({"task": "generation", "gan-changes": "augment=off"}, "augment is off"),
-    ({"task": "generation", "gan-changes": "augment=fixed"}, "augment is off"),
+    ({"strategy": "fedprox", "proximal-mu": 1e12}, "proximal-mu = 1e+12"),
+    ({"task": "generation", "gan-changes": "augment=off"}, "augment = off"),
+    ({"task": "generation", "gan-changes": "augment=fixed augment-p=1e-9"}, "augment = fixed"),
+    ({"task": "generation", "gan-changes": "augment-steps=b"}, "augment-steps = b"),
+    ({"task": "generation", "gan-changes": "ada-target=1"}, "ada-target = 1"),
+    ({"task": "generation", "gan-changes": "ada-kimg=100000"}, "ada-kimg = 100000"),
+    ({"task": "generation", "gan-changes": "ada-interval=10000"}, "ada-interval = 10000"),
     (
         {"task": "generation", "gan-changes": "generator-learning-rate=0.1"},
         "generator-learning-rate = 0.1",
@@ -206,7 +212,72 @@ def test_movement_is_bounded_in_each_tensor(site):
     weights = site.after(site.start, site.train(1, site.start))
     smallest = min(weights, key=lambda name: weights[name].numel())
     weights[smallest] = weights[smallest] + 1.0
-    assert f"since the last round {smallest} has moved" in refusal(site, TRAIN, 2, "train", weights)
+    assert f"{smallest} has moved" in refusal(site, TRAIN, 2, "train", weights)
+
+
+def test_tensor_that_the_site_does_not_train_may_not_be_moved():
+    before = {"frozen": torch.ones(100), "trained": torch.ones(100)}
+    largest = {"frozen": torch.zeros(()), "trained": torch.tensor(1.0)}
+    moved_by = lambda name, by: before | {name: before[name] + by}  # noqa: E731
+    for name, by in (("trained", 0.3), ("frozen", 1e-4)):  # the latter is an average's rounding
+        require_explained("north", moved_by(name, by), before, largest, 4.0)
+    with pytest.raises(FedscanError, match="frozen has moved"):
+        require_explained("north", moved_by("frozen", 0.02), before, largest, 4.0)
+    require_explained("north", moved_by("frozen", 5.0), before, largest, 4.0, exempt=["frozen"])
+
+
+def test_model_that_is_validated_is_one_that_the_run_explains(site):
+    weights = site.after(site.start, site.train(1, site.start))
+    assert "has moved" in refusal(site, EVALUATE, 1, "val", moved(weights, 1.0))
+    assert messages.failure_in(site.ask(EVALUATE, 1, "val", weights)) is None
+
+
+def test_model_of_a_round_that_was_not_trained_is_not_validated(site):
+    begin(site)
+    assert "the private state of round 1" in refusal(site, EVALUATE, 1, "val", site.start)
+
+
+def test_model_that_is_tested_was_validated(site):
+    weights = site.after(site.start, site.train(1, site.start))
+    said = "not the one that was validated in round 1"
+    assert said in refusal(site, EVALUATE, 1, "test", weights)
+    site.ask(EVALUATE, 1, "val", weights)
+    assert said in refusal(site, EVALUATE, 1, "test", moved(weights, 1e-5))
+    assert messages.failure_in(site.ask(EVALUATE, 1, "test", weights)) is None
+
+
+def test_the_same_order_is_one_to_the_same_sites(site, monkeypatch):
+    site.train(1, site.start)
+    site.held.clear()
+    monkeypatch.setattr("test_clients_local.SITES", ("island", "north", "south"))
+    assert "was answered before" in refusal(site, TRAIN, 1, "train", site.start)
+
+
+def test_configuration_of_a_run_stays_as_it_was_at_first(tiny_cohort):
+    site = Site(run(), tiny_cohort)
+    begin(site)
+    site.config = run(learning_rate=1e-4)
+    error = refusal(site, TRAIN, 1, "train", site.start)
+    assert "the run's configuration has changed since the run began" in error
+
+
+def test_batches_do_not_follow_from_what_the_server_knows(site, monkeypatch, tmp_path):
+    first = site.train(1, site.start)
+    site.state.remove()
+    again = site.train(1, site.start)  # the site's secret is the same in every run
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    site.state.remove()
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "another hospital's"))
+    other = Site(site.config, Path(site.node["data-dir"]).parent)
+    update = other.train(1, site.start)
+    assert not all(torch.equal(tensor, update[name]) for name, tensor in first.items())
+
+
+def test_site_with_fewer_people_than_a_batch_has_images_takes_no_part(site, monkeypatch, tmp_path):
+    policy_file(monkeypatch, tmp_path, "min-batch-size = 7\n")
+    site.config = run(batch_size=8)
+    error = refusal(site, HELLO, 0, "", site.start)
+    assert "fewer than 7 participants to train on" in error
 
 
 def test_round_is_not_answered_again_with_other_weights(site):
@@ -223,7 +294,7 @@ def test_model_of_a_round_is_judged_once(site):
     weights = site.after(site.start, site.train(1, site.start))
     assert messages.failure_in(site.ask(EVALUATE, 1, "val", weights)) is None
     said = "val, round 1 was answered before"
-    assert said in refusal(site, EVALUATE, 1, "val", moved(weights, 0.1))
+    assert said in refusal(site, EVALUATE, 1, "val", moved(weights, 1e-5))
 
 
 @pytest.mark.parametrize("number", [0, -1, 4])
@@ -237,7 +308,8 @@ def test_round_that_the_run_does_not_have_is_refused(site, kind, split, number):
 
 def test_run_that_has_ended_is_not_begun_again(site):
     weights = site.after(site.start, site.train(1, site.start))
-    assert messages.failure_in(site.ask(EVALUATE, 1, "test", weights)) is None
+    for split in ("val", "test"):
+        assert messages.failure_in(site.ask(EVALUATE, 1, split, weights)) is None
     for order in ((HELLO, 0, ""), (TRAIN, 1, "train"), (EVALUATE, 1, "test")):
         assert "run 7 has ended with its test" in refusal(site, *order, site.start)
 
@@ -260,7 +332,8 @@ def test_few_people_are_trained_on_and_nothing_is_told_of_them(site):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_evaluation_on_few_people_is_withheld(site, split):
     weights = site.after(site.start, site.train(1, site.start))
-    reply = site.ask(EVALUATE, 1, split, weights)
+    for asked in ("val", split):
+        reply = site.ask(EVALUATE, 1, asked, weights)
     assert dict(reply.content[messages.METRICS]) == {messages.WEIGHT: 0}
     assert dict(reply.content[messages.WORDS]) == {"withheld": "fewer than 10 participants"}
     assert set(reply.content) == {messages.METRICS, messages.WORDS}

@@ -16,7 +16,7 @@ from test_clients_local import TINY, Site
 from test_server_rounds import InProcessGrid, clients, run_config, simulated
 
 from clients import local
-from clients.state import DATA, ROSTER, SiteState
+from clients.state import CONFIG, DATA, ROSTER, SiteState
 from common import files, messages
 from common.config import RunConfig
 from common.errors import DataContractError, FedscanError
@@ -90,10 +90,11 @@ class Hospital(Site):
 
 @pytest.fixture
 def hospital(tmp_path, tiny_cohort) -> Hospital:
-    """It has said hello and trained for a round."""
+    """It has said hello, trained for a round and validated it."""
     found = Hospital(tmp_path / "secret-data", tiny_cohort)
     assert found.answer(HELLO) is None
     assert found.answer(TRAIN, 1, "train") is None
+    assert found.answer(EVALUATE, 1, "val") is None
     return found
 
 
@@ -200,7 +201,7 @@ def test_run_that_begins_after_the_change_knows_nothing_of_it(hospital):
 
 def test_answer_to_hello_tells_nothing_of_what_is_kept(hospital):
     kept = json.loads((hospital.state.folder / DATA).read_text())
-    assert kept.keys() == {ROSTER, "train", "val"}  # no test scan has been opened
+    assert kept.keys() == {ROSTER, CONFIG, "train", "val"}  # no test scan has been opened
     for kind, number, split in ((HELLO, 0, ""), (TRAIN, 2, "train"), (EVALUATE, 1, "val")):
         told = str(hospital.reply(kind, number, split).content)
         assert not any(digest in told for digest in kept.values())

@@ -29,7 +29,7 @@ def evaluation(people: int, features: int = 4) -> Evaluation:
         "real.mean": torch.zeros(features),
         "real.covariance": torch.eye(features),
     }
-    return Evaluation(5 * people, {"loss": 0.5}, statistics, {"extractor": "x"}, people=people)
+    return Evaluation(5 * people, {"loss": 0.5}, statistics, {"extractor": "x"}, people, people)
 
 
 @given(people=st.integers(0, 40), least=st.integers(1, 40))
@@ -98,6 +98,20 @@ def test_variances_leave_over_enough_people_and_not_at_all_over_very_few():
     assert torch.equal(Disclosure().log_variance(own, received, people_for_variances(6)), own)
     assert torch.equal(Disclosure().log_variance(own, received, 9), received)
     assert torch.equal(EVERYTHING.log_variance(own, received, 1), own)
+
+
+@given(men=st.integers(0, 30))
+def test_measures_of_a_class_leave_only_if_each_class_has_enough_people(men):
+    metrics = {"loss": 0.5, "calibration_error": 0.1, "auroc": 0.7, "balanced_accuracy": 0.6}
+    found = Evaluation(30, metrics, people=30, fewest=min(men, 30 - men))
+    told = Disclosure(10).evaluation(found).metrics
+    assert told.keys() == (metrics.keys() if 10 <= men <= 20 else {"loss", "calibration_error"})
+
+
+def test_what_training_measures_on_one_batch_is_not_told():
+    metrics = {"loss": 0.7, "r1-penalty": 0.1, "path-length": 2.0}
+    assert Disclosure().training(metrics, 100) == {"loss": 0.7}
+    assert EVERYTHING.training(metrics, 1) == metrics
 
 
 def test_losses_of_training_on_few_people_are_not_told():

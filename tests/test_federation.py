@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import TINY
+from conftest import OPEN_POLICY, TINY
 from flwr.cli.build import build_fab_from_disk
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -131,7 +131,7 @@ def history(
     for made in (temporary, report, bundle):
         made.mkdir()
     policy = folder / "policy.toml"
-    policy.write_text("min-participants = 1\n")  # the cohort is tiny
+    policy.write_text(OPEN_POLICY)  # the cohort is tiny, and its weights are the simulation's
     fab = build_fab_from_disk(ROOT)
     with zipfile.ZipFile(BytesIO(fab)) as archive:
         archive.extractall(bundle)

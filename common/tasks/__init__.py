@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.disclosure import EVERYTHING, Disclosure
+from common.seeding import derive_seed
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,8 @@ class Evaluation:
         What must be the same at all sites for their numbers to be comparable.
     people : int
         How many the scans are of; by it a site decides what may leave. It is not sent.
+    fewest : int
+        How many people the class with the fewest has; all of them where there are no classes.
     """
 
     count: int
@@ -54,6 +57,7 @@ class Evaluation:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
     people: int = 0
+    fewest: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,20 @@ class Place:
     device : torch.device
     disclosure : Disclosure
         What the site tells of its people; by default everything, as where one owner holds all.
+    secret : str
+        A deployed site's own part of the seeds of training, which the server does not know.
     """
 
     site: str
     sites: tuple[str, ...]
     device: torch.device
     disclosure: Disclosure = EVERYTHING
+    secret: str = ""
+
+    def seed(self, root: int, **axes: str | int) -> int:
+        """Derive a seed of training at this site from the run's."""
+        secret = {"secret": self.secret} if self.secret else {}
+        return derive_seed(root, site=self.site, **axes, **secret)
 
 
 Load = Callable[[str], Any]  # given a split, the task's data of it
@@ -104,6 +116,9 @@ Load = Callable[[str], Any]  # given a split, the task's data of it
 
 class Task(Protocol):
     """What a task's module has; ``model`` and ``data`` are whatever the task makes of them."""
+
+    STATISTICS: tuple[str, ...]  # names, among the shared state, of statistics over people
+    AVERAGES_OVER_TIME: bool  # whether what is released is an average of past rounds' weights
 
     def build_model(self, config: RunConfig, place: Place) -> Any:
         """Build the model with the run's initial weights, the same wherever it is built."""

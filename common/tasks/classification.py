@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from common.imaging.prepare import ImageSet
 
 
+STATISTICS = ("log_variance",)  # of features over people, among what sites share
+AVERAGES_OVER_TIME = False
+
+
 def build_model(config: RunConfig, place: Place | None = None) -> nn.Module:
     """Build the model with the run's initial weights, the same wherever it is built.
 
@@ -275,7 +279,7 @@ def fit(
         data,
         config,
         device=place.device,
-        seed=derive_seed(config.seed, site=place.site, round=round_number, purpose="fit"),
+        seed=place.seed(config.seed, round=round_number, purpose="fit"),
         first_step=(round_number - 1) * config.local_steps,
         moments=private,
     )
@@ -324,37 +328,39 @@ def evaluate(
     predictions = predict(model, data, place.device)
     if records is not None:
         save_predictions(records / "predictions.csv", data.labels, predictions)
-    count = len(data.labels)
-    return Evaluation(count, score(data, predictions), people=count)
+    count, by_class = len(data.labels), np.bincount(data.labels, minlength=CLASSES)
+    return Evaluation(count, score(data, predictions), people=count, fewest=int(by_class.min()))
 
 
 def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
     """Mean loss over all sites' scans; on a few dozen of them accuracy moves in steps of percents.
 
-    Accuracies are told, not chosen by.
+    Accuracies are reported, not chosen by.
 
     Raises
     ------
     AnswerError
-        If a site does not tell one of them, or tells a loss below 0.
+        If a site does not report a loss, or one below 0.
     """
     del config
     for site, one in evaluations.items():
-        for name in ("loss", "balanced_accuracy"):
-            if name not in one.metrics:
-                raise AnswerError(
-                    site,
-                    f"it has judged a model and does not tell its {name}. All sites must run "
-                    "fedscan's own sources: start that SuperNode from them",
-                )
+        if "loss" not in one.metrics:
+            raise AnswerError(
+                site,
+                "it has judged a model and does not report its loss. All sites must run fedscan's "
+                "own sources: start that SuperNode from them",
+            )
         if (loss := one.metrics["loss"]) < 0:  # by which its round would be chosen
             raise AnswerError(site, f"it tells a loss of {loss}, and no cross-entropy is below 0")
     total = sum(one.count for one in evaluations.values())
     loss = sum(one.metrics["loss"] * one.count for one in evaluations.values()) / total
     accuracies = ", ".join(
-        f"{site} {one.metrics['balanced_accuracy']:.2f}" for site, one in evaluations.items()
+        f"{site} {one.metrics['balanced_accuracy']:.2f}"
+        for site, one in evaluations.items()
+        if "balanced_accuracy" in one.metrics  # which a site withholds where a class is small
     )
-    return Verdict(loss, {}, f"validation loss {loss:.3f}, balanced accuracy {accuracies}")
+    said = f", balanced accuracy {accuracies}" if accuracies else ""
+    return Verdict(loss, {}, f"validation loss {loss:.3f}{said}")
 
 
 def save(

@@ -36,7 +36,6 @@ from torch import Tensor
 from common.config import RunConfig
 from common.errors import FedscanError
 from common.imaging.slices import load_slices, pool
-from common.seeding import derive_seed
 from common.tasks import Fit, Place, State
 from common.tasks.classification import roster, survey
 from common.tasks.generation_grids import illustrate
@@ -74,6 +73,8 @@ __all__ = [
     "warm_start",
 ]
 
+STATISTICS = ()  # of features over people, among what sites share
+AVERAGES_OVER_TIME = True
 DISCRIMINATOR = "discriminator."
 W_AVERAGE = "generator.mapping.w_average"
 EMBEDDINGS = ("generator.mapping.embed.weight", "discriminator.embed.weight")  # (w_dim, labels)
@@ -217,7 +218,7 @@ def fit(
     model.steps = (round_number - 1) * config.local_steps
     model.images_seen = model.steps * config.batch_size
     # One seed for all rounds: the order of slices goes on where the last round stopped.
-    seed = derive_seed(config.seed, site=place.site, purpose="fit")
+    seed = place.seed(config.seed, purpose="fit")
     done = gan.fit(model, data, steps=config.local_steps, seed=seed)
     kept = model.export("private")
     if config.share == "generator":

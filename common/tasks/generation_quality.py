@@ -75,10 +75,12 @@ def evaluate(
     }
     judged = judge_features(features["generated"], features["real"])
     metrics = {name: float(value) for name, value in judged.items() if _is_number(value)}
+    people = len(set(data.ids))
     if records is not None:
-        mirrored = gan_config(config).mirror
+        mirrored, training = gan_config(config).mirror, load("train")
+        people = min(people, len(set(training.ids)))  # copies are about those trained on
         metrics |= _copying(
-            generator, load("train"), features["real"], extractor, seed, records, mirrored=mirrored
+            generator, training, features["real"], extractor, seed, records, mirrored=mirrored
         )
     statistics = {
         f"{kind}.{name}": torch.as_tensor(value, dtype=torch.float64)
@@ -87,7 +89,7 @@ def evaluate(
     }
     known = config.extractor == RunConfig.model_fields["extractor"].default
     words = {"extractor": extractor.name if known else OWN, "extractor-hash": extractor.hash}
-    return Evaluation(len(data), metrics, statistics, words, people=len(set(data.ids)))
+    return Evaluation(len(data), metrics, statistics, words, people, people)
 
 
 def extractor_hash(config: RunConfig) -> str:
