@@ -115,9 +115,10 @@ def test_input_is_left_alone_and_nothing_is_learned():
 # The networks
 
 
-@pytest.mark.parametrize("size", [16, 17, 18, 19, 20, 31, 48])
-def test_small_network_takes_every_size(size):
+@pytest.mark.parametrize("size", [16, 17, 18, 19, 20, 31, 48, 128])
+def test_small_network_takes_every_size_and_its_head_sees_no_more_of_large_ones(size):
     model = SmallClassifier(size)
+    assert model.head.in_features == SmallClassifier(16).head.in_features
     logits = model(torch.rand(3, 1, size, size, size))
     assert logits.shape == (3, CLASSES)
     assert torch.isfinite(logits).all()

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 CLASSES = 2
 HEAD = 0.05  # prepared intensity above which a voxel belongs to the head
 CLIP_SD = 3.0
+CELLS = 3  # a side, of the grid that the small classifier's linear layer sees
+GAIN = 8.0  # of that grid's values
 
 
 class StandardizeHead(nn.Module):
@@ -33,35 +35,48 @@ class StandardizeHead(nn.Module):
 
 
 class SmallClassifier(nn.Module):
-    """One convolution of the standardized head at half size, then a linear layer over all places.
+    """Two convolutions of the standardized head, then a linear layer over 27 cells, not places.
 
-    Brains come in one orientation and place, and sex differences are regional: averaging over
-    space would throw the region away. With a few hundred scans a deeper network learns less.
+    Sex differences are regional, so averaging over all of space would throw the region away; the
+    second convolution sees what surrounds a place, and the mean over each cell keeps roughly where.
+
+    A linear layer over every place stores a scan place by place: what it learns of one scan is the
+    scan (Geiping et al. 2020, "Inverting Gradients", NeurIPS). Here the layer's gradient, whatever
+    the weights are, holds 27 · 2 · width numbers a scan: means over cells some 60 mm wide. That is
+    true of this layer alone: weights made for it read single places off the gradient of the second
+    convolution. Few images a batch and few steps stay dangerous; a site has to bound them itself.
 
     Parameters
     ----------
     image_size : int
         Voxels a side of the input cube.
     width : int
-        Channels of the convolution.
+        Channels of the first convolution; the second has twice as many.
     """
 
     def __init__(self, image_size: int, width: int = 16) -> None:
         super().__init__()
-        side = (image_size // 2 + 1) // 2
+        # The outer twelfth on every side, 18 mm, holds air and hardly any brain.
+        margin = round(image_size // 2 / 12)
         self.features = nn.Sequential(
             StandardizeHead(),
             nn.AvgPool3d(2),
+            nn.ConstantPad3d(-margin, 0.0),
             nn.Conv3d(1, width, kernel_size=3, stride=2, padding=1),
             nn.GroupNorm(1, width),
             nn.ReLU(),
+            nn.Conv3d(width, 2 * width, kernel_size=3, stride=2, padding=1),
+            nn.GroupNorm(1, 2 * width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool3d(CELLS),
             nn.Flatten(),
         )
-        self.head = nn.Linear(width * side**3, CLASSES)
+        self.head = nn.Linear(2 * width * CELLS**3, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, 2) of images (B, 1, S, S, S) in [0, 1]."""
-        return self.head(self.features(images))
+        # Means vary little between people: unscaled, the head would learn too slowly.
+        return self.head(GAIN * self.features(images))
 
 
 def build_classifier(name: str, *, image_size: int, seed: int) -> nn.Module:
