@@ -161,13 +161,15 @@ for _name in ARCHIVES:
 
 
 def _show(summary: Summary) -> None:
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     from simulations.console import out
 
     names = sorted({name for one in summary.hospitals.values() for name in one.diagnoses})
-    table = Table("hospital")
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))  # narrow: eight diagnoses and more
+    table.add_column("hospital", no_wrap=True)
     for heading in ("pictures", "groups", *(escape(name) or "unknown" for name in names)):
         table.add_column(heading, justify="right")
     for site, one in summary.hospitals.items():

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from common.data.archive_files import PICTURES
 from common.data.photographs import read_photograph
 from common.data.tables import LONGEST_LINE, MOST_BYTES, SiteTable, parse_table
 from common.errors import ConfigError, DataContractError
@@ -23,7 +24,6 @@ from common.imaging.site_files import plain, read_text
 from common.studies.study import check_relative
 from common.studies.vocabulary import MOST_CATEGORIES, MOST_CHARACTERS, normalise
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 BIDS_TABLE = "participants.tsv"
 
 _TABLES = (".csv", ".tsv", ".txt", ".tab")
