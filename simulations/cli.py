@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import ConfigError, DataContractError, FedscanError
-from simulations import supernode_command
+from simulations import prepare_commands, studies_commands, supernode_command
 from simulations.gan import commands as gan_commands
 from simulations.options import Format, FormatOption, parse_set
 from simulations.stopping import STOP, tell_at_once
@@ -48,8 +48,8 @@ def fedscan(
     """Federated learning on medical scans: hospitals keep their scans, share what they learn."""
 
 
-prepare = typer.Typer(help="Make data to work with.", no_args_is_help=True)
-app.add_typer(prepare, name="prepare")
+app.add_typer(prepare_commands.app, name="prepare")
+app.add_typer(studies_commands.app, name="studies")
 app.add_typer(gan_commands.app)
 app.command()(supernode_command.supernode)
 
@@ -230,35 +230,6 @@ def report(
     from simulations.report.document import write_report
 
     typer.echo(str(write_report(folder.expanduser().absolute())))
-
-
-@prepare.command()
-def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder to make; one BIDS data set a site in it.")],
-    sites: Annotated[
-        str, typer.Option(help="name=N, with N training and validation subjects each.")
-    ] = "north=200,south=120,island=20",
-    test: Annotated[int, typer.Option(min=0, help="Test subjects a site, on top of N.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
-) -> None:
-    """Make a cohort of phantom hospitals with a known truth.
-
-    Example: `fedscan prepare phantom cohort --sites north=200,island=20 --test 60 --seed 0`
-    """
-    from common.imaging.cohorts import write_cohort
-    from simulations import console
-
-    sizes: dict[str, int] = {}
-    for part in sites.split(","):
-        name, _, number = part.strip().partition("=")
-        if not number.isdecimal() or name in sizes:
-            raise ConfigError(f"--sites {sites}: accepted is name=N,name=N,… with each name once")
-        sizes[name] = int(number)
-    with console.steps("Making phantom scans", sum(sizes.values()) + test * len(sizes)) as bar:
-        write_cohort(
-            out.expanduser().absolute(), sizes, n_test=test, seed=seed, progress=bar.advance
-        )
-    typer.echo(str(out))
 
 
 @app.command()

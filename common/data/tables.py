@@ -38,10 +38,13 @@ class SiteTable:
     rows : tuple of (int, tuple of str)
         Line number, and the stripped cells of ``columns`` with the site's codes translated. Lines
         without any cell are left out.
+    header : tuple of str
+        All columns, normalised.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[int, tuple[str, ...]], ...]
+    header: tuple[str, ...] = ()
 
 
 def read_site_table(
@@ -76,7 +79,6 @@ def read_site_table(
         The table is missing, leaves the folder, is too large or no table, lacks a required column,
         or has one twice.
     """
-    mapping = mapping or SiteMapping()
     path = root / name
     if not os.path.lexists(path):
         raise DataContractError(
@@ -86,26 +88,53 @@ def read_site_table(
             remedy="It must lie in the site's folder, under the name in the study's [images] table",
         )
     text = read_text(path, MOST_BYTES, root=root, site=site)
+    mapping = mapping or SiteMapping()
+    return parse_table(
+        text, plain(name), site=site, required=required, optional=optional, mapping=mapping
+    )
+
+
+def parse_table(
+    text: str,
+    name: str,
+    *,
+    site: str,
+    required: Collection[str],
+    optional: Collection[str] = (),
+    mapping: SiteMapping | None = None,
+) -> SiteTable:
+    """Read a table's text; parameters and errors as of :func:`read_site_table`.
+
+    Parameters
+    ----------
+    name : str
+        What errors call the table.
+    mapping : SiteMapping, optional
+        Left out: the table is no site's, and errors speak of no study.
+    """
+    column = "column" if mapping is None else "column of the study"
+    may_map = "" if mapping is None else "; site.toml may translate their names"
+    mapping = mapping or SiteMapping()
     wanted = {normalise(column) for column in (*required, *optional)}
     separator = _separator(text[:LONGEST_LINE], wanted, mapping)
-    lines = _parse(text, separator, site, plain(name))
+    lines = _parse(text, separator, site, name)
     _, first = next(lines, (0, []))
     header = [mapping.column(cell) for cell in first]
     missing = sorted({normalise(column) for column in required} - set(header))
     if missing:
         raise DataContractError(
             site,
-            f"the table lacks a column of the study: {', '.join(missing)}",
-            where=plain(name),
+            f"the table lacks a {column}: {', '.join(missing)}",
+            where=name,
             got=plain(f"columns {', '.join(first)}"),
-            remedy="Its first line must name the columns; site.toml may translate their names",
+            remedy=f"Its first line must name the columns{may_map}",
         )
-    if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name in wanted):
+    if twice := sorted(one for one, n in Counter(header).items() if n > 1 and one in wanted):
         raise DataContractError(
             site,
-            f"the table has a column of the study twice: {', '.join(twice)}",
-            where=plain(name),
-            remedy="Rename one of them, or mend [columns] of site.toml",
+            f"the table has a {column} twice: {', '.join(twice)}",
+            where=name,
+            remedy="Rename one of them" + (may_map and ", or mend [columns] of site.toml"),
         )
     kept = [place for place, column in enumerate(header) if column in wanted]
     columns = tuple(header[place] for place in kept)
@@ -115,18 +144,16 @@ def read_site_table(
             raise DataContractError(
                 site,
                 "a row of the table does not fit its header",
-                where=f"{plain(name)}, line {line}",
+                where=f"{name}, line {line}",
                 got=f"{len(cells)} cells where the header has {len(header)}",
                 remedy="A cell that holds the separator must be quoted",
             )
         if len(rows) == MOST_ROWS:
             problem = f"the table has more than {MOST_ROWS} rows"
-            raise DataContractError(site, problem, where=plain(name))
-        chosen = (
-            mapping.value(column, cells[place]) for column, place in zip(columns, kept, strict=True)
-        )
+            raise DataContractError(site, problem, where=name)
+        chosen = (mapping.value(one, cells[at]) for one, at in zip(columns, kept, strict=True))
         rows.append((line, tuple(chosen)))
-    return SiteTable(columns, tuple(rows))
+    return SiteTable(columns, tuple(rows), tuple(header))
 
 
 def _separator(text: str, wanted: Collection[str], mapping: SiteMapping) -> str:

@@ -1,0 +1,295 @@
+"""What lies in a hospital's folder: its table, its pictures, and what the columns look like.
+
+All of it is a guess for a person to check, made from names and values; nothing is changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from common.data.archive_files import PICTURES
+from common.data.photographs import read_photograph
+from common.data.tables import LONGEST_LINE, MOST_BYTES, SiteTable, parse_table
+from common.errors import ConfigError, DataContractError
+from common.imaging.site_files import plain, read_text
+from common.studies.study import check_relative
+from common.studies.vocabulary import MOST_CATEGORIES, MOST_CHARACTERS, normalise
+
+BIDS_TABLE = "participants.tsv"
+
+_TABLES = (".csv", ".tsv", ".txt", ".tab")
+_LABELS = ("diagnosis", "diagnostic", "dx", "label", "class", "grade", "target", "finding")
+_PEOPLE = ("patient", "participant", "person", "subject")
+_ALSO = ("lesion", "eye")
+_NOT_LABELS = re.compile(r"split|fold|age|date|time|year|site|path|file|image|_?id$|^id")
+_MISSING = ("n/a", "na", "nan", "null", "unknown", "unk")  # "none" is often a class
+_SAMPLE = 2000  # rows whose files are looked for
+_OPENED = 12  # pictures
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        The hospital's folder that was looked at.
+    table, separator : str
+        Name of the table, and what parts its cells: ``comma``, ``semicolon`` or ``tab``.
+    columns : tuple of str
+        As the table writes them.
+    rows : int
+    file, pictures, suffix : str
+        Column of the files, folder in which they lie, and ending that the cells lack. Empty for a
+        BIDS data set, as is ``channels`` 0.
+    label : str
+        Column that looks most like the label.
+    classes : tuple of str
+        Its values.
+    missing : tuple of str
+        Values of it that mean that nothing is known.
+    person : str
+        Column of the person, empty where none looks like it.
+    also : tuple of str
+        Columns of what else joins rows.
+    channels : int
+        1 if all pictures that were opened are grey, else 3.
+    dark : bool
+        Whether those use a small part of their numbers' range, as 12 bits in 16 do.
+    """
+
+    folder: Path
+    table: str
+    separator: str
+    columns: tuple[str, ...]
+    rows: int
+    file: str
+    pictures: str
+    suffix: str
+    label: str
+    classes: tuple[str, ...]
+    missing: tuple[str, ...]
+    person: str
+    also: tuple[str, ...]
+    channels: int
+    dark: bool
+
+    @property
+    def is_bids(self) -> bool:
+        """Whether the folder is a BIDS data set."""
+        return self.table == BIDS_TABLE
+
+
+@dataclass(frozen=True)
+class _Table:
+    name: str
+    separator: str
+    content: SiteTable
+    header: tuple[str, ...]  # as written, in the order of content.columns
+
+    def column(self, place: int) -> list[str]:
+        return [cells[place] for _, cells in self.content.rows]
+
+
+def survey_folder(folder: Path) -> Survey:
+    """Look at a hospital's folder, or at the first hospital of a cohort.
+
+    Raises
+    ------
+    ConfigError
+        There is no table, none names pictures that are there, or no column could be a label.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--from {folder}: there is no such folder")
+    home = folder.resolve()
+    if not _table_files(home):
+        inner = [path for path in sorted(home.iterdir()) if path.is_dir() and _table_files(path)]
+        if not inner:
+            raise ConfigError(
+                f"--from {folder}: there is no table in it, nor in the folders in it. Accepted is "
+                f"a file that ends in {', '.join(_TABLES)}, with one row a picture"
+            )
+        home = inner[0].resolve()
+    files = _table_files(home)
+    if BIDS_TABLE in files:
+        table = _read(home, BIDS_TABLE)
+        return _describe(home, table, place=-1)
+    pictures = _pictures(home)
+    found = []
+    faults = []
+    for name in files:
+        try:
+            table = _read(home, name)
+        except DataContractError as error:
+            faults.append(f"{plain(name)}: {error.problem}")
+            continue
+        place, hits = _file_column(table, pictures)
+        found.append((hits, table, place))
+    best = max(found, key=lambda one: one[0], default=(0, None, -1))
+    if not best[0]:
+        columns = [f"{plain(t.name)}: columns {plain(', '.join(t.header))}" for _, t, _ in found]
+        raise ConfigError(
+            f"--from {folder}: no column of a table names pictures that are there (got "
+            f"{sum(map(len, pictures.values()))} pictures; {'; '.join([*columns, *faults])}). "
+            f"Accepted are names of files that end in {', '.join(PICTURES)}, with or without the "
+            "ending"
+        )
+    _, table, place = best
+    return _describe(home, table, place, pictures)
+
+
+def _table_files(folder: Path) -> list[str]:
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in _TABLES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _read(folder: Path, name: str) -> _Table:
+    text = read_text(folder / name, MOST_BYTES, root=folder, site=folder.name)
+    lines = {
+        separator: next(csv.reader(io.StringIO(text[:LONGEST_LINE]), delimiter=separator), [])
+        for separator in ",;\t"
+    }
+    separator, first = max(lines.items(), key=lambda one: len(one[1]))
+    n = Counter(map(normalise, first))
+    written = {normalise(cell): cell.strip() for cell in first if n[normalise(cell)] == 1}
+    written.pop("", None)
+    content = parse_table(text, plain(name), site=folder.name, required=(), optional=written)
+    words = {",": "comma", ";": "semicolon", "\t": "tab"}
+    header = tuple(written[column] for column in content.columns)
+    return _Table(name, words[separator], content, header)
+
+
+def _pictures(folder: Path) -> dict[str, list[PurePosixPath]]:
+    """Pictures of a folder by name without ending."""
+    found: dict[str, list[PurePosixPath]] = {}
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(PICTURES) and not name.startswith("."):
+                path = PurePosixPath((Path(here) / name).relative_to(folder).as_posix())
+                found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _locate(cell: str, pictures: dict[str, list[PurePosixPath]]) -> tuple[str, str] | None:
+    """Folder and ending that complete a cell to a picture's path."""
+    try:
+        told = PurePosixPath(check_relative(cell))
+    except ValueError:
+        return None
+    named = told.suffix.lower() in PICTURES
+    for path in pictures.get(told.stem if named else told.name, ()):
+        suffix = "" if named else path.suffix
+        if named and path.name != told.name:
+            continue
+        length = len(told.parts)
+        if path.parts[-length:-1] == told.parts[:-1]:
+            return PurePosixPath(*path.parts[:-length]).as_posix(), suffix
+    return None
+
+
+def _file_column(table: _Table, pictures: dict[str, list[PurePosixPath]]) -> tuple[int, int]:
+    """Column with most names of pictures, and how many of its cells are such."""
+    best = (-1, 0)
+    for place in range(len(table.header)):
+        cells = [cell for cell in table.column(place)[:_SAMPLE] if cell]
+        hits = sum(_locate(cell, pictures) is not None for cell in cells)
+        if hits > best[1]:
+            best = (place, hits)
+    return best
+
+
+def _describe(
+    folder: Path,
+    table: _Table,
+    place: int,
+    pictures: dict[str, list[PurePosixPath]] | None = None,
+) -> Survey:
+    people = [c for c in table.header if normalise(c).startswith(_PEOPLE)]
+    also = [c for c in table.header if normalise(c).startswith(_ALSO) and "id" in normalise(c)]
+    taken = {*people, *also, table.header[place] if place >= 0 else ""}
+    label, classes, missing = _label(table, taken)
+    where, suffix, channels, dark = "", "", 0, False
+    if pictures is not None:
+        cells = [cell for cell in table.column(place)[:_SAMPLE] if cell]
+        located = [one for cell in cells if (one := _locate(cell, pictures))]
+        where, suffix = Counter(located).most_common(1)[0][0]
+        paths = [Path(folder, where, cell + suffix) for cell in cells]
+        channels, dark = _open_some(paths, folder)
+    return Survey(
+        folder=folder,
+        table=table.name,
+        separator=table.separator,
+        columns=table.header,
+        rows=len(table.content.rows),
+        file=table.header[place] if place >= 0 else "",
+        pictures="" if where == "." else where,
+        suffix=suffix,
+        label=label,
+        classes=classes,
+        missing=missing,
+        person=people[0] if people else "",
+        also=tuple(also),
+        channels=channels,
+        dark=dark,
+    )
+
+
+def _label(table: _Table, taken: set[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Column that looks most like a label, its values in order, and those that mean nothing."""
+    best: tuple[tuple, str, tuple[str, ...], tuple[str, ...]] | None = None
+    for place, column in enumerate(table.header):
+        cells = [cell for cell in table.column(place) if cell]
+        values = {normalise(cell): cell for cell in reversed(cells)}
+        missing = tuple(values.pop(word) for word in _MISSING if word in values)
+        fits = 2 <= len(values) <= MOST_CATEGORIES and 2 * len(values) <= max(len(cells), 4)
+        if not fits or column in taken or max(map(len, values.values())) > MOST_CHARACTERS:
+            continue
+        name = normalise(column)
+        hints = [k for k, word in enumerate(_LABELS) if name.startswith(word)]
+        rank = (hints[0] if hints else len(_LABELS), bool(_NOT_LABELS.search(name)), place)
+        if best is None or rank < best[0]:
+            best = (rank, column, _in_order(values.values()), missing)
+    if best is None:
+        raise ConfigError(
+            f"{plain(table.name)}: no column could be a label (got columns "
+            f"{plain(', '.join(table.header))}). A label has 2 to {MOST_CATEGORIES} values, each "
+            "in several rows"
+        )
+    return best[1], best[2], best[3]
+
+
+def _in_order(values: Iterable[str]) -> tuple[str, ...]:
+    """Numbers by size, else by the alphabet."""
+    try:
+        return tuple(sorted(values, key=float))
+    except ValueError:
+        return tuple(sorted(values))
+
+
+def _open_some(paths: list[Path], folder: Path) -> tuple[int, bool]:
+    """Channels of a few pictures, and whether they use a small part of their range."""
+    grey, brightest = True, 0
+    opened = 0
+    for path in paths[:: max(1, len(paths) // _OPENED)][:_OPENED]:
+        try:
+            picture = read_photograph(path, size=32, channels=3, root=folder, site=folder.name)
+        except DataContractError:  # the check of the data names them all
+            continue
+        opened += 1
+        grey = grey and bool(np.all(picture == picture[..., :1]))
+        brightest = max(brightest, int(picture.max()))
+    return (1 if grey and opened else 3), bool(opened) and brightest < 64

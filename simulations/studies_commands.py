@@ -1,0 +1,78 @@
+"""``fedscan studies``: the list of studies, and a file for a new one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.options import Format, FormatOption
+
+app = typer.Typer(
+    help="List the studies that come with fedscan, or begin one of your own.",
+    invoke_without_command=True,
+)
+
+
+@app.callback()
+def studies(context: typer.Context, output_format: FormatOption = Format.text) -> None:
+    """List the studies that come with fedscan, or begin one of your own.
+
+    Example: `fedscan studies --format json`
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from common.studies.built_in import summarise_studies
+
+    found = summarise_studies()
+    if output_format is Format.json:
+        typer.echo(json.dumps([asdict(one) for one in found]))
+        return
+    from rich.table import Table
+
+    from simulations.console import out
+
+    table = Table("study", "storage", "classes", "about")
+    for one in found:
+        table.add_row(one.name, one.storage, ", ".join(one.classes), one.about)
+    out.print(table)
+
+
+@app.command()
+def new(
+    file: Annotated[Path, typer.Argument(help="Study to write; ends in .toml.")],
+    folder: Annotated[
+        Path, typer.Option("--from", help="A hospital's folder, or one with a folder a hospital.")
+    ],
+) -> None:
+    """Look at a folder and write a commented study for it, to be read and corrected.
+
+    Example: `fedscan studies new chest.toml --from hospitals/north`
+    """
+    from common.data.folder_survey import survey_folder
+    from common.data.image_table import read_image_table
+    from common.data.new_study import write_study
+    from common.errors import DataContractError
+    from simulations.console import err
+
+    survey = survey_folder(folder.expanduser().absolute())
+    study = write_study(file.expanduser().absolute(), survey)
+
+    def tell(line: str) -> None:
+        err.print(line, markup=False, soft_wrap=True)
+
+    tell(f"Looked at {survey.table} of {survey.folder}: {survey.rows} rows.")
+    tell(f"Label: column '{survey.label}', {len(survey.classes)} classes. Is it what you ask?")
+    if not survey.person and not survey.is_bids:
+        tell("No column looks like the person: every picture would count as another's.")
+    if not survey.is_bids:
+        try:
+            table = read_image_table(survey.folder, survey.folder.name, study)
+        except DataContractError as error:
+            tell(f"The folder cannot be read under it yet: {error}")
+        else:
+            tell(f"{len(table)} pictures can be used, {sum(table.left_out.values())} rows not.")
+    typer.echo(str(file))
