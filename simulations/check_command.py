@@ -146,17 +146,18 @@ def _show_tables(report: TablesReport) -> None:
 
 def _show_leaks(report: TablesReport) -> None:
     """Leaks of each kind: how many, some by name, and what to do."""
+    from common.imaging.splits import SPLITS
+    from simulations.console import out
+
     kinds: dict[tuple[str, bool, bool], list[Leak]] = {}
     for leak in report.leaks:
         kind = leak.what, len(leak.sites) > 1, len(leak.splits) > 1
         kinds.setdefault(kind, []).append(leak)
     given = {site.site for site in report.sites if site.split_given}
-    from simulations.console import out
-
     for (what, of_sites, of_splits), leaks in kinds.items():
         places = [*["splits"] * of_splits, *["hospitals"] * of_sites]
         images = Counter(row["split"] for leak in leaks for row in leak.rows)
-        counts = ", ".join(f"{split} {n}" for split, n in images.items())
+        counts = ", ".join(f"{split} {images[split]}" for split in SPLITS if images[split])
         head = f"{len(leaks)} × {what} in several {' and '.join(places)}; pictures: {counts}"
         problem = leaks[0].is_problem
         out.print(
