@@ -31,7 +31,7 @@ from scipy.sparse.csgraph import connected_components
 READ_SIZE = 32  # pixels along each side at which pictures are compared
 MOST_BITS = 10
 MOST_RESIDUAL = 2.0  # grey levels of 255
-LEAST_CORRELATION = 0.9
+LEAST_CORRELATION = 0.95
 LEAST_CONTRAST = 1.0  # SD in grey levels; an emptier picture looks like any other empty one
 DESCRIPTION = (16, 16)
 
