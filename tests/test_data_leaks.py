@@ -100,6 +100,11 @@ def test_no_two_lesions_and_no_two_views_of_one_are_copies(lesions, described):
     assert equal.tolist() == near.tolist()
 
 
+def test_picture_of_twice_the_contrast_is_no_copy(described):
+    assert are_copies(described, 1.2 * described).all()
+    assert not are_copies(described, 2 * described).any()
+
+
 def test_pictures_without_contrast_are_copies_only_where_their_pixels_are_equal(tmp_path):
     grey = [stored(Image.new("RGB", (64, 64), (v, v, v)), "PNG") for v in (0, 0, 128)]
     told = np.array([read(one, tmp_path) for one in grey])
