@@ -7,18 +7,15 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from common.errors import ConfigError, DataContractError, FedscanError
-from simulations import prepare_commands, studies_commands, supernode_command
+from simulations import check_command, prepare_commands, studies_commands, supernode_command
 from simulations.gan import commands as gan_commands
 from simulations.options import Format, FormatOption, parse_set
 from simulations.stopping import STOP, tell_at_once
-
-if TYPE_CHECKING:
-    from common.imaging.check import CohortReport
 
 app = typer.Typer(
     name="fedscan",
@@ -232,62 +229,7 @@ def report(
     typer.echo(str(write_report(folder.expanduser().absolute())))
 
 
-@app.command()
-def check(
-    folder: Annotated[Path, typer.Argument(help="A BIDS data set, or a folder with one a site.")],
-    output_format: FormatOption = Format.text,
-) -> None:
-    """Open every scan of a data set or cohort and say whether fedscan can use it.
-
-    Exit code 0: usable; 2: not. Nothing leaves this machine: the report names files.
-
-    Example: `fedscan check ~/hospitals --format json`
-    """
-    from common.imaging.check import check_cohort
-    from simulations.console import counting
-
-    with counting("Opening scans") as count:
-        report = check_cohort(
-            folder.expanduser().absolute(),
-            progress=lambda site, done, total: count(done, total, site),
-        )
-    if output_format is Format.json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
-        _show_report(report)
-    raise typer.Exit(0 if report.usable else 2)
-
-
-def _show_report(report: CohortReport) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from simulations.console import out
-
-    if report.sites:
-        table = Table("site", "left out")
-        table.add_column("", no_wrap=True)
-        table.add_column("voxels, mm", no_wrap=True)
-        table.add_column("axes")
-        for name in ("train", "val", "test"):
-            table.add_column(f"{name}\nF / M", justify="right")
-        for site in report.sites:
-            table.add_row(
-                escape(site.site),
-                str(sum(site.left_out.values())),
-                "[green]usable[/]" if site.usable else "[red]unusable[/]",
-                "\n".join(map(escape, site.voxel_sizes_mm)) or "–",
-                "\n".join(map(escape, site.orientations)) or "–",
-                *(" / ".join(map(str, counts.values())) for counts in site.n.values()),
-            )
-        out.print(table)
-    for site in report.sites:
-        for reason, count in site.left_out.items():
-            out.print(f"site '{site.site}': {count} left out: {reason}", markup=False)
-    lines = [line for site in report.sites for line in [*site.incomplete, *site.problems]]
-    for line in [*report.problems, *lines]:
-        out.print(line, markup=False, soft_wrap=True)
-    out.print("[bold green]usable[/]" if report.usable else "[bold red]not usable[/]")
+app.command()(check_command.check)
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -93,6 +93,12 @@ def test_rows_have_person_label_conditions_and_file_sorted_by_file(tmp_path):
     assert len(table) == 3
 
 
+def test_row_keeps_the_names_that_join_it_and_no_other(tmp_path):
+    put(tmp_path, [("1.png", "0", "anna", "l1", ""), ("2.png", "0", "n/a", "", "")])
+    table = read(tmp_path)
+    assert table.keys == ((("patient", "anna"), ("lesion", "l1")), ())
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

@@ -66,6 +66,8 @@ class ImageTable:
         How many rows are left out for each reason.
     without_person : int
         How many of the N rows name nobody though the study has a column for it.
+    keys : tuple of tuple of (str, str)
+        For each row, columns of the study's [groups] and what they hold, where that is a name.
     """
 
     site: str
@@ -79,6 +81,7 @@ class ImageTable:
     split_given: bool
     left_out: Mapping[str, int] = field(default_factory=dict)
     without_person: int = 0
+    keys: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -167,6 +170,7 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
         split_given=given,
         left_out=left_out,
         without_person=sum(not row.person for row in kept) if groups.person else 0,
+        keys=tuple(tuple(row.keys) for row in kept),
     )
 
 

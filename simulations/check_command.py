@@ -1,0 +1,209 @@
+"""``fedscan check``: whether data can be used, and what is wrong where."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.errors import ConfigError
+from simulations.options import Format, FormatOption
+
+if TYPE_CHECKING:
+    from common.data.check import TablesReport
+    from common.data.leaks import Leak
+    from common.imaging.check import CohortReport
+
+MOST_LINES = 20  # of one kind; --format json has them all
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(help="A site's data set, or a folder with one a site.")],
+    study: Annotated[
+        str, typer.Option(metavar="NAME|FILE.toml", help="What is asked of which images.")
+    ] = "brain-sex",
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Open every scan or picture of a data set or cohort and say whether fedscan can use it.
+
+    Of pictures that a table lists, it also finds leaks: a person, a lesion or a copy of a picture
+    in two splits or at two hospitals.
+
+    Exit code 0: usable; 2: not. Nothing leaves this machine: the report names files.
+
+    For example:
+
+    - `fedscan check ~/hospitals --format json`
+    - `fedscan check ~/clinics --study skin-lesions`
+    """
+    from common.studies.study import load_study
+    from simulations.console import counting
+
+    asked = load_study(study)
+    folder = folder.expanduser().absolute()
+    report: CohortReport | TablesReport
+    if asked.images.storage == "table":
+        from common.data.check import check_tables
+
+        with counting("Opening pictures") as count:
+            report = check_tables(
+                folder, asked, progress=lambda site, done, total: count(done, total, site)
+            )
+        show = _show_tables
+    else:
+        brain = load_study("brain-sex")
+        if (asked.images.storage, asked.label) != (brain.images.storage, brain.label):
+            raise ConfigError(
+                f"--study {study}: accepted are studies of pictures that a table lists, and of "
+                "BIDS data sets under the label of brain-sex"
+            )
+        from common.imaging.check import check_cohort
+
+        with counting("Opening scans") as count:
+            report = check_cohort(
+                folder, progress=lambda site, done, total: count(done, total, site)
+            )
+        show = _show_scans
+    if output_format is Format.json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        show(report)
+    raise typer.Exit(0 if report.usable else 2)
+
+
+def _show_scans(report: CohortReport) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from simulations.console import out
+
+    if report.sites:
+        table = Table("site", "left out")
+        table.add_column("", no_wrap=True)
+        table.add_column("voxels, mm", no_wrap=True)
+        table.add_column("axes")
+        for name in ("train", "val", "test"):
+            table.add_column(f"{name}\nF / M", justify="right")
+        for site in report.sites:
+            table.add_row(
+                escape(site.site),
+                str(sum(site.left_out.values())),
+                _usable(site.usable),
+                "\n".join(map(escape, site.voxel_sizes_mm)) or "–",
+                "\n".join(map(escape, site.orientations)) or "–",
+                *(" / ".join(map(str, counts.values())) for counts in site.n.values()),
+            )
+        out.print(table)
+    for site in report.sites:
+        for reason, count in site.left_out.items():
+            out.print(f"site '{site.site}': {count} left out: {reason}", markup=False)
+    lines = [line for site in report.sites for line in [*site.incomplete, *site.problems]]
+    _tell([*report.problems, *lines])
+    _conclude(report.usable)
+
+
+def _show_tables(report: TablesReport) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from simulations.console import out
+
+    if report.sites:
+        table = Table("site", "")
+        for name in ("class", "train", "val", "test", "persons", "groups", "left out"):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        for site in report.sites:
+            columns = [list(counts.values()) for counts in site.n.values()]
+            table.add_row(
+                escape(site.site),
+                _usable(site.usable),
+                "\n".join(["all", *map(escape, site.n["train"])]),
+                *("\n".join(map(str, [sum(column), *column])) for column in columns),
+                str(site.persons or "–"),
+                str(site.groups),
+                str(sum(site.left_out.values())),
+                end_section=True,
+            )
+        out.print(table)
+    for site in report.sites:
+        for reason, count in site.left_out.items():
+            out.print(f"site '{site.site}': {count} left out: {reason}", markup=False)
+        if site.without_person:
+            line = f"site '{site.site}': {site.without_person} pictures name no person"
+            out.print(line, markup=False)
+        _tell(site.problems, most=MOST_LINES)
+    _tell(report.problems, most=MOST_LINES)
+    if any(report.copies.values()):
+        told = ", ".join(f"{count} ({kind})" for kind, count in report.copies.items() if count)
+        out.print(f"copies of other pictures: {told}", markup=False)
+    _show_leaks(report)
+    _conclude(report.usable)
+
+
+def _show_leaks(report: TablesReport) -> None:
+    """Leaks of each kind: how many, some by name, and what to do."""
+    from common.imaging.splits import SPLITS
+    from simulations.console import out
+
+    kinds: dict[tuple[str, bool, bool], list[Leak]] = {}
+    for leak in report.leaks:
+        kind = leak.what, len(leak.sites) > 1, len(leak.splits) > 1
+        kinds.setdefault(kind, []).append(leak)
+    given = {site.site for site in report.sites if site.split_given}
+    for (what, of_sites, of_splits), leaks in kinds.items():
+        places = [*["splits"] * of_splits, *["hospitals"] * of_sites]
+        images = Counter(row["split"] for leak in leaks for row in leak.rows)
+        counts = ", ".join(f"{split} {images[split]}" for split in SPLITS if images[split])
+        head = f"{len(leaks)} × {what} in several {' and '.join(places)}; pictures: {counts}"
+        problem = leaks[0].is_problem
+        out.print(
+            f"[bold {'red' if problem else 'yellow'}]{'leak' if problem else 'note'}[/]: ", end=""
+        )
+        out.print(f"{head}. {_advice(leaks, given, of_sites)}", markup=False, soft_wrap=True)
+        _tell(map(_line, leaks), most=MOST_LINES)
+
+
+def _advice(leaks: list[Leak], given: set[str], of_sites: bool) -> str:
+    if not leaks[0].is_problem:
+        if of_sites and len(leaks[0].splits) > 1:
+            return "If these names mean the same at all hospitals, give each one split everywhere"
+        return "Nothing need be done, but these count more than once"
+    remove = "Remove the column 'split', and fedscan splits by groups"
+    if all(leak.one_group for leak in leaks) and all(set(leak.sites) <= given for leak in leaks):
+        return remove
+    if of_sites:
+        return "Keep one of the files, or give all of them one split at every hospital"
+    join = "Keep one of the files, or give their rows one person or lesion"
+    return f"{join}. {remove}" if given else join
+
+
+def _line(leak: Leak) -> str:
+    from common.imaging.site_files import plain
+
+    return "  " + ", ".join(
+        f"{row['site']}/{plain(row['file'])} ({row['split']})" for row in leak.rows[:MOST_LINES]
+    )
+
+
+def _tell(lines: Iterable[str], most: int | None = None) -> None:
+    from simulations.console import out
+
+    lines = list(lines)
+    for line in lines[:most]:
+        out.print(line, markup=False, soft_wrap=True)
+    if most is not None and len(lines) > most:
+        out.print(f"  and {len(lines) - most} more: --format json lists them", markup=False)
+
+
+def _usable(usable: bool) -> str:
+    return "[green]usable[/]" if usable else "[red]unusable[/]"
+
+
+def _conclude(usable: bool) -> None:
+    from simulations.console import out
+
+    out.print("[bold green]usable[/]" if usable else "[bold red]not usable[/]")
