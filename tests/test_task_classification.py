@@ -533,7 +533,8 @@ def test_evaluation_is_the_score_of_the_split_that_was_asked_for(data, tmp_path)
     load_shared(model, released)
     predictions = predict(model, unseen, CPU)
     assert asked == ["val"]
-    assert found == Evaluation(20, score(unseen, predictions))
+    fewest = int(np.bincount(unseen.labels).min())
+    assert found == Evaluation(20, score(unseen, predictions), people=20, fewest=fewest)
     assert not found.statistics
     assert not found.words
     assert evaluate(released, load, "test", run, place=NORTH, records=tmp_path / "run") == found
@@ -563,12 +564,19 @@ def test_verdict_names_every_site_and_has_no_metric_of_the_whole():
     assert math.isnan(judge(evaluations([(float("nan"), 1), (0.1, 3)]), config()).loss)
 
 
-@pytest.mark.parametrize("metric", ["loss", "balanced_accuracy"])
-def test_site_that_does_not_tell_what_rounds_are_chosen_by_is_named(metric):
+def test_site_that_does_not_report_what_rounds_are_chosen_by_is_named():
     found = evaluations([(0.5, 1), (0.1, 3)])
-    del found["1"].metrics[metric]
-    with pytest.raises(FedscanError, match=f"site '1': .* does not tell its {metric}"):
+    del found["1"].metrics["loss"]
+    with pytest.raises(FedscanError, match=r"site '1': .* does not report its loss"):
         judge(found, config())
+
+
+def test_site_that_withholds_measures_of_classes_still_counts():
+    found = evaluations([(0.5, 1), (0.1, 3)])
+    del found["1"].metrics["balanced_accuracy"]
+    assert judge(found, config()).words == "validation loss 0.200, balanced accuracy 0 0.62"
+    del found["0"].metrics["balanced_accuracy"]
+    assert judge(found, config()).words == "validation loss 0.200"
 
 
 def test_roster_is_everybody_with_label_and_split(tiny_cohort):
