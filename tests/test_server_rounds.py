@@ -49,6 +49,7 @@ TINY = {
 }
 Answer = Callable[[Message], Message | None]
 TRAINED_AND_VALIDATED = ((TRAIN, "train", 1), (EVALUATE, "val", 0))  # weights come up from one
+DEFAULT_SIZE = RunConfig.model_fields["image_size"].default
 
 
 class Clock:
@@ -946,7 +947,10 @@ def learned(tmp_path, tiny_cohort, client_folders):
     def learn(transport: str) -> tuple[InProcessGrid, dict, torch.Tensor]:
         folder = tmp_path / transport
         shutil.rmtree(tmp_path / "records", ignore_errors=True)  # where the last run has ended
-        config = run_config(folder, cohort_dir=str(tiny_cohort), transport=transport)
+        # In images of 16 voxels nearly empty cells have gradients that rounding turns around.
+        config = run_config(
+            folder, cohort_dir=str(tiny_cohort), transport=transport, image_size=DEFAULT_SIZE
+        )
         grid = InProcessGrid(clients(simulated(), config)[0])
         federate(grid, config, run_id="run")
         summary = json.loads((folder / "run" / "summary.json").read_text())
@@ -970,16 +974,15 @@ def tensor_bytes(message: dict[str, torch.Tensor]) -> int:
 def test_smaller_updates_give_nearly_the_same_model(tmp_path, learned):
     """Half or a quarter of the bytes, besides a header for every tensor.
 
-    Down, the first round and what is only judged are in float16. AdamW's first steps are as long in
-    a direction of nearly no gradient as in any other, so rounding the first weights turns some of
-    them around: 6 % of the way in these six steps. The losses are the same.
+    Down, the first round and what is only judged are in float16.
     """
     grid, whole, model = learned("float32")
-    start = load_task("classification").build_model(run_config(tmp_path))
+    config = run_config(tmp_path, image_size=DEFAULT_SIZE)
+    start = load_task("classification").build_model(config)
     way = (model - flat(shared := start.state_dict())).norm()
     raw = tensor_bytes(shared)
     assert [tensor_bytes(update) for update in in_training(grid.replies)] == [raw] * 6
-    for transport, share, arrays, farthest in (("float16", 2, 1, 0.1), ("int8", 4, 2, 0.1)):
+    for transport, share, arrays, farthest in (("float16", 2, 1, 0.01), ("int8", 4, 2, 0.03)):
         grid, summary, smaller = learned(transport)
         scales = 4 * len(shared) * (arrays - 1)
         for update in in_training(grid.replies):
