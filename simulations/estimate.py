@@ -88,10 +88,11 @@ def step_seconds(config: RunConfig, sites: int) -> float:
 
 def _random_scans(config: RunConfig, sites: tuple[str, ...]) -> Any:
     """Make a batch of noise, as the task would load it."""
+    from common.config import OF_SLICES
     from common.imaging.prepare import ImageSet
     from common.imaging.slices import LEVELS_MM, SEX, SliceSet
-    from common.tasks.classification import OF_SLICES, heights_mm
     from common.tasks.generation_networks import gan_config
+    from common.tasks.stacks import heights_mm
 
     draws, levels = np.random.default_rng(0), len(LEVELS_MM)
     count = max(config.batch_size, 2)  # both sexes

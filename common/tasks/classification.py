@@ -23,6 +23,7 @@ from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
 from common.tasks import Evaluation, Fit, Load, Place, State, Verdict
+from common.tasks.stacks import heights_mm, load_stacks
 from common.training.classifier import class_weights, predict, train
 
 if TYPE_CHECKING:
@@ -166,42 +167,11 @@ def roster(site: str, data_dir: Path) -> list[tuple[str, int, str]]:
 def load_split(site: str, data_dir: Path, split: str, config: RunConfig, cache: Path) -> ImageSet:
     """Load one split of one site's scans; no file of another split is opened."""
     if config.classifier in OF_SLICES:
-        return _load_stacks(site, data_dir, split, config, cache)
+        return load_stacks(site, data_dir, split, config, cache)
     from common.imaging.bids import read_site
     from common.imaging.prepare import load_images
 
     return load_images(read_site(data_dir, site), split, image_size=config.image_size, cache=cache)
-
-
-def _load_stacks(site: str, data_dir: Path, split: str, config: RunConfig, cache: Path) -> ImageSet:
-    """Cut each scan's slices, as generation does: images (N, L, R, R) in [0, 1]."""
-    from common.imaging.bids import LABELS
-    from common.imaging.prepare import ImageSet
-    from common.imaging.slices import SEX, load_slices
-    from common.tasks.generation_networks import gan_config
-
-    heights, classes = heights_mm(config), [SEX[label] for label in LABELS]
-    found = load_slices(
-        site,
-        data_dir,
-        split,
-        resolution=gan_config(config).resolution,
-        cache=cache,
-        levels_mm=heights,
-    )
-    levels = len(heights)
-    return ImageSet(
-        (found.images.reshape(-1, levels, *found.images.shape[2:]) + 1) / 2,
-        np.array([classes.index(row["sex"]) for row in found.labels[::levels]], dtype=np.int64),
-        found.ids[::levels],
-    )
-
-
-def heights_mm(config: RunConfig) -> tuple[float, ...]:
-    """Return the heights of a head's slices, for classifiers of slices."""
-    from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
-
-    return {"generated": LEVELS_MM, "whole-head": WHOLE_HEAD_MM}[config.heights]
 
 
 def participants(data: ImageSet) -> int:
