@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clients.policy import SitePolicy
+from clients.policy import VARIABLE, SitePolicy
 from clients.state import ENDED
 from common.config import RunConfig
 from common.errors import ConfigError, FedscanError
@@ -178,6 +178,10 @@ def federate(
         With the failed site's name, phase and traceback, or the end of Flower's log.
     """
     resources.check()
+    if refused := SitePolicy.of_site(simulated=True).objections(config):
+        raise ConfigError(
+            f"the policy that {VARIABLE} names refuses this run: {'; '.join(refused)}"
+        )
     check_checkpoint(config, resources.sites)
     check_extractor(config)
     require_writable(Path(config.output_dir), "--out")
@@ -210,7 +214,10 @@ def _attempt(
                     if run.shares_network and start == 1:
                         bar.tell(SHARED_NETWORK)
                     if start == 1 and (objections := SitePolicy().objections(config)):
-                        bar.tell(f"A hospital's default policy refuses: {'; '.join(objections)}")
+                        bar.tell(
+                            "Note: this simulation goes on, but a hospital's default policy would "
+                            f"refuse it: {'; '.join(objections)}"
+                        )
                     bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
                     folder = _follow(run, config, bar)
             finally:

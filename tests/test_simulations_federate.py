@@ -147,3 +147,23 @@ def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Pat
         with pytest.raises(ConfigError, match=rf"extractor '.*nix\.pt': .*{why}"):
             federate(config(tmp_path, task="generation", extractor=path), Resources(2))
     assert made == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (None, "the site's policy cannot be read"),
+        ("min-batches = 1", "unknown key 'min-batches'"),
+        ("max-rounds = 1", "refuses this run: num-server-rounds = 3"),
+    ],
+)
+def test_a_policy_is_read_before_anything_is_started(
+    attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str | None, said: str
+) -> None:
+    made = attempts((tmp_path / "7", "finished:completed"))
+    if policy:
+        (tmp_path / "policy.toml").write_text(policy)
+    monkeypatch.setenv("FEDSCAN_POLICY", str(tmp_path / "policy.toml"))
+    with pytest.raises(ConfigError, match=said):
+        federate(config(tmp_path, **{"num-server-rounds": 3}), Resources(2))
+    assert made == []
