@@ -32,7 +32,7 @@ def picture(diagnosis: str, hospital: str, number: int) -> np.ndarray:
 
 
 def write_sheets(folder: Path) -> None:
-    """Write both sheets: a row a diagnosis, all seen by north; and a row a hospital."""
+    """Write both sheets: rows are diagnoses, all seen by north, and hospitals."""
     hospitals = list(DERMATOSCOPES)
     by_diagnosis = [[picture(name, "north", k) for k in range(COLUMNS)] for name in DIAGNOSES]
     by_hospital = [[picture(name, hospital, 100) for name in DIAGNOSES] for hospital in hospitals]
