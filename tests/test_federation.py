@@ -193,8 +193,9 @@ def history(
             # One hospital's SuperNode dies; the other's command is killed, and can end nothing.
             island, north = (started[site][0] for site in SITES)
             for child in psutil.Process(island.pid).children(recursive=True):
-                if any(word.endswith("flower-supernode") for word in child.cmdline()[:2]):
-                    child.kill()
+                with contextlib.suppress(psutil.Error):  # a task's process may just have ended
+                    if any(word.endswith("flower-supernode") for word in child.cmdline()[:2]):
+                        child.kill()
             seen.exit_code = island.wait(timeout=60)
             north.send_signal(signal.SIGKILL)
             north.wait()
