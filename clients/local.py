@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
@@ -24,11 +23,13 @@ from clients.policy import SitePolicy
 from clients.resources import compute_device, declared, granted
 from clients.state import CONFIG, ROSTER, SiteState, site_secret
 from common import messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
+from common.config.site_names import SITE_NAME
 from common.errors import ConfigError, DataContractError, FedscanError
+from common.evaluation.extractor import DEFAULTS
 from common.paths import cache_dir, site_records
-from common.sites import PHANTOM_SEED, PHANTOM_TEST, SITE_NAME, Site, locate_site
-from common.tasks import Place, Task, load_task
+from common.sites import Site, locate_site
+from common.tasks.task import Place, Task, load_task, read_run_config, roster, survey
 from common.transport import encode_update, received, to_keep
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Workplace:
 
     def __init__(self, context: Context) -> None:
         node_config = declared(context.node_config)
-        self.config = RunConfig.from_flower(context.run_config)
-        self.site: Site = locate_site(node_config, self.config, _phantom)
+        self.config = read_run_config(context.run_config)
+        self.site: Site = locate_site(node_config, self.config, cache_dir())
         self.policy = SitePolicy.of_site(simulated=self.site.simulated)
         self.policy.require(self.site.name, self.config)
         self.config = _with_own_extractor(self.config, self.site, node_config)
@@ -74,15 +75,16 @@ class Workplace:
         judges pictures, which must be the same at all sites. The data as they are now are those of
         the whole run.
         """
-        counts = self.task.survey(self.site.name, self.site.data_dir)
+        counts = survey(self.site.name, self.site.data_dir, self.config)
         counts["min_participants"] = self.policy.min_participants
-        digests = {ROSTER: _remembered_roster(self.config.task, self.site)}
+        digests = {ROSTER: _remembered_roster(self.config, self.site)}
+        people = {}
         for split in ("train", "val"):
             data, digests[split] = _remembered(self.config, self.site, split)
-            usable = self.task.participants(data)
-            counts["left_out"] += counts[f"n_{split}"] - usable
-            counts[f"n_{split}"] = usable
-        if counts["n_train"] < self.policy.min_batch_size:
+            people[split] = data.people
+            counts["left_out"] += counts[f"n_{split}"] - data.files
+            counts[f"n_{split}"] = data.files
+        if people["train"] < self.policy.min_batch_size:
             raise DataContractError(
                 self.site.name,
                 f"fewer than {self.policy.min_batch_size} participants to train on",
@@ -138,10 +140,10 @@ class Workplace:
         }
         kept = {prefix + name: part[name] for prefix, part in parts.items() for name in part}
         self.state.save(number, kept)
-        people = self.task.participants(data)
-        seen = config.local_steps * config.batch_size // self.task.most_judged(1)
-        metrics = self.policy.disclosure.training(fit.metrics, min(people, seen))
-        return messages.update_reply(message, people, metrics, update)
+        seen = config.training.local_steps * config.training.batch_size
+        shown = min(data.people, seen // self.task.images_per_file(config))
+        metrics = self.policy.disclosure.training(fit.metrics, shown)
+        return messages.update_reply(message, data.files, metrics, update)
 
     def evaluate(self, message: Message) -> Message:
         """Judge the released model that came with the message on one split.
@@ -164,7 +166,7 @@ class Workplace:
         else:
             trained = self.state.load(number)
             # An average over time lies between the weights of all rounds so far.
-            lag = number if self.task.AVERAGES_OVER_TIME else 1
+            lag = number if self.task.averages_over_time else 1
             self._require_explained(
                 released, _with_prefix(trained, REFERENCE), _with_prefix(trained, LARGEST), lag
             )
@@ -198,7 +200,7 @@ class Workplace:
             before,
             largest,
             lag * self.policy.max_movement,
-            exempt=self.task.STATISTICS,
+            exempt=self.task.statistics,
         )
 
     def _require_first(self, weights: Mapping[str, Tensor], model: Any) -> None:
@@ -223,8 +225,10 @@ class Workplace:
         """Load a split, and refuse data that are not those with which the run began."""
         # Test scans are read once: there is nothing to keep them in memory for.
         once = split == "test"
-        roster, loaded = (_roster, _loaded) if once else (_remembered_roster, _remembered)
-        digest = roster(self.config.task, self.site)
+        digest_roster, loaded = (
+            (_digest_roster, _loaded) if once else (_remembered_roster, _remembered)
+        )
+        digest = digest_roster(self.config, self.site)
         self.state.require_same_data({ROSTER: digest})  # before a scan is opened
         data, digest = loaded(self.config, self.site, split)
         self.state.require_same_data({split: digest})
@@ -234,28 +238,22 @@ class Workplace:
 def _loaded(config: RunConfig, site: Site, split: str) -> tuple[Any, str]:
     """Load a split, with a digest of whose scans could be read."""
     task = load_task(config.task)
-    data = task.load_split(site.name, site.data_dir, split, config, cache_dir())
-    return data, _digest(task.ids(data))
+    data = task.open_split(site.name, site.data_dir, split, config, cache_dir())
+    return data, _digest(zip(data.persons, data.labels.tolist(), strict=True))
 
 
-def _roster(task: str, site: Site) -> str:
-    """Digest who takes part, with which label, in which split."""
-    return _digest(load_task(task).roster(site.name, site.data_dir))
+def _digest_roster(config: RunConfig, site: Site) -> str:
+    """Digest which images there are, with which label, in which split."""
+    return _digest(roster(site.name, site.data_dir, config))
 
 
 # An actor serves many sites in turn: its memory must not grow with them.
 _remembered = lru_cache(maxsize=8)(_loaded)
-_remembered_roster = lru_cache(maxsize=MOST_SITES)(_roster)
+_remembered_roster = lru_cache(maxsize=MOST_SITES)(_digest_roster)
 
 
 def _digest(rows: Iterable[Any]) -> str:
     return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
-
-
-def _phantom(name: str, subjects: int) -> Path:
-    from common.imaging.phantom_cache import ensure_site
-
-    return ensure_site(cache_dir(), name, n=subjects, n_test=PHANTOM_TEST, seed=PHANTOM_SEED)
 
 
 def _with_own_extractor(
@@ -263,8 +261,9 @@ def _with_own_extractor(
 ) -> RunConfig:
     """Let a hospital name the file of an extractor; the server's word opens no file there."""
     if "extractor" in node_config:
-        return config.model_copy(update={"extractor": str(node_config["extractor"])})
-    if not site.simulated and config.extractor != RunConfig.model_fields["extractor"].default:
+        own = config.model.model_copy(update={"extractor": str(node_config["extractor"])})
+        return config.model_copy(update={"model": own})
+    if not site.simulated and config.model.extractor not in DEFAULTS:
         raise ConfigError(
             f"site '{site.name}': the run wants another extractor than fedscan's own. If you trust "
             "its file, name it when you start the SuperNode: --node-config 'extractor=\"/path\" …'"

@@ -24,7 +24,7 @@ from common.fingerprint import digest, fingerprint
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.config import RunConfig
+    from common.config.run_config import RunConfig
 
 # Rounding of a broadcast in float16, and of the same network built on another processor.
 RELATIVE, ABSOLUTE = 2.0**-10, 1e-6
@@ -37,10 +37,8 @@ def require_round(config: RunConfig, number: int) -> None:
     ------
     ConfigError
     """
-    if not 1 <= number <= config.num_server_rounds:
-        raise ConfigError(
-            f"round {number} of a run of {config.num_server_rounds} rounds is refused"
-        )
+    if not 1 <= number <= config.run.rounds:
+        raise ConfigError(f"round {number} of a run of {config.run.rounds} rounds is refused")
 
 
 def require_first_weights(

@@ -15,16 +15,15 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.disclosure import EVERYTHING, MIN_PARTICIPANTS, Disclosure
 from common.errors import ConfigError
 from common.settings import NonNegative, Positive, Settings
+from common.tasks.task import load_task
 
 VARIABLE = "FEDSCAN_POLICY"
 LARGEST_FILE = 100_000  # bytes
 HASH_DIGITS = 64
-# Of a generator's augmentation: a fixed p, and what lets an adaptive one rise.
-LEAST_P, MOST_TARGET, MOST_KIMG, MOST_INTERVAL = 0.1, 0.8, 1000.0, 64
 
 
 class SitePolicy(Settings):
@@ -135,31 +134,42 @@ class SitePolicy(Settings):
     def objections(self, config: RunConfig) -> list[str]:
         """Say what in a run's configuration the site does not accept, in a line each."""
         least = [
-            ("batch-size", config.batch_size, self.min_batch_size, "min-batch-size"),
-            ("local-steps", config.local_steps, self.min_local_steps, "min-local-steps"),
+            (
+                "training.batch-size",
+                config.training.batch_size,
+                self.min_batch_size,
+                "min-batch-size",
+            ),
+            (
+                "training.local-steps",
+                config.training.local_steps,
+                self.min_local_steps,
+                "min-local-steps",
+            ),
         ]
         found = [
             f"{key} = {value}, accepted is {bound} or more ({name})"
             for key, value, bound, name in least
             if value < bound
         ]
-        if config.num_server_rounds > self.max_rounds:
+        if config.run.rounds > self.max_rounds:
             found.append(
-                f"num-server-rounds = {config.num_server_rounds}, accepted is {self.max_rounds} or "
+                f"run.rounds = {config.run.rounds}, accepted is {self.max_rounds} or "
                 "fewer (max-rounds)"
             )
-        for key, value in _learning_rates(config).items():
+        task = load_task(config.task)
+        for key, value in task.learning_rates(config).items():
             if not self.min_learning_rate <= value <= self.max_learning_rate:
                 found.append(
                     f"{key} = {value:g}, accepted is {self.min_learning_rate:g} to "
                     f"{self.max_learning_rate:g} (min-learning-rate, max-learning-rate)"
                 )
-        if config.proximal_mu > self.max_proximal_mu:
+        if config.strategy.mu > self.max_proximal_mu:
             found.append(
-                f"proximal-mu = {config.proximal_mu:g}, accepted is {self.max_proximal_mu:g} or "
+                f"strategy.mu = {config.strategy.mu:g}, accepted is {self.max_proximal_mu:g} or "
                 "less (max-proximal-mu)"
             )
-        if self.require_augmentation and (why := _without_augmentation(config)):
+        if self.require_augmentation and (why := task.without_augmentation(config)):
             found.append(f"{why} (require-augmentation)")
         return found
 
@@ -192,36 +202,6 @@ SIMULATED = SitePolicy(
     max_proximal_mu=1e30,
     private_seed=False,
 )
-
-
-def _learning_rates(config: RunConfig) -> dict[str, float]:
-    if config.task != "generation":
-        return {"learning-rate": config.learning_rate}
-    settings = config.stylegan2()
-    return {
-        "generator-learning-rate": settings.generator_learning_rate,
-        "discriminator-learning-rate": settings.discriminator_learning_rate,
-    }
-
-
-def _without_augmentation(config: RunConfig) -> str:
-    """Say what keeps images from being varied at random; empty where nothing does."""
-    if config.task != "generation":
-        return "augment is off" if config.augment == "none" else ""
-    gan = config.stylegan2()
-    if gan.augment == "off" or (gan.augment == "fixed" and gan.augment_p < LEAST_P):
-        return f"augment = {gan.augment}, augment-p = {gan.augment_p:g}"
-    if gan.augment_steps == "b":
-        return "augment-steps = b, which moves images and changes nothing in them"
-    if gan.augment == "adaptive":
-        for key, value, most in (
-            ("ada-target", gan.ada_target, MOST_TARGET),
-            ("ada-kimg", gan.ada_kimg, MOST_KIMG),
-            ("ada-interval", gan.ada_interval, MOST_INTERVAL),
-        ):
-            if value > most:
-                return f"{key} = {value:g}, accepted is up to {most:g}"
-    return ""
 
 
 def _is_fingerprint(value: object) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.machine import usable_cpus
 from common.training.allocator import keep_freed_memory
@@ -75,19 +75,21 @@ def compute_device(config: RunConfig, share: Grant) -> Iterator[torch.device]:
     """
     import torch
 
-    if config.threads > max(share.cpus, 1):
+    if config.run.threads > max(share.cpus, 1):
         advice = f"Lower threads to at most {max(int(share.cpus), 1)}"
         if in_simulation():  # only there the researcher decides what a site is granted
             advice = (
-                f'Run with --federation-config "client-resources-num-cpus={config.threads}", or '
+                "Run with --federation-config "
+                f'"client-resources-num-cpus={config.run.threads}", or '
                 "fewer threads"
             )
         raise ConfigError(
-            f"threads = {config.threads} but the site was granted {share.cpus:g} CPUs. {advice}"
+            f"run.threads = {config.run.threads} but the site was granted {share.cpus:g} CPUs. "
+            f"{advice}"
         )
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.run.threads)
     keep_freed_memory()
-    if config.device == "cpu" or share.gpus <= 0 or not torch.cuda.is_available():
+    if config.run.device == "cpu" or share.gpus <= 0 or not torch.cuda.is_available():
         yield torch.device("cpu")
         return
     # Ray's fractions are for scheduling only: without this line one site could take all.

@@ -28,7 +28,7 @@ from flwr.app import (
 )
 
 from common.provenance import source_hash
-from common.tasks import Evaluation
+from common.tasks.task import Evaluation
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.files import make_folder, write_json
 from common.metrics_log import MetricsLog
 from common.provenance import source_hash, versions
@@ -38,7 +38,7 @@ class RunFolder:
 
     def __init__(self, config: RunConfig, run_id: str) -> None:
         self.config, self.run_id = config, run_id
-        self.path = Path(config.output_dir or default_output_dir()) / run_id
+        self.path = Path(config.run.output_dir or default_output_dir()) / run_id
         make_folder(self.path)
         self.metrics = MetricsLog(self.path / METRICS)
 

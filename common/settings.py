@@ -31,6 +31,7 @@ class Settings(BaseModel):
     )
 
     what: ClassVar[str] = "settings"  # begins every line of a refusal
+    prefix: ClassVar[str] = ""  # of keys in a refusal, where the settings are a group of others
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -104,5 +105,7 @@ class Settings(BaseModel):
         key = str(fault["loc"][0])
         if fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, cls._keys(), n=1)
-            return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
-        return f"{key} = {fault['input']!r}: accepted is {cls.accepted_values(key)}"
+            hint = f"; did you mean '{cls.prefix}{near[0]}'?" if near else ""
+            return f"unknown key '{cls.prefix}{key}'{hint}"
+        accepted = cls.accepted_values(key)
+        return f"{cls.prefix}{key} = {fault['input']!r}: accepted is {accepted}"

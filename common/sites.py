@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
+from common.config.site_names import ACCEPTED_SITE_NAME, SITE_NAME
+from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError
-
-# "all" is what stands in tables for all sites together.
-SITE_NAME = re.compile(r"(?!all$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-PHANTOM_TEST = 60  # test subjects of every phantom site
-PHANTOM_SEED = 0  # the cohort is the same for every run, whatever the run's seed
-_RICH = {"north": 200, "south": 120, "east": 160, "west": 80}
-_POOR = ("island", 20)
 
 
 @dataclass(frozen=True)
@@ -26,7 +20,7 @@ class Site:
     ----------
     name : str
     data_dir : Path
-        Its BIDS data set. Nothing outside this folder is read for the site.
+        Its data. Nothing outside this folder is read for the site.
     simulated : bool
         Whether the site shares a machine and an owner with the server.
     """
@@ -34,27 +28,6 @@ class Site:
     name: str
     data_dir: Path
     simulated: bool
-
-
-def phantom_sites(count: int) -> dict[str, int]:
-    """Name the phantom hospitals of a simulation: the last is the data-poor one.
-
-    Parameters
-    ----------
-    count : int
-        Number of sites, at least 1.
-
-    Returns
-    -------
-    dict of str to int
-        Training and validation subjects by site; test subjects (:data:`PHANTOM_TEST`) come on top.
-    """
-    names = list(_RICH)
-    rich = {
-        (names[i] if i < len(names) else f"site-{i + 1:03d}"): list(_RICH.values())[i % len(names)]
-        for i in range(count - 1)
-    }
-    return {**rich, _POOR[0]: _POOR[1]}
 
 
 def site_name(node_config: Mapping[str, object], config: RunConfig) -> str:
@@ -75,10 +48,10 @@ def site_name(node_config: Mapping[str, object], config: RunConfig) -> str:
     if "partition-id" not in node_config:
         raise ConfigError(
             "this SuperNode does not say which site it is. Start it with "
-            '--node-config \'site="north" data-dir="/absolute/path/to/its/BIDS/data"\''
+            '--node-config \'site="north" data-dir="/absolute/path/to/its/data"\''
         )
     number, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
-    names = list(_cohort(config)) if config.cohort_dir else list(phantom_sites(count))
+    names = list(_cohort(config)) if config.data.cohort_dir else list(_phantoms(config, count))
     if len(names) != count:
         raise ConfigError(
             f"the cohort has {len(names)} sites ({', '.join(names)}) but there are {count} "
@@ -87,11 +60,7 @@ def site_name(node_config: Mapping[str, object], config: RunConfig) -> str:
     return names[number]
 
 
-def locate_site(
-    node_config: Mapping[str, object],
-    config: RunConfig,
-    make_phantom: Callable[[str, int], Path],
-) -> Site:
+def locate_site(node_config: Mapping[str, object], config: RunConfig, cache: Path) -> Site:
     """Find a client's site and its folder.
 
     Parameters
@@ -99,8 +68,8 @@ def locate_site(
     node_config : mapping
         Flower's node config.
     config : RunConfig
-    make_phantom : callable
-        Given a name and a number of subjects, returns the phantom site's folder.
+    cache : Path
+        Where phantom hospitals are, or are made.
 
     Raises
     ------
@@ -110,16 +79,19 @@ def locate_site(
     name = site_name(node_config, config)
     if "site" in node_config or "data-dir" in node_config:
         return deployed_site(node_config)
-    if config.cohort_dir:
+    if config.data.cohort_dir:
         return Site(name, _cohort(config)[name], simulated=True)
-    subjects = phantom_sites(int(node_config["num-partitions"]))[name]
-    return Site(name, make_phantom(name, subjects), simulated=True)
+    return Site(name, phantom_cohort(config.study).ensure(cache, name, 1, None), simulated=True)
+
+
+def _phantoms(config: RunConfig, count: int) -> dict[str, int]:
+    return phantom_cohort(config.study).subjects(count)
 
 
 def _cohort(config: RunConfig) -> dict[str, Path]:
     from common.imaging.bids import list_sites
 
-    return dict(sorted(list_sites(Path(config.cohort_dir)).items()))
+    return dict(sorted(list_sites(Path(config.data.cohort_dir)).items()))
 
 
 def deployed_site(node_config: Mapping[str, object]) -> Site:
@@ -133,14 +105,13 @@ def deployed_site(node_config: Mapping[str, object]) -> Site:
     name, data_dir = node_config.get("site"), node_config.get("data-dir")
     if not isinstance(name, str) or not SITE_NAME.fullmatch(name):
         raise ConfigError(
-            f"node config: site = {name!r}: accepted is a name of up to 64 letters, digits, "
-            "'.', '_' and '-', beginning with a letter or digit; not 'all'",
+            f"node config: site = {name!r}: accepted is a name of {ACCEPTED_SITE_NAME}",
             public="node config: site is not a usable name",  # it may be a path, by mistake
         )
     if not isinstance(data_dir, str) or not Path(data_dir).is_absolute():
         raise ConfigError(
             f"site '{name}': node config: data-dir = {data_dir!r}: accepted is the absolute path "
-            "of the site's BIDS data set",
+            "of the site's folder of data",
             public=f"site '{name}': node config: data-dir is not an absolute path",
         )
     if not Path(data_dir).is_dir():

@@ -11,9 +11,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation from its configuration to its run folder."""
-    from common.config import RunConfig
+    from common.tasks.task import read_run_config
 
-    config = RunConfig.from_flower(context.run_config)
+    config = read_run_config(context.run_config)
 
     from server.rounds import federate
 

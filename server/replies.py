@@ -11,13 +11,13 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from common import messages
+from common.config.site_names import SITE_NAME
 from common.disclosure import WITHHELD
 from common.errors import FedscanError
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM
 from common.provenance import require_same_source
-from common.sites import SITE_NAME
-from common.tasks import Evaluation, State
+from common.tasks.task import Evaluation, State
 from common.transport import decode_update
 
 

@@ -11,11 +11,11 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common import messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
+from common.config.site_names import SITE_NAME
 from common.errors import ConfigError
 from common.evaluation.generation import require_one_extractor
 from common.messages import Failure
-from common.sites import SITE_NAME
 from server.bounds import MOST_TIMES, outsized
 from server.exchange import exchange
 from server.replies import TRAINING, SiteFailure, read_identity, unusable
@@ -61,7 +61,7 @@ class RollCall:
         hello = messages.HELLO
         replies, unreadable = self._exchange(
             {
-                label: messages.request(hello, node, timeout=config.reply_timeout)
+                label: messages.request(hello, node, timeout=config.run.reply_timeout)
                 for label, node in nodes.items()
             },
             hello,
@@ -131,7 +131,7 @@ class RollCall:
     def _exchange(
         self, requests: dict[str, Message], phase: str, statistics: int = 0
     ) -> tuple[dict[str, Message], dict[str, SiteFailure]]:
-        timeout = self._config.reply_timeout
+        timeout = self._config.run.reply_timeout
         replies, errors = exchange(self._grid, requests, timeout, statistics)
         for name in sorted(requests):
             if name in errors:
@@ -148,7 +148,7 @@ class RollCall:
 
     def _wait_for_nodes(self, bound: set[int]) -> list[int]:
         """Wait for enough nodes; where some are bound to sites, no other counts."""
-        deadline = time.monotonic() + self._config.connect_timeout
+        deadline = time.monotonic() + self._config.run.connect_timeout
         known: set[int] = set()
         since = time.monotonic()
         while True:
@@ -157,14 +157,15 @@ class RollCall:
                 connected &= bound
             if connected != known:
                 known, since = connected, time.monotonic()
-            enough = len(known) >= self._config.min_sites
+            enough = len(known) >= self._config.run.min_sites
             late = time.monotonic() > deadline
             if enough and (late or time.monotonic() - since >= SETTLE_SECONDS):
                 return sorted(known)
             if late:
                 raise ConfigError(
-                    f"{len(known)} sites connected within {self._config.connect_timeout:g} s, "
-                    f"min-sites = {self._config.min_sites}. Start the missing SuperNodes, or "
+                    f"{len(known)} sites connected within {self._config.run.connect_timeout:g} s, "
+                    f"run.min-sites = {self._config.run.min_sites}. Start the missing SuperNodes, "
+                    "or "
                     "lower min-sites"
                 )
             time.sleep(0.2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import traceback
 from collections.abc import Mapping
@@ -17,14 +16,14 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from common import messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import DivergedError
-from common.evaluation.extractor import MOST_FEATURES
+from common.evaluation.extractor import DEFAULTS, MOST_FEATURES
 from common.fingerprint import fingerprint
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM, WHOLE, Row
 from common.run_folder import RunFolder
-from common.tasks import Evaluation, Place, State, Verdict, load_task
+from common.tasks.task import Evaluation, Place, State, Verdict, load_task
 from common.transport import broadcast, received, to_keep
 from server.bounds import longest_norms, shortened, update_norms
 from server.replies import (
@@ -91,16 +90,18 @@ class Federation:
         self.place = Place("server", tuple(self.roll_call.sites), torch.device("cpu"))
         self.reference: State = {}  # what every site holds of the round before
         self.fits: Fits = {}
-        self.distances: dict[str, float] = {}
         self.judged_on: dict[tuple[str, str], int] = {}  # images, by site and split
         self.tally = Tally(self.roll_call.sites)
 
     def run(self) -> None:
         """Run every round, select, test, write."""
-        config, sites, rounds = self.config, self.roll_call.sites, self.config.num_server_rounds
+        config, sites, rounds = self.config, self.roll_call.sites, self.config.run.rounds
         model = self.task.build_model(config, self.place)
         self.task.warm_start(model, config)
-        shared, released = self.task.shared_state(model, config), self.task.first_release(model)
+        shared, released = (
+            self.task.shared_state(model, config),
+            self.task.first_release(model, config),
+        )
         del model
         self.folder.write_manifest(
             {name: {**site.counts, "device": site.device} for name, site in sites.items()},
@@ -115,13 +116,10 @@ class Federation:
             released = self.task.release(
                 released, shared, config, round_number=number, participants=len(sites)
             )
-            if not due(number, config.evaluate_every, rounds):
+            if not due(number, config.run.evaluate_every, rounds):
                 continue
             judged = self._evaluate(number, released, "val")
             told = told or judged.is_finite or 2 * len(judged.undefined) > len(sites)
-            for name, one in judged.evaluations.items():
-                if math.isfinite(distance := one.metrics.get("kernel_distance", math.nan)):
-                    self.distances[name] = distance
             if selection.offer(number, judged, (released, self.fits)) or not told:
                 # At once: what ends the run early must not take the best generator with it.
                 self.task.save(
@@ -173,7 +171,7 @@ class Federation:
             content[messages.METRICS] = MetricRecord({messages.WEIGHT: update.count})
             content[messages.ARRAYS] = messages.pack(states[name])
         usable = {name: replies[name] for name in updates}
-        self.tally.share(number, give_votes(usable, self.config, self.distances), self.config)
+        self.tally.share(number, give_votes(usable, self.config), self.config)
         averaged, _ = self.strategy.aggregate_train(number, list(usable.values()))
         return messages.unpack(averaged)
 
@@ -183,7 +181,7 @@ class Federation:
         """Log how far each site has moved, and shorten the way of those that moved too far."""
         states = {name: update.state for name, update in updates.items()}
         norms = update_norms(states, shared)
-        for name, most in longest_norms(norms, self.config.most_norm).items():
+        for name, most in longest_norms(norms, self.config.strategy.most_norm).items():
             if norms[name] > most:
                 self.tally.norm(number, name, norms[name], most)
                 states[name] = shortened(states[name], shared, most / norms[name])
@@ -199,7 +197,7 @@ class Federation:
         found: dict[str, Evaluation] = {}
         for name, reply in replies.items():
             counts = self.roll_call.sites[name].counts
-            most = self.task.most_judged(counts[f"n_{split}"])
+            most = counts[f"n_{split}"] * self.task.images_per_file(self.config)
             try:
                 one = read_evaluation(reply, name, phase, counts, most)
                 self._require_same_count(name, split, phase, one)
@@ -249,7 +247,7 @@ class Federation:
             split=split,
             sites=self.place.sites,
             arrays=arrays,
-            timeout=self.config.reply_timeout,
+            timeout=self.config.run.reply_timeout,
         )
         statistics = _statistics_bytes(self.config) if kind == messages.EVALUATE else 0
         replies, unreadable = self.roll_call.ask(f"{kind} ({split})", compose, number, statistics)
@@ -293,9 +291,9 @@ class Federation:
         summary: dict[str, Any] = {
             "run_id": self.folder.run_id,
             "arm": "federated",
-            "strategy": config.strategy,
-            "seed": config.seed,
-            "rounds": config.num_server_rounds,
+            "strategy": config.strategy.name,
+            "seed": config.run.seed,
+            "rounds": config.run.rounds,
             "best_round": number,
             "selected_by": selected_by,
             "seconds": round(time.monotonic() - self.began, 1),
@@ -327,6 +325,6 @@ def _statistics_bytes(config: RunConfig) -> int:
     """
     if config.task != "generation":
         return 0
-    own = config.extractor != RunConfig.model_fields["extractor"].default
+    own = config.model.extractor not in DEFAULTS
     features = MOST_FEATURES if own else 2048
     return 2 * 8 * (features + 1) ** 2 + 2**20

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from common.errors import AnswerError
-from common.tasks import Evaluation, Verdict
+from common.tasks.task import Evaluation, Verdict
 
 Model = TypeVar("Model")
 Evaluations = Mapping[str, Evaluation]

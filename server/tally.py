@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.disclosure import WITHHELD
 from server.replies import SiteFailure
 
@@ -42,7 +42,7 @@ class Tally:
                 log.warning(
                     "Round %d: most-share bounds the votes of site '%s' to a share of %g, here and "
                     "in later rounds",
-                    *(number, site, config.most_share),
+                    *(number, site, config.strategy.most_share),
                 )
             self._share[site].add(number)
 

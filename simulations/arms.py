@@ -20,13 +20,14 @@ from typing import Any
 import pandas as pd
 
 from clients.resources import compute_device, granted
-from common.config import RunConfig
+from common.config.run_config import RunConfig
+from common.data.dataset import pool
 from common.errors import DivergedError
 from common.files import make_folder, write_atomically, write_json
 from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
 from common.paths import cache_dir
 from common.run_folder import METRICS, SUMMARY
-from common.tasks import Evaluation, Place, State, Verdict, load_task
+from common.tasks.task import Evaluation, Place, State, Verdict, load_task, read_run_config
 from server.selection import BestRound, due
 from simulations.plan import PRETRAINING, USE, Cell
 from simulations.results import COLUMNS
@@ -79,7 +80,7 @@ class Work:
     @property
     def config(self) -> RunConfig:
         """The run config, validated."""
-        return RunConfig.from_flower(self.run)
+        return read_run_config(self.run)
 
 
 def run_cell(work: Work) -> pd.DataFrame:
@@ -156,20 +157,20 @@ class _Training:
     def run(self, members: list[str]) -> list[dict[str, Any]]:
         """Do every round, and keep the best on the members' validation scans."""
         task, config, place = self.task, self.config, self.place
-        train = task.pool([self._load(site, "train") for site in members])
+        train = pool([self._load(site, "train") for site in members])
         validation = {site: self._load(site, "val") for site in members}
         log = MetricsLog(self.folder / METRICS)
         model, private = task.build_model(config, place), {}
         task.warm_start(model, config)
-        released = task.first_release(model)
+        released = task.first_release(model, config)
         rows: list[dict[str, Any]] = []
         began = time.monotonic()
-        for number in range(1, config.num_server_rounds + 1):
+        for number in range(1, config.run.rounds + 1):
             fit = task.fit(model, train, config, place=place, round_number=number, private=private)
             private = fit.private
             shared = task.shared_state(model, config)
             released = task.release(released, shared, config, round_number=number, participants=1)
-            if not due(number, config.evaluate_every, config.num_server_rounds):
+            if not due(number, config.run.evaluate_every, config.run.rounds):
                 continue
             found = {
                 site: task.evaluate(
@@ -216,10 +217,10 @@ class _Training:
         )
         write_json(self.folder / SUMMARY, {"best_round": number, **whole, "sites": sites})
         rows = _curve(found, verdict, number, "test", 0.0)
-        return [_result(place.site, row, config, config.num_server_rounds) for row in rows]
+        return [_result(place.site, row, config, config.run.rounds) for row in rows]
 
     def _load(self, site: str, split: str) -> Any:
-        return self.task.load_split(
+        return self.task.open_split(
             site, Path(self.work.sites[site]), split, self.config, cache_dir()
         )
 
@@ -250,15 +251,15 @@ def pooled_config(config: RunConfig, members: int, centralized_batch: str) -> Ru
         If no training can be had with as large a batch or as many steps.
     """
     values = config.to_flower()
-    key = "batch-size" if centralized_batch == "large" else "local-steps"
-    return RunConfig.from_flower({**values, key: values[key] * members})
+    key = "training.batch-size" if centralized_batch == "large" else "training.local-steps"
+    return config.replace({key: values[key] * members})
 
 
 def _result(
     trained_on: str, row: Row, config: RunConfig, rounds: int, participants: int = 1
 ) -> dict[str, Any]:
     """Turn a row of a metrics log into one of the results, with the budget spent after rounds."""
-    steps = rounds * config.local_steps
+    steps = rounds * config.training.local_steps
     return {
         "trained_on": trained_on,
         "tested_on": row.site,
@@ -267,7 +268,7 @@ def _result(
         "value": row.value,
         "n": row.n,
         "steps": steps,
-        "images_seen": steps * config.batch_size * participants,
+        "images_seen": steps * config.training.batch_size * participants,
         "rounds": rounds,
         "bytes_up": 0,
         "bytes_down": 0,
@@ -279,9 +280,9 @@ def _federated(work: Work) -> list[dict[str, Any]]:
     from simulations.federate import federate
     from simulations.launch import Resources
 
-    config = work.config.model_copy(update={"output_dir": work.folder})
+    config = work.config.replace({"run.output-dir": work.folder})
     count = len(work.sites)
-    resources = Resources(count, config.threads, work.gpus / count, work.cpus)
+    resources = Resources(count, config.run.threads, work.gpus / count, work.cpus)
     # The sites' processes inherit it: what they predict goes to their own side of the benchmark.
     os.environ["FEDSCAN_RECORDS"] = work.records
     run_folder, summary = federate(config, resources, quiet=True)
@@ -311,10 +312,10 @@ def _use(work: Work) -> pd.DataFrame:
     folders = {site: Path(path) for site, path in work.sites.items()}
     models = {name: Path(path) for name, path in work.models.items()}
     with compute_device(config, granted()) as device:
-        table = use_of_synthetic(folders, models, poor, config, config.seed, device=device)
+        table = use_of_synthetic(folders, models, poor, config, config.run.seed, device=device)
     federated = [
         {
-            "seed": config.seed,
+            "seed": config.run.seed,
             "row": "federated classifier",
             "site": row["tested_on"],
             **{key: row[key] for key in ("metric", "value", "n")},

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError, FileError
 from common.files import make_folder, write_atomically, write_json
 from common.machine import processor, usable_cpus
 from common.paths import cache_dir
 from common.provenance import PACKAGES, source_hash, versions
 from common.reading import read_json, require_plain_tree
-from common.tasks import load_task
+from common.tasks.task import load_task, survey
 from simulations import console
 from simulations.arms import POOL, Work
 from simulations.cell_progress import CellProgress
@@ -83,14 +83,14 @@ def question(plan: Plan, base: Mapping[str, Any]) -> dict[str, Any]:
     mus = [plan.config(cell, base).proximal_mu for cell in plan.cells()]
     return {
         # FedProx's μ, where a cell uses it, whichever cell's configuration is shown.
-        "config": {**config.to_flower(), "proximal-mu": max(mus)},
+        "config": {**config.to_flower(), "strategy.mu": max(mus)},
         "arms": list(plan.arms),
         "strategies": list(plan.strategies),
         "seeds": list(plan.seed_range),
         "plan": plan.model_dump(by_alias=True),
         "budget": {
             "steps": config.total_steps,
-            "batch_size": config.batch_size,
+            "batch_size": config.training.batch_size,
             "centralized_batch": plan.centralized_batch,
         },
         "source_hash": source_hash(packages=(*PACKAGES, "simulations")),
@@ -232,8 +232,7 @@ class Benchmark:
 
     def _begin(self, resume: bool) -> None:
         check_folder(self.folder, resume=resume)  # again: another may have been faster
-        task = load_task(self.config.task)
-        counts = {name: task.survey(name, Path(path)) for name, path in self.sites.items()}
+        counts = {name: survey(name, Path(path), self.config) for name, path in self.sites.items()}
         asked = {**question(self.plan, self.base), "sites": counts}
         require_same(self.folder, asked)
         if not (self.folder / MANIFEST).is_file():
@@ -270,7 +269,7 @@ class Benchmark:
                     found[name] = {
                         key: value
                         for key, value in own.items()
-                        if value != usual[key] and key not in (*OPTIONS, "proximal-mu")
+                        if value != usual[key] and key not in (*OPTIONS, "strategy.mu")
                     }
         return found
 
@@ -343,7 +342,7 @@ class Benchmark:
             }
             if cell.arm == USE
             else {},
-            cpus=config.threads,
+            cpus=config.run.threads,
             gpus=self.gpus_per_cell,
             timeout=self.cell_timeout,
         )
@@ -447,21 +446,17 @@ class Benchmark:
         """
         import io
 
-        from simulations.report.samples import SITE, laid_out
+        from simulations.report.samples import SITE, laid_out, pictured
 
         task = load_task(self.config.task)
         strips = {}
         for site, path in self.sites.items():
-            data = task.load_split(site, Path(path), "train", self.config, cache_dir())
+            data = task.open_split(site, Path(path), "train", self.config, cache_dir())
             if self.config.task == "generation":
                 strips[site] = laid_out(data)
                 continue
-            scans = data.images[:SAMPLE_SCANS]
-            if scans.shape[1] == scans.shape[2]:
-                middle = scans[:, :, :, scans.shape[3] // 2]
-            else:  # a stack of slices, which stand upright
-                middle = scans[:, scans.shape[1] // 2, ::-1].transpose(0, 2, 1)
-            strips[site] = np.ascontiguousarray(middle)
+            scans = data.take(np.arange(min(len(data), SAMPLE_SCANS)))
+            strips[site] = np.ascontiguousarray(pictured(scans))
         file = io.BytesIO()
         np.savez_compressed(file, **{f"{SITE}{site}": strip for site, strip in strips.items()})
         write_atomically(self.folder / SAMPLES, file.getvalue())

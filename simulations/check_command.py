@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.errors import ConfigError
 from simulations.options import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -55,17 +54,11 @@ def check(
             )
         show = _show_tables
     else:
-        brain = load_study("brain-sex")
-        if (asked.images.storage, asked.label) != (brain.images.storage, brain.label):
-            raise ConfigError(
-                f"--study {study}: accepted are studies of pictures that a table lists, and of "
-                "BIDS data sets under the label of brain-sex"
-            )
         from common.imaging.check import check_cohort
 
         with counting("Opening scans") as count:
             report = check_cohort(
-                folder, progress=lambda site, done, total: count(done, total, site)
+                folder, asked, progress=lambda site, done, total: count(done, total, site)
             )
         show = _show_scans
     if output_format is Format.json:
@@ -87,7 +80,8 @@ def _show_scans(report: CohortReport) -> None:
         table.add_column("voxels, mm", no_wrap=True)
         table.add_column("axes")
         for name in ("train", "val", "test"):
-            table.add_column(f"{name}\nF / M", justify="right")
+            classes = " / ".join(report.sites[0].n.get("train", {}))
+            table.add_column(f"{name}\n{classes}", justify="right")
         for site in report.sites:
             table.add_row(
                 escape(site.site),

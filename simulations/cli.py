@@ -79,32 +79,37 @@ def run(
     Examples
     --------
     - `fedscan run` — three phantom hospitals
-    - `fedscan run --cohort ~/hospitals --set num-server-rounds=30`
-    - `fedscan run --gpus-per-site 0.33 --set classifier=efficientnet-b2`
+    - `fedscan run --cohort ~/hospitals --set run.rounds=30`
+    - `fedscan run --gpus-per-site 0.33 --set model.classifier=efficientnet-b2`
     - `fedscan run --set task=generation` — a generator of scans, with a report in its folder
-    - `fedscan run --set seed=1 --format json > result.json`
+    - `fedscan run --set run.seed=1 --format json > result.json`
     """
-    from common.config import RunConfig
+    from common.tasks.task import read_run_config
     from simulations.console import show_run
     from simulations.federate import count_sites, federate
     from simulations.launch import Resources
 
     cohort = cohort and cohort.expanduser().absolute()
     overrides = parse_set(set_ or [])
-    if clash := {"cohort-dir": "--cohort", "output-dir": "--out"}.keys() & overrides.keys():
+    if (
+        clash := {"data.cohort-dir": "--cohort", "run.output-dir": "--out"}.keys()
+        & overrides.keys()
+    ):
         raise ConfigError(f"--set {min(clash)}: use --cohort and --out, which take any path")
     number = count_sites(cohort, sites)
-    config = RunConfig.from_flower(
+    config = read_run_config(
         {
-            "min-sites": number,
+            "run.min-sites": number,
             **overrides,
-            "cohort-dir": str(cohort or ""),
-            "output-dir": str(out.expanduser().absolute()),
+            "data.cohort-dir": str(cohort or ""),
+            "run.output-dir": str(out.expanduser().absolute()),
         }
     )
-    if config.min_sites > number:
-        raise ConfigError(f"--set min-sites={config.min_sites}, but {number} sites are simulated")
-    resources = Resources(number, config.threads, gpus_per_site, cpus)
+    if config.run.min_sites > number:
+        raise ConfigError(
+            f"--set run.min-sites={config.run.min_sites}, but {number} sites are simulated"
+        )
+    resources = Resources(number, config.run.threads, gpus_per_site, cpus)
     folder, summary = federate(config, resources)
     if output_format is Format.json:
         typer.echo(json.dumps(summary))
@@ -171,7 +176,7 @@ def benchmark(
 
     - `fedscan benchmark` — one repetition on three phantom hospitals
     - `fedscan benchmark --seeds 5 --out headline`
-    - `fedscan benchmark --strategies fedavg,fedprox --set proximal-mu=0.1`
+    - `fedscan benchmark --strategies fedavg,fedprox --set strategy.mu=0.1`
     - `fedscan benchmark --cohort ~/hospitals --dry-run`
     """
     from common.reading import read_json

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError
 from common.machine import usable_cpus
 from common.paths import cache_dir
-from common.sites import phantom_sites
 from simulations import console
 from simulations.arms import pooled_config
 from simulations.benchmark import Benchmark, check_folder, question, require_same
@@ -56,19 +56,21 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     count = count_sites(request.cohort, request.sites)
     if count < 2:
         raise ConfigError("a comparison needs at least 2 sites")
-    base = {"min-sites": count, "cohort-dir": str(request.cohort or "")}
+    base = {"run.min-sites": count, "data.cohort-dir": str(request.cohort or "")}
     configs = []
     for cell in (cell for stage in plan.stages() for cell in stage):
         # Every fault of the configuration is met before anything starts.
         configs.append(config := plan.config(cell, base))
-        threads = config.threads
+        threads = config.run.threads
         if cell.arm == "centralized":
             try:
                 pooled_config(config, count, plan.centralized_batch)
             except ConfigError as error:
-                more = {"large": "batch-size", "small": "local-steps"}[plan.centralized_batch]
+                more = {"large": "training.batch-size", "small": "training.local-steps"}[
+                    plan.centralized_batch
+                ]
                 raise ConfigError(f"arm 'centralized', {count} × {more}: {error}") from None
-    for config in {c.extractor: c for c in configs if c.task == "generation"}.values():
+    for config in {c.model.extractor: c for c in configs if c.task == "generation"}.values():
         check_extractor(config)
     Resources(count, threads, request.gpus_per_cell).check("cell")
     if dry_run:
@@ -78,7 +80,8 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     check_folder(request.out, resume=resume)
     require_same(request.out, question(plan, base))  # before phantoms are made for nothing
     if request.cohort is None:
-        sites = prepare_phantoms(phantom_sites(count))
+        study = configs[0].study
+        sites = prepare_phantoms(study, list(phantom_cohort(study).subjects(count)))
     else:
         from common.imaging.bids import list_sites
 
@@ -174,7 +177,7 @@ def _show_plan(plan: Plan, sites: int, base: dict[str, Any]) -> None:
     say(f"{len(cells)} cells: {', '.join(cell.name for cell in cells)}", markup=False)
     alone = ", alone trains the site with the fewest scans" if plan.local == "poor" else ""
     say(
-        f"{sites} sites, {config.num_server_rounds} rounds × {config.local_steps} steps, "
+        f"{sites} sites, {config.run.rounds} rounds × {config.training.local_steps} steps, "
         f"centralized batch {plan.centralized_batch}{alone if 'local' in plan.arms else ''}",
         markup=False,
     )

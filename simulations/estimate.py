@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.machine import usable_cpus
 from simulations.plan import PRETRAINING, USE, Plan
 
@@ -39,8 +39,8 @@ def estimate_seconds(plan: Plan, sites: int, base: Mapping[str, Any]) -> float:
         seconds = []
         for cell in stage:
             config = plan.config(cell, base)
-            threads = config.threads
-            alike = config.model_copy(update={"seed": 0})
+            threads = config.run.threads
+            alike = config.replace({"run.seed": 0})
             if alike not in steps:
                 steps[alike] = step_seconds(alike, sites)
             # Equal images in every arm: each costs as many steps of one site as there are sites.
@@ -50,7 +50,7 @@ def estimate_seconds(plan: Plan, sites: int, base: Mapping[str, Any]) -> float:
             federated = cell.arm in ("federated", PRETRAINING, USE)
             overhead = CELL_OVERHEAD
             if federated:
-                overhead = FEDERATED_OVERHEAD + ROUND_OVERHEAD * config.num_server_rounds * sites
+                overhead = FEDERATED_OVERHEAD + ROUND_OVERHEAD * config.run.rounds * sites
             seconds.append(steps[alike] * config.total_steps * trainings + overhead)
         lanes = max(1, usable_cpus() // threads)
         total += max(sum(seconds) / lanes, max(seconds))
@@ -68,16 +68,16 @@ def step_seconds(config: RunConfig, sites: int) -> float:
     """Time optimizer steps of one site, after some that warm up."""
     import torch
 
-    from common.tasks import Place, load_task
+    from common.tasks.task import Place, load_task
 
     task = load_task(config.task)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.run.threads)
     place = Place("0", tuple(str(k) for k in range(sites)), torch.device("cpu"))
-    model, data = task.build_model(config, place), _random_scans(config, place.sites)
+    model, data = task.build_model(config, place), _random_images(config, place.sites)
     count = PROBE_STEPS[config.task]
 
     def run(steps: int) -> float:
-        some = config.model_copy(update={"local_steps": steps})
+        some = config.replace({"training.local-steps": steps})
         began = time.perf_counter()
         task.fit(model, data, some, place=place, round_number=1, private={})
         return (time.perf_counter() - began) / steps
@@ -86,32 +86,32 @@ def step_seconds(config: RunConfig, sites: int) -> float:
     return run(count if warm < SLOW_STEP else min(count, SLOW_STEPS))
 
 
-def _random_scans(config: RunConfig, sites: tuple[str, ...]) -> Any:
+def _random_images(config: RunConfig, sites: tuple[str, ...]) -> Any:
     """Make a batch of noise, as the task would load it."""
-    from common.config import OF_SLICES
-    from common.imaging.prepare import ImageSet
-    from common.imaging.slices import LEVELS_MM, SEX, SliceSet
-    from common.tasks.generation_networks import gan_config
-    from common.tasks.stacks import heights_mm
+    from common.config.run_config import OF_SLICES
+    from common.data.dataset import Dataset, InMemory
+    from common.imaging.slices import LEVELS_MM
+    from common.tasks.classification import heights_mm
+    from common.training.gan_config import stylegan2
 
-    draws, levels = np.random.default_rng(0), len(LEVELS_MM)
-    count = max(config.batch_size, 2)  # both sexes
-    if config.task == "classification":
-        shape: tuple[int, ...] = (config.image_size,) * 3
-        if config.classifier in OF_SLICES:
-            side = gan_config(config).resolution
-            shape = (len(heights_mm(config)), side, side)
-        images = draws.random((count, *shape), np.float32)
-        return ImageSet(images, np.arange(count) % 2, ())
-    gan = gan_config(config)
-    images = draws.uniform(-1, 1, (count, gan.channels, gan.resolution, gan.resolution))
-    labels = tuple(
+    draws, study = np.random.default_rng(0), config.read_study()
+    classes = study.label.classes.names
+    count = max(config.training.batch_size, len(classes))
+    pictures, side = study.images.view == "picture", config.data.size
+    shape: tuple[int, ...] = (study.images.channels, side, side) if pictures else (1, *[side] * 3)
+    if config.task == "generation" or config.model.classifier in OF_SLICES:
+        side = stylegan2(config).resolution
+        heights = heights_mm(config)  # of a classifier's stacks
+        shape = (1, len(heights), side, side) if heights else (study.images.channels, side, side)
+    labels = np.arange(count) % len(classes)
+    conditions = tuple(
         {
-            "sex": list(SEX.values())[k % 2],
-            "height": f"{LEVELS_MM[k % levels]:g}",
+            **{name: known.names[0] for name, known in study.condition_columns},
+            study.label.column: classes[label],
+            "height": f"{LEVELS_MM[k % len(LEVELS_MM)]:g}",
             "site": sites[k % len(sites)],
         }
-        for k in range(count)
+        for k, label in enumerate(labels)
     )
-    heights = np.array([LEVELS_MM[k % levels] for k in range(count)])
-    return SliceSet(images.astype(np.float32), labels, tuple(map(str, range(count))), heights)
+    images = draws.random((count, *shape), np.float32)
+    return Dataset(InMemory(images), labels, tuple(map(str, range(count))), conditions)

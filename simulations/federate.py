@@ -7,13 +7,14 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clients.policy import VARIABLE, SitePolicy
 from clients.state import ENDED
-from common.config import RunConfig
+from common.config.run_config import RunConfig
+from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError, FedscanError
 from common.files import make_folder, write_atomically, write_json
 from common.machine import usable_cpus
@@ -21,7 +22,6 @@ from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.reading import read_json
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
-from common.sites import PHANTOM_SEED, PHANTOM_TEST, phantom_sites
 from server.selection import due
 from simulations import console
 from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
@@ -62,13 +62,15 @@ def count_sites(cohort: Path | None, sites: int | None) -> int:
     return len(found)
 
 
-def prepare_phantoms(sites: Mapping[str, int], *, quiet: bool = False) -> dict[str, Path]:
-    """Make phantom sites in the user's cache, where they are not yet there.
+def prepare_phantoms(study: str, sites: Sequence[str], *, quiet: bool = False) -> dict[str, Path]:
+    """Make phantom hospitals in the user's cache, where they are not yet there.
 
     Parameters
     ----------
-    sites : mapping of str to int
-        Training and validation subjects by site, as :func:`common.sites.phantom_sites` has them.
+    study : str
+        As a run config has it.
+    sites : sequence of str
+        Names among those of :func:`common.data.phantoms.cohorts.phantom_cohort`.
     quiet : bool
         Show nothing on the way.
 
@@ -77,24 +79,17 @@ def prepare_phantoms(sites: Mapping[str, int], *, quiet: bool = False) -> dict[s
     dict of str to Path
         Each site's folder.
     """
-    from common.imaging.phantom_cache import ensure_site
-
+    cohort = phantom_cohort(study)
+    every = cohort.subjects(len(sites))
+    subjects = {name: every[name] for name in sites}
     folders: dict[str, Path] = {}
-    total = sum(n + PHANTOM_TEST for n in sites.values())
-    with console.steps("Making phantom scans", total, quiet=quiet) as bar:
-        for name, n in sites.items():
+    with console.steps(f"Making {cohort.what}", sum(subjects.values()), quiet=quiet) as bar:
+        for name, number in subjects.items():
             before = bar.done
-            folders[name] = ensure_site(
-                cache_dir(),
-                name,
-                n=n,
-                n_test=PHANTOM_TEST,
-                seed=PHANTOM_SEED,
-                workers=usable_cpus(),
-                progress=lambda k, name=name: bar.advance(k, name),
+            folders[name] = cohort.ensure(
+                cache_dir(), name, usable_cpus(), lambda k, name=name: bar.advance(k, name)
             )
-            missing = n + PHANTOM_TEST - (bar.done - before)
-            if missing:
+            if missing := number - (bar.done - before):
                 bar.advance(missing, f"{name} (cached)")
     return folders
 
@@ -113,22 +108,26 @@ def check_checkpoint(config: RunConfig, sites: int) -> None:
     ConfigError
         If it cannot be read, or is of other networks.
     """
-    if not config.gan_checkpoint:
+    if not config.model.gan_checkpoint:
         return
     import torch
 
     from common.imaging.bids import list_sites
-    from common.tasks import Place
     from common.tasks.classification import build_model, warm_start
+    from common.tasks.task import Place
 
-    cohort = list_sites(Path(config.cohort_dir)) if config.cohort_dir else phantom_sites(sites)
+    cohort = (
+        list_sites(Path(config.data.cohort_dir))
+        if config.data.cohort_dir
+        else phantom_cohort(config.study).subjects(sites)
+    )
     place = Place("", tuple(sorted(cohort)), torch.device("cpu"))
     try:
         warm_start(build_model(config, place), config)
     except ConfigError:
         raise
     except FedscanError as error:
-        raise ConfigError(f"gan-checkpoint: {error}") from None
+        raise ConfigError(f"model.gan-checkpoint: {error}") from None
 
 
 def check_extractor(config: RunConfig) -> None:
@@ -139,17 +138,16 @@ def check_extractor(config: RunConfig) -> None:
     ConfigError
         If it cannot be read, or is no network that is accepted.
     """
-    ours = RunConfig.model_fields["extractor"].default
-    if config.task != "generation" or config.extractor == ours:
-        return
-    if not Path(config.extractor).is_absolute():
-        raise ConfigError(
-            f"extractor '{config.extractor}': give the absolute path, since sites work in folders "
-            "of their own"
-        )
-    from common.evaluation.extractor import load_extractor
+    from common.evaluation.extractor import DEFAULTS, load_extractor
 
-    load_extractor(config.extractor, cache_dir()).require_features()
+    if config.task != "generation" or config.model.extractor in DEFAULTS:
+        return
+    if not Path(config.model.extractor).is_absolute():
+        raise ConfigError(
+            f"model.extractor = '{config.model.extractor}': give the absolute path, since sites "
+            "work in folders of their own"
+        )
+    load_extractor(config.model.extractor, cache_dir()).require_features()
 
 
 def federate(
@@ -184,11 +182,12 @@ def federate(
         )
     check_checkpoint(config, resources.sites)
     check_extractor(config)
-    require_writable(Path(config.output_dir), "--out")
+    require_writable(Path(config.run.output_dir), "--out")
     require_writable(cache_dir(), "the cache, FEDSCAN_CACHE")
     require_writable(site_records("any").parent, "the sites' own records, FEDSCAN_RECORDS")
-    if not config.cohort_dir:
-        prepare_phantoms(phantom_sites(resources.sites), quiet=quiet)
+    if not config.data.cohort_dir:
+        names = list(phantom_cohort(config.study).subjects(resources.sites))
+        prepare_phantoms(config.study, names, quiet=quiet)
     for start in range(1, STARTS + 1):
         folder, log = _attempt(config, resources, start, quiet=quiet)
         if folder or TOO_SLOW not in log:
@@ -210,7 +209,7 @@ def _attempt(
     try:
         with flower_run(config, resources) as run:
             try:
-                with console.steps("Round", config.num_server_rounds, quiet=quiet) as bar:
+                with console.steps("Round", config.run.rounds, quiet=quiet) as bar:
                     if run.shares_network and start == 1:
                         bar.tell(SHARED_NETWORK)
                     if start == 1 and (objections := SitePolicy().objections(config)):
@@ -222,7 +221,7 @@ def _attempt(
                     folder = _follow(run, config, bar)
             finally:
                 if folder is None and (run_id := run.run_id()):
-                    folder = Path(config.output_dir) / run_id
+                    folder = Path(config.run.output_dir) / run_id
                 if folder and folder.is_dir():
                     told = (folder / FAILURE).is_file()
                     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
@@ -271,7 +270,7 @@ def _mark_interrupted(folder: Path) -> None:
 
 def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | None:
     """Show the rounds as they are written to the log of metrics; return the run folder."""
-    output_dir = Path(config.output_dir)
+    output_dir = Path(config.run.output_dir)
     folder: Path | None = None
     log: MetricsTail | None = None
     rows: list[Row] = []
@@ -303,8 +302,8 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
 def _show_new_rounds(rows: list[Row], bar: console.Steps, config: RunConfig) -> None:
     """Count the rounds that are over; of those that were validated, say how well."""
     trained = {row.round for row in rows if row.split == "train"}
-    for number in range(bar.done + 1, config.num_server_rounds + 1):
-        if not due(number, config.evaluate_every, config.num_server_rounds):
+    for number in range(bar.done + 1, config.run.rounds + 1):
+        if not due(number, config.run.evaluate_every, config.run.rounds):
             if number not in trained:
                 return
             bar.advance(1)

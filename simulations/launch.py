@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.files import write_atomically
 from common.machine import usable_cpus

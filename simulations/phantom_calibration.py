@@ -18,11 +18,11 @@ import numpy as np
 import typer
 from threadpoolctl import threadpool_limits
 
+from common.data.phantoms.cohorts import PHANTOM_SEED
 from common.errors import ConfigError, FedscanError
 from common.imaging.cohorts import Subject, plan_site, subject_volume
 from common.imaging.prepare import prepare_volume
 from common.machine import usable_cpus
-from common.sites import PHANTOM_SEED
 
 IMAGE_SIZE = 48  # voxels along a side, as the networks see them
 POOLED = 24  # the same after pooling: 9 mm, about the smoothing of voxel-based morphometry

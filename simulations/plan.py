@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.config import OF_CLASSIFICATION, RunConfig
+from common.config.run_config import OF_CLASSIFICATION, RunConfig, flatten
 from common.errors import ConfigError
+from common.tasks.task import read_run_config
+from common.training.gan_config import stylegan2
 from simulations.contrasts import reference_of
 
 Values = dict[str, bool | int | float | str]
@@ -23,19 +25,20 @@ PRETRAINING, USE = "pretraining", "use"  # cells that are no arm: what goes befo
 VARIANT = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 PRESETS = Path(__file__).parent / "presets"
 OPTIONS = {  # what a comparison decides for all cells alike
-    "seed": "--seeds and --first-seed",
-    "strategy": "--strategies",
-    "cohort-dir": "--cohort",
-    "output-dir": "--out",
-    "min-sites": "every site there is",
+    "run.seed": "--seeds and --first-seed",
+    "strategy.name": "--strategies",
+    "data.cohort-dir": "--cohort",
+    "run.output-dir": "--out",
+    "run.min-sites": "every site there is",
 }
 # What generators before a comparison, and classifiers after it, share with it: where, on what,
 # judged how; not how the compared models are trained.
 SHARED = (
-    *("cohort-dir", "min-sites", "connect-timeout", "reply-timeout"),
-    *("device", "threads", "seed", "gan", "gan-changes", "extractor"),
+    *("study", "data.cohort-dir", "run.min-sites", "run.connect-timeout", "run.reply-timeout"),
+    *("run.device", "run.threads", "run.seed"),
+    *("model.gan", "model.gan-changes", "model.extractor"),
 )
-FEDPROX_MU = 0.01  # when fedprox is compared and no proximal-mu is set; of Li et al.'s grid
+FEDPROX_MU = 0.01  # when fedprox is compared and no strategy.mu is set; of Li et al.'s grid
 
 
 class Plan(BaseModel):
@@ -47,7 +50,7 @@ class Plan(BaseModel):
         What is compared. Strategies concern the federated arm alone: Flower's, or variants.
     variants : dict of str to dict
         Strategies by a name of one's own, each with the run-config values in which it differs; its
-        ``gan-changes`` are told after those of ``run``.
+        ``model.gan-changes`` are told after those of ``run``.
     seeds : int
         Repetitions, which vary initial weights, batches and augmentation, never the splits.
     first_seed : int
@@ -163,22 +166,34 @@ class Plan(BaseModel):
         ------
         ConfigError
         """
-        values = {**base, **self.run, "seed": cell.seed}
+        values = {**base, **self.run, "run.seed": cell.seed}
         if cell.arm in (PRETRAINING, USE):
             values = {key: values[key] for key in SHARED if key in values}
         values |= {PRETRAINING: self.pretraining, USE: self.use}.get(cell.arm, {})
+        if cell.arm == USE:
+            values = _of_pictures_use(values)
         own = dict(self.variants.get(cell.strategy, {}))
-        if "gan-changes" in own and "gan-changes" in values:  # of a key told twice the last holds
-            own["gan-changes"] = f"{values['gan-changes']} {own['gan-changes']}"
+        if (
+            "model.gan-changes" in own and "model.gan-changes" in values
+        ):  # of a key told twice the last holds
+            own["model.gan-changes"] = f"{values['model.gan-changes']} {own['model.gan-changes']}"
         values |= own
-        values["strategy"] = "fedprox" if cell.strategy == "fedprox" else "fedavg"
+        values["strategy.name"] = "fedprox" if cell.strategy == "fedprox" else "fedavg"
         if cell.strategy == "fedprox":
-            values["proximal-mu"] = self.run.get("proximal-mu", FEDPROX_MU)
+            values["strategy.mu"] = self.run.get("strategy.mu", FEDPROX_MU)
         else:
-            values["proximal-mu"] = 0.0
+            values["strategy.mu"] = 0.0
         if cell.strategy in self.pretrained:
-            values["gan-checkpoint"] = features
-        return RunConfig.from_flower(values)
+            values["model.gan-checkpoint"] = features
+        return read_run_config(values)
+
+
+def _of_pictures_use(values: Values) -> Values:
+    """Let classifiers see images as generators make them, where nothing else is asked for."""
+    run = RunConfig.from_flower({key: values[key] for key in SHARED if key in values})
+    if run.read_study().images.view != "picture":
+        return {"model.classifier": "slices", **values}
+    return {"data.size": stylegan2(run.replace({"task": "generation"})).resolution, **values}
 
 
 @dataclass(frozen=True)
@@ -213,8 +228,13 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         raise ConfigError(f"unknown preset '{preset}'; there are {', '.join(found)}")
     values = tomllib.loads(found[preset].read_text())
     values.update({key: value for key, value in overrides.items() if value is not None})
-    preset_run = values.get("run", {})
-    task = preset_run.get("task", RunConfig().task)
+    for table in ("pretraining", "use"):
+        values[table] = flatten(values.get(table, {}))
+    values["variants"] = {
+        name: flatten(changes) for name, changes in values.get("variants", {}).items()
+    }
+    preset_run = flatten(values.get("run", {}))
+    task = preset_run.get("task", RunConfig.model_fields["task"].default)
     if run.get("task", task) != task:  # the preset's classifiers are not what is asked for
         preset_run = {k: v for k, v in preset_run.items() if k not in OF_CLASSIFICATION}
     values["run"] = {**preset_run, **run}
@@ -231,13 +251,14 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
             for fault in error.errors()
         ]
         raise ConfigError("comparison: " + "\ncomparison: ".join(faults)) from None
-    if "proximal-mu" in plan.run and "fedprox" not in plan.strategies:
-        raise ConfigError("--set proximal-mu has no effect without --strategies fedprox")
-    if plan.pretraining and "gan-checkpoint" in run:
+    if "strategy.mu" in plan.run and "fedprox" not in plan.strategies:
+        raise ConfigError("--set strategy.mu has no effect without --strategies fedprox")
+    if plan.pretraining and "model.gan-checkpoint" in run:
         raise ConfigError(
-            f"--set gan-checkpoint: preset '{preset}' compares features of generators that it "
-            "trains itself. For another's: fedscan run --set classifier=gan-features --set "
-            "gan-checkpoint=RUN"
+            f"--set model.gan-checkpoint: preset '{preset}' compares features of generators that "
+            "it trains itself. For another's: fedscan run --set "
+            "model.classifier=gan-features --set "
+            "model.gan-checkpoint=RUN"
         )
     if (plan.pretraining or plan.use) and run.get("task", task) != task:
         raise ConfigError(
@@ -245,10 +266,10 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         )
     if "federated" not in plan.arms and overrides.get("strategies"):
         raise ConfigError("--strategies has no effect without the arm federated: leave it out")
-    if "centralized" in plan.arms and plan.run.get("adapt", "none") != "none":
+    if "centralized" in plan.arms and plan.run.get("model.adapt", "none") != "none":
         raise ConfigError(
-            f"adapt = '{plan.run['adapt']}' takes out what is a site's own, which a pool of sites "
-            "has not: leave centralized out of --arms"
+            f"model.adapt = '{plan.run['model.adapt']}' takes out what is a site's own, which a "
+            "pool of sites has not: leave centralized out of --arms"
         )
     for values in (plan.arms, plan.strategies):
         if len(set(values)) < len(values):

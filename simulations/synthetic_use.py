@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from common.config import RunConfig
+from common.config.run_config import OF_SLICES, RunConfig
+from common.data.dataset import Dataset, InMemory, pool
 from common.errors import ConfigError
-from common.imaging.bids import LABELS
-from common.imaging.prepare import ImageSet
-from common.imaging.slices import LEVELS_MM, SEX
+from common.imaging.slices import LEVELS_MM
 from common.paths import cache_dir
 from common.seeding import derive_seed
-from common.tasks import Place, classification
+from common.studies.study import HEIGHT, SITE, Study
+from common.tasks.classification import score
+from common.tasks.task import Place, load_task
 from common.training.classifier import predict
 from common.training.gan_sampling import load_generator, sample_rows
 from simulations.results import CHOSEN, USE_COLUMNS
@@ -44,42 +44,45 @@ AMOUNTS = (16, 32, 64, 128)  # synthetic participants beside a site's own; none 
 REAL_ONLY = "local real only"
 
 
-def synthetic_people(generator: Generator, site: str, count: int, seed: int) -> ImageSet:
-    """Draw people who never lived: each is one latent, at every height of a stack.
+def synthetic_people(
+    generator: Generator, study: Study, site: str, count: int, seed: int
+) -> Dataset:
+    """Draw people who never lived: each is one latent, a picture or at every height of a stack.
 
     Parameters
     ----------
     generator : Generator
-        Conditioned on sex, height and site.
+        Conditioned on the study's label, the site and, of volumes, the height.
+    study : Study
     site : str
-        Whose scanner and patients they are to resemble.
+        Whose instruments and patients they are to resemble.
     count : int
-        Women and men in turn. The first of many are the same people as a few drawn alone.
+        Of the classes in turn. The first of many are the same people as a few drawn alone.
     seed : int
 
     Returns
     -------
-    ImageSet
-        Images (count, L, R, R) in [0, 1], L the heights; ids are numbers.
+    Dataset
+        Pictures (C, R, R), or stacks (1, L, R, R) of L heights.
 
     Raises
     ------
     ConfigError
         If the generator has no such labels, or does not know the site or a height.
     """
-    heights = [f"{level:g}" for level in LEVELS_MM]
-    _require_labels(generator, {"sex": list(SEX.values()), "height": heights, "site": [site]})
-    labels = np.arange(count, dtype=np.int64) % len(LABELS)
-    rows = [
-        {"sex": SEX[LABELS[label]], "height": height, "site": site}
-        for label in labels
-        for height in heights
-    ]
-    numbers = np.repeat(np.arange(count), len(heights)).tolist()
+    column, classes = study.label.column, study.label.classes.names
+    heights = [] if study.images.view == "picture" else [f"{level:g}" for level in LEVELS_MM]
+    wanted = {column: classes, **({HEIGHT: heights} if heights else {}), SITE: [site]}
+    _require_labels(generator, wanted)
+    labels = np.arange(count, dtype=np.int64) % len(classes)
+    each = [{HEIGHT: height} for height in heights] or [{}]
+    rows = [{column: classes[label], **at, SITE: site} for label in labels for at in each]
+    numbers = np.repeat(np.arange(count), len(each)).tolist()
     drawn = derive_seed(seed, site=site, purpose="synthetic people")
-    images = sample_rows(generator, rows, numbers, seed=drawn)  # (count · L, 1, R, R)
-    stacks = images.reshape(count, len(heights), *images.shape[2:])
-    return ImageSet(np.clip((stacks + 1) / 2, 0, 1), labels, tuple(map(str, range(count))))
+    images = np.clip((sample_rows(generator, rows, numbers, seed=drawn) + 1) / 2, 0, 1)
+    if heights:  # (count · L, 1, R, R)
+        images = images.reshape(count, 1, len(heights), *images.shape[2:])
+    return Dataset(InMemory(images), labels, tuple(map(str, range(count))))
 
 
 def use_of_synthetic(
@@ -127,19 +130,22 @@ def use_of_synthetic(
     ConfigError
         If the classifier sees no slices, or others than generators make, or a site is unknown.
     """
-    if config.task != "classification" or config.classifier not in classification.OF_SLICES:
+    study = config.read_study()
+    stacked = config.model.classifier in OF_SLICES or study.images.view == "picture"
+    if config.task != "classification" or not stacked:
         raise ConfigError(
-            f"classifier '{config.classifier}' has no use for synthetic slices: accepted are "
-            f"{' and '.join(classification.OF_SLICES)}, with task 'classification'"
+            f"classifier '{config.model.classifier}' has no use for synthetic slices: accepted are "
+            f"{' and '.join(OF_SLICES)}, with task 'classification'"
         )
-    if config.heights != "generated":
+    if config.model.heights != "generated":
         raise ConfigError(
-            f"heights = '{config.heights}': generators make slices at those of 'generated' alone"
+            f"model.heights = '{config.model.heights}': generators make slices at those of "
+            "'generated' alone"
         )
-    if config.adapt != "none":
+    if config.model.adapt != "none":
         raise ConfigError(
-            f"adapt = '{config.adapt}': synthetic people have no site to be centered on. Set it "
-            "'none'"
+            f"model.adapt = '{config.model.adapt}': synthetic people have no site to be centered "
+            "on. Set it 'none'"
         )
     if poor not in folders or not amounts or min(amounts) < 1:
         raise ConfigError(
@@ -147,7 +153,7 @@ def use_of_synthetic(
             f"{', '.join(folders)} and amounts from 1"
         )
     place = Place(poor, tuple(sorted(folders)), device or torch.device("cpu"))
-    trainings = _Trainings(config.model_copy(update={"seed": seed}), place)
+    trainings = _Trainings(config.replace({"run.seed": seed}), place)
     real = trainings.load(folders, poor, "train")
     validation = trainings.load(folders, poor, "val")
     models: list[tuple[str, str, nn.Module]] = []  # row, site, trained
@@ -156,17 +162,17 @@ def use_of_synthetic(
     local = trainings.train(real)
     models.append((REAL_ONLY, poor, local))
     known = trainings.loss(local, validation)
-    of_sites: dict[str, dict[str, ImageSet]] = {}
+    of_sites: dict[str, dict[str, Dataset]] = {}
     for name, folder in generators.items():
         try:
-            of_sites[name] = _people(name, folder, sorted(folders), max(amounts), seed, real)
+            of_sites[name] = _people(name, folder, sorted(folders), max(amounts), seed, real, study)
         except ConfigError as error:  # one generator's fault is no reason to lose the others' rows
             log.warning("left out: %s", error)
     for name, people in of_sites.items():
         losses, tried = {0: known}, {0: local}
         for amount in sorted(amounts):
-            drawn = _first(people[poor], amount)
-            tried[amount] = trainings.train(classification.pool([real, drawn]))
+            drawn = people[poor].subset(np.arange(amount))
+            tried[amount] = trainings.train(pool([real, drawn]))
             losses[amount] = trainings.loss(tried[amount], validation)
         row = f"local real + {name}"
         chosen[row] = min(losses, key=lambda amount: (losses[amount], amount))
@@ -181,7 +187,7 @@ def use_of_synthetic(
         test = trainings.load(folders, site, "test")
         for row, at, model in models:
             if at == site:
-                found = classification.score(test, trainings.predict(model, test))
+                found = score(study, test.labels, trainings.predict(model, test))
                 rows += [(seed, row, site, name, found[name], len(test.labels)) for name in METRICS]
     order = [REAL_ONLY, *chosen, *(f"{name} only" for name in of_sites)]
     frame = pd.DataFrame(rows, columns=USE_COLUMNS)
@@ -207,46 +213,48 @@ class _Trainings:
 
     def __init__(self, config: RunConfig, place: Place) -> None:
         self.config, self.place = config, place
+        self.task, self.study = load_task(config.task), config.read_study()
 
-    def load(self, folders: Mapping[str, Path], site: str, split: str) -> ImageSet:
-        return classification.load_split(site, Path(folders[site]), split, self.config, cache_dir())
+    def load(self, folders: Mapping[str, Path], site: str, split: str) -> Dataset:
+        return self.task.open_split(site, Path(folders[site]), split, self.config, cache_dir())
 
-    def train(self, data: ImageSet) -> nn.Module:
-        model, private = classification.build_model(self.config, self.place), {}
-        classification.warm_start(model, self.config)
-        for number in range(1, self.config.num_server_rounds + 1):
-            private = classification.fit(
+    def train(self, data: Dataset) -> nn.Module:
+        model, private = self.task.build_model(self.config, self.place), {}
+        self.task.warm_start(model, self.config)
+        for number in range(1, self.config.run.rounds + 1):
+            private = self.task.fit(
                 model, data, self.config, place=self.place, round_number=number, private=private
             ).private
         return model
 
-    def predict(self, model: nn.Module, data: ImageSet) -> np.ndarray:
-        return predict(model, data, self.place.device)
+    def predict(self, model: nn.Module, data: Dataset) -> np.ndarray:
+        return predict(model, data, self.study, self.place.device)
 
-    def loss(self, model: nn.Module, data: ImageSet) -> float:
-        return classification.score(data, self.predict(model, data))["loss"]
+    def loss(self, model: nn.Module, data: Dataset) -> float:
+        return score(self.study, data.labels, self.predict(model, data))["loss"]
 
 
 def _people(
-    name: str, folder: Path, sites: Sequence[str], count: int, seed: int, real: ImageSet
-) -> dict[str, ImageSet]:
+    name: str,
+    folder: Path,
+    sites: Sequence[str],
+    count: int,
+    seed: int,
+    real: Dataset,
+    study: Study,
+) -> dict[str, Dataset]:
     generator, _ = load_generator(folder)
-    resolution, wanted = generator.architecture.resolution, real.images.shape[-1]
+    resolution, wanted = generator.architecture.resolution, real.shape[-1]
     if resolution != wanted:
         raise ConfigError(
             f"{name}: its pictures have {resolution} pixels a side, the classifier's slices "
-            f"{wanted}. Set `gan` and `gan-changes` to those that it was trained with"
+            f"{wanted}. Set model.gan and "
+            "model.gan-changes to those that it was trained with"
         )
     try:
-        return {site: synthetic_people(generator, site, count, seed) for site in sites}
+        return {site: synthetic_people(generator, study, site, count, seed) for site in sites}
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-
-
-def _first(people: ImageSet, count: int) -> ImageSet:
-    return replace(
-        people, images=people.images[:count], labels=people.labels[:count], ids=people.ids[:count]
-    )
 
 
 def _require_labels(generator: Generator, wanted: Mapping[str, Sequence[str]]) -> None:

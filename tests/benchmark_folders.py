@@ -74,7 +74,12 @@ def make_folder(
     tables = {site: pd.concat(found) for site, found in predictions.items() if found}
     summary = summarize(results, tables, poor_site=next(iter(sites)), draws=200)
     manifest = {
-        "config": {"cohort-dir": "", "output-dir": "", "batch-size": 16, "learning-rate": 1e-3},
+        "config": {
+            "data.cohort-dir": "",
+            "run.output-dir": "",
+            "training.batch-size": 16,
+            "training.learning-rate": 1e-3,
+        },
         "arms": sorted({arm for arm, _ in models}),
         "strategies": ["fedavg"],
         "seeds": list(range(seeds)),

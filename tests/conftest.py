@@ -39,7 +39,7 @@ min-batch-size = 1
 share-moments = true
 private-seed = false
 """
-TINY = ["num-server-rounds=2", "local-steps=2", "batch-size=4", "image-size=16"]
+TINY = ["run.rounds=2", "training.local-steps=2", "training.batch-size=4", "data.size=16"]
 
 
 @pytest.fixture(scope="session")

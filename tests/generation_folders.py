@@ -126,7 +126,12 @@ def make_comparison(
     results = pd.DataFrame(rows).reindex(columns=[*TEXTS, *NUMBERS])
     manifest = {
         "description": "Does a small hospital gain by joining?",
-        "config": {"task": "generation", "cohort-dir": "", "gan": "tiny-32", "batch-size": 8},
+        "config": {
+            "task": "generation",
+            "data.cohort-dir": "",
+            "gan": "tiny-32",
+            "training.batch-size": 8,
+        },
         "arms": sorted({arm for arm, _, _ in models}),
         "strategies": ["fedavg"],
         "seeds": list(range(seeds)),
@@ -202,7 +207,7 @@ def make_run(folder: Path, *, rounds: int = 12, paint: Paint = noise, ended: boo
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text)
     counts = {s: {"n_train": n, "n_val": 8, "n_test": 60, "left_out": 0} for s, n in SITES.items()}
-    config = {"task": "generation", "cohort-dir": "", "strategy": "fedavg", "seed": 0}
+    config = {"task": "generation", "data.cohort-dir": "", "strategy": "fedavg", "seed": 0}
     manifest = {"run_id": "17", "config": config, "sites": counts, "source_hash": "01" * 32}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     write_grids(folder, evaluated, rng, paint, list(SITES))

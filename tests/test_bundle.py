@@ -64,7 +64,7 @@ def test_both_apps_import_from_the_bundle_alone(bundle: Path, tmp_path: Path) ->
         f"root, bundle = {str(ROOT)!r}, {str(bundle)!r}\n"
         "sys.path[:] = [bundle] + [p for p in sys.path if p not in ('', root)]\n"
         "import server.app, clients.app, server.rounds, clients.local\n"
-        "from common.tasks import load_task\n"
+        "from common.tasks.task import load_task\n"
         "from common.provenance import source_hash\n"
         "modules = [server.app, clients.app, load_task('classification')]\n"
         "assert all(pathlib.Path(m.__file__).is_relative_to(bundle) for m in modules), modules\n"

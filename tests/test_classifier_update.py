@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.imaging.bids import read_site
 from common.imaging.prepare import ImageSet, load_images
 from common.models.classifier import CLASSES, StandardizeHead, build_classifier
@@ -90,12 +90,17 @@ def prepare_for_reading(model: nn.Module, label: int) -> None:
 def features_in_update(model: nn.Module, scan: ImageSet) -> Tensor:
     """Return what the head saw of the scan, up to scale, from its weights before and after."""
     config = RunConfig.from_flower(
-        {"local-steps": 1, "batch-size": 1, "augment": "none", "weight-decay": 0.0}
-        | {"image-size": SIZE, "num-server-rounds": 100_000}
+        {
+            "training.local-steps": 1,
+            "training.batch-size": 1,
+            "augment": "none",
+            "training.weight-decay": 0.0,
+        }
+        | {"data.size": SIZE, "run.rounds": 100_000}
     )
     before = model.head.weight.detach().clone()
     train(model, scan, config, device=torch.device("cpu"), seed=0, first_step=0, moments={})
-    step = (before - model.head.weight.detach()).double() / config.learning_rate
+    step = (before - model.head.weight.detach()).double() / config.training.learning_rate
     assert step.abs().max() < 0.999  # else only signs would be left
     return (EPSILON * step / (1 - step.abs()))[1 - int(scan.labels[0])]
 

@@ -11,7 +11,7 @@ from clients import resources
 from clients.app import app
 from clients.guard import guard
 from common import messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError, DataContractError
 from common.messages import Failure
 from common.sites import site_name
@@ -194,29 +194,29 @@ def test_failure_says_where(deployed, tmp_path):
     assert failure_of(ValueError(), SIMULATED).site == "south"  # the second of three phantoms
     for name in ("a", "b", "c"):
         (tmp_path / "cohort" / name).mkdir(parents=True)
-    run_config = {"cohort-dir": str(tmp_path / "cohort")}
+    run_config = {"data.cohort-dir": str(tmp_path / "cohort")}
     assert failure_of(ValueError(), SIMULATED, run_config).site == "b"
 
 
-BROKEN = {"learning-rate": -1.0}
+BROKEN = {"training.learning-rate": -1.0}
 
 
 def test_deployed_site_keeps_its_name_when_the_run_config_is_broken(deployed):
     assert failure_of(ValueError(), deployed, BROKEN).site == "north"
     failure = messages.failure_in(app(asked(messages.HELLO), context(deployed, BROKEN)))
     assert failure.site == "north"
-    assert "learning-rate = -1.0" in failure.error
+    assert "training.learning-rate = -1.0" in failure.error
 
 
 def test_simulated_site_keeps_its_number_when_the_run_config_is_broken():
     failure = messages.failure_in(app(asked(messages.HELLO), context(SIMULATED, BROKEN)))
     assert failure.site == "1"
-    assert "learning-rate = -1.0" in failure.error
+    assert "training.learning-rate = -1.0" in failure.error
 
 
 def test_cohort_of_another_size_is_told(tmp_path):
     (tmp_path / "only").mkdir()
-    run_config = {"cohort-dir": str(tmp_path)}
+    run_config = {"data.cohort-dir": str(tmp_path)}
     failure = messages.failure_in(app(asked(messages.HELLO), context(SIMULATED, run_config)))
     assert failure.site == "1"
     assert "num-supernodes=1" in failure.error
@@ -275,7 +275,7 @@ def test_number_without_the_simulation_engine_is_no_site_and_tells_nothing(monke
         monkeypatch.setattr(f"clients.{module}.declared", resources.declared)
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    run_config = {"cohort-dir": str(tmp_path)}
+    run_config = {"data.cohort-dir": str(tmp_path)}
     failure = messages.failure_in(
         app(asked(messages.HELLO), context({"partition-id": 0, "num-partitions": 2}, run_config))
     )

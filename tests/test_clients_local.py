@@ -18,16 +18,16 @@ from clients import local
 from clients.app import app
 from clients.state import SiteState
 from common import messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import FedscanError
 from common.messages import EVALUATE, TRAIN
-from common.tasks import load_task
+from common.tasks.task import load_task
 from common.transport import broadcast, decode_update, received, to_keep
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 
 ROOT = Path(__file__).parents[1]
-TINY = {"num-server-rounds": 3, "local-steps": 2, "batch-size": 4, "image-size": 16}
+TINY = {"run.rounds": 3, "training.local-steps": 2, "training.batch-size": 4, "data.size": 16}
 SITES = ("island", "north")
 Weights = dict[str, torch.Tensor]
 

@@ -14,7 +14,7 @@ from clients.app import app
 from clients.orders import require_explained
 from clients.policy import SIMULATED, SitePolicy
 from common import messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.fingerprint import fingerprint
 from common.messages import EVALUATE, HELLO, TRAIN
@@ -69,22 +69,28 @@ def test_default_policy_admits_the_default_runs(task):
 
 
 OUT_OF_BOUNDS = [
-    ({"batch-size": 3}, "batch-size = 3, accepted is 4 or more (min-batch-size)"),
-    ({"local-steps": 1}, "local-steps = 1, accepted is 2 or more (min-local-steps)"),
-    ({"learning-rate": 0.02}, "learning-rate = 0.02"),
-    ({"learning-rate": 1e-7}, "learning-rate = 1e-07"),
-    ({"augment": "none"}, "augment is off (require-augmentation)"),
-    ({"num-server-rounds": 1001}, "num-server-rounds = 1001, accepted is 1000 or fewer"),
-    ({"task": "generation", "batch-size": 2}, "batch-size = 2"),
-    ({"strategy": "fedprox", "proximal-mu": 1e12}, "proximal-mu = 1e+12"),
-    ({"task": "generation", "gan-changes": "augment=off"}, "augment = off"),
-    ({"task": "generation", "gan-changes": "augment=fixed augment-p=1e-9"}, "augment = fixed"),
-    ({"task": "generation", "gan-changes": "augment-steps=b"}, "augment-steps = b"),
-    ({"task": "generation", "gan-changes": "ada-target=1"}, "ada-target = 1"),
-    ({"task": "generation", "gan-changes": "ada-kimg=100000"}, "ada-kimg = 100000"),
-    ({"task": "generation", "gan-changes": "ada-interval=10000"}, "ada-interval = 10000"),
+    ({"training.batch-size": 3}, "training.batch-size = 3, accepted is 4 or more (min-batch-size)"),
     (
-        {"task": "generation", "gan-changes": "generator-learning-rate=0.1"},
+        {"training.local-steps": 1},
+        "training.local-steps = 1, accepted is 2 or more (min-local-steps)",
+    ),
+    ({"training.learning-rate": 0.02}, "training.learning-rate = 0.02"),
+    ({"training.learning-rate": 1e-7}, "training.learning-rate = 1e-07"),
+    ({"augment": "none"}, "augment is off (require-augmentation)"),
+    ({"run.rounds": 1001}, "run.rounds = 1001, accepted is 1000 or fewer"),
+    ({"task": "generation", "training.batch-size": 2}, "training.batch-size = 2"),
+    ({"strategy": "fedprox", "strategy.mu": 1e12}, "strategy.mu = 1e+12"),
+    ({"task": "generation", "model.gan-changes": "training.augment=off"}, "training.augment = off"),
+    (
+        {"task": "generation", "model.gan-changes": "training.augment=fixed augment-p=1e-9"},
+        "training.augment = fixed",
+    ),
+    ({"task": "generation", "model.gan-changes": "augment-steps=b"}, "augment-steps = b"),
+    ({"task": "generation", "model.gan-changes": "ada-target=1"}, "ada-target = 1"),
+    ({"task": "generation", "model.gan-changes": "ada-kimg=100000"}, "ada-kimg = 100000"),
+    ({"task": "generation", "model.gan-changes": "ada-interval=10000"}, "ada-interval = 10000"),
+    (
+        {"task": "generation", "model.gan-changes": "generator-learning-rate=0.1"},
         "generator-learning-rate = 0.1",
     ),
 ]
@@ -101,7 +107,10 @@ def test_site_answers_nothing_in_a_run_that_its_policy_refuses(kind, tiny_cohort
     site = Site(run(batch_size=1, local_steps=1, augment="none"), tiny_cohort)
     error = refusal(site, kind, 1, "val", site.start)
     assert "its policy refuses this run" in error
-    assert all(key in error for key in ("batch-size = 1", "local-steps = 1", "augment is off"))
+    assert all(
+        key in error
+        for key in ("training.batch-size = 1", "training.local-steps = 1", "augment is off")
+    )
     assert not (tmp_path / "records").exists()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from clients import resources
 from clients.resources import Grant, compute_device, granted
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from test_server_rounds import InProcessGrid, clients, run_config, simulated
 from clients import local
 from clients.state import CONFIG, DATA, ROSTER, SiteState
 from common import files, messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import DataContractError, FedscanError
 from common.imaging import bids
 from common.messages import EVALUATE, HELLO, TRAIN, Failure

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -63,7 +63,7 @@ def test_unknown_key_without_a_neighbour_lists_the_known_ones():
 
 def test_field_names_are_not_keys():
     """Flower's keys are kebab-case, and two spellings of one key would be one too many."""
-    assert "did you mean 'local-steps'?" in refusal({"local_steps": 5})
+    assert "did you mean 'training.local-steps'?" in refusal({"local_steps": 5})
 
 
 @pytest.mark.parametrize("key", INTEGER_KEYS + FLOAT_KEYS)
@@ -94,24 +94,24 @@ def test_numbers_are_finite(key, wrong):
 @pytest.mark.parametrize(
     ("key", "wrong", "accepted"),
     [
-        ("num-server-rounds", -1, "from 0"),
-        ("local-steps", -1, "from 0"),
-        ("batch-size", -1, "from 0"),
-        ("batch-size", 5000, "up to 4096"),
-        ("evaluate-every", -1, "from 0"),
-        ("learning-rate", 0.0, "above 0"),
-        ("learning-rate", -1e-3, "above 0"),
-        ("learning-rate", 11.0, "up to 10"),
-        ("weight-decay", -0.1, "from 0"),
-        ("proximal-mu", -1.0, "from 0"),
-        ("image-size", 15, "from 16"),
-        ("image-size", 257, "up to 256"),
+        ("run.rounds", -1, "from 0"),
+        ("training.local-steps", -1, "from 0"),
+        ("training.batch-size", -1, "from 0"),
+        ("training.batch-size", 5000, "up to 4096"),
+        ("run.evaluate-every", -1, "from 0"),
+        ("training.learning-rate", 0.0, "above 0"),
+        ("training.learning-rate", -1e-3, "above 0"),
+        ("training.learning-rate", 11.0, "up to 10"),
+        ("training.weight-decay", -0.1, "from 0"),
+        ("strategy.mu", -1.0, "from 0"),
+        ("data.size", 15, "from 16"),
+        ("data.size", 257, "up to 256"),
         ("seed", -1, "from 0"),
         ("seed", 2**53 + 1, "from 0"),
         ("threads", 0, "from 1"),
-        ("min-sites", 0, "from 1"),
-        ("connect-timeout", 0.0, "above 0"),
-        ("reply-timeout", 0.0, "above 0"),
+        ("run.min-sites", 0, "from 1"),
+        ("run.connect-timeout", 0.0, "above 0"),
+        ("run.reply-timeout", 0.0, "above 0"),
     ],
 )
 def test_out_of_range_says_the_range(key, wrong, accepted):
@@ -137,7 +137,7 @@ def test_unknown_option_lists_the_options(key, options):
     assert "accepted is one of " + ", ".join(map(repr, options)) in text
 
 
-@pytest.mark.parametrize("key", ["output-dir", "cohort-dir"])
+@pytest.mark.parametrize("key", ["run.output-dir", "data.cohort-dir"])
 @pytest.mark.parametrize("relative", ["runs", "./runs", "../runs", "~/runs"])
 def test_relative_folder_is_refused_and_says_why(key, relative):
     text = refusal({key: relative})
@@ -148,16 +148,16 @@ def test_relative_folder_is_refused_and_says_why(key, relative):
 
 @pytest.mark.parametrize("mu", [0, 0.0])
 def test_fedprox_needs_its_mu(mu):
-    assert "needs proximal-mu above 0" in refusal({"strategy": "fedprox", "proximal-mu": mu})
+    assert "needs proximal-mu above 0" in refusal({"strategy": "fedprox", "strategy.mu": mu})
     assert "needs proximal-mu above 0" in refusal({"strategy": "fedprox"})
 
 
 def test_mu_without_fedprox_is_refused_rather_than_ignored():
-    assert "no effect with strategy 'fedavg'" in refusal({"proximal-mu": 0.1})
+    assert "no effect with strategy 'fedavg'" in refusal({"strategy.mu": 0.1})
 
 
 def test_fedprox_with_its_mu_is_accepted():
-    assert RunConfig.from_flower({"strategy": "fedprox", "proximal-mu": 0.1}).proximal_mu == 0.1
+    assert RunConfig.from_flower({"strategy": "fedprox", "strategy.mu": 0.1}).proximal_mu == 0.1
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,13 @@ def test_fedprox_with_its_mu_is_accepted():
 )
 @pytest.mark.parametrize("written", [False, True])
 def test_what_is_left_open_takes_what_suits_the_task(task, suitable, written):
-    keys = ("num-server-rounds", "local-steps", "batch-size", "evaluate-every", "weighting")
+    keys = (
+        "run.rounds",
+        "training.local-steps",
+        "training.batch-size",
+        "run.evaluate-every",
+        "weighting",
+    )
     left_open = {key: LEFT_OPEN[key] for key in keys} if written else {}
     config = RunConfig.from_flower({"task": task} | left_open)
     flat = config.to_flower()
@@ -180,7 +186,12 @@ def test_what_is_left_open_takes_what_suits_the_task(task, suitable, written):
 @pytest.mark.parametrize("task", ["classification", "generation"])
 def test_what_is_given_stays_whatever_suits_the_task(task):
     given = {
-        **{"num-server-rounds": 3, "local-steps": 4, "batch-size": 12, "evaluate-every": 2},
+        **{
+            "run.rounds": 3,
+            "training.local-steps": 4,
+            "training.batch-size": 12,
+            "run.evaluate-every": 2,
+        },
         "weighting": "uniform" if task == "classification" else "images",
     }
     flat = RunConfig.from_flower({"task": task} | given).to_flower()
@@ -189,22 +200,28 @@ def test_what_is_given_stays_whatever_suits_the_task(task):
 
 @pytest.mark.parametrize("wrong", [False, 0.0, "0"])
 def test_left_open_is_a_whole_zero_and_nothing_like_it(wrong):
-    assert f"local-steps = {wrong!r}" in refusal({"local-steps": wrong})
+    assert f"training.local-steps = {wrong!r}" in refusal({"training.local-steps": wrong})
 
 
 def test_options_of_generation_are_refused_elsewhere_rather_than_ignored():
     assert "needs task 'generation'" in refusal({"weighting": "distance"})
     assert "no effect without task 'generation'" in refusal({"share": "generator"})
-    fedprox = {"task": "generation", "strategy": "fedprox", "proximal-mu": 0.1}
+    fedprox = {"task": "generation", "strategy": "fedprox", "strategy.mu": 0.1}
     assert "no strategy 'fedprox'" in refusal(fedprox)
     config = RunConfig.from_flower(
         {"task": "generation", "weighting": "distance", "share": "generator"}
     )
-    assert (config.weighting, config.share) == ("distance", "generator")
+    assert (config.strategy.weighting, config.strategy.share) == ("distance", "generator")
 
 
 def test_several_faults_are_all_named_a_line_each():
-    faults = {"seeds": 1, "threads": True, "image-size": 8, "output-dir": "runs", "device": "tpu"}
+    faults = {
+        "seeds": 1,
+        "threads": True,
+        "data.size": 8,
+        "run.output-dir": "runs",
+        "device": "tpu",
+    }
     text = refusal(faults)
     assert all(key in text for key in faults)
     lines = text.splitlines()
@@ -213,9 +230,11 @@ def test_several_faults_are_all_named_a_line_each():
     assert all(line.startswith("run config: ") for line in lines)
 
 
-@pytest.mark.parametrize("key", [key for key in FLOAT_KEYS if key != "proximal-mu"])
+@pytest.mark.parametrize("key", [key for key in FLOAT_KEYS if key != "strategy.mu"])
 def test_whole_number_is_a_fine_float(key):
-    whole = {"server-momentum": 0, "label-smoothing": 0, "most-share": 1}.get(key, 2)
+    whole = {"server-momentum": 0, "training.label-smoothing": 0, "strategy.most-share": 1}.get(
+        key, 2
+    )
     config = RunConfig.from_flower({key: whole})
     value = config.to_flower()[key]
     assert value == whole
@@ -226,13 +245,13 @@ def test_whole_number_is_a_fine_float(key):
 def test_configuration_is_frozen_and_can_key_a_cache():
     config = RunConfig()
     with pytest.raises(ValidationError):
-        config.seed = 1
+        config.run.seed = 1
     assert hash(config) == hash(RunConfig())
     assert len({config, RunConfig(), RunConfig(seed=1)}) == 2
 
 
 def test_total_steps_are_rounds_times_steps():
-    assert RunConfig.from_flower({"num-server-rounds": 7, "local-steps": 11}).total_steps == 77
+    assert RunConfig.from_flower({"run.rounds": 7, "training.local-steps": 11}).total_steps == 77
 
 
 def _positive(top: float) -> st.SearchStrategy[float]:
@@ -248,7 +267,7 @@ def _positive(top: float) -> st.SearchStrategy[float]:
     ],
 )
 def test_site_nodes_say_which_supernode_each_site_is(pairs, expected):
-    config = RunConfig.from_flower({"site-nodes": pairs, "min-sites": 1})
+    config = RunConfig.from_flower({"run.site-nodes": pairs, "run.min-sites": 1})
     assert config.nodes_of_sites() == expected
 
 
@@ -267,38 +286,38 @@ def test_site_nodes_say_which_supernode_each_site_is(pairs, expected):
     + ["no/rth:1", "north:1,south:2"],
 )
 def test_site_nodes_that_bind_no_site_to_one_node_are_refused(pairs):
-    with pytest.raises(ConfigError, match=r"site-nodes = .*accepted is pairs SITE:NODE"):
-        RunConfig.from_flower({"site-nodes": pairs})
+    with pytest.raises(ConfigError, match=r"run.site-nodes = .*accepted is pairs SITE:NODE"):
+        RunConfig.from_flower({"run.site-nodes": pairs})
 
 
 def test_more_sites_than_are_bound_cannot_be_waited_for():
-    with pytest.raises(ConfigError, match="site-nodes binds 1 sites and min-sites is 2"):
-        RunConfig.from_flower({"site-nodes": "north:1"})
+    with pytest.raises(ConfigError, match="run.site-nodes binds 1 sites and min-sites is 2"):
+        RunConfig.from_flower({"run.site-nodes": "north:1"})
 
 
 RUN_CONFIGS = st.fixed_dictionaries(
     {},
     optional={
-        "cohort-dir": st.sampled_from(["", "/data/cohort", "/data/ä b"]),
-        "output-dir": st.sampled_from(["", "/runs"]),
-        "num-server-rounds": st.integers(1, 100_000),
-        "local-steps": st.integers(1, 1_000_000),
-        "batch-size": st.integers(1, 4096),
-        "evaluate-every": st.integers(1, 100_000),
+        "data.cohort-dir": st.sampled_from(["", "/data/cohort", "/data/ä b"]),
+        "run.output-dir": st.sampled_from(["", "/runs"]),
+        "run.rounds": st.integers(1, 100_000),
+        "training.local-steps": st.integers(1, 1_000_000),
+        "training.batch-size": st.integers(1, 4096),
+        "run.evaluate-every": st.integers(1, 100_000),
         "weighting": st.sampled_from(["images", "uniform"]),
         "transport": st.sampled_from(["float32", "float16", "int8"]),
-        "learning-rate": _positive(10) | st.integers(1, 10),
-        "weight-decay": st.floats(0, 10) | st.integers(0, 10),
-        "image-size": st.integers(16, 256),
+        "training.learning-rate": _positive(10) | st.integers(1, 10),
+        "training.weight-decay": st.floats(0, 10) | st.integers(0, 10),
+        "data.size": st.integers(16, 256),
         "classifier": st.sampled_from(["small", "efficientnet-b2"]),
         "seed": st.integers(0, 2**53),
         "device": st.sampled_from(["auto", "cpu"]),
         "threads": st.integers(1, 256),
-        "min-sites": st.integers(1, 10_000),
-        "most-share": _positive(1),
-        "most-norm": st.floats(0, 1e6),
-        "connect-timeout": _positive(1e6),
-        "reply-timeout": _positive(1e6) | st.integers(1, 10**6),
+        "run.min-sites": st.integers(1, 10_000),
+        "strategy.most-share": _positive(1),
+        "strategy.most-norm": st.floats(0, 1e6),
+        "run.connect-timeout": _positive(1e6),
+        "run.reply-timeout": _positive(1e6) | st.integers(1, 10**6),
     },
 )
 
@@ -307,7 +326,7 @@ RUN_CONFIGS = st.fixed_dictionaries(
 @given(RUN_CONFIGS, st.none() | _positive(1e3))
 def test_flower_round_trip_loses_nothing(run_config, mu):
     if mu is not None:
-        run_config |= {"strategy": "fedprox", "proximal-mu": mu}
+        run_config |= {"strategy": "fedprox", "strategy.mu": mu}
     config = RunConfig.from_flower(run_config)
     flat = config.to_flower()
     assert RunConfig.from_flower(flat) == config
@@ -333,9 +352,9 @@ def test_whatever_flower_hands_over_is_accepted_or_refused_in_words(run_config):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("gan-checkpoint", "/runs/7"),
-        ("learning-rate", 0.01),
-        ("image-size", 16),
+        ("model.gan-checkpoint", "/runs/7"),
+        ("training.learning-rate", 0.01),
+        ("data.size", 16),
         ("classifier", "slices"),
         ("adapt", "center"),
     ],
@@ -350,13 +369,19 @@ def test_a_classifiers_options_are_refused_for_generation_rather_than_ignored(ke
     ("changed", "words"),
     [
         ({"gan": "nope"}, "gan has no effect with classifier 'small'"),
-        ({"gan-changes": "z-dim=8"}, "gan-changes has no effect with classifier 'small'"),
+        (
+            {"model.gan-changes": "z-dim=8"},
+            "model.gan-changes has no effect with classifier 'small'",
+        ),
         ({"classifier": "slices", "gan": "nope"}, "preset 'nope'"),
-        ({"classifier": "gan-features", "gan-changes": "seed=8"}, "decided by the run config"),
-        ({"classifier": "slices", "gan-changes": "log-every=8"}, "no effect in a federation"),
-        ({"task": "generation", "batch-size": 1}, "set batch-size above 1"),
+        (
+            {"classifier": "gan-features", "model.gan-changes": "run.seed=8"},
+            "decided by the run config",
+        ),
+        ({"classifier": "slices", "model.gan-changes": "log-every=8"}, "no effect in a federation"),
+        ({"task": "generation", "training.batch-size": 1}, "set batch-size above 1"),
         ({"task": "generation", "gan": "paper-256"}, "3 channels"),
-        ({"task": "generation", "gan-changes": "resolution=512"}, "512 pixels"),
+        ({"task": "generation", "model.gan-changes": "resolution=512"}, "512 pixels"),
     ],
 )
 def test_networks_that_cannot_be_are_refused_before_anything_starts(changed, words):
@@ -364,5 +389,5 @@ def test_networks_that_cannot_be_are_refused_before_anything_starts(changed, wor
 
 
 def test_batches_of_a_classifier_need_not_suit_a_gan():
-    one = RunConfig.from_flower({"classifier": "slices", "batch-size": 7})
+    one = RunConfig.from_flower({"classifier": "slices", "training.batch-size": 7})
     assert one.stylegan2().resolution == 32

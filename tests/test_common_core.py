@@ -21,7 +21,7 @@ from torch import nn
 
 from common import checkpoints, provenance
 from common.checkpoints import load_model, save_model
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError, DataContractError, FedscanError, ProvenanceError
 from common.files import without_nan, write_atomically, write_json
 from common.metrics_log import MetricsLog, MetricsTail, Row, read_rows
@@ -30,7 +30,7 @@ from common.predictions import save_predictions
 from common.provenance import require_same_source, source_hash
 from common.run_folder import RunFolder
 from common.seeding import derive_seed
-from common.tasks import Place, load_task
+from common.tasks.task import Place, load_task
 
 AXES = st.dictionaries(
     st.from_regex(r"(?!seed\b)[a-z]{1,8}", fullmatch=True),
@@ -488,7 +488,7 @@ def test_library_that_is_missing_is_said_to_be(monkeypatch):
 
 
 def test_run_folder_holds_what_is_needed_to_repeat_the_run(tmp_path):
-    config = RunConfig.from_flower({"output-dir": str(tmp_path), "seed": 3, "image-size": 16})
+    config = RunConfig.from_flower({"run.output-dir": str(tmp_path), "seed": 3, "data.size": 16})
     folder = RunFolder(config, "42")
     assert folder.path == tmp_path / "42"
     folder.write_manifest({"north": {"n_train": 8}}, "0f")

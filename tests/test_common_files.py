@@ -15,7 +15,7 @@ from generation_folders import noise, slices
 from tiny_gan import start
 
 from common.checkpoints import save_model, save_snapshot
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.evaluation.memorization import write_look_alikes
 from common.files import make_folder as make
 from common.files import write_atomically, write_json
@@ -90,7 +90,7 @@ def test_files_of_every_writer(home: Path) -> None:
 
 
 def test_a_runs_folder(home: Path) -> None:
-    folder = RunFolder(RunConfig.from_flower({"output-dir": str(home / "runs")}), "17")
+    folder = RunFolder(RunConfig.from_flower({"run.output-dir": str(home / "runs")}), "17")
     folder.write_manifest({}, "0")
     folder.write_failure({"site": "north", "traceback": "sub-01"})
     folder.write_summary({})

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays_of
 from common import messages
 from common.messages import Failure
 from common.provenance import source_hash
-from common.tasks import Evaluation
+from common.tasks.task import Evaluation
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
+from common.config.site_names import SITE_NAME
 from common.errors import ConfigError
 from common.imaging.cohorts import check_site
-from common.sites import PHANTOM_TEST, SITE_NAME, Site, locate_site, phantom_sites, site_name
+from common.sites import PHANTOM_TEST, Site, locate_site, phantom_sites, site_name
 
 PHANTOMS = RunConfig()
 

@@ -203,7 +203,7 @@ def overtrained() -> tuple[np.ndarray, np.ndarray]:
     config = TINY.with_changes(
         {
             **{"label-kinds": "site", "mirror": False, "augment": "off", "r1-gamma": 0.01},
-            **{"path-weight": 0.0, "style-mixing": 0.0, "ema-kimg": 0.5, "batch-size": 8},
+            **{"path-weight": 0.0, "style-mixing": 0.0, "ema-kimg": 0.5, "training.batch-size": 8},
             **{"generator-learning-rate": 0.01, "discriminator-learning-rate": 0.01},
             **{"channel-base": 256, "log-every": 1000},
         }

@@ -186,7 +186,7 @@ def history(
                     ),
                     FEDSCAN_POLICY=str(policy),
                 )
-                honest = [*TINY, f"output-dir = '{seen.out}'", "min-sites = 3"]
+                honest = [*TINY, f"run.output-dir = '{seen.out}'", "run.min-sites = 3"]
                 seen.console += flwr_run(ROOT, connection, honest, **user).stdout
             seen.poisoned = poison.exists()
             seen.daemons = daemons(report)

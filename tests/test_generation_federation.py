@@ -14,10 +14,10 @@ from test_server_rounds import InProcessGrid, clients
 from clients import local
 from clients.state import SiteState
 from common import messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.messages import EVALUATE, TRAIN
-from common.tasks import Place, generation, generation_quality
+from common.tasks.task import Place, generation, generation_quality
 from common.transport import received, to_keep
 from server.rounds import federate
 
@@ -47,13 +47,13 @@ def places(monkeypatch, session_cache, tmp_path):
 def run_config(folder: Path, cohort: Path, **changes) -> RunConfig:
     values = {
         "task": "generation",
-        "gan-changes": GAN,
-        "num-server-rounds": 2,
-        "local-steps": 2,
-        "batch-size": 4,
-        "evaluate-every": 1,
-        "cohort-dir": str(cohort),
-        "output-dir": str(folder),
+        "model.gan-changes": GAN,
+        "run.rounds": 2,
+        "training.local-steps": 2,
+        "training.batch-size": 4,
+        "run.evaluate-every": 1,
+        "data.cohort-dir": str(cohort),
+        "run.output-dir": str(folder),
         "device": "cpu",
     }
     return RunConfig.from_flower(values | {k.replace("_", "-"): v for k, v in changes.items()})
@@ -172,4 +172,4 @@ def test_the_servers_word_opens_no_file_of_an_extractor_at_a_hospital(
     _, contexts = clients([node, {**node, "extractor": "/own/network.pt"}], config)
     with pytest.raises(ConfigError, match="name it when you start the SuperNode"):
         local.Workplace(contexts[0])
-    assert local.Workplace(contexts[1]).config.extractor == "/own/network.pt"
+    assert local.Workplace(contexts[1]).config.model.extractor == "/own/network.pt"

@@ -19,7 +19,7 @@ from browser import Browser
 from generation_folders import SITES, make_comparison, make_run, noise, slices
 from PIL import Image
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import FedscanError
 from common.files import write_json
 from common.metrics_log import Row
@@ -233,7 +233,7 @@ def test_one_repetition_and_failed_cells(tmp_path: Path) -> None:
 
 def test_scans_of_people_are_called_so(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
-    config = {**manifest["config"], "cohort-dir": "/home/someone/hospitals"}
+    config = {**manifest["config"], "data.cohort-dir": "/home/someone/hospitals"}
     rewrite(copy / "manifest.json", config={**config, "extractor": "/home/someone/net.pt"})
     page = Page(write_report(copy).read_text())
     assert "shown only on the machine that holds them" in page.text
@@ -313,9 +313,7 @@ def test_a_run_that_classifies_has_no_report(tmp_path: Path) -> None:
 
 
 def test_rounds_without_validation_count_as_well() -> None:
-    config = RunConfig.from_flower(
-        {"task": "generation", "num-server-rounds": 5, "evaluate-every": 2}
-    )
+    config = RunConfig.from_flower({"task": "generation", "run.rounds": 5, "run.evaluate-every": 2})
     rows, bar = [], Told()
 
     def add(number: int, site: str, split: str, name: str, value: float) -> None:
@@ -407,27 +405,27 @@ def test_the_terminal_asks_only_what_was_compared(
 def test_an_estimate_counts_who_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "step_seconds", lambda config, sites: 0.1)
     monkeypatch.setattr(estimate, "usable_cpus", lambda: 1)
-    run = {"task": "generation", "num-server-rounds": 10, "local-steps": 10}
+    run = {"task": "generation", "run.rounds": 10, "training.local-steps": 10}
     for local, trainings in (("all", 3), ("poor", 1)):
         plan = Plan(arms=["local"], local=local, run=run)
-        seconds = estimate.estimate_seconds(plan, 3, {"min-sites": 3})
+        seconds = estimate.estimate_seconds(plan, 3, {"run.min-sites": 3})
         assert seconds == pytest.approx(10 * trainings + estimate.CELL_OVERHEAD)
 
 
 def test_an_estimate_takes_scans_of_both_sexes_for_a_batch_of_one() -> None:
-    run = {"batch-size": 1, "num-server-rounds": 1, "local-steps": 1}
+    run = {"training.batch-size": 1, "run.rounds": 1, "training.local-steps": 1}
     plan = load_plan("gan-domain-adaptation", {"strategies": ["untrained-frozen"]}, run)
-    config = plan.config(plan.cells()[0], {"min-sites": 2})
-    assert config.adapt == "center"
+    config = plan.config(plan.cells()[0], {"run.min-sites": 2})
+    assert config.model.adapt == "center"
     assert estimate.step_seconds(config, 2) > 0
 
 
 def test_an_estimate_counts_every_classifier_of_a_use_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "step_seconds", lambda config, sites: 0.1)
     monkeypatch.setattr(estimate, "usable_cpus", lambda: 1)
-    run = {"task": "generation", "num-server-rounds": 10, "local-steps": 10}
-    use = {"task": "classification", "num-server-rounds": 2, "local-steps": 5}
-    base, arms = {"min-sites": 3}, ["local", "federated"]
+    run = {"task": "generation", "run.rounds": 10, "training.local-steps": 10}
+    use = {"task": "classification", "run.rounds": 2, "training.local-steps": 5}
+    base, arms = {"run.min-sites": 3}, ["local", "federated"]
     with_, without = (
         estimate.estimate_seconds(Plan(arms=arms, run=run, use=one), 3, base) for one in (use, {})
     )
@@ -439,8 +437,8 @@ def test_an_estimate_counts_every_classifier_of_a_use_cell(monkeypatch: pytest.M
 @pytest.mark.parametrize("task", ["classification", "generation"])
 def test_a_real_step_is_timed(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(estimate.PROBE_STEPS, task, 1)
-    size = {"image-size": 16} if task == "classification" else {}
-    config = RunConfig.from_flower({"task": task, "batch-size": 4, **size})
+    size = {"data.size": 16} if task == "classification" else {}
+    config = RunConfig.from_flower({"task": task, "training.batch-size": 4, **size})
     assert estimate.step_seconds(config, 2) > 0
 
 
@@ -449,7 +447,7 @@ def test_a_comparison_of_generators_collects_no_predictions(
 ) -> None:
     plan = Plan(seeds=2, local="poor", run={"task": "generation"}, use={"task": "classification"})
     sites = {site: tmp_path / site for site in SITES}
-    made = benchmark.Benchmark(plan, sites, {"min-sites": 3}, tmp_path / "out")
+    made = benchmark.Benchmark(plan, sites, {"run.min-sites": 3}, tmp_path / "out")
     table = pd.read_csv(folder / "results.csv")
     for cell in plan.cells():
         mine = (table["arm"] == cell.arm) & (table["seed"] == cell.seed)
@@ -459,7 +457,7 @@ def test_a_comparison_of_generators_collects_no_predictions(
         write_json(made._cell(cell) / "all" / "summary.json", {"bytes_plain": 212e6})
     first, second = plan.stages()[-1]
     made._cell(first).mkdir(parents=True)
-    use = pd.read_csv(folder / "use.csv").query("seed == 0")
+    use = pd.read_csv(folder / "use.csv").query("run.seed == 0")
     use.to_csv(made._cell(first) / "results.csv", index=False)
     write_json(made._cell(first) / "status.json", {"status": "done"})
     end_cell(made._cell(second), second, "error", "why")

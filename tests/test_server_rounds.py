@@ -24,12 +24,12 @@ from clients import local
 from clients.app import app as client_app
 from clients.state import SiteState
 from common import messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError, ProvenanceError
 from common.messages import EVALUATE, HELLO, TRAIN, Failure
 from common.metrics_log import UNUSABLE, UPDATE_NORM, read_rows
 from common.paths import cache_dir
-from common.tasks import Evaluation, Place, load_task
+from common.tasks.task import Evaluation, Place, load_task
 from common.transport import broadcast, encode_update, received, to_keep
 from server import exchange, roll_call
 from server.roll_call import SiteFailure
@@ -40,12 +40,12 @@ from server.strategies import SMALLEST_DISTANCE, give_votes, make_strategy
 pytestmark = pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
 
 TINY = {
-    "num-server-rounds": 3,
-    "local-steps": 2,
-    "batch-size": 4,
-    "image-size": 16,
-    "reply-timeout": 7.0,
-    "connect-timeout": 0.05,
+    "run.rounds": 3,
+    "training.local-steps": 2,
+    "training.batch-size": 4,
+    "data.size": 16,
+    "run.reply-timeout": 7.0,
+    "run.connect-timeout": 0.05,
 }
 Answer = Callable[[Message], Message | None]
 TRAINED_AND_VALIDATED = ((TRAIN, "train", 1), (EVALUATE, "val", 0))  # weights come up from one
@@ -163,7 +163,7 @@ def nodes(*sites: Answer) -> dict[int, Answer]:
 
 def run_config(folder: Path, **changes) -> RunConfig:
     changed = {key.replace("_", "-"): value for key, value in changes.items()}
-    return RunConfig.from_flower(TINY | {"output-dir": str(folder)} | changed)
+    return RunConfig.from_flower(TINY | {"run.output-dir": str(folder)} | changed)
 
 
 def run(folder: Path, grid: InProcessGrid, **changes) -> Path:
@@ -443,7 +443,7 @@ def test_bounds_that_do_not_bind_change_no_bit(tmp_path):
 
 def test_answers_are_waited_for_as_long_as_the_run_says(tmp_path):
     grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south")))
-    run(tmp_path, grid, **{"reply-timeout": 50_000.0})  # longer than Flower waits by itself
+    run(tmp_path, grid, **{"run.reply-timeout": 50_000.0})  # longer than Flower waits by itself
     assert {message.metadata.ttl for message in grid.requests} == {50_000.0}
 
 

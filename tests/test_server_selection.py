@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import AnswerError
-from common.tasks import Evaluation, Verdict
+from common.tasks.task import Evaluation, Verdict
 from server.selection import Selection, judge_usable
 
 NAN = math.nan

@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg, FedProx
 
 from common import messages
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from server.strategies import make_strategy
 
@@ -68,4 +68,4 @@ def test_momentum_goes_on_where_the_last_round_went():
 def test_fedprox_has_no_step_of_the_server(option):
     values = {key.replace("_", "-"): value for key, value in option.items()}
     with pytest.raises(ConfigError, match="fedavg"):
-        RunConfig.from_flower({"strategy": "fedprox", "proximal-mu": 0.1, **values})
+        RunConfig.from_flower({"strategy": "fedprox", "strategy.mu": 0.1, **values})

@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.paths import cache_dir
-from common.tasks import Place, classification
+from common.tasks.task import Place, classification
 from common.training.classifier import predict
 from simulations.arms import POOL, Work, pooled_config, run_cell
 from simulations.plan import Cell
 from simulations.results import COLUMNS
 
-TINY = {"num-server-rounds": 2, "local-steps": 3, "batch-size": 4, "image-size": 16}
+TINY = {"run.rounds": 2, "training.local-steps": 3, "training.batch-size": 4, "data.size": 16}
 
 
 @pytest.fixture
@@ -78,7 +78,9 @@ def test_arms_make_equal_steps_and_see_equal_images(work) -> None:
 
 
 def test_a_pools_configuration_is_validated() -> None:
-    config = RunConfig.from_flower({"task": "generation", "batch-size": 2, "local-steps": 5})
+    config = RunConfig.from_flower(
+        {"task": "generation", "training.batch-size": 2, "training.local-steps": 5}
+    )
     assert pooled_config(config, 1, "large") == config
     assert pooled_config(config, 2, "large").batch_size == 4
     assert pooled_config(config, 3, "small").local_steps == 15

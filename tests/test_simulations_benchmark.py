@@ -267,10 +267,13 @@ def test_the_manifest_tells_where_configurations_differ(tiny_cohort: Path, tmp_p
     assert told.keys() == {"pretraining", "scratch", "gan-tuned"}
     assert told["scratch"] == {}
     assert told["gan-tuned"] == {
-        **{"classifier": "gan-features", "features": "tuned", "learning-rate": 3e-4}
+        **{"classifier": "gan-features", "features": "tuned", "training.learning-rate": 3e-4}
     }
     # Also what suits the task and stands in no table of the preset.
-    assert told["pretraining"]["batch-size"] == 4 and told["pretraining"]["weighting"] == "uniform"
+    assert (
+        told["pretraining"]["training.batch-size"] == 4
+        and told["pretraining"]["weighting"] == "uniform"
+    )
 
 
 def test_a_site_may_not_have_the_name_of_a_cells_file(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from simulations.launch import Resources
     [
         (["--set", "sede=1"], "did you mean 'seed'?"),
         (["--set", "seed"], "accepted is key=value"),
-        (["--set", "seed=-1"], "seed = -1"),
-        (["--set", "learning-rate=fast"], "learning-rate = 'fast'"),
-        (["--set", "output-dir=/tmp"], "use --cohort and --out"),
-        (["--set", "threads=4096"], "threads = 4096"),
-        (["--set", "threads=256", "--cpus", "1"], "256 CPUs a site cannot be had: 1"),
+        (["--set", "run.seed=-1"], "run.seed = -1"),
+        (["--set", "training.learning-rate=fast"], "training.learning-rate = 'fast'"),
+        (["--set", "run.output-dir=/tmp"], "use --cohort and --out"),
+        (["--set", "run.threads=4096"], "run.threads = 4096"),
+        (["--set", "run.threads=256", "--cpus", "1"], "256 CPUs a site cannot be had: 1"),
         (["--cpus", "100000"], "100000 CPUs cannot be had"),
         (["--gpus-per-site", "1000"], "1000 GPUs a site cannot be had"),
         (["--cohort", "nowhere"], "nowhere"),
@@ -83,7 +83,7 @@ def lost(kind: str) -> int:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (["run", "--set", "seed=-1"], 2),
+        (["run", "--set", "run.seed=-1"], 2),
         (["prepare", "phantom", "cohort", "--sites", "a=5", "--test", "2"], 0),
     ],
 )
@@ -179,7 +179,7 @@ def test_run_refuses_one_data_set_where_a_cohort_is_asked_for(
     assert "one data set" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--out", "file"], ["--set", "min-sites=9"]])
+@pytest.mark.parametrize("words", [["--out", "file"], ["--set", "run.min-sites=9"]])
 def test_run_refuses_what_could_only_fail_later(
     words: list[str], tiny_cohort: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.metrics_log import Row
 from simulations import federate as module
@@ -40,7 +40,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def config(tmp_path: Path, **changes) -> RunConfig:
-    values = {"output-dir": str(tmp_path / "runs"), "cohort-dir": str(tmp_path), **changes}
+    values = {"run.output-dir": str(tmp_path / "runs"), "data.cohort-dir": str(tmp_path), **changes}
     return RunConfig.from_flower(values)
 
 
@@ -125,7 +125,7 @@ def test_a_round_of_which_nobody_tells_counts_when_the_next_begins(tmp_path: Pat
 
     bar.advance = advance
     rows = [Row(1, "north", split, "bytes-up-x", 0.0, 0, 0.0) for split in ("train", "val")]
-    settings = config(tmp_path, **{"num-server-rounds": 2})
+    settings = config(tmp_path, **{"run.rounds": 2})
     module._show_new_rounds(rows, bar, settings)
     assert bar.done == 0
     rows.append(Row(2, "north", "train", "loss", 0.5, 8, 1.0))
@@ -135,10 +135,14 @@ def test_a_round_of_which_nobody_tells_counts_when_the_next_begins(tmp_path: Pat
 
 
 def test_a_path_of_any_letters_reaches_flower() -> None:
-    values = {"cohort-dir": '/home/𠮷 "ö"\\ \x7f \x01', "seed": 3, "learning-rate": 1e-3}
+    values = {
+        "data.cohort-dir": '/home/𠮷 "ö"\\ \x7f \x01',
+        "seed": 3,
+        "training.learning-rate": 1e-3,
+    }
     assert tomllib.loads(launch.toml(values)) == values
     with pytest.raises(ConfigError, match="not UTF-8"):
-        launch.toml({"cohort-dir": "/home/\udcff"})
+        launch.toml({"data.cohort-dir": "/home/\udcff"})
 
 
 def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Path) -> None:
@@ -165,5 +169,5 @@ def test_a_policy_is_read_before_anything_is_started(
         (tmp_path / "policy.toml").write_text(policy)
     monkeypatch.setenv("FEDSCAN_POLICY", str(tmp_path / "policy.toml"))
     with pytest.raises(ConfigError, match=said):
-        federate(config(tmp_path, **{"num-server-rounds": 3}), Resources(2))
+        federate(config(tmp_path, **{"run.rounds": 3}), Resources(2))
     assert made == []

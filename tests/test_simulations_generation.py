@@ -13,12 +13,12 @@ from processes import fedscan, flower_processes, wait_until_gone
 pytestmark = pytest.mark.simulation
 TINY = [
     'task="generation"',
-    'gan-changes="resolution=16 channel-max=8 z-dim=8 w-dim=8 label-kinds=sex,height,site"',
-    "num-server-rounds=3",
-    "local-steps=2",
-    "batch-size=4",
-    "evaluate-every=2",
-    "device='cpu'",
+    'model.gan-changes="resolution=16 channel-max=8 z-dim=8 w-dim=8 label-kinds=sex,height,site"',
+    "run.rounds=3",
+    "training.local-steps=2",
+    "training.batch-size=4",
+    "run.evaluate-every=2",
+    "run.device='cpu'",
 ]
 
 
@@ -41,7 +41,9 @@ def quick_extractor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def begin(quick_extractor: Path, tiny_cohort: Path, session_cache: Path):
     def run(cwd: Path, *more: str):
         words = [
-            word for line in (*TINY, f"extractor='{quick_extractor}'") for word in ("--set", line)
+            word
+            for line in (*TINY, f"model.extractor='{quick_extractor}'")
+            for word in ("--set", line)
         ]
         before = flower_processes()
         done = fedscan(
@@ -114,6 +116,6 @@ def test_pictures_can_be_drawn_from_the_run(run, session_cache: Path, tmp_path: 
 
 
 def test_a_change_that_is_not_accepted_ends_before_anything_starts(begin, tmp_path: Path) -> None:
-    done = begin(tmp_path, "--set", 'gan-changes="r1-gama=1"')
+    done = begin(tmp_path, "--set", 'model.gan-changes="r1-gama=1"')
     assert done.returncode == 2
     assert "r1-gama" in done.stderr and "Traceback" not in done.stderr

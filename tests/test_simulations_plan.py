@@ -85,7 +85,7 @@ def test_a_plan_that_contradicts_itself_is_refused(changes: dict, words: str) ->
 @pytest.mark.parametrize(
     ("preset", "run", "words"),
     [
-        ("gan-domain-adaptation", {"gan-checkpoint": "runs/x"}, "trains itself"),
+        ("gan-domain-adaptation", {"model.gan-checkpoint": "runs/x"}, "trains itself"),
         ("gan-domain-adaptation", {"task": "generation"}, "made for classification"),
         ("generation", {"task": "classification"}, "made for generation"),
     ],
@@ -98,7 +98,12 @@ def test_a_preset_of_several_stages_refuses_settings_that_take_its_sense(
 
 
 def test_generators_before_classifiers_take_nothing_of_how_those_are_trained() -> None:
-    run = {"batch-size": 16, "weighting": "images", "transport": "int8", "evaluate-every": 7}
+    run = {
+        "training.batch-size": 16,
+        "weighting": "images",
+        "transport": "int8",
+        "run.evaluate-every": 7,
+    }
     plain, changed = (
         load_plan("gan-domain-adaptation", {}, values).config(Cell("pretraining", "", 1), {})
         for values in ({}, {**run, "threads": 2})
@@ -124,9 +129,9 @@ def test_generators_are_trained_where_a_variant_begins_with_one(overrides, begun
 def test_a_preset_of_classifiers_can_be_asked_for_generators() -> None:
     plan = load_plan("smoke", {}, {"task": "generation"})
     config = plan.config(Cell("local", "", 0), {})
-    assert (config.num_server_rounds, config.batch_size) == (2, 4)  # what suits both stays
-    with pytest.raises(ConfigError, match="image-size has no effect"):
-        load = load_plan("smoke", {}, {"task": "generation", "image-size": 16})
+    assert (config.run.rounds, config.training.batch_size) == (2, 4)  # what suits both stays
+    with pytest.raises(ConfigError, match="data.size has no effect"):
+        load = load_plan("smoke", {}, {"task": "generation", "data.size": 16})
         load.config(Cell("local", "", 0), {})
 
 
@@ -134,7 +139,7 @@ def test_a_variant_keeps_the_changes_that_hold_for_all() -> None:
     plan = load_plan(
         "generation",
         {"strategies": ["fedavg", "by-site"]},
-        {"gan-changes": "diversity-weight=0 label-kinds=sex"},
+        {"model.gan-changes": "diversity-weight=0 label-kinds=sex"},
     )
     plain, own = (
         plan.config(Cell("federated", strategy, 0), {}).stylegan2()
@@ -152,11 +157,16 @@ def test_a_preset_may_be_given_its_own_task() -> None:
 def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() -> None:
     run = {
         **{"share": "generator", "weighting": "distance", "transport": "int8"},
-        **{"server-learning-rate": 2.0, "server-momentum": 0.5, "evaluate-every": 7},
-        **{"num-server-rounds": 9, "local-steps": 9, "batch-size": 8},
+        **{"strategy.server-learning-rate": 2.0, "server-momentum": 0.5, "run.evaluate-every": 7},
+        **{"run.rounds": 9, "training.local-steps": 9, "training.batch-size": 8},
     }
-    shared = {"threads": 2, "device": "cpu", "gan-changes": "resolution=64", "reply-timeout": 9.0}
-    base = {"min-sites": 3, "cohort-dir": "/there"}
+    shared = {
+        "threads": 2,
+        "device": "cpu",
+        "model.gan-changes": "resolution=64",
+        "run.reply-timeout": 9.0,
+    }
+    base = {"run.min-sites": 3, "data.cohort-dir": "/there"}
     use = Cell("use", "", 1)
     plain = load_plan("generation", {}, {}).config(use, base)
     changed = load_plan("generation", {}, {**run, **shared}).config(use, base)
@@ -183,7 +193,12 @@ def test_a_pool_with_an_impossible_batch_is_refused_before_anything_starts(
     dry_run: bool, tmp_path: Path
 ) -> None:
     request = Request(
-        **{"preset": "generation", "overrides": {}, "run": {"batch-size": 2}, "cohort": None},
+        **{
+            "preset": "generation",
+            "overrides": {},
+            "run": {"training.batch-size": 2},
+            "cohort": None,
+        },
         **{"sites": 3, "out": tmp_path / "out", "gpus_per_cell": 0.0, "cell_timeout": 9.0},
     )
     with pytest.raises(ConfigError, match=r"arm 'centralized', 3 × batch-size: .*6"):
@@ -211,12 +226,12 @@ def test_only_fedprox_cells_have_a_proximal_term() -> None:
     assert plan.config(Cell("federated", "fedprox", 0), {}).proximal_mu == FEDPROX_MU
     assert plan.config(Cell("federated", "fedavg", 0), {}).proximal_mu == 0
     assert plan.config(Cell("local", "", 0), {}).proximal_mu == 0
-    plan = load_plan("default", {"strategies": ["fedprox"]}, {"proximal-mu": 0.3})
+    plan = load_plan("default", {"strategies": ["fedprox"]}, {"strategy.mu": 0.3})
     assert plan.config(Cell("federated", "fedprox", 0), {}).proximal_mu == 0.3
 
 
 def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
-    plan = load_plan("default", {"seeds": 3}, {"local-steps": 7})
+    plan = load_plan("default", {"seeds": 3}, {"training.local-steps": 7})
     configs = [plan.config(cell, {}) for cell in plan.cells() if cell.seed == 2]
     assert len(configs) == 3 and len(set(configs)) == 1
 
@@ -232,9 +247,9 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
         ("default", {"centralized-batch": "huge"}, {}, "'huge'"),
         ("default", {}, {"seed": 1}, "--seeds"),
         ("default", {}, {"strategy": "fedprox"}, "--strategies"),
-        ("default", {}, {"cohort-dir": "/elsewhere"}, "--cohort"),
-        ("default", {}, {"min-sites": 1}, "every site"),
-        ("default", {}, {"proximal-mu": 0.1}, "no effect"),
+        ("default", {}, {"data.cohort-dir": "/elsewhere"}, "--cohort"),
+        ("default", {}, {"run.min-sites": 1}, "every site"),
+        ("default", {}, {"strategy.mu": 0.1}, "no effect"),
         ("default", {"arms": ["local"], "strategies": ["fedprox"]}, {}, "without the arm"),
         ("default", {}, {"classifier": "slices", "adapt": "center"}, "leave centralized out"),
     ],
@@ -245,7 +260,7 @@ def test_what_cannot_be_is_refused(preset: str, overrides: dict, run: dict, expe
 
 
 def test_resources_that_do_not_exist_are_refused_before_the_start(tmp_path: Path) -> None:
-    for words in (["--set", "threads=200"], ["--gpus-per-cell", "100"]):
+    for words in (["--set", "run.threads=200"], ["--gpus-per-cell", "100"]):
         done = fedscan("benchmark", *words, cwd=tmp_path, cache=tmp_path / "cache")
         assert done.returncode == 2
         assert "cannot be had" in done.stderr
@@ -254,13 +269,13 @@ def test_resources_that_do_not_exist_are_refused_before_the_start(tmp_path: Path
 
 def test_dry_run_tells_cells_and_time_and_starts_nothing(tmp_path: Path) -> None:
     done = fedscan(
-        *("benchmark", "--dry-run", "--seeds", "2", "--set", "image-size=16"),
+        *("benchmark", "--dry-run", "--seeds", "2", "--set", "data.size=16"),
         cwd=tmp_path,
         cache=tmp_path / "cache",
     )
     assert done.returncode == 0, done.stderr
     assert "6 cells: federated-fedavg-seed0" in done.stdout
-    assert "image-size = 16" in done.stdout
+    assert "data.size = 16" in done.stdout
     assert "min on" in done.stdout
     assert not list(tmp_path.iterdir())
 

@@ -212,7 +212,7 @@ def test_who_names_the_wrong_folder_is_told_the_right_one(tmp_path: Path) -> Non
 def test_scans_of_people_are_called_so(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "b")
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["config"]["cohort-dir"] = "/home/someone/hospitals"
+    manifest["config"]["data.cohort-dir"] = "/home/someone/hospitals"
     (copy / "manifest.json").write_text(json.dumps(manifest))
     page = Page(write_report(copy).read_text())
     assert "shown only on the machine that holds them" in page.text
@@ -378,14 +378,14 @@ def test_prints(browser: Browser, folder: Path) -> None:
 UNEQUAL = {
     "arms": ["local", "federated"],
     "strategies": ["plain", "short", "as-long"],
-    "config": {"num-server-rounds": 20, "local-steps": 20},
+    "config": {"run.rounds": 20, "training.local-steps": 20},
     "budget": {"steps": 400, "batch_size": 16, "centralized_batch": "large"},
     "plan": {
         "variants": {
-            "plain": {"learning-rate": 0.1},
-            "short": {"local-steps": 10},
-            "as-long": {"num-server-rounds": 40, "local-steps": 10},
-            "not-compared": {"local-steps": 1},
+            "plain": {"training.learning-rate": 0.1},
+            "short": {"training.local-steps": 10},
+            "as-long": {"run.rounds": 40, "training.local-steps": 10},
+            "not-compared": {"training.local-steps": 1},
         },
         "pretrained": ["short", "not-compared"],
     },

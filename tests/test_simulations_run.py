@@ -116,7 +116,7 @@ def test_flwr_run_works_from_the_root_with_flowers_defaults(
     ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port())}
     ports["FLWR_LOCAL_CONTROL_API_PORT"] = str(free_port())
     overrides = tmp_path / "overrides.toml"
-    lines = [*TINY, f"cohort-dir = '{tiny_cohort}'", f"output-dir = '{tmp_path / 'out'}'"]
+    lines = [*TINY, f"data.cohort-dir = '{tiny_cohort}'", f"run.output-dir = '{tmp_path / 'out'}'"]
     overrides.write_text("\n".join(lines))
     before = flower_processes()
     with subprocess.Popen(
@@ -172,7 +172,7 @@ def endless(cohort: Path, cache: Path, cwd: Path, prefix: Sequence[str] = ()):
     before = flower_processes()
     process = subprocess.Popen(
         [*prefix, sys.executable, str(SCRIPTS / "fedscan"), "run", "--cohort", str(cohort)]
-        + [*SET, "--set", "num-server-rounds=10000"],
+        + [*SET, "--set", "run.rounds=10000"],
         cwd=cwd,
         env=environment(cache),
         stdout=subprocess.DEVNULL,

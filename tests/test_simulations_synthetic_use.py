@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.imaging.slices import LEVELS_MM
 from common.models.stylegan2 import Generator
@@ -29,10 +29,10 @@ LEVELS = len(LEVELS_MM)
 TINY_GAN = "resolution=16 channel-base=64 channel-max=4 z-dim=8 w-dim=8 label-kinds=sex,height,site"
 TINY = {
     "classifier": "slices",
-    "gan-changes": TINY_GAN,
-    "batch-size": 4,
-    "num-server-rounds": 2,
-    "local-steps": 2,
+    "model.gan-changes": TINY_GAN,
+    "training.batch-size": 4,
+    "run.rounds": 2,
+    "training.local-steps": 2,
 }
 
 

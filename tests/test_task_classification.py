@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.checkpoints import load_model
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import FedscanError
 from common.imaging.prepare import ImageSet
 from common.predictions import save_predictions
-from common.tasks import Evaluation, Fit, Place, Task, load_task
 from common.tasks.classification import (
     build_model,
     evaluate,
@@ -39,6 +38,7 @@ from common.tasks.classification import (
     summary,
     survey,
 )
+from common.tasks.task import Evaluation, Fit, Place, Task, load_task
 from common.training import classifier_augment
 from common.training.classifier import MOMENTS, _Batches, cosine, predict
 from common.training.classifier_augment import SHIFT_VOXELS, augment
@@ -50,11 +50,11 @@ SITES = ("island", "north")
 NORTH, ISLAND = (Place(site, SITES, CPU) for site in ("north", "island"))
 SIDE = 16
 TINY = {
-    "image-size": SIDE,
-    "batch-size": 4,
-    "learning-rate": 3e-3,
-    "num-server-rounds": 2,
-    "local-steps": 10,
+    "data.size": SIDE,
+    "training.batch-size": 4,
+    "training.learning-rate": 3e-3,
+    "run.rounds": 2,
+    "training.local-steps": 10,
 }
 
 

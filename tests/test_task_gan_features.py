@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoints import load_model
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.disclosure import Disclosure
 from common.errors import ConfigError, DataContractError, FedscanError
 from common.imaging.prepare import ImageSet
@@ -22,7 +22,6 @@ from common.models.slice_classifier import (
     DiscriminatorClassifier,
     SliceClassifier,
 )
-from common.tasks import Place
 from common.tasks.classification import (
     build_model,
     evaluate,
@@ -35,6 +34,7 @@ from common.tasks.classification import (
     warm_start,
 )
 from common.tasks.generation_networks import architecture, gan_config
+from common.tasks.task import Place
 from common.training import classifier_augment
 from common.training.classifier import predict
 from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
@@ -50,16 +50,21 @@ NORTH = Place("north", SITES, CPU)
 LEVELS = len(LEVELS_MM)
 SMALL_GAN = "resolution=16 channel-base=128 channel-max=8 z-dim=8 w-dim=8 label-kinds=sex,site"
 TINY = {
-    "gan-changes": SMALL_GAN,
-    "batch-size": 6,  # no GAN takes it: six are no whole groups of four
-    "learning-rate": 3e-3,
-    "num-server-rounds": 2,
-    "local-steps": 5,
+    "model.gan-changes": SMALL_GAN,
+    "training.batch-size": 6,  # no GAN takes it: six are no whole groups of four
+    "training.learning-rate": 3e-3,
+    "run.rounds": 2,
+    "training.local-steps": 5,
 }
 
 
 OF_GENERATION = RunConfig.from_flower(
-    {"task": "generation", "gan-changes": SMALL_GAN, "batch-size": 4, "num-server-rounds": 2}
+    {
+        "task": "generation",
+        "model.gan-changes": SMALL_GAN,
+        "training.batch-size": 4,
+        "run.rounds": 2,
+    }
 )
 
 
@@ -438,7 +443,7 @@ def test_a_site_of_one_sex_has_no_center() -> None:
     ],
 )
 def test_what_a_classifier_does_not_have_is_refused(key: str, value, without: str) -> None:
-    changes = {"gan-changes": "", key: value} if without == "small" else {key: value}
+    changes = {"model.gan-changes": "", key: value} if without == "small" else {key: value}
     with pytest.raises(ConfigError, match=f"{key} has no effect with classifier '{without}'"):
         config(without, **changes)
 
@@ -451,7 +456,7 @@ def test_a_layer_that_is_not_there_is_refused_before_anything_starts() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"server-momentum": 0.5}, {"server-learning-rate": 2.0}],
+    [{"server-momentum": 0.5}, {"strategy.server-learning-rate": 2.0}],
     ids=lambda c: next(iter(c)),
 )
 def test_no_step_is_taken_in_a_variance(changes) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.evaluation.generation import Moments, frechet_distance
 from common.imaging.slices import LEVELS_MM, SliceSet
@@ -36,10 +36,10 @@ SMALL = (
 )
 TINY = {
     "task": "generation",
-    "gan-changes": SMALL,
-    "batch-size": 4,
-    "local-steps": 3,
-    "num-server-rounds": 2,
+    "model.gan-changes": SMALL,
+    "training.batch-size": 4,
+    "training.local-steps": 3,
+    "run.rounds": 2,
 }
 
 
@@ -301,15 +301,15 @@ def test_the_run_config_decides_budget_seed_and_threads():
         ("r1-gama=1", "did you mean 'r1-gamma'"),
         ("r1-gamma", "KEY=VALUE"),
         ("r1-gamma=much", "r1-gamma"),
-        ("batch-size=4", "decided by the run config"),
-        ("device=cuda", "decided by the run config"),
+        ("training.batch-size=4", "decided by the run config"),
+        ("run.device=cuda", "decided by the run config"),
         ("snapshot-every=9", "no effect in a federation"),
         ("label-kinds=age", "sex, height and site"),
     ],
 )
 def test_changes_that_are_not_accepted(changes: str, words: str):
     with pytest.raises(ConfigError, match=words):
-        RunConfig.from_flower({"task": "generation", "gan-changes": changes})
+        RunConfig.from_flower({"task": "generation", "model.gan-changes": changes})
 
 
 def test_unknown_preset():
@@ -569,7 +569,7 @@ def test_unequal_labels_of_fakes_are_no_clue():
 
 
 def test_the_task_has_every_function_of_the_protocol():
-    from common.tasks import Task
+    from common.tasks.task import Task
 
     wanted = [name for name in vars(Task) if not name.startswith("_")]
     for task in ("classification", "generation"):

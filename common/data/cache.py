@@ -36,10 +36,10 @@ from numpy.typing import ArrayLike, NDArray
 from common.errors import ConfigError, DataContractError
 from common.files import make_folder, write_atomically
 
-Reader = Callable[[Path], NDArray[np.uint8]]
+Reader = Callable[[Path], NDArray[Any]]
 
 _FOLDER = "pictures"
-_FORMAT = 1
+_FORMAT = 2
 _RACY_NS = 2_000_000_000
 _MAPPED_BYTES = 2**25  # of a map that may stay in memory after use
 _AROUND = 2**16  # what Linux maps at once around a page that is read
@@ -47,43 +47,54 @@ _log = logging.getLogger(__name__)
 
 
 class CachedPictures:
-    """Pictures on disk, of which only those in use are in memory.
+    """Images on disk, of which only those in use are in memory.
 
     Parameters
     ----------
     path : Path
         File of pixels.
     shape : tuple of int
-        (M, C, S, S).
+        (M, *shape of an image).
+    dtype : dtype
     rows : (M,) int64
-        For each picture, the index of its file among those asked for, ascending.
+        For each image, the index of its file among those asked for, ascending.
     left_out : dict of str to int
         How many files are left out for each reason.
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, ...], rows: Sequence[int], left_out: dict[str, int]
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        rows: Sequence[int],
+        left_out: dict[str, int],
     ) -> None:
         self.rows = np.array(rows, dtype=np.int64)
         self.left_out = left_out
-        self.pixels: np.memmap = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+        self.pixels: np.memmap = np.memmap(path, dtype=dtype, mode="r", shape=shape)
         self._touched = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, pictures: ArrayLike) -> NDArray[np.uint8]:
-        """Copy some pictures, (B, C, S, S).
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.pixels.shape[1:]
+
+    def take(self, index: ArrayLike) -> NDArray[Any]:
+        """Copy some images, (B, *shape).
 
         Pages of a map stay in a process's resident memory until another needs the room. They are
         given back every 32 MiB or so: a pass over all pictures does not hold them.
 
         Parameters
         ----------
-        pictures : (B,) integers
+        index : (B,) integers
             Indices into ``rows``.
         """
-        batch = np.asarray(self.pixels[np.asarray(pictures, dtype=np.int64)])
+        batch = np.asarray(self.pixels[np.asarray(index, dtype=np.int64)])
         self._touched += batch.nbytes + len(batch) * _AROUND
         if self._touched > _MAPPED_BYTES:
             self._touched = 0
@@ -108,8 +119,9 @@ def cached_pictures(
     site: str,
     name: str,
     settings: str,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     cache: Path,
+    dtype: str = "uint8",
 ) -> CachedPictures:
     """Prepare the pictures of some files, or find them prepared.
 
@@ -121,7 +133,8 @@ def cached_pictures(
     files : sequence of str
         Paths relative to ``root``, without repetition.
     read : callable
-        Path of a file to its picture, (S, S, C) uint8; raises `DataContractError` for a bad one.
+        Path of a file to its image, of ``shape`` and ``dtype``; raises `DataContractError` for a
+        bad one.
     root : Path
         The site's folder.
     site : str
@@ -131,9 +144,11 @@ def cached_pictures(
     settings : str
         Everything that ``read`` depends on besides the file.
     shape : tuple of int
-        (C, S, S).
+        Of an image.
     cache : Path
         Folder on the site's own disk.
+    dtype : str
+        Of the images.
 
     Raises
     ------
@@ -144,7 +159,7 @@ def cached_pictures(
     """
     key = _digest(json.dumps([str(root), name]))
     home = Path(cache) / _FOLDER
-    spec = {"format": _FORMAT, "settings": settings, "shape": list(shape)}
+    spec = {"format": _FORMAT, "settings": settings, "shape": list(shape), "dtype": dtype}
     store = _Store(home / f"{key}.json", root, spec)
     try:
         _make_private(home)
@@ -152,7 +167,7 @@ def cached_pictures(
             old = store.load()
             if old is None or not store.is_current(old, files):
                 old = store.build(old, files, read)
-            found = _open(old, files, shape)
+            found = _open(old, files, shape, np.dtype(dtype))
     except OSError as error:
         problem = "the cache of prepared pictures cannot be written or read"
         remedy = "Make room on its disk, or name another folder in FEDSCAN_CACHE"
@@ -195,7 +210,8 @@ class _Store:
 
     def __init__(self, index: Path, root: Path, spec: dict[str, Any]) -> None:
         self._index, self._root, self._spec = index, root, spec
-        self._shape = tuple(spec["shape"])
+        self._shape, self._dtype = tuple(spec["shape"]), np.dtype(spec["dtype"])
+        self._bytes = int(np.prod(self._shape)) * self._dtype.itemsize  # of an image
 
     def load(self) -> _Cache | None:
         """Return the cache if it is whole and of this kind."""
@@ -210,7 +226,7 @@ class _Store:
             whole = sorted(places) == list(range(len(places))) and all(
                 isinstance(one.problem, str) for one in entries.values()
             )
-            expected = [len(places) * int(np.prod(self._shape)), told["written"]]
+            expected = [len(places) * self._bytes, told["written"]]
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         if not whole or [status.st_size, status.st_mtime_ns] != expected:
@@ -238,7 +254,7 @@ class _Store:
         )
         new = Path(partial)
         try:
-            with os.fdopen(descriptor, "wb") as stream, _reading(old, self._shape) as kept:
+            with os.fdopen(descriptor, "wb") as stream, _reading(old, self._bytes) as kept:
                 for file in files:
                     path = self._root / file
                     fingerprint, is_racy = _fingerprint(path)
@@ -279,14 +295,13 @@ class _Store:
             picture = read(path)
         except DataContractError as error:
             return None, error.problem
-        channels, height, width = self._shape
-        if picture.dtype != np.uint8 or picture.shape != (height, width, channels):
-            raise ValueError(f"a picture of {picture.dtype} and shape {picture.shape}")
-        return picture.transpose(2, 0, 1).tobytes(), ""
+        if picture.dtype != self._dtype or picture.shape != self._shape:
+            raise ValueError(f"an image of {picture.dtype} and shape {picture.shape}")
+        return picture.tobytes(), ""
 
 
 def _open(
-    cache: _Cache, files: Sequence[str], shape: tuple[int, int, int]
+    cache: _Cache, files: Sequence[str], shape: tuple[int, ...], dtype: np.dtype
 ) -> tuple[CachedPictures | None, dict[str, int]]:
     """Map a cache; None for its pictures if it has none."""
     entries = [cache.entries[_digest(file)] for file in files]
@@ -295,13 +310,12 @@ def _open(
     rows = [k for k, one in enumerate(entries) if one.place is not None]
     if not rows:
         return None, counts
-    return CachedPictures(cache.pixels, (len(rows), *shape), rows, counts), counts
+    return CachedPictures(cache.pixels, (len(rows), *shape), dtype, rows, counts), counts
 
 
 @contextlib.contextmanager
-def _reading(old: _Cache | None, shape: tuple[int, ...]):
+def _reading(old: _Cache | None, size: int):
     """Give a function that reads one picture of an old cache, as bytes."""
-    size = int(np.prod(shape))
     if old is None:
         yield lambda place: b""
         return

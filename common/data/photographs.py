@@ -144,25 +144,36 @@ def read_photograph(
     return _to_bytes(square, low, high, inverted=scaling["inverted"])
 
 
-def load_photographs(table: ImageTable, split: str, study: Study, *, cache: Path) -> CachedPictures:
-    """Pictures of one split of a site, prepared once; only that split's files are opened.
+def load_photographs(
+    table: ImageTable,
+    rows: NDArray[np.integer],
+    study: Study,
+    *,
+    name: str,
+    cache: Path,
+    size: int = 0,
+) -> CachedPictures:
+    """Pictures of some rows of a site's table, prepared once; only their files are opened.
 
-    ``table.rows(split)[pictures.rows]`` are the rows of the table to which they belong.
+    ``rows[pictures.rows]`` are the rows of the table to which they belong.
 
     Parameters
     ----------
     table : ImageTable
-    split : str
-        ``train``, ``val`` or ``test``.
+    rows : (N,) integers
     study : Study
         Of view ``picture``.
+    name : str
+        What the pictures are of: one cache is kept for each.
     cache : Path
         Folder on the site's own disk.
+    size : int
+        S, pixels a side; 0: the study's.
 
     Raises
     ------
     DataContractError
-        No picture of the split can be used.
+        No picture can be used.
     ConfigError
         The cache cannot be written.
     """
@@ -170,16 +181,18 @@ def load_photographs(table: ImageTable, split: str, study: Study, *, cache: Path
 
     images = study.images
     keys = ("size", "channels", "fit", "intensity", "intensity_range")
-    settings = {key: getattr(images, key) for key in keys}
+    settings = {key: getattr(images, key) for key in keys} | {"size": size or images.size}
     return cached_pictures(
-        [table.files[row] for row in table.rows(split)],
-        lambda path: read_photograph(path, **settings, root=table.root, site=table.site),
+        [table.files[row] for row in rows],
+        lambda path: read_photograph(path, **settings, root=table.root, site=table.site).transpose(
+            2, 0, 1
+        ),
         root=table.root,
         site=table.site,
-        name=f"{study.name} {split}",
+        name=f"{name} {settings['size']}",
         # Another version of the decoders may round otherwise.
         settings=json.dumps([PHOTOGRAPH_VERSION, PIL.__version__, settings]),
-        shape=(images.channels, images.size, images.size),
+        shape=(images.channels, settings["size"], settings["size"]),
         cache=cache,
     )
 

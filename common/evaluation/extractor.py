@@ -43,6 +43,7 @@ from common.files import PRIVATE_FILE, make_folder, write_atomically, write_json
 from common.reading import read_bytes, read_json
 
 DEFAULT = "fedscan-brain"
+DEFAULTS = (DEFAULT,)
 FOREIGN_SIZE, FOREIGN_CHANNELS = 299, 3  # Inception's, unless a file beside says otherwise
 SMALLEST_SIZE, LARGEST_SIZE = 16, 1024  # pixels a side that a file beside may ask for
 LARGEST_FILE = 2 * 2**30  # bytes: far above any network that turns slices into features

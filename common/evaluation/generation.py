@@ -316,7 +316,7 @@ def require_one_extractor(hashes: Mapping[str, str]) -> None:
             f"sites judge pictures with different extractors ({found}), as fedscan's own can be "
             "where it was made on different processors. Copy one extractor's file, with the .json "
             "beside it if there is one, to all sites and name it there: flower-supernode "
-            "--node-config 'extractor=\"/path\" …', in a simulation --set extractor=/path"
+            "--node-config 'extractor=\"/path\" …', in a simulation --set model.extractor=/path"
         )
 
 

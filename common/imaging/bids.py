@@ -16,9 +16,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common.config.site_names import ACCEPTED_SITE_NAME, SITE_NAME
 from common.errors import ConfigError, DataContractError
 from common.imaging.participants import (
     PARTICIPANT,
@@ -31,9 +33,8 @@ from common.imaging.participants import (
 )
 from common.imaging.site_files import ESCAPES, UNREADABLE, plain, resolve_inside
 from common.imaging.splits import assign_splits
-from common.sites import SITE_NAME
-
-LABELS = ("female", "male")  # a label is an index into this
+from common.studies.site_mapping import load_site_mapping
+from common.studies.study import Study, load_study
 
 NO_LABEL = "no label"
 NO_SCAN = "no scan"
@@ -41,7 +42,7 @@ NO_SPLIT = "no split"
 UNLISTED = "folder not in participants.tsv"
 
 _SESSION = re.compile(r"ses-[A-Za-z0-9][A-Za-z0-9._+-]*")
-_ENTITIES = re.compile(r"(_[A-Za-z0-9._+-]+)?_T1w\.nii(\.gz)?")
+_ENTITIES = re.compile(r"(_[A-Za-z0-9._+-]+)?_(?P<contrast>[A-Za-z0-9]+)\.nii(\.gz)?")
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,20 @@ class Participant:
     id : str
         ``participant_id`` of participants.tsv, with its ``sub-``.
     label : int
-        Index into ``LABELS``: 0 female, 1 male.
+        Index into the study's classes.
     split : str
         ``train``, ``val`` or ``test``.
     scan : Path
         The image, below the site's folder; not opened yet, so it may prove bad.
+    cells : mapping of str to str
+        The participant's row of the table, by normalised column.
     """
 
     id: str
     label: int
     split: str
     scan: Path
+    cells: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,12 @@ class SiteIndex:
         return dict(sorted(Counter(one.reason for one in self.skipped).items()))
 
 
-def read_site(data_dir: Path, site: str) -> SiteIndex:
+def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteIndex:
     """Read a site's participants and find their scans, without opening any image.
 
-    A participant's scan is the first T1w image, by name, of the first session that has one; so
-    of ``run-1`` and ``run-2`` the first is taken, and images are never mixed or averaged.
+    A participant's scan is the first image of the study's contrast, by name, of the first session
+    that has one; so of ``run-1`` and ``run-2`` the first is taken, and images are never mixed or
+    averaged.
 
     Parameters
     ----------
@@ -113,6 +118,8 @@ def read_site(data_dir: Path, site: str) -> SiteIndex:
         Top folder of the site's BIDS data set.
     site : str
         Name of the site.
+    study : Study, optional
+        Of storage ``bids``; by default ``brain-sex``.
 
     Raises
     ------
@@ -122,29 +129,32 @@ def read_site(data_dir: Path, site: str) -> SiteIndex:
     root = Path(data_dir).resolve()
     if not root.is_dir():
         raise DataContractError(site, "the data folder does not exist", where=plain(str(data_dir)))
-    header, rows = read_table(root, site)
-    column = label_column(header, site)
-    meaning = read_levels(root, site, column)
+    study = study or load_study("brain-sex")
+    header, rows = read_table(root, site, load_site_mapping(root, site))
+    column = label_column(header, site, study.label)
+    meaning = read_levels(root, site, column, study.label)
     folders = _folders(root, site)
-    found: dict[str, tuple[int, str | None, Path]] = {}
+    found: dict[str, Participant] = {}
     skipped: list[Skipped] = []
     listed: set[str] = set()
     for line, row in rows:
         name = row["participant_id"]
         check_participant(name, listed, line, site)
         listed.add(name)
-        value = read_label(row[column], meaning, site, f"line {line}, column {column}")
+        value = read_label(row[column], meaning, study.label, site, f"line {line}, column {column}")
         split = read_split(row["split"], site, line) if "split" in row else None
         if value is None:
             skipped.append(Skipped(name, NO_LABEL))
         elif "split" in row and split is None:
             skipped.append(Skipped(name, NO_SPLIT))
         else:
-            scan, reason = _find_scan(root, name) if name in folders else (None, NO_SCAN)
+            scan, reason = None, NO_SCAN
+            if name in folders:
+                scan, reason = _find_scan(root, name, study.images.contrast)
             if scan is None:
                 skipped.append(Skipped(name, reason))
             else:
-                found[name] = (value, split, scan)
+                found[name] = Participant(name, value, split or "", scan, row)
     skipped += [Skipped(name, UNLISTED) for name in sorted(folders - listed)]
     index = SiteIndex(site, root, _with_splits(found), tuple(skipped))
     if not index.participants:
@@ -154,7 +164,8 @@ def read_site(data_dir: Path, site: str) -> SiteIndex:
             "no participant has a label and a scan",
             where="participants.tsv",
             got=counts or "an empty table",
-            remedy="Scans are looked for as sub-*/[ses-*/]anat/sub-*_T1w.nii or .nii.gz",
+            remedy="Scans are looked for as sub-*/[ses-*/]anat/"
+            f"sub-*_{study.images.contrast}.nii or .nii.gz",
         )
     return index
 
@@ -181,9 +192,7 @@ def list_sites(cohort_dir: Path) -> dict[str, Path]:
         if folder.name.startswith(".") or not folder.is_dir():
             continue
         if not SITE_NAME.fullmatch(folder.name):
-            rule = (
-                "up to 64 letters, digits, '.', '_' and '-', the first a letter or digit; not 'all'"
-            )
+            rule = ACCEPTED_SITE_NAME
             raise ConfigError(
                 f"the folder '{plain(folder.name)}' cannot name a site: accepted are {rule}",
                 public=f"a site's name is {rule}",
@@ -250,14 +259,15 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def _find_scan(root: Path, name: str) -> tuple[Path | None, str]:
-    """First T1w image of a participant, or the reason why there is none."""
+def _find_scan(root: Path, name: str, contrast: str) -> tuple[Path | None, str]:
+    """First image of that contrast of a participant, or the reason why there is none."""
     folder = root / name
     try:
         sessions = [ses for ses in _names(folder, root) if _SESSION.fullmatch(ses)]
         for place in (folder / "anat", *(folder / ses / "anat" for ses in sessions)):
             for file in _names(place, root):
-                if file.startswith(name) and _ENTITIES.fullmatch(file[len(name) :]):
+                found = _ENTITIES.fullmatch(file[len(name) :]) if file.startswith(name) else None
+                if found and found["contrast"] == contrast:
                     return place / file, ""
     except DataContractError:
         return None, ESCAPES
@@ -266,10 +276,9 @@ def _find_scan(root: Path, name: str) -> tuple[Path | None, str]:
     return None, NO_SCAN
 
 
-def _with_splits(found: dict[str, tuple[int, str | None, Path]]) -> tuple[Participant, ...]:
+def _with_splits(found: dict[str, Participant]) -> tuple[Participant, ...]:
     """Participants with the splits that the table gives, or else with the deterministic ones."""
-    drawn = assign_splits({name: label for name, (label, split, _) in found.items() if not split})
+    drawn = assign_splits({name: one.label for name, one in found.items() if not one.split})
     return tuple(
-        Participant(name, label, split or drawn[name], scan)
-        for name, (label, split, scan) in sorted(found.items())
+        one if one.split else replace(one, split=drawn[name]) for name, one in sorted(found.items())
     )

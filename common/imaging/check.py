@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataContractError, FedscanError
-from common.imaging.bids import LABELS, SiteIndex, is_dataset, list_sites, read_site, site_name
+from common.imaging.bids import SiteIndex, is_dataset, list_sites, read_site, site_name
 from common.imaging.nifti import load_scan, scan_header
 from common.imaging.prepare import check_head, prepare_volume
 from common.imaging.site_files import ESCAPES, UNREADABLE, plain, relative
 from common.imaging.splits import SPLITS
+from common.studies.study import Study
 
 Progress = Callable[[str, int, int], None]
 
@@ -81,13 +82,15 @@ class CohortReport:
         return asdict(self)
 
 
-def check_cohort(folder: Path, *, progress: Progress | None = None) -> CohortReport:
+def check_cohort(folder: Path, study: Study, *, progress: Progress | None = None) -> CohortReport:
     """Check one BIDS data set, or a folder that holds one for each site.
 
     Parameters
     ----------
     folder : Path
         A data set, or a folder of them.
+    study : Study
+        Of storage ``bids``.
     progress : callable, optional
         Told after each scan: site, scans done, scans of that site.
     """
@@ -99,23 +102,26 @@ def check_cohort(folder: Path, *, progress: Progress | None = None) -> CohortRep
             sites = list_sites(folder)
         except FedscanError as error:
             return CohortReport(usable=False, problems=[str(error)])
-    reports = [check_site(path, site, progress=progress) for site, path in sites.items()]
+    reports = [check_site(path, site, study, progress=progress) for site, path in sites.items()]
     return CohortReport(usable=all(report.usable for report in reports), sites=reports)
 
 
-def check_site(data_dir: Path, site: str, *, progress: Progress | None = None) -> SiteReport:
+def check_site(
+    data_dir: Path, site: str, study: Study, *, progress: Progress | None = None
+) -> SiteReport:
     """Open and prepare every scan of a site, as a run would, and name each bad one.
 
     Parameters
     ----------
-    data_dir, site
+    data_dir, site, study
         As for `common.imaging.bids.read_site`.
     progress : callable, optional
         As for `check_cohort`.
     """
-    n = {split: dict.fromkeys(LABELS, 0) for split in SPLITS}
+    classes = study.label.classes.names
+    n = {split: dict.fromkeys(classes, 0) for split in SPLITS}
     try:
-        index = read_site(data_dir, site)
+        index = read_site(data_dir, site, study)
     except DataContractError as error:
         return SiteReport(site, usable=False, n=n, problems=[str(error)])
     # Who has no label or scan is named but no problem; what was refused is one.
@@ -131,7 +137,7 @@ def check_site(data_dir: Path, site: str, *, progress: Progress | None = None) -
             problems.append(str(error))
             left_out[error.problem] += 1
         else:
-            n[one.split][LABELS[one.label]] += 1
+            n[one.split][classes[one.label]] += 1
             sizes[size] += 1
             orientations[orientation] += 1
         if progress is not None:
@@ -168,8 +174,8 @@ def _unusable(site: str, n: dict[str, dict[str, int]]) -> list[str]:
     ]
     if sum(n["train"].values()):
         reasons += [
-            f"site '{site}': no usable {label} train scan; training needs both labels"
-            for label in LABELS
-            if not n["train"][label]
+            f"site '{site}': no usable {label} train scan; training needs all classes"
+            for label, count in n["train"].items()
+            if not count
         ]
     return reasons

@@ -19,20 +19,22 @@ from typing import Any
 from common.errors import DataContractError
 from common.imaging.site_files import plain, read_text
 from common.imaging.splits import ACCEPTED_SPLITS, parse_split
+from common.studies.site_mapping import SiteMapping
+from common.studies.study import Label
+from common.studies.vocabulary import normalise
 
 PARTICIPANT = re.compile(r"sub-[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 _MAX_TABLE_BYTES = 16 * 2**20
 _MAX_SIDECAR_BYTES = 2**20
-_SEX_WORDS = {"f": 0, "female": 0, "m": 1, "male": 1}
-_SEX_REMEDY = (
-    "Accepted: M or F, male or female, codes that participants.json explains under Levels, "
-    "and n/a for unknown"
-)
 
 
-def read_table(root: Path, site: str) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
-    """Header of participants.tsv, in lower case, and its rows with their line numbers.
+def read_table(
+    root: Path, site: str, mapping: SiteMapping
+) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """Header of participants.tsv, normalised, and its rows with their line numbers.
+
+    Columns and codes are the study's, as the site's own mapping translates them.
 
     Raises
     ------
@@ -58,7 +60,7 @@ def read_table(root: Path, site: str) -> tuple[list[str], Iterator[tuple[int, di
             where=f"participants.tsv, line {lines.line_num}",
             got=plain(str(error)),
         ) from error
-    header = [name.lower() for name in table[0][1]] if table else []
+    header = [mapping.column(name) for name in table[0][1]] if table else []
     if "participant_id" not in header:
         raise DataContractError(
             site,
@@ -79,30 +81,35 @@ def read_table(root: Path, site: str) -> tuple[list[str], Iterator[tuple[int, di
                 got=f"{len(cells)} cells where the header has {len(header)}",
                 remedy="Cells are separated by tabs, and an unknown one is n/a",
             )
-    return header, ((line, dict(zip(header, cells, strict=True))) for line, cells in table[1:])
+    rows = (
+        (line, {name: mapping.value(name, cell) for name, cell in zip(header, cells, strict=True)})
+        for line, cells in table[1:]
+    )
+    return header, rows
 
 
-def label_column(header: list[str], site: str) -> str:
-    """Name of the column that holds the label: ``sex``, or else ``gender``.
+def label_column(header: list[str], site: str, label: Label) -> str:
+    """Name of the column that holds the label, or else another that it may have.
 
     Raises
     ------
     DataContractError
         There is no such column.
     """
-    for name in ("sex", "gender"):
-        if name in header:
-            return name
+    names = (label.column, *label.aliases)
+    for name in names:
+        if normalise(name) in header:
+            return normalise(name)
     raise DataContractError(
         site,
         "participants.tsv has no column of labels",
         got=f"columns {plain(', '.join(header))}",
-        remedy="Accepted is a column 'sex' or 'gender'",
+        remedy=f"Accepted is a column {' or '.join(map(repr, names))}",
     )
 
 
-def read_levels(root: Path, site: str, column: str) -> dict[str, int]:
-    """Codes of the label column that participants.json explains as female (0) or male (1).
+def read_levels(root: Path, site: str, column: str, label: Label) -> dict[str, int]:
+    """Codes of the label column that participants.json explains as a class, by their index.
 
     Only the bare word is understood: what a longer description means would be a guess.
 
@@ -122,20 +129,22 @@ def read_levels(root: Path, site: str, column: str) -> dict[str, int]:
             site, "participants.json is not JSON", got=plain(str(error))
         ) from error
     columns = sidecar.items() if isinstance(sidecar, dict) else ()
-    about = next((entry for name, entry in columns if name.strip().lower() == column), None)
+    about = next((entry for name, entry in columns if normalise(name) == column), None)
     levels = about.get("Levels") if isinstance(about, dict) else None
     meaning: dict[str, int] = {}
     for code, told in levels.items() if isinstance(levels, dict) else ():
         if isinstance(told, dict):  # BIDS also allows {"Description": ..., "TermURL": ...}
             told = told.get("Description", "")
-        sex = _SEX_WORDS.get(str(told).strip().rstrip(".").lower())
-        if sex is not None:
-            meaning[code.strip().lower()] = sex
+        index = label.classes.index(str(told).strip().rstrip("."))
+        if index is not None:
+            meaning[normalise(code)] = index
     return meaning
 
 
-def read_label(text: str, meaning: dict[str, int], site: str, where: str) -> int | None:
-    """Label in a cell, None where it is empty or ``n/a``.
+def read_label(
+    text: str, meaning: dict[str, int], label: Label, site: str, where: str
+) -> int | None:
+    """Index of the class in a cell, None where it is not known.
 
     Parameters
     ----------
@@ -143,6 +152,7 @@ def read_label(text: str, meaning: dict[str, int], site: str, where: str) -> int
         The cell.
     meaning : dict of str to int
         From `read_levels`.
+    label : Label
     site, where : str
         For the error.
 
@@ -151,12 +161,15 @@ def read_label(text: str, meaning: dict[str, int], site: str, where: str) -> int
     DataContractError
         The value is unknown, or participants.json contradicts it.
     """
-    key = text.lower()
-    if key in ("", "n/a"):
-        return None
+    key = normalise(text)
     # A table saved by way of floating point holds 1.0 where the sidecar explains 1.
     told = meaning.get(key, meaning.get(key.removesuffix(".0")))
-    usual = _SEX_WORDS.get(key)
+    try:
+        usual = label.read(text)
+        if told is None and usual is None:
+            return None
+    except ValueError:
+        usual = None
     if told is None and usual is None:
         problem = "the label column holds an unknown value"
     elif None not in (told, usual) and told != usual:
@@ -168,7 +181,8 @@ def read_label(text: str, meaning: dict[str, int], site: str, where: str) -> int
         problem,
         where=f"participants.tsv, {where}",
         got=f"'{plain(text)}'",
-        remedy=_SEX_REMEDY,
+        remedy=f"Accepted: {', '.join(label.classes.names)}, codes that participants.json "
+        "explains under Levels or site.toml translates, and n/a for unknown",
     )
 
 

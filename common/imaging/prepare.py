@@ -6,44 +6,15 @@ alone on another site. Lengths are kept in millimetres, since the size of a head
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
 from common.errors import DataContractError
-from common.imaging.bids import SiteIndex
-from common.imaging.nifti import decode_scan, read_scan
-from common.imaging.prepared_cache import PreparedCache
-from common.imaging.site_files import relative, resolve_inside
 
 FIELD_OF_VIEW_MM = 216.0  # an adult head, neck apart, with room to spare
 PREPARE_VERSION = 1  # raise it with any change that alters a prepared volume
 SMALLEST_IMAGE = 4
 
 _BINS = 256
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Prepared images of one split of one site.
-
-    Parameters
-    ----------
-    images : np.ndarray
-        float32 in [0, 1], shape (N, S, S, S), axes as in `prepare_volume`.
-    labels : np.ndarray
-        int64, shape (N,).
-    ids : tuple of str
-        Participants; they stay at the site.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    ids: tuple[str, ...]
 
 
 def prepare_volume(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -> np.ndarray:
@@ -136,59 +107,6 @@ def otsu(volume: np.ndarray) -> tuple[float, float]:
     return low + width * (float(best.mean()) + 1), float(mean_below[best[0]])
 
 
-def load_images(index: SiteIndex, split: str, *, image_size: int, cache: Path) -> ImageSet:
-    """Prepared images of one split; only that split's files are opened.
-
-    A bad scan is left out, counted and logged without naming it: a log may be read by others.
-    ``fedscan check`` names it to whoever holds the data.
-
-    Parameters
-    ----------
-    index : SiteIndex
-        From `common.imaging.bids.read_site`.
-    split : str
-        ``train``, ``val`` or ``test``.
-    image_size : int
-        Voxels along a side.
-    cache : Path
-        Folder on the site's own disk; what is prepared once is found there by later processes.
-
-    Raises
-    ------
-    DataContractError
-        No scan of the split can be used.
-    """
-    chosen = [one for one in index.participants if one.split == split]
-    store = PreparedCache(cache, index.root)
-    images = np.empty((len(chosen), *(image_size,) * 3), dtype=np.float32)
-    kept = []
-    left_out: Counter[str] = Counter()
-    first: DataContractError | None = None
-    for one in chosen:
-        try:
-            images[len(kept)] = _prepared(one.scan, index, image_size, store)
-            kept.append(one)
-        except DataContractError as error:
-            left_out[error.problem] += 1
-            first = first or error
-    store.save()
-    for problem, n in sorted(left_out.items()):
-        _log.warning(
-            "site '%s': %d of %d %s scans left out: %s; run `fedscan check` to see which",
-            *(index.site, n, len(chosen), split, problem),
-        )
-    if not kept:
-        raise DataContractError(
-            index.site,
-            f"no {split} scan can be used",
-            got=f"0 of {len(chosen)}; the first: {first}" if first else "",
-            remedy="Run `fedscan check`",
-        )
-    labels = np.array([one.label for one in kept], dtype=np.int64)
-    ids = tuple(one.id for one in kept)
-    return ImageSet(images[: len(kept)], labels, ids)
-
-
 def check_head(image: np.ndarray, *, site: str, where: str) -> np.ndarray:
     """Return a prepared volume, and refuse one in which no head was found.
 
@@ -201,27 +119,6 @@ def check_head(image: np.ndarray, *, site: str, where: str) -> np.ndarray:
         raise DataContractError(
             site, "a scan shows no head that can be told from the background", where=where
         )
-    return image
-
-
-def _prepared(scan: Path, index: SiteIndex, image_size: int, store: PreparedCache) -> np.ndarray:
-    """One prepared volume, from the cache or made and put there."""
-    settings = f"v{PREPARE_VERSION} fov={FIELD_OF_VIEW_MM} size={image_size}"
-    shape = (image_size,) * 3
-    target = resolve_inside(scan, root=index.root, site=index.site)
-    content = None
-    digest = store.known_digest(target)
-    if digest is None:
-        content = read_scan(scan, site=index.site, root=index.root)
-        digest = store.learn_digest(target, content)
-    image = store.get(digest, settings, shape)
-    if image is None:
-        where = relative(scan, index.root)
-        content = content or read_scan(scan, site=index.site, root=index.root)
-        volume, affine = decode_scan(content.raw, site=index.site, where=where)
-        image = prepare_volume(volume, affine, image_size=image_size)
-        check_head(image, site=index.site, where=where)
-        store.put(store.learn_digest(target, content), settings, image)
     return image
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-CLASSES = 2
 HEAD = 0.05  # prepared intensity above which a voxel belongs to the head
 CLIP_SD = 3.0
 CELLS = 3  # a side, of the grid that the small classifier's linear layer sees
@@ -50,11 +49,12 @@ class SmallClassifier(nn.Module):
     ----------
     image_size : int
         Voxels a side of the input cube.
+    classes : int
     width : int
         Channels of the first convolution; the second has twice as many.
     """
 
-    def __init__(self, image_size: int, width: int = 16) -> None:
+    def __init__(self, image_size: int, classes: int, width: int = 16) -> None:
         super().__init__()
         # The outer twelfth on every side, 18 mm, holds air and hardly any brain.
         margin = round(image_size // 2 / 12)
@@ -71,42 +71,43 @@ class SmallClassifier(nn.Module):
             nn.AdaptiveAvgPool3d(CELLS),
             nn.Flatten(),
         )
-        self.head = nn.Linear(2 * width * CELLS**3, CLASSES)
+        self.head = nn.Linear(2 * width * CELLS**3, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, 2) of images (B, 1, S, S, S) in [0, 1]."""
+        """Return logits (B, K) of images (B, 1, S, S, S) in [0, 1]."""
         # Means vary little between people: unscaled, the head would learn too slowly.
         return self.head(GAIN * self.features(images))
 
 
-def build_classifier(name: str, *, image_size: int, seed: int) -> nn.Module:
+def build_classifier(name: str, *, image_size: int, classes: int, seed: int) -> nn.Module:
     """Build a classifier with initial weights that the seed decides.
 
     Parameters
     ----------
-    name : {"small", "efficientnet-b2"}
+    name : {"small", "efficientnet-b0", "efficientnet-b2"}
     image_size : int
         Voxels a side of the input cube.
+    classes : int
     seed : int
 
     Returns
     -------
     nn.Module
-        Maps (B, 1, S, S, S) to logits (B, 2).
+        Maps (B, 1, S, S, S) to logits (B, K).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "small":
-            return SmallClassifier(image_size)
-        if name == "efficientnet-b2":
+            return SmallClassifier(image_size, classes)
+        if name in ("efficientnet-b0", "efficientnet-b2"):
             from monai.networks.nets import EfficientNetBN
 
             network = EfficientNetBN(
-                "efficientnet-b2",
+                name,
                 pretrained=False,
                 spatial_dims=3,
                 in_channels=1,
-                num_classes=CLASSES,
+                num_classes=classes,
                 norm=("group", {"num_groups": 8}),
             )
             return nn.Sequential(StandardizeHead(), network)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common.errors import ConfigError
 from common.models.architecture import Architecture
-from common.models.classifier import CLASSES, StandardizeHead
+from common.models.classifier import StandardizeHead
 from common.models.discriminator import Discriminator
 
 CELLS = 16  # a side, at most: a discriminator's features are means over cells of 13.5 mm
@@ -31,7 +31,7 @@ class StackClassifier(nn.Module):
     common model's threshold then fits no site but the largest. Adaptive batch normalization (Li et
     al. 2016, arXiv 1603.04779) takes a site's own statistics instead of those of the training; here
     the mean alone, since SDs of a dozen scans say little. It is that of the site's training scans,
-    weighted so that each sex counts as much: a plain mean leans towards the sex that a site has
+    weighted so that each class counts as much: a plain mean leans towards the class that a site has
     more of, and the threshold leans with it. It is no part of the state: it never leaves the site,
     nobody averages it.
 
@@ -46,6 +46,7 @@ class StackClassifier(nn.Module):
     ----------
     features : int
         How many there are of a stack.
+    classes : int
     centered : bool
     scaled : bool
     frozen : bool
@@ -53,11 +54,17 @@ class StackClassifier(nn.Module):
     """
 
     def __init__(
-        self, features: int, *, centered: bool, scaled: bool = False, frozen: bool = False
+        self,
+        features: int,
+        classes: int,
+        *,
+        centered: bool,
+        scaled: bool = False,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
         self.centered, self.scaled, self.frozen = centered, scaled, frozen
-        self.head = nn.Linear(features, CLASSES)
+        self.head = nn.Linear(features, classes)
         self.register_buffer("log_variance", torch.zeros(features) if scaled else None)
         self.register_buffer("center", None, persistent=False)
 
@@ -96,7 +103,7 @@ class StackClassifier(nn.Module):
         return (variance + floor).log() if floor else torch.zeros_like(variance)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Return logits (B, 2) of features (B, features).
+        """Return logits (B, K) of features (B, features).
 
         Raises
         ------
@@ -112,7 +119,7 @@ class StackClassifier(nn.Module):
         return self.head(features)
 
     def forward(self, stacks: Tensor) -> Tensor:
-        """Return logits (B, 2) of stacks (B, 1, L, R, R) in [0, 1]; see `classify`."""
+        """Return logits (B, K) of stacks (B, 1, L, R, R) in [0, 1]; see `classify`."""
         return self.classify(self.represent(stacks))
 
 
@@ -128,6 +135,7 @@ class SliceClassifier(StackClassifier):
         L, slices of a head.
     resolution : int
         R, pixels a side.
+    classes : int
     width : int
         Channels that the convolution makes.
     centered : bool
@@ -135,9 +143,15 @@ class SliceClassifier(StackClassifier):
     """
 
     def __init__(
-        self, levels: int, resolution: int, width: int = 32, *, centered: bool = False
+        self,
+        levels: int,
+        resolution: int,
+        classes: int,
+        width: int = 32,
+        *,
+        centered: bool = False,
     ) -> None:
-        super().__init__(width * ((resolution + 1) // 2) ** 2, centered=centered)
+        super().__init__(width * ((resolution + 1) // 2) ** 2, classes, centered=centered)
         self.standardize = StandardizeHead()
         self.features = nn.Sequential(
             nn.Conv2d(levels, width, kernel_size=5, stride=2, padding=2),
@@ -152,110 +166,74 @@ class SliceClassifier(StackClassifier):
 
 
 class DiscriminatorClassifier(StackClassifier):
-    """A linear layer on what a layer of a StyleGAN2 discriminator makes of each slice.
+    """A linear layer on what the first layer of a StyleGAN2 discriminator makes of each picture.
 
-    Its activations are averaged over cells of 13.5 mm (one activation, where those are wider): what
-    differs between the sexes is wide, and what an edge a few millimetres off changes is narrow
-    (morphometry smooths tissue maps for the same reason). Layer 0 is the convolution of single
-    pixels that every StyleGAN2 discriminator begins with, so that its features are averages of
-    functions of the intensity. The layers behind the blocks, which compare the pictures of a batch
-    and judge whether they fit their labels, are left away: a head's features depend on this head
-    alone.
+    The layer is the convolution of single pixels that every StyleGAN2 discriminator begins with, so
+    that its features are averages of functions of the intensity. Its activations are averaged over
+    cells (of 13.5 mm in a head; one activation, where those are wider): what differs between the
+    sexes is wide, and what an edge a few millimetres off changes is narrow (morphometry smooths
+    tissue maps for the same reason). A picture's features depend on this picture alone.
 
-    Frozen weights are numbers of float16. A federation's average of equal weights differs from
-    them by its rounding; taken to the nearest float16, whose steps are thousands of times wider, it
-    is the same weight again, bit for bit. They travel in float16 unharmed as well.
+    The discriminator's weights are frozen, and numbers of float16. A federation's average of equal
+    weights differs from them by its rounding; taken to the nearest float16, whose steps are
+    thousands of times wider, it is the same weight again, bit for bit. They travel in float16
+    unharmed as well.
 
     Parameters
     ----------
     architecture : Architecture
         Of the discriminator.
     levels : int
-        L, slices of a head.
-    layer : int
-        0 for the convolution of single pixels, n for the nth block, which halves the sides.
-    tuned : bool
-        Whether the discriminator's layers learn as well, or the linear layer alone.
+        L, slices of a head; 1 for a picture.
     centered : bool
         See :class:`StackClassifier`.
-
-    Raises
-    ------
-    ConfigError
-        If the discriminator's pictures are not gray.
     """
 
     def __init__(
-        self,
-        architecture: Architecture,
-        levels: int,
-        *,
-        layer: int = 0,
-        tuned: bool,
-        centered: bool = False,
+        self, architecture: Architecture, levels: int, classes: int, *, centered: bool = False
     ) -> None:
-        a = architecture
-        if a.channels != 1:
-            raise ConfigError(
-                f"the discriminator sees pictures of {a.channels} channels, slices have 1: choose "
-                "a `gan` of gray pictures, such as tiny-32"
-            )
-        sides = a.resolutions[::-1]  # of the first convolution and the blocks
-        cells = min(sides[layer], CELLS)
+        side = architecture.resolution
+        cells = min(side, CELLS)
         super().__init__(
-            levels * a.width(sides[layer]) * cells * cells // 2,
+            levels * architecture.width(side) * cells * cells // 2,
+            classes,
             centered=centered,
             scaled=True,
-            frozen=not tuned,
+            frozen=True,
         )
-        self.architecture = a
-        whole = Discriminator(a)
-        self.from_image = whole.from_image
-        self.blocks = whole.blocks[:layer]
-        self.cell = sides[layer] // cells  # activations a side
-        self.from_image.requires_grad_(tuned)
-        self.blocks.requires_grad_(tuned)
+        self.architecture = architecture
+        self.from_image = Discriminator(architecture).from_image
+        self.cell = side // cells  # pixels a side
+        self.from_image.requires_grad_(False)
         self.register_load_state_dict_post_hook(_round_frozen)
         _round_frozen(self)
 
     def represent(self, stacks: Tensor) -> Tensor:
-        """Return features (B, L · C · cells · cells / 2) of stacks (B, 1, L, R, R) in [0, 1].
+        """Return features (B, L · W · cells · cells / 2) of stacks (B, 1, L, R, R) in [0, 1].
 
-        Means over a head and its mirror image, so that the cells of one half are all of them. Each
-        head's are standardized by their own mean and SD, which takes a scan's gain out.
-        """
-        pictures = stacks.flatten(0, 2).unsqueeze(1) * 2 - 1
-        half = self._half_of_blocks(pictures) if self.blocks else self._half_of_pixels(pictures)
-        x = half.reshape(len(stacks), -1)
-        return F.layer_norm(x, x.shape[1:])
-
-    def _half_of_blocks(self, pictures: Tensor) -> Tensor:
-        """Return the cells (N, C, cells, cells / 2) of one half of pictures (N, 1, R, R)."""
-        x = torch.cat([pictures, pictures.flip(-1)])
-        x = self.from_image(x.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
-            x = block(x)
-        straight, mirrored = F.avg_pool2d(x, self.cell).chunk(2)
-        return (straight + mirrored)[..., : straight.shape[-1] // 2] / 2
-
-    def _half_of_pixels(self, pictures: Tensor) -> Tensor:
-        """Return the same as `_half_of_blocks` for layer 0, many times as fast.
+        Or of pictures (B, C, R, R). Means over an image and its mirror image, so that the cells of
+        one half are all of them. Each image's are standardized by their own mean and SD, which
+        takes a scan's gain out.
 
         The first pixels of all cells make a picture, their second ones another, and so on; the mean
         of these pictures' activations is that of the cells. One at a time fits into a processor's
-        cache (3 MB for sixteen heads of twelve slices and 32 channels). Slices lie below one
+        cache (3 MB for sixteen heads of twelve slices and 32 channels). Pictures lie below one
         another: a convolution of single pixels sees no neighbour, so no border matters.
         """
-        width = pictures.shape[-1] // 2
+        side = stacks.shape[-1]
+        pictures = stacks.reshape(-1, self.architecture.channels, side, side) * 2 - 1
+        below = pictures.transpose(0, 1)  # (C, N, R, R)
         pixels = [
-            side[..., row :: self.cell, column :: self.cell]
-            for side in (pictures[..., :width], pictures.flip(-1)[..., :width])
+            half[..., row :: self.cell, column :: self.cell]
+            for half in (below[..., : side // 2], below.flip(-1)[..., : side // 2])
             for row in range(self.cell)
             for column in range(self.cell)
         ]
-        shape = (len(pictures), *pixels[0].shape[2:])
-        activations = (self.from_image(one.reshape(1, 1, -1, shape[-1])) for one in pixels)
-        return (sum(activations) / len(pixels)).view(-1, *shape).transpose(0, 1)
+        shape = pixels[0].shape  # (C, N, cells, cells / 2)
+        activations = (self.from_image(one.reshape(1, shape[0], -1, shape[-1])) for one in pixels)
+        cells = (sum(activations) / len(pixels)).view(-1, *shape[1:]).transpose(0, 1)
+        x = cells.reshape(len(stacks), -1)
+        return F.layer_norm(x, x.shape[1:])
 
     @torch.no_grad()
     def features_of(self, stacks: Tensor) -> Tensor:
@@ -279,16 +257,16 @@ class DiscriminatorClassifier(StackClassifier):
         ]
         if differ:
             raise ConfigError(
-                f"the discriminator has other sizes than the run's: {', '.join(differ)}. Set `gan` "
-                "and `gan-changes` to those that it was trained with"
+                f"the discriminator has other sizes than the run's: {', '.join(differ)}. Set "
+                "model.gan and model.gan-changes to those that it was trained with"
             )
         wanted = self.state_dict()
         given = {k: v for k, v in discriminator.state_dict().items() if k in wanted}
         biases = [tensor for name, tensor in given.items() if name.endswith("bias")]
         if not any(bias.any() for bias in biases):  # they begin with zeros
             raise ConfigError(
-                "the discriminator was never trained: where `share` was 'generator', each site has "
-                "kept its own. Take a run with share = 'both'"
+                "the discriminator was never trained: where strategy.share was 'generator', each "
+                "site has kept its own. Take a run with strategy.share = 'both'"
             )
         self.load_state_dict({**wanted, **given}, strict=True)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -23,6 +24,7 @@ from common.studies.vocabulary import Vocabulary, normalise, read_texts, read_vo
 
 LARGEST_FILE = 2**18  # bytes
 SITE = "site"  # among a generator's conditions: the hospital, which is no column
+HEIGHT = "height"  # and of a volume's axial slices, where each lies
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _NOT_KNOWN = ("n/a", "na", "nan")
@@ -65,6 +67,11 @@ class Images(_Section):
         json_schema_extra={"accepted": "a folder's path, relative to the site's folder"},
     )
     suffix: Text = Field("", description="added to each file's name, as '.jpg'")
+    contrast: Text = Field(
+        "T1w",
+        pattern="^[A-Za-z0-9]+$",
+        description="bids: which images of anat/, by the end of their names",
+    )
     channels: Literal[1, 3] = Field(description="1: grey; 3: red, green and blue")
     view: Literal["", "picture", "volume", "slices"] = Field(
         "",
@@ -153,6 +160,11 @@ class Label(_Section):
     what: ClassVar[str] = "[label]"
 
     column: Text = Field(min_length=1, description=_COLUMN)
+    aliases: tuple[str, ...] = Field(
+        (),
+        description="other names that the column may have",
+        json_schema_extra={"accepted": "a list of columns' names, as in ['gender']"},
+    )
     classes: Vocabulary = Field(json_schema_extra={"accepted": vocabulary.ACCEPTED})
     positive: Text = Field(
         "", description="the class whose sensitivity is reported; of two classes the second"
@@ -168,7 +180,7 @@ class Label(_Section):
     def _read_classes(cls, value: object) -> Vocabulary:
         return read_vocabulary(value)
 
-    @field_validator("missing", mode="before")
+    @field_validator("missing", "aliases", mode="before")
     @classmethod
     def _read_missing(cls, value: object) -> object:
         return read_texts(value)
@@ -225,9 +237,10 @@ class Generator(_Section):
 
     conditions: tuple[str, ...] = Field(
         (),
-        description="columns, and 'site' for the hospital",
+        description="columns, 'site' for the hospital, and 'height' of a volume's slices",
         json_schema_extra={
-            "accepted": "a list of the label's column, 'site', and columns under [generator.values]"
+            "accepted": "a list of the label's column, 'site', columns under [generator.values] "
+            "and, of volumes, 'height'"
         },
     )
     values: tuple[tuple[str, Vocabulary], ...] = Field(
@@ -282,8 +295,9 @@ class Study(_Section):
         if self.images.storage == "bids" and self.groups.person not in ("", "participant_id"):
             raise ValueError("[groups] person: with storage 'bids' it is 'participant_id'")
         known = {normalise(column) for column, _ in self.generator.values}
+        made = {SITE} if self.images.view == "picture" else {SITE, HEIGHT}
         for column in self.generator.conditions:
-            if normalise(column) not in {SITE, normalise(self.label.column), *known}:
+            if normalise(column) not in {*made, normalise(self.label.column), *known}:
                 raise ValueError(
                     f"[generator] conditions: '{column}' is neither '{SITE}' nor the label's "
                     f"column; say under [generator.values] what it may hold"
@@ -317,14 +331,37 @@ class Study(_Section):
 
     @property
     def condition_columns(self) -> tuple[tuple[str, Vocabulary], ...]:
-        """Columns that a generator is conditioned on, without the site, and what they may hold."""
+        """Columns that a generator is conditioned on, and what they may hold."""
         known = {normalise(column): values for column, values in self.generator.values}
         known[normalise(self.label.column)] = self.label.classes
         return tuple(
             (column, known[normalise(column)])
             for column in self.generator.conditions
-            if normalise(column) != SITE
+            if normalise(column) in known
         )
+
+
+@lru_cache(maxsize=16)
+def read_study(text: str) -> Study:
+    """Read a study as a run config holds it: a built-in name, or the whole text of a study.
+
+    Raises
+    ------
+    ConfigError
+        There is no such study, or its text holds what is not accepted.
+    """
+    if "\n" not in text:
+        if text in built_in_studies():
+            return load_study(text)
+        raise ConfigError(
+            f"study '{text[:80]}': accepted is one of {', '.join(built_in_studies())}, or the "
+            "whole text of a study, since sites cannot read your file: `fedscan run --study "
+            "FILE.toml` sends it, `fedscan studies text FILE.toml` writes it for `flwr run`"
+        )
+    try:
+        return Study.from_mapping(tomllib.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the study's text is not TOML: {error}") from None
 
 
 def load_study(study: str | Path) -> Study:

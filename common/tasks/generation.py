@@ -1,4 +1,4 @@
-"""Generation of slices: one StyleGAN2-ADA that hospitals train without pooling a scan.
+"""Generation of images: one StyleGAN2-ADA that hospitals train without pooling a scan.
 
 What happens to each piece of its state between rounds, and why:
 
@@ -28,222 +28,305 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.config import RunConfig
-from common.errors import FedscanError
-from common.imaging.slices import load_slices, pool
-from common.tasks import Fit, Place, State
-from common.tasks.classification import roster, survey
+from common.config.run_config import RunConfig
+from common.data.dataset import Dataset
+from common.data.site_data import open_split
+from common.errors import ConfigError, FedscanError
+from common.imaging.slices import LEVELS_MM, RESOLUTIONS
+from common.studies.study import SITE
+from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
-from common.tasks.generation_networks import GENERATOR, architecture, gan_config, load_released
-from common.tasks.generation_quality import evaluate, extractor_hash, judge, summary
+from common.tasks.generation_networks import GENERATOR, architecture, load_released
+from common.tasks.task import Evaluation, Fit, Load, Place, State, Task, Verdict
 from common.training import gan
 from common.training.gan_checkpoint import save_checkpoint
+from common.training.gan_config import stylegan2
 from common.training.gan_losses import ema_beta
 from common.training.gan_state import GanTraining
 
-if TYPE_CHECKING:
-    from common.imaging.slices import SliceSet
-
-__all__ = [
-    "align",
-    "build_model",
-    "evaluate",
-    "extractor_hash",
-    "first_release",
-    "fit",
-    "ids",
-    "illustrate",
-    "judge",
-    "load_shared",
-    "load_split",
-    "most_judged",
-    "participants",
-    "pool",
-    "release",
-    "roster",
-    "save",
-    "shared_state",
-    "summary",
-    "survey",
-    "warm_start",
-]
-
-STATISTICS = ()  # of features over people, among what sites share
-AVERAGES_OVER_TIME = True
 DISCRIMINATOR = "discriminator."
 W_AVERAGE = "generator.mapping.w_average"
 EMBEDDINGS = ("generator.mapping.embed.weight", "discriminator.embed.weight")  # (w_dim, labels)
+# Of augmentation: a fixed p, and what lets an adaptive one rise.
+LEAST_P, MOST_TARGET, MOST_KIMG, MOST_INTERVAL = 0.1, 0.8, 1000.0, 64
 
 
-def build_model(config: RunConfig, place: Place) -> GanTraining:
-    """Begin a training with the run's initial weights, the same at every site."""
-    networks = architecture(config, place.sites)
-    return GanTraining.start(gan_config(config), networks, device=place.device)
+class Generation(Task):
+    """One generator for all sites; see the module."""
 
+    averages_over_time = True
 
-def warm_start(model: GanTraining, config: RunConfig) -> None:
-    """Begin with the run's own weights."""
-    del model, config
+    def check(self, config: RunConfig) -> None:
+        """Refuse networks that do not suit the study.
 
+        Raises
+        ------
+        ConfigError
+        """
+        settings, study = stylegan2(config), config.read_study()
+        if settings.diversity_weight and config.training.batch_size < 2:
+            raise ConfigError(
+                "diversity-weight compares two pictures: set training.batch-size above 1"
+            )
+        if study.images.view != "picture" and settings.resolution not in RESOLUTIONS:
+            raise ConfigError(
+                f"model.gan '{config.model.gan}' with model.gan-changes "
+                f"'{config.model.gan_changes}' makes pictures of {settings.resolution} pixels a "
+                f"side: slices of scans have {', '.join(map(str, RESOLUTIONS))}"
+            )
+        known = {*study.generator.conditions}
+        if unknown := [kind for kind in settings.label_kinds if kind not in known]:
+            raise ConfigError(
+                f"label-kinds: '{unknown[0]}' is none of the conditions of study '{study.name}': "
+                f"{', '.join(study.generator.conditions) or 'it has none'}"
+            )
 
-def shared_state(model: GanTraining, config: RunConfig) -> dict[str, Tensor]:
-    """Return G, its average w and, unless sites keep theirs, D."""
-    state = model.export("parameters")
-    if config.share == "generator":
+    def build_model(self, config: RunConfig, place: Place) -> GanTraining:
+        """Begin a training with the run's initial weights, the same at every site."""
+        networks = architecture(config, place.sites)
+        return GanTraining.start(stylegan2(config), networks, device=place.device)
+
+    def shared_state(self, model: GanTraining, config: RunConfig) -> dict[str, Tensor]:
+        """Return G, its average w and, unless sites keep theirs, D."""
+        state = model.export("parameters")
+        if config.strategy.share == "generator":
+            state = {name: tensor for name, tensor in state.items() if name.startswith(GENERATOR)}
+        return {**state, W_AVERAGE: model.generator.mapping.w_average.detach().cpu().clone()}
+
+    def load_shared(self, model: GanTraining, state: State) -> None:
+        """Take over what the sites share; a discriminator that does not travel stays as it is."""
+        given = dict(state)
+        try:
+            w_average = given.pop(W_AVERAGE)
+        except KeyError:
+            raise FedscanError(f"shared state: {W_AVERAGE} is missing") from None
+        if not any(name.startswith(DISCRIMINATOR) for name in given):
+            given |= _discriminator(model)
+        model.load(given, "parameters")
+        with torch.no_grad():
+            model.generator.mapping.w_average.copy_(w_average)
+
+    def align(self, updates: Mapping[str, dict[str, Tensor]], config: RunConfig) -> None:
+        """Take what a site's own label means from that site alone.
+
+        Nobody else has an image with it: the others send its column of the label embeddings back
+        as it was, and averaging would let it learn at 1/K of the speed of all that sites share.
+        Then sites fit the shared weights to their scanners instead, and the average is nobody's.
+        """
+        before = 0
+        for kind, values in architecture(config, tuple(updates)).labels:
+            if kind == SITE:
+                break
+            before += len(values)
+        else:
+            return
+        for name in EMBEDDINGS:
+            if all(name in state for state in updates.values()):
+                own = [
+                    updates[site][name][:, before + column].clone()
+                    for column, site in enumerate(values)
+                ]
+                for state in updates.values():
+                    state[name][:, before : before + len(own)] = torch.stack(own, 1)
+
+    def first_release(self, model: GanTraining, config: RunConfig) -> dict[str, Tensor]:
+        """Return the initial generator, with which the average over time begins."""
+        del config
+        state = model.export("parameters")
         state = {name: tensor for name, tensor in state.items() if name.startswith(GENERATOR)}
-    return {**state, W_AVERAGE: model.generator.mapping.w_average.detach().cpu().clone()}
+        return {**state, W_AVERAGE: model.generator.mapping.w_average.detach().cpu().clone()}
+
+    def release(
+        self,
+        previous: State,
+        shared: State,
+        config: RunConfig,
+        *,
+        round_number: int,
+        participants: int,
+    ) -> dict[str, Tensor]:
+        """Move the generator's average over time towards the round's G (StyleGAN2's EMA).
+
+        β = 0.5^(images of the round / half-life), images of all participants, so that a pool that
+        shows D as many images has the same average.
+        """
+        gan_settings = stylegan2(config)
+        images = config.training.local_steps * config.training.batch_size * participants
+        beta = ema_beta(
+            images,
+            half_life=gan_settings.ema_kimg * 1000,
+            rampup=gan_settings.ema_rampup,
+            images_seen=(round_number - 1) * images,
+        )
+        moved = {
+            name: tensor.lerp(previous[name], beta)
+            for name, tensor in shared.items()
+            if name.startswith(GENERATOR)
+        }
+        return {**moved, W_AVERAGE: shared[W_AVERAGE].clone()}
+
+    def extractor_hash(self, config: RunConfig) -> str:
+        """Return a hash of the extractor that judges here, and of how pictures are fitted to it."""
+        return generation_quality.extractor_hash(config)
+
+    def open_split(
+        self, site: str, data_dir: Path, split: str, config: RunConfig, cache: Path
+    ) -> Dataset:
+        """Open one split of one site's pictures or slices; no file of another split is opened."""
+        heights = _heights_mm(config)
+        found = open_split(
+            config.read_study(),
+            site,
+            data_dir,
+            split,
+            size=stylegan2(config).resolution,
+            heights_mm=heights,
+            cache=cache,
+        )
+        return found.levels(heights) if heights else found
+
+    def images_per_file(self, config: RunConfig) -> int:
+        """Return how many slices are made of a volume; of a picture, one."""
+        return len(_heights_mm(config)) or 1
+
+    def fit(
+        self,
+        model: GanTraining,
+        data: Dataset,
+        config: RunConfig,
+        *,
+        place: Place,
+        round_number: int,
+        private: State,
+    ) -> Fit:
+        """Train G and D in place for one round; see :func:`common.training.gan.fit`.
+
+        Returns
+        -------
+        Fit
+            Metrics as of ``gan.fit``. Private: Adam's moments, p, the mean path length and, with
+            ``share = generator``, the site's discriminator.
+        """
+        state = dict(private)
+        if config.strategy.share == "generator" and state:
+            parameters = model.export("parameters")
+            own = {name: state.pop(name) for name in _discriminator(model) if name in state}
+            model.load({**parameters, **own}, "parameters")
+        if state:
+            model.load(state, "private")
+        model.steps = (round_number - 1) * config.training.local_steps
+        model.images_seen = model.steps * config.training.batch_size
+        # One seed for all rounds: the order of slices goes on where the last round stopped.
+        seed = place.seed(config.run.seed, purpose="fit")
+        done = gan.fit(model, data, steps=config.training.local_steps, seed=seed)
+        kept = model.export("private")
+        if config.strategy.share == "generator":
+            kept |= _discriminator(model)
+        return Fit(done.metrics, kept)
+
+    def evaluate(
+        self,
+        released: State,
+        load: Load,
+        split: str,
+        config: RunConfig,
+        *,
+        place: Place,
+        records: Path | None = None,
+    ) -> Evaluation:
+        """Judge a generator; see :func:`common.tasks.generation_quality.evaluate`."""
+        return generation_quality.evaluate(
+            released, load, split, config, place=place, records=records
+        )
+
+    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+        """Merge the sites' moments; see :func:`common.tasks.generation_quality.judge`."""
+        return generation_quality.judge(evaluations, config)
+
+    def save(
+        self,
+        folder: Path,
+        released: State,
+        shared: State,
+        config: RunConfig,
+        *,
+        round_number: int,
+        place: Place,
+    ) -> None:
+        """Write ``gan.json`` and its tensors: what ``fedscan generate`` and ``project`` read."""
+        model = self.build_model(config, place)
+        self.load_shared(model, shared)
+        load_released(model.ema, released)
+        model.steps = round_number * config.training.local_steps
+        model.images_seen = model.steps * config.training.batch_size
+        save_checkpoint(folder, model, groups=("parameters", "averages", "constants", "counters"))
+
+    def illustrate(
+        self,
+        folder: Path,
+        released: State,
+        config: RunConfig,
+        *,
+        round_number: int,
+        place: Place,
+    ) -> None:
+        """Write a grid of pictures; see :func:`common.tasks.generation_grids.illustrate`."""
+        illustrate(folder, released, config, round_number=round_number, place=place)
+
+    def summary(
+        self,
+        evaluations: Mapping[str, Evaluation],
+        verdict: Verdict,
+        fits: Mapping[str, Mapping[str, float]],
+        config: RunConfig,
+        *,
+        round_number: int,
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Return the block ``generation`` of the whole, and under each site."""
+        return generation_quality.summary(
+            evaluations, verdict, fits, config, round_number=round_number
+        )
+
+    def learning_rates(self, config: RunConfig) -> dict[str, float]:
+        """Return those of G and D."""
+        settings = stylegan2(config)
+        return {
+            "generator-learning-rate": settings.generator_learning_rate,
+            "discriminator-learning-rate": settings.discriminator_learning_rate,
+        }
+
+    def without_augmentation(self, config: RunConfig) -> str:
+        """Say what keeps p low, or leaves images as they are but for their place."""
+        settings = stylegan2(config)
+        fixed = settings.augment == "fixed"
+        if settings.augment == "off" or (fixed and settings.augment_p < LEAST_P):
+            return f"augment = {settings.augment}, augment-p = {settings.augment_p:g}"
+        if settings.augment_steps == "b":
+            return "augment-steps = b, which moves images and changes nothing in them"
+        if settings.augment == "adaptive":
+            for key, value, most in (
+                ("ada-target", settings.ada_target, MOST_TARGET),
+                ("ada-kimg", settings.ada_kimg, MOST_KIMG),
+                ("ada-interval", settings.ada_interval, MOST_INTERVAL),
+            ):
+                if value > most:
+                    return f"{key} = {value:g}, accepted is up to {most:g}"
+        return ""
 
 
-def load_shared(model: GanTraining, state: State) -> None:
-    """Take over what the sites share; a discriminator that does not travel stays as it is."""
-    given = dict(state)
-    try:
-        w_average = given.pop(W_AVERAGE)
-    except KeyError:
-        raise FedscanError(f"shared state: {W_AVERAGE} is missing") from None
-    if not any(name.startswith(DISCRIMINATOR) for name in given):
-        given |= _discriminator(model)
-    model.load(given, "parameters")
-    with torch.no_grad():
-        model.generator.mapping.w_average.copy_(w_average)
-
-
-def align(updates: Mapping[str, dict[str, Tensor]], config: RunConfig) -> None:
-    """Take what a site's own label means from that site alone.
-
-    Nobody else has a slice with it: the others send its column of the label embeddings back as it
-    was, and averaging would let it learn at 1/K of the speed of all that sites share. Then sites
-    fit the shared weights to their scanners instead, and the average is nobody's.
-    """
-    before = 0
-    for kind, values in architecture(config, tuple(updates)).labels:
-        if kind == "site":
-            break
-        before += len(values)
-    else:
-        return
-    for name in EMBEDDINGS:
-        if all(name in state for state in updates.values()):
-            own = [
-                updates[site][name][:, before + column].clone()
-                for column, site in enumerate(values)
-            ]
-            for state in updates.values():
-                state[name][:, before : before + len(own)] = torch.stack(own, 1)
-
-
-def first_release(model: GanTraining) -> dict[str, Tensor]:
-    """Return the initial generator, with which the average over time begins."""
-    state = model.export("parameters")
-    state = {name: tensor for name, tensor in state.items() if name.startswith(GENERATOR)}
-    return {**state, W_AVERAGE: model.generator.mapping.w_average.detach().cpu().clone()}
-
-
-def release(
-    previous: State, shared: State, config: RunConfig, *, round_number: int, participants: int
-) -> dict[str, Tensor]:
-    """Move the generator's average over time towards the round's G (StyleGAN2's EMA).
-
-    β = 0.5^(images of the round / half-life), images of all participants, so that a pool that
-    shows D as many images has the same average.
-    """
-    gan_settings = gan_config(config)
-    images = config.local_steps * config.batch_size * participants
-    beta = ema_beta(
-        images,
-        half_life=gan_settings.ema_kimg * 1000,
-        rampup=gan_settings.ema_rampup,
-        images_seen=(round_number - 1) * images,
-    )
-    moved = {
-        name: tensor.lerp(previous[name], beta)
-        for name, tensor in shared.items()
-        if name.startswith(GENERATOR)
-    }
-    return {**moved, W_AVERAGE: shared[W_AVERAGE].clone()}
-
-
-def load_split(site: str, data_dir: Path, split: str, config: RunConfig, cache: Path) -> SliceSet:
-    """Load one split of one site's slices; no file of another split is opened."""
-    resolution = gan_config(config).resolution
-    return load_slices(site, data_dir, split, resolution=resolution, cache=cache)
-
-
-def participants(data: SliceSet) -> int:
-    """Return how many participants the slices are of."""
-    return len(set(data.ids))
-
-
-def most_judged(count: int) -> int:
-    """Return at most how many slices so many participants have."""
-    from common.imaging.slices import LEVELS_MM
-
-    return count * len(LEVELS_MM)
-
-
-def ids(data: SliceSet) -> list[str]:
-    """List the participants that the slices are of, each once."""
-    return list(dict.fromkeys(data.ids))
-
-
-def fit(
-    model: GanTraining,
-    data: SliceSet,
-    config: RunConfig,
-    *,
-    place: Place,
-    round_number: int,
-    private: State,
-) -> Fit:
-    """Train G and D in place for one round; see :func:`common.training.gan.fit`.
-
-    Returns
-    -------
-    Fit
-        Metrics as of ``gan.fit``. Private: Adam's moments, p, the mean path length and, with
-        ``share = generator``, the site's discriminator.
-    """
-    state = dict(private)
-    if config.share == "generator" and state:
-        parameters = model.export("parameters")
-        own = {name: state.pop(name) for name in _discriminator(model) if name in state}
-        model.load({**parameters, **own}, "parameters")
-    if state:
-        model.load(state, "private")
-    model.steps = (round_number - 1) * config.local_steps
-    model.images_seen = model.steps * config.batch_size
-    # One seed for all rounds: the order of slices goes on where the last round stopped.
-    seed = place.seed(config.seed, purpose="fit")
-    done = gan.fit(model, data, steps=config.local_steps, seed=seed)
-    kept = model.export("private")
-    if config.share == "generator":
-        kept |= _discriminator(model)
-    return Fit(done.metrics, kept)
-
-
-def save(
-    folder: Path,
-    released: State,
-    shared: State,
-    config: RunConfig,
-    *,
-    round_number: int,
-    place: Place,
-) -> None:
-    """Write ``gan.json`` and its tensors: what ``fedscan generate`` and ``project`` read."""
-    model = build_model(config, place)
-    load_shared(model, shared)
-    load_released(model.ema, released)
-    model.steps = round_number * config.local_steps
-    model.images_seen = model.steps * config.batch_size
-    save_checkpoint(folder, model, groups=("parameters", "averages", "constants", "counters"))
+def _heights_mm(config: RunConfig) -> tuple[float, ...]:
+    """Return the heights of a volume's slices; none of pictures."""
+    return () if config.read_study().images.view == "picture" else LEVELS_MM
 
 
 def _discriminator(model: GanTraining) -> dict[str, Tensor]:
     state = model.export("parameters")
     return {name: tensor for name, tensor in state.items() if name.startswith(DISCRIMINATOR)}
+
+
+TASK = Generation()

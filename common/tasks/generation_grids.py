@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.imaging.pictures import write_grid
 from common.models.architecture import Architecture
 from common.models.stylegan2 import Generator
 from common.seeding import derive_seed
-from common.tasks import Place, State
 from common.tasks.generation_networks import generator_of
+from common.tasks.task import Place, State
 from common.training.gan_sampling import combinations, sample_rows
 
 COLUMNS = 10  # pictures in a row
@@ -34,7 +34,7 @@ def illustrate(
         for number, row in enumerate(rows)
         for k in range(len(row))
     ]
-    seed = derive_seed(config.seed, purpose="grid")
+    seed = derive_seed(config.run.seed, purpose="grid")
     images = sample_rows(generator, flat, people, seed=seed)
     parts = np.split(images, np.cumsum([len(row) for row in rows])[:-1])
     path = folder / "grids" / f"round-{round_number:04d}.png"

@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import FedscanError
-from common.imaging.slices import LEVELS_MM, SEX
+from common.imaging.slices import LEVELS_MM
 from common.models.architecture import Architecture
 from common.models.stylegan2 import Generator, build
-from common.tasks import Place, State
-from common.training.gan_config import GanConfig
+from common.studies.study import HEIGHT, SITE
+from common.tasks.task import Place, State
+from common.training.gan_config import stylegan2
 from common.training.gan_sampling import sample_rows
 
 if TYPE_CHECKING:
-    from common.imaging.slices import SliceSet
+    from common.data.dataset import Dataset
 
 GENERATOR = "generator."  # begins the names of its tensors in a shared or released state
-
-
-@lru_cache(maxsize=64)
-def gan_config(config: RunConfig) -> GanConfig:
-    """Return the StyleGAN2-ADA's configuration: the run's preset, its changes, its budget."""
-    return config.stylegan2()
 
 
 def architecture(config: RunConfig, sites: Sequence[str]) -> Architecture:
     """Return the networks' sizes: all sites must have the same labels, also those they lack."""
     values = {
-        "sex": tuple(SEX.values()),
-        "height": tuple(f"{level:g}" for level in LEVELS_MM),
-        "site": tuple(sites),
+        **{column: known.names for column, known in config.read_study().condition_columns},
+        HEIGHT: tuple(f"{level:g}" for level in LEVELS_MM),
+        SITE: tuple(sites),
     }
-    return gan_config(config).architecture(values)
+    return stylegan2(config).architecture(values)
 
 
 def generator_of(released: State, config: RunConfig, place: Place) -> Generator:
@@ -59,8 +53,8 @@ def load_released(generator: Generator, released: State) -> None:
         raise FedscanError(f"the released generator does not fit its networks: {error}") from None
 
 
-def pictures(generator: Generator, data: SliceSet, seed: int) -> np.ndarray:
-    """Make a picture with the labels of each slice, (N, C, R, R)."""
+def pictures(generator: Generator, data: Dataset, seed: int) -> np.ndarray:
+    """Make a picture with the labels of each image, (N, C, R, R)."""
     kinds = [kind for kind, _ in generator.architecture.labels]
-    rows = [{kind: row[kind] for kind in kinds} for row in data.labels]
+    rows = [{kind: row[kind] for kind in kinds if kind in row} for row in data.conditions]
     return sample_rows(generator, rows, range(len(rows)), seed=seed)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from common.config import RunConfig
+from common.config.run_config import RunConfig
 from common.errors import AnswerError
+from common.evaluation.extractor import DEFAULTS
 from common.evaluation.generation import (
     Moments,
     frechet_distance,
@@ -26,15 +27,17 @@ from common.evaluation.memorization import judge_copying, strongest, write_look_
 from common.models.stylegan2 import Generator, build
 from common.paths import cache_dir
 from common.seeding import derive_seed
-from common.tasks import Evaluation, Load, Place, State, Verdict
-from common.tasks.generation_networks import architecture, gan_config, generator_of, pictures
+from common.tasks.generation_networks import architecture, generator_of, pictures
+from common.tasks.task import Evaluation, Load, Place, State, Verdict
+from common.training.gan_config import stylegan2
 
 if TYPE_CHECKING:
+    from common.data.dataset import Dataset
     from common.evaluation.extractor import Extractor
-    from common.imaging.slices import SliceSet
 
 OWN = "a file of the sites' own"  # an extractor's: what a hospital calls it stays there
 SAMPLE = ("real", "generated")
+PART = 128  # images at once
 LOOK_ALIKES = 10  # pairs in a site's figure
 LARGEST = np.finfo(np.float32).max  # of a feature, so that no sum of squares overflows
 TOLD = ("frechet_distance", "kernel_distance", "precision", "recall")
@@ -65,20 +68,20 @@ def evaluate(
         Folder at the site. Where it is given, it is also tested whether the generator copies the
         site's training slices, and the strongest look-alikes are kept there as a figure.
     """
-    extractor = _extractor(config.extractor)
+    extractor = _extractor(config.model.extractor)
     generator = generator_of(released, config, place)
     data = load(split)
-    seed = derive_seed(config.seed, site=place.site, split=split, purpose="judged pictures")
+    seed = derive_seed(config.run.seed, site=place.site, split=split, purpose="judged pictures")
     features = {
-        "real": extractor.features(data.images),
+        "real": features_of(extractor, data),
         "generated": extractor.features(pictures(generator, data, seed)),
     }
     judged = judge_features(features["generated"], features["real"])
     metrics = {name: float(value) for name, value in judged.items() if _is_number(value)}
-    people = len(set(data.ids))
+    people = data.people
     if records is not None:
-        mirrored, training = gan_config(config).mirror, load("train")
-        people = min(people, len(set(training.ids)))  # copies are about those trained on
+        mirrored, training = stylegan2(config).mirror, load("train")
+        people = min(people, training.people)  # copies are about those trained on
         metrics |= _copying(
             generator, training, features["real"], extractor, seed, records, mirrored=mirrored
         )
@@ -87,14 +90,20 @@ def evaluate(
         for kind in SAMPLE
         for name, value in vars(Moments.of(features[kind])).items()
     }
-    known = config.extractor == RunConfig.model_fields["extractor"].default
+    known = config.model.extractor in DEFAULTS
     words = {"extractor": extractor.name if known else OWN, "extractor-hash": extractor.hash}
     return Evaluation(len(data), metrics, statistics, words, people, people)
 
 
+def features_of(extractor: Extractor, data: Dataset) -> np.ndarray:
+    """Return the features (N, D) of real images, read a few at a time."""
+    parts = np.split(np.arange(len(data)), range(PART, len(data), PART))
+    return np.concatenate([extractor.features(data.take(part) * 2 - 1) for part in parts])
+
+
 def extractor_hash(config: RunConfig) -> str:
     """Return a hash of the extractor that judges here, and of how pictures are fitted to it."""
-    about = _extractor(config.extractor).identity()
+    about = _extractor(config.model.extractor).identity()
     del about["name"]  # a copy under another name judges in the same way
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
@@ -183,7 +192,7 @@ def summary(
     """
     words = next(iter(evaluations.values())).words
     extractor = {"name": words["extractor"], "hash": words["extractor-hash"]}
-    seen = round_number * config.local_steps * config.batch_size
+    seen = round_number * config.training.local_steps * config.training.batch_size
     sites = {
         site: {
             "generation": {
@@ -216,12 +225,12 @@ def plain_bytes(config: RunConfig, sites: Sequence[str]) -> int:
     generator, discriminator = build(architecture(config, sites), 0)
     networks = (generator, discriminator, generator)
     weights = sum(p.numel() for network in networks for p in network.parameters())
-    return 2 * 4 * weights * config.num_server_rounds
+    return 2 * 4 * weights * config.run.rounds
 
 
 def _copying(
     generator: Generator,
-    training: SliceSet,
+    training: Dataset,
     held_out: np.ndarray,
     extractor: Extractor,
     seed: int,
@@ -232,7 +241,7 @@ def _copying(
     """Test for copies of training slices; keep the look-alikes, scans and pictures, at the site."""
     images = pictures(generator, training, derive_seed(seed, purpose="copies"))
     ours = extractor.features(images)
-    scans = training.images
+    scans = training.images() * 2 - 1
     if mirrored:  # a copy of a mirror image is a copy
         scans = np.concatenate([scans, scans[..., ::-1]])
     theirs = extractor.features(scans)

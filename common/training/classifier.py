@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import DivergedError
-from common.models.classifier import CLASSES
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
-from common.training.classifier_augment import augment, axes_of
+from common.training.variation import variation_of
 
 if TYPE_CHECKING:
-    from common.config import RunConfig
-    from common.imaging.prepare import ImageSet
+    from common.config.run_config import RunConfig
+    from common.data.dataset import Dataset
+    from common.studies.study import Study
 
+PART = 32  # images at once, where no gradient is needed
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
 
 
@@ -46,18 +47,34 @@ class _Batches:
             pending = pending[self.size :]
 
 
-def class_weights(labels: np.ndarray) -> np.ndarray:
-    """Return n / (2 · n_class) of each class, (2,) float32: weighted, both classes count as much.
+def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return n / (K · n_class) of each class: weighted, the K classes present count as much.
 
-    A class that is absent has n / 2, which nothing is weighted with.
+    The mean weight of an example is 1 whichever classes a site has, so its steps are as large as
+    another's: K counts the classes that are present and not all, else the loss of a site with
+    two diagnoses of eight would be a quarter of what it is with all. An absent class has 0: there
+    is nothing to weight. The weights do not keep such a site from unlearning the class, as the
+    cross-entropy lowers its logits for every example of another.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (N,)
+    classes : int
+        Of the study.
+
+    Returns
+    -------
+    ndarray of float32, shape (classes,)
     """
-    present = np.bincount(labels, minlength=CLASSES).clip(min=1)
-    return (len(labels) / (CLASSES * present)).astype(np.float32)
+    counts = np.bincount(labels, minlength=classes)
+    present = np.count_nonzero(counts)
+    weights = len(labels) / (present * counts.clip(min=1)) if present else np.zeros(classes)
+    return np.where(counts, weights, 0).astype(np.float32)
 
 
 def train(
     model: nn.Module,
-    data: ImageSet,
+    data: Dataset,
     config: RunConfig,
     *,
     device: torch.device,
@@ -67,8 +84,8 @@ def train(
 ) -> tuple[float, dict[str, Tensor]]:
     """Train a classifier in place: ``local_steps`` optimizer steps.
 
-    AdamW on the cross-entropy, each class weighted by n / (2 · n_class) so that a hospital's mix
-    of sexes does not become a prior; the learning rate follows one cosine over the whole run. The
+    AdamW on the cross-entropy, each class weighted (:func:`class_weights`) so that a hospital's mix
+    of classes does not become a prior; the learning rate follows one cosine over the whole run. The
     moments are the caller's to keep: a site's own, never averaged, since starting them anew every
     round makes its first steps as large as the learning rate in every direction.
 
@@ -79,14 +96,13 @@ def train(
     Parameters
     ----------
     model : nn.Module
-        Maps (B, 1, S, S, S) to logits (B, 2), or stacks (B, 1, L, R, R). Trained in place, left on
-        the CPU. What needs no gradient is left alone.
-    data : ImageSet
-        Images (N, S, S, S) or (N, L, R, R) in [0, 1] and labels (N,).
+        Maps a batch of images to logits (B, K). Trained in place, left on the CPU. What needs no
+        gradient is left alone.
+    data : Dataset
     config : RunConfig
         Batch size, learning rate, weight decay, label smoothing, augmentation and, with
-        ``proximal_mu`` > 0, the weight μ of FedProx's term μ/2 · ‖w - w₀‖² (Li et al. 2020, eq. 2),
-        with w₀ the weights on entry.
+        ``strategy.mu`` > 0, the weight μ of FedProx's term μ/2 · ‖w - w₀‖² (Li et al. 2020, eq.
+        2), with w₀ the weights on entry.
     device : torch.device
     seed : int
         Of batches, augmentation and what the model drops.
@@ -107,52 +123,55 @@ def train(
     DivergedError
         If the loss is not finite: the run has diverged.
     """
-    steps = config.local_steps
-    images = torch.from_numpy(data.images).unsqueeze(1)
-    labels = torch.from_numpy(data.labels)
-    per_class = torch.from_numpy(class_weights(data.labels)).to(device)
+    steps, study = config.training.local_steps, config.read_study()
+    labels, augment = torch.from_numpy(data.labels), variation_of(study).augment
+    classes = len(study.label.classes.names)
+    per_class = torch.from_numpy(class_weights(data.labels, classes)).to(device)
 
     model.to(device).train()
-    start = [p.detach().clone() for p in model.parameters()] if config.proximal_mu else []
+    start = [p.detach().clone() for p in model.parameters()] if config.strategy.mu else []
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        model.parameters(),
+        lr=config.training.learning_rate,
+        weight_decay=config.training.weight_decay,
     )
     _restore_moments(optimizer, model, moments)
     log_variance = constant = None
     if isinstance(model, StackClassifier) and (model.centered or model.scaled):
-        features = model.features_of(images)
-        log_variance = model.survey(features, per_class[labels])
+        features = features_of(model, data)
+        log_variance = model.survey(features, per_class[labels.to(device)])
         if log_variance is not None and not first_step:
             model.log_variance.copy_(log_variance)
-        if model.frozen and config.augment == "none":
+        if model.frozen and config.training.augment == "none":
             constant = features
-    batches = iter(_Batches(len(labels), config.batch_size, np.random.default_rng(seed)))
+    batches = iter(_Batches(len(labels), config.training.batch_size, np.random.default_rng(seed)))
     augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
     losses = []
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
         for step in range(first_step, first_step + steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * cosine(step, config.total_steps)
-            index = torch.from_numpy(next(batches))
+                group["lr"] = config.training.learning_rate * cosine(step, config.total_steps)
+            index = next(batches)
             targets = labels[index].to(device)
             if constant is not None:
-                logits = model.classify(constant[index])
-            elif config.augment == "none":
-                logits = model(images[index].to(device))
+                logits = model.classify(constant[torch.from_numpy(index)])
             else:
-                logits = model(augment(images[index], augmentation).to(device))
+                images = torch.from_numpy(data.take(index))
+                if config.training.augment == "all":
+                    images = augment(images, augmentation)
+                logits = model(images.to(device))
             # Divided by the batch, not by its own weights as "mean" would: a batch without the
             # rarer class would else pull towards the other at full strength.
             each = F.cross_entropy(
-                logits, targets, label_smoothing=config.label_smoothing, reduction="none"
+                logits, targets, label_smoothing=config.training.label_smoothing, reduction="none"
             )
             loss = per_class[targets] @ each / len(targets)
             if start:
                 drift = sum(
                     (p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True)
                 )
-                loss = loss + config.proximal_mu / 2 * drift
+                loss = loss + config.strategy.mu / 2 * drift
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -164,7 +183,7 @@ def train(
     if not math.isfinite(mean_loss):
         raise DivergedError(
             f"the training loss is {mean_loss} after step {first_step + steps}: the run has "
-            "diverged. Try a lower learning-rate"
+            "diverged. Try a lower training.learning-rate"
         )
     return mean_loss, _moments(optimizer, model)
 
@@ -197,11 +216,25 @@ def cosine(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
 
-@torch.no_grad()
-def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarray:
-    """Return probabilities of class 1 (male), (N,) float64, in the order of the data.
+def survey_features(model: StackClassifier, data: Dataset) -> None:
+    """Let a classifier of slices know its site's features, where it is centered on them."""
+    weights = torch.from_numpy(class_weights(data.labels, model.head.out_features)[data.labels])
+    model.survey(features_of(model, data), weights)
 
-    The mean over an image and its mirror image, which show the same person.
+
+@torch.no_grad()
+def features_of(model: StackClassifier, data: Dataset) -> Tensor:
+    """Return the features (N, features) of all images, on the model's device."""
+    return torch.cat(
+        [model.features_of(torch.from_numpy(data.take(part))) for part in _parts(data)]
+    )
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: Dataset, study: Study, device: torch.device) -> np.ndarray:
+    """Return probabilities (N, K) float64, or of two classes (N,) of class 1, as in the data.
+
+    The mean over views that show the same, such as an image and its mirror image.
 
     Raises
     ------
@@ -209,14 +242,21 @@ def predict(model: nn.Module, data: ImageSet, device: torch.device) -> np.ndarra
         If a probability is not finite.
     """
     model.to(device).eval()
-    images = torch.from_numpy(data.images).unsqueeze(1).to(device)
-    right = axes_of(images).right
-    probabilities = [
-        (model(part).double().softmax(1) + model(part.flip(right)).double().softmax(1))[:, 1]
-        for part in images.split(32)
-    ]
+    views = variation_of(study).views
+    found = []
+    for part in _parts(data):
+        images = torch.from_numpy(data.take(part)).to(device)
+        seen = [model(view).double().softmax(1) for view in views(images)]
+        found.append(torch.stack(seen).mean(0).cpu())
     model.cpu()
-    found = torch.cat(probabilities).cpu() / 2
-    if not found.isfinite().all():
-        raise DivergedError("the model predicts NaN: the run has diverged. Lower learning-rate")
-    return found.numpy()
+    probabilities = torch.cat(found)
+    if not probabilities.isfinite().all():
+        raise DivergedError(
+            "the model predicts NaN: the run has diverged. Lower training.learning-rate"
+        )
+    return (probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities).numpy()
+
+
+def _parts(data: Dataset) -> list[np.ndarray]:
+    """Indices of all images, a few at a time."""
+    return np.split(np.arange(len(data)), range(PART, len(data), PART))

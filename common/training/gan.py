@@ -34,7 +34,7 @@ from common.training.gan_slices import RealSlices
 from common.training.gan_state import GROUPS, GanTraining
 
 if TYPE_CHECKING:
-    from common.imaging.slices import SliceSet
+    from common.data.dataset import Dataset
 
 __all__ = [
     "GROUPS",
@@ -174,7 +174,7 @@ def train_step(training: GanTraining, data: RealSlices, seed: int) -> dict[str, 
 
 def fit(
     training: GanTraining,
-    data: SliceSet,
+    data: Dataset,
     *,
     steps: int,
     seed: int,
@@ -185,7 +185,7 @@ def fit(
     Parameters
     ----------
     training : GanTraining
-    data : SliceSet
+    data : Dataset
         Images (N, C, R, R) in [-1, 1] and their labels. Labels of fakes are drawn from them, so
         that an unequal mix of labels is no clue for D.
     steps : int

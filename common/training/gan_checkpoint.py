@@ -22,7 +22,7 @@ from common.training.gan_config import GanConfig
 from common.training.gan_state import GROUPS, GanTraining, resolve_device, starting_p
 
 if TYPE_CHECKING:
-    from common.imaging.slices import SliceSet
+    from common.data.dataset import Dataset
 
 NAME = "gan"
 FORMAT = "fedscan StyleGAN2-ADA training, 1"  # raise the number when names of tensors change
@@ -31,7 +31,7 @@ FORMAT = "fedscan StyleGAN2-ADA training, 1"  # raise the number when names of t
 def save_checkpoint(
     folder: str | Path,
     training: GanTraining,
-    data: SliceSet | None = None,
+    data: Dataset | None = None,
     *,
     groups: Sequence[str] = GROUPS,
 ) -> None:
@@ -41,7 +41,7 @@ def save_checkpoint(
     ----------
     folder : str or Path
     training : GanTraining
-    data : SliceSet, optional
+    data : Dataset, optional
         What it was trained on, to be described in numbers: nothing of it is written.
     groups : sequence of str
         By default all, to go on with. A federation's result has no site's ``private`` state.
@@ -246,14 +246,19 @@ def _require_same_networks(folder: Path, config: GanConfig, architecture: Archit
         )
 
 
-def _in_numbers(data: SliceSet) -> dict[str, Any]:
+def _in_numbers(data: Dataset) -> dict[str, Any]:
     """Describe a data set without a word of who is in it."""
-    kinds = sorted({kind for row in data.labels for kind in row})
+    kinds = sorted({kind for row in data.conditions for kind in row})
     return {
-        "slices": len(data.images),
+        "slices": len(data),
         # Sites number their participants as they like.
         "participants": len(
-            {(row.get("site", ""), one) for row, one in zip(data.labels, data.ids, strict=True)}
+            {
+                (row.get("site", ""), one)
+                for row, one in zip(data.conditions, data.persons, strict=True)
+            }
         ),
-        "labels": {kind: dict(Counter(row.get(kind, "") for row in data.labels)) for kind in kinds},
+        "labels": {
+            kind: dict(Counter(row.get(kind, "") for row in data.conditions)) for kind in kinds
+        },
     }

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from common.errors import ConfigError
 from common.models.architecture import Architecture
 from common.settings import Fraction, NonNegative, Positive, Settings
+from common.studies.study import HEIGHT, SITE
 
-LABEL_KINDS = ("sex", "height", "site")
+if TYPE_CHECKING:
+    from common.config.run_config import RunConfig
+
+KIND = re.compile(r"[^\s,=][^,=]{0,199}")  # a label's kind: the name of a condition
+MOST_KINDS = 16
 
 
 class GanConfig(Settings):
@@ -36,7 +43,7 @@ class GanConfig(Settings):
     label_kinds: tuple[str, ...] = Field(
         ("sex",),
         description="labels of a slice that condition both networks (ADA, section 4)",
-        json_schema_extra={"accepted": "none, or some of sex, height and site as in 'sex,site'"},
+        json_schema_extra={"accepted": "none, or names of conditions, as in 'sex,site'"},
     )
     mirror: bool = Field(
         True, description="each slice also as its mirror image, a data set twice as large (ADA, 4)"
@@ -177,9 +184,10 @@ class GanConfig(Settings):
         if isinstance(value, str):
             value = [kind.strip() for kind in value.split(",")] if value not in ("", "none") else []
         if isinstance(value, list | tuple):
-            if not set(value) <= set(LABEL_KINDS) or len(set(value)) < len(value):
-                raise ValueError("unknown kind")
-            return tuple(kind for kind in LABEL_KINDS if kind in value)  # one order: one network
+            named = all(isinstance(kind, str) and KIND.fullmatch(kind) for kind in value)
+            if not named or len(set(value)) < len(value) or len(value) > MOST_KINDS:
+                raise ValueError("not names of conditions")
+            return tuple(sorted(value, key=_rank))  # one order: one network
         return value
 
     @field_serializer("label_kinds")
@@ -236,9 +244,10 @@ class GanConfig(Settings):
 
 
 def label_values(
-    rows: Sequence[Mapping[str, str]], kinds: Sequence[str] = LABEL_KINDS
+    rows: Sequence[Mapping[str, str]], kinds: Sequence[str] = ()
 ) -> dict[str, tuple[str, ...]]:
-    """Values that each kind of label takes in a set of slices, sorted."""
+    """Values that each kind of label, or every one, takes in a set of images, sorted."""
+    kinds = kinds or sorted({kind for row in rows for kind in row}, key=_rank)
     return {kind: _in_order({row[kind] for row in rows if kind in row}) for kind in kinds}
 
 
@@ -268,8 +277,43 @@ def preset(name: str) -> GanConfig:
     return PRESETS[name]
 
 
+@lru_cache(maxsize=64)
+def stylegan2(config: RunConfig) -> GanConfig:
+    """Return a run's StyleGAN2-ADA: the preset, its changes, the study's images, the run's budget.
+
+    Where the preset has labels, they are the conditions of the study.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown preset, or a change that is not accepted.
+    """
+    study = config.read_study()
+    # A classifier's batches say nothing of the networks that it takes from a GAN.
+    batch_size = config.training.batch_size if config.task == "generation" else 1
+    return changed_preset(
+        config.model.gan,
+        config.model.gan_changes,
+        {
+            "batch-size": batch_size,
+            "channels": study.images.channels,
+            "seed": config.run.seed,
+            "threads": config.run.threads,
+            "kimg": config.total_steps * batch_size / 1000,
+            "device": config.run.device,
+        },
+        labels=study.generator.conditions,
+        idle=("log-every", "snapshot-every"),
+    )
+
+
 def changed_preset(
-    name: str, changes: str, decided: Mapping[str, Any], *, idle: Collection[str] = ()
+    name: str,
+    changes: str,
+    decided: Mapping[str, Any],
+    *,
+    labels: Sequence[str] = (),
+    idle: Collection[str] = (),
 ) -> GanConfig:
     """Return a preset with changes that are told in one line, as a run config has them.
 
@@ -280,6 +324,8 @@ def changed_preset(
         ``"KEY=VALUE KEY=VALUE"``.
     decided : mapping of str to value
         Keys that somebody else decides, who may not be contradicted.
+    labels : sequence of str
+        Kinds of labels of a preset that has any, unless the changes tell others.
     idle : collection of str
         Keys that have no effect there, which are refused so that nobody waits for one.
 
@@ -290,22 +336,30 @@ def changed_preset(
     """
     base = preset(name)
     known = base.to_mapping()
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"label-kinds": ",".join(labels)} if base.label_kinds else {}
     for word in changes.split():
         key, equals, text = word.partition("=")
         if not equals or key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean '{near[0]}'?" if equals and near else ""
             raise ConfigError(
-                f"gan-changes: '{word}': accepted is KEY=VALUE, as in 'r1-gamma=0.1'{hint} Known "
-                f"keys: {', '.join(sorted(known.keys() - decided.keys() - set(idle)))}"
+                f"model.gan-changes: '{word}': accepted is KEY=VALUE, as in 'r1-gamma=0.1'{hint} "
+                f"Known keys: {', '.join(sorted(known.keys() - decided.keys() - set(idle)))}"
             )
         if key in decided:
-            raise ConfigError(f"gan-changes: {key} is decided by the run config: leave it out")
+            raise ConfigError(
+                f"model.gan-changes: {key} is decided by the run config: leave it out"
+            )
         if key in idle:
-            raise ConfigError(f"gan-changes: {key} has no effect in a federation: leave it out")
+            raise ConfigError(
+                f"model.gan-changes: {key} has no effect in a federation: leave it out"
+            )
         found[key] = _typed(text, known[key])
     return base.with_changes({**found, **decided})
+
+
+def _rank(kind: str) -> tuple[bool, bool, str]:
+    return kind == SITE, kind == HEIGHT, kind
 
 
 def _typed(text: str, like: Any) -> Any:

@@ -15,7 +15,9 @@ from common.seeding import derive_seed
 from common.training.gan_config import GanConfig
 
 if TYPE_CHECKING:
-    from common.imaging.slices import SliceSet
+    from common.data.dataset import Dataset
+
+PART = 256  # images in memory at once
 
 
 class RealSlices:
@@ -23,13 +25,13 @@ class RealSlices:
 
     Parameters
     ----------
-    data : SliceSet
+    data : Dataset
     architecture : Architecture
         Which labels of the slices are used.
     config : GanConfig
         ``batch_size`` and ``mirror``.
     device : torch.device
-        Where the slices are kept, all of them.
+        Where batches go.
 
     Raises
     ------
@@ -38,17 +40,17 @@ class RealSlices:
     """
 
     def __init__(
-        self, data: SliceSet, architecture: Architecture, config: GanConfig, device: torch.device
+        self, data: Dataset, architecture: Architecture, config: GanConfig, device: torch.device
     ) -> None:
         side, channels = architecture.resolution, architecture.channels
-        if not len(data.images) or data.images.shape[1:] != (channels, side, side):
+        if not len(data) or data.shape != (channels, side, side):
             raise ConfigError(
-                f"training images have shape {data.images.shape}: accepted is (N, {channels}, "
-                f"{side}, {side}) with N above 0, as the networks were built for"
+                f"{len(data)} training images of shape {data.shape}: accepted are 1 or more of "
+                f"({channels}, {side}, {side}), as the networks were built for"
             )
         kinds = [kind for kind, _ in architecture.labels]
-        rows = [{kind: row[kind] for kind in kinds if kind in row} for row in data.labels]
-        self.images = torch.from_numpy(data.images).to(device)
+        rows = [{kind: row[kind] for kind in kinds if kind in row} for row in data.conditions]
+        self.data, self.device = data, device
         self.labels = encode_labels(architecture, rows).to(device)
         self.batch_size, self.mirror = config.batch_size, config.mirror
 
@@ -62,19 +64,19 @@ class RealSlices:
         labels : Tensor
             (B, label_dim).
         """
-        count = len(self.images)
+        count = len(self.data)
         size = 2 * count if self.mirror else count
         place = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, within = np.divmod(place, size)
         chosen = np.concatenate(
             [_order(seed, int(epoch), size)[within[epochs == epoch]] for epoch in np.unique(epochs)]
         )
-        index = torch.from_numpy(chosen % count).to(self.images.device)
-        images = self.images[index]
+        index = chosen % count
+        images = torch.from_numpy(self.data.take(index) * 2 - 1).to(self.device)
         if self.mirror:
             mirrored = torch.from_numpy(chosen >= count).to(images.device)
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        return images, self.labels[index]
+        return images, self.labels[torch.from_numpy(index).to(self.device)]
 
     @cached_property
     def spread(self) -> float:
@@ -83,15 +85,20 @@ class RealSlices:
         Of the slices as they are, without their mirror images. 0 where no two slices share their
         labels: then nothing is known of it.
         """
-        groups = torch.zeros(len(self.images), dtype=torch.int64, device=self.labels.device)
+        groups = np.zeros(len(self.data), dtype=np.int64)
         if self.labels.shape[1]:
-            groups = self.labels.unique(dim=0, return_inverse=True)[1]
+            groups = self.labels.unique(dim=0, return_inverse=True)[1].cpu().numpy()
         squares = pairs = 0.0
         for group in range(int(groups.max()) + 1):
-            images = self.images[groups == group]
-            squares += float((images - images.mean(0)).square().sum())
-            pairs += len(images) - 1  # degrees of freedom
+            mine = np.flatnonzero(groups == group)
+            parts = np.split(mine, range(PART, len(mine), PART))
+            mean = sum(self._read(part).sum(0) for part in parts) / len(mine)
+            squares += float(sum((self._read(part) - mean).square().sum() for part in parts))
+            pairs += len(mine) - 1  # degrees of freedom
         return 2 * squares / max(pairs, 1)
+
+    def _read(self, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.data.take(index)).double() * 2 - 1
 
     def draw_labels(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw labels for fakes, as often as the slices have them: (count, label_dim)."""

@@ -239,13 +239,13 @@ def _pictures(config: Any) -> Any:
     """Noise to train on: the time does not depend on what a picture shows."""
     import numpy as np
 
-    from common.imaging.slices import SliceSet
+    from common.data.dataset import Dataset, InMemory
 
     count = 4 * config.batch_size
     shape = (count, config.channels, config.resolution, config.resolution)
     images = np.random.default_rng(0).standard_normal(shape, np.float32).clip(-1, 1)
     labels = tuple({"sex": LABELS["sex"][i % 2]} for i in range(count))
-    return SliceSet(images, labels, ("",) * count, np.zeros(count))
+    return Dataset(InMemory((images + 1) / 2), np.zeros(count, np.int64), ("",) * count, labels)
 
 
 def _gflop(run: Callable[[], None]) -> float:

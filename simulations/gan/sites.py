@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError, DataContractError
 from common.paths import cache_dir
-from common.sites import phantom_sites
+from common.studies.study import load_study
 from simulations import console
 from simulations.federate import prepare_phantoms
 
 if TYPE_CHECKING:
-    from common.imaging.slices import SliceSet
+    from common.data.dataset import Dataset
 
+STUDY = "brain-sex"
+PART = 256  # images in memory at once
 PHANTOMS = 5  # as many as have names of their own
 DEFAULT_PHANTOMS = 3  # as in `fedscan run`
 
@@ -31,7 +34,8 @@ def choose_sites(cohort: Path | None, names: Sequence[str]) -> list[str]:
         For a cohort that cannot be read, or a site that it does not have.
     """
     if cohort is None:
-        have, default = list(phantom_sites(PHANTOMS)), list(phantom_sites(DEFAULT_PHANTOMS))
+        subjects = phantom_cohort(STUDY).subjects
+        have, default = list(subjects(PHANTOMS)), list(subjects(DEFAULT_PHANTOMS))
         where = "the phantom hospitals are"
     else:
         have = default = list(_cohort(cohort))
@@ -49,17 +53,28 @@ def site_folders(cohort: Path | None, names: Sequence[str]) -> dict[str, Path]:
     if cohort is not None:
         found = _cohort(cohort)
         return {name: found[name] for name in names}
-    return prepare_phantoms({name: phantom_sites(PHANTOMS)[name] for name in names})
+    return prepare_phantoms(STUDY, names)
 
 
-def load_pool(folders: Mapping[str, Path], split: str, resolution: int) -> SliceSet:
+def load_pool(folders: Mapping[str, Path], split: str, resolution: int) -> Dataset:
     """Slices of one split of all sites together; no file of another split is opened."""
-    from common.imaging.slices import load_slices, pool
+    from common.data.dataset import pool
+    from common.data.site_data import open_split
+    from common.imaging.slices import LEVELS_MM
 
-    sets = []
+    study, sets = load_study(STUDY), []
     with console.steps(f"Reading {split} scans, sites", len(folders)) as bar:
         for name, folder in folders.items():
-            sets.append(load_slices(name, folder, split, resolution=resolution, cache=cache_dir()))
+            stacks = open_split(
+                study,
+                name,
+                folder,
+                split,
+                size=resolution,
+                heights_mm=LEVELS_MM,
+                cache=cache_dir(),
+            )
+            sets.append(stacks.levels(LEVELS_MM))
             bar.advance(1, name)
     return pool(sets)
 
@@ -71,10 +86,10 @@ def require_test_scans(folders: Mapping[str, Path]) -> None:
     ------
     DataContractError
     """
-    from common.imaging.bids import read_site
+    from common.data.site_data import read_table
 
     for name, folder in folders.items():
-        if not any(person.split == "test" for person in read_site(folder, name).participants):
+        if not len(read_table(load_study(STUDY), name, folder).rows("test")):
             raise DataContractError(
                 name,
                 "no participant with a label and a scan is in split 'test'",
@@ -84,11 +99,12 @@ def require_test_scans(folders: Mapping[str, Path]) -> None:
             )
 
 
-def digest(data: SliceSet) -> str:
+def digest(data: Dataset) -> str:
     """Hash of images and labels: whether a training goes on with the slices it began with."""
-    # The array's own memory, in one dimension as hashlib wants it: bytes would be a copy.
-    found = hashlib.sha256(np.ascontiguousarray(data.images).reshape(-1).data)
-    found.update(repr([sorted(row.items()) for row in data.labels]).encode())
+    found = hashlib.sha256()
+    for part in np.split(np.arange(len(data)), range(PART, len(data), PART)):
+        found.update(np.ascontiguousarray(data.take(part)).reshape(-1).data)
+    found.update(repr([sorted(row.items()) for row in data.conditions]).encode())
     return found.hexdigest()
 
 

@@ -18,8 +18,8 @@ from simulations import console
 from simulations.gan.sites import load_pool
 
 if TYPE_CHECKING:
+    from common.data.dataset import Dataset
     from common.evaluation.extractor import Extractor
-    from common.imaging.slices import SliceSet
     from common.models.stylegan2 import Generator
     from common.training.gan_state import GanTraining
 
@@ -68,7 +68,7 @@ def _has(value: Any, keys: frozenset[str]) -> bool:
 
 def summarize(
     training: GanTraining,
-    data: SliceSet,
+    data: Dataset,
     folders: Mapping[str, Path],
     extractor: Extractor,
     *,
@@ -84,7 +84,7 @@ def summarize(
     Parameters
     ----------
     training : GanTraining
-    data : SliceSet
+    data : Dataset
         The training slices.
     folders : mapping of str to Path
         Each site's data set.
@@ -105,28 +105,30 @@ def summarize(
     from common.evaluation.generation import judge_features
     from common.evaluation.image_statistics import image_statistics
     from common.evaluation.memorization import judge_copying
+    from common.tasks.generation_quality import features_of
     from common.training.gan_sampling import sample_rows
 
     test = load_pool(folders, "test", training.config.resolution)
     kinds = [kind for kind, _ in training.architecture.labels]
-    rows = [{kind: row[kind] for kind in kinds} for row in data.labels]
+    rows = [{kind: row[kind] for kind in kinds} for row in data.conditions]
     seed = derive_seed(training.config.seed, purpose="judged pictures")
     with console.steps("Generating pictures to judge", len(rows)) as bar:
         images = sample_rows(
             training.ema, rows, range(len(rows)), seed=seed, on_picture=bar.advance
         )
+    real_images, test_images = data.images() * 2 - 1, test.images() * 2 - 1
     features = {
-        "training": extractor.features(data.images),
+        "training": features_of(extractor, data),
         "generated": extractor.features(images),
-        "test": extractor.features(test.images),
+        "test": features_of(extractor, test),
     }
     seen = [features["training"]]
     if training.config.mirror:  # a copy of a mirror image is a copy
-        seen.append(extractor.features(np.ascontiguousarray(data.images[..., ::-1])))
+        seen.append(extractor.features(np.ascontiguousarray(real_images[..., ::-1])))
     generated = judge_features(features["generated"], features["test"])
     real = judge_features(features["training"], features["test"])
-    generated["statistics"] = image_statistics(images, test.images)
-    real["statistics"] = image_statistics(data.images, test.images)
+    generated["statistics"] = image_statistics(images, test_images)
+    real["statistics"] = image_statistics(real_images, test_images)
     pair = generated["frechet_distance"], real["frechet_distance"]
     return without_nan(
         {
@@ -149,7 +151,7 @@ def summarize(
     )
 
 
-def path_length(generator: Generator, data: SliceSet, extractor: Extractor, seed: int) -> float:
+def path_length(generator: Generator, data: Dataset, extractor: Extractor, seed: int) -> float:
     """Perceptual path length in W, with labels as often as the training slices have them."""
     import torch
 
@@ -159,7 +161,7 @@ def path_length(generator: Generator, data: SliceSet, extractor: Extractor, seed
     architecture = generator.architecture
     device = next(generator.parameters()).device
     kinds = [kind for kind, _ in architecture.labels]
-    rows = [{kind: row[kind] for kind in kinds} for row in data.labels]
+    rows = [{kind: row[kind] for kind in kinds} for row in data.conditions]
     labels = encode_labels(architecture, rows)
 
     def sample_w(count: int, draws: torch.Generator) -> torch.Tensor:

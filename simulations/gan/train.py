@@ -31,7 +31,7 @@ from simulations.options import computing_with
 from simulations.stopping import signals_noted
 
 if TYPE_CHECKING:
-    from common.imaging.slices import SliceSet
+    from common.data.dataset import Dataset
     from common.training.gan_state import GanTraining
 
 REAL, NEWEST = "real.png", "grid.png"
@@ -135,13 +135,13 @@ class _Run:
                 soft_wrap=True,
             )
 
-    def _begin(self, data: SliceSet) -> GanTraining:
+    def _begin(self, data: Dataset) -> GanTraining:
         """Start the training, or take it up where its last checkpoint is."""
         from common.training.gan_checkpoint import NAME, load_checkpoint
         from common.training.gan_config import label_values
         from common.training.gan_state import GanTraining
 
-        values = label_values(data.labels, self.config.label_kinds)
+        values = label_values(data.conditions, self.config.label_kinds)
         architecture = self.config.architecture(values)
         before = self.plan.before
         if before is None:
@@ -174,8 +174,8 @@ class _Run:
         self.metrics = MetricsLog(self.folder / METRICS)
         return training
 
-    def _write_manifest(self, data: SliceSet) -> None:
-        names = [row["site"] for row in data.labels]
+    def _write_manifest(self, data: Dataset) -> None:
+        names = [row["site"] for row in data.conditions]
         write_json(
             self.folder / MANIFEST,
             {
@@ -211,7 +211,7 @@ class _Run:
             if number.isdecimal() and int(number) > steps:
                 grid.unlink()
 
-    def _train(self, training: GanTraining, data: SliceSet) -> list[int]:
+    def _train(self, training: GanTraining, data: Dataset) -> list[int]:
         """Train to the end, the time or a signal; return the signals."""
         import torch
 
@@ -267,7 +267,7 @@ class _Run:
         with self._disk():
             self.metrics.append(rows)
 
-    def _snapshot(self, training: GanTraining, data: SliceSet) -> None:
+    def _snapshot(self, training: GanTraining, data: Dataset) -> None:
         """Write a grid, then the checkpoint: what is in it is then all on disk."""
         from common.training.gan_checkpoint import save_checkpoint
 
@@ -324,7 +324,7 @@ class _Run:
         write_grid(path, np.split(images, len(lines)), names=names)
         write_atomically(self.folder / NEWEST, path.read_bytes())
 
-    def _draw_real(self, data: SliceSet, architecture: Any) -> None:
+    def _draw_real(self, data: Dataset, architecture: Any) -> None:
         """Draw training slices in rows like the grids', for eyes that may see scans."""
         from common.imaging.pictures import write_grid
         from common.training.gan_sampling import combinations
@@ -333,10 +333,10 @@ class _Run:
         turns = [row for row in combinations(architecture) if row]
         rows, names = [], []
         for turn in turns or [{}] * GRID_ROWS:
-            having = [k for k, row in enumerate(data.labels) if turn.items() <= row.items()]
+            having = [k for k, row in enumerate(data.conditions) if turn.items() <= row.items()]
             if having:
                 count = min(GRID_COLUMNS, len(having))
-                rows.append(data.images[draws.choice(having, count, replace=False)])
+                rows.append(data.take(draws.choice(having, count, replace=False)) * 2 - 1)
                 names.append(label_name(turn))
         write_grid(self.folder / REAL, rows, names=names if turns else [])
 

@@ -56,7 +56,7 @@ class Content:
         self.sites = [*self.counts, *sorted(set(results["tested_on"]) - {"", *self.counts})]
         self.poor = str(manifest.get("poor_site") or summary.get("poor_site") or "")
         self.samples = {s: np.asarray(samples[s]) for s in self.sites if s in samples}
-        self.phantoms = self.config.get("cohort-dir") == ""
+        self.phantoms = self.config.get("data.cohort-dir") == ""
         seeds = results.loc[results["status"] == "done", "seed"].dropna()
         self.seeds = sorted(set(seeds.astype(int)))
         self.times = words.repetitions(results)

@@ -87,7 +87,7 @@ def _run(folder: Path) -> str:
         )
     metrics = _read_metrics(folder, manifest)
     config = mapping(manifest.get("config"))
-    key = ("federated", str(config.get("strategy", "")), config.get("seed"), WHOLE)
+    key = ("federated", str(config.get("strategy.name", "")), config.get("run.seed"), WHOLE)
     model = trained_model(folder, *key, root=folder)
     return fill(RunContent(metrics, model.summary, manifest, model).parts())
 
@@ -196,7 +196,7 @@ def _read_metrics(folder: Path, manifest: Mapping[str, Any]) -> pd.DataFrame:
     rows = [asdict(row) for row in read_rows(_existing(folder, "metrics.jsonl"))]
     table = pd.DataFrame(rows, columns=[one.name for one in fields(Row)])
     table = table.assign(**{k: pd.to_numeric(table[k]) for k in ("round", "value", "n")})
-    strategy = str(mapping(manifest.get("config")).get("strategy", ""))
+    strategy = str(mapping(manifest.get("config")).get("strategy.name", ""))
     whole = {"arm": "federated", "strategy": strategy, "trained_on": WHOLE, "status": "done"}
     named = {"site": "tested_on", "name": "metric", "round": "rounds"}
     return table.rename(columns=named).astype({"metric": str}).assign(**whole)

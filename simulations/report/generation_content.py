@@ -73,7 +73,7 @@ class GenerationContent:
         self.samples = {s: np.asarray(samples[s]) for s in self.sites if s in samples}
         self.models, self.use = list(models), use
         self.extractors = pictures.extractors(self.models)
-        self.phantoms = mapping(manifest.get("config")).get("cohort-dir") == ""
+        self.phantoms = mapping(manifest.get("config")).get("data.cohort-dir") == ""
         self.seeds = len(set(results.loc[results["status"] == "done", "seed"].dropna()))
         self.times = words.repetitions(results)
         self.means = f"means over {self.times}" if self.seeds > 1 else "one repetition"

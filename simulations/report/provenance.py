@@ -11,7 +11,11 @@ from simulations.report.blocks import Block, Section
 from simulations.report.tables import duration
 from simulations.report.words import is_number, listed, mapping
 
-OF_A_CELL = ("output-dir", "seed", "strategy")  # or of the machine: in a comparison left out
+OF_A_CELL = (
+    "run.output-dir",
+    "run.seed",
+    "strategy.name",
+)  # or of the machine: in a comparison left out
 
 
 def section(
@@ -35,9 +39,9 @@ def _config(config: Mapping[str, Any], left_out: tuple[str, ...]) -> Iterator[tu
     for key, value in config.items():
         if key in left_out:
             continue
-        if key == "proximal-mu" and not value:  # of fedavg's cells, where both were run
+        if key == "strategy.mu" and not value:  # of fedavg's cells, where both were run
             continue
-        if key == "cohort-dir":
+        if key == "data.cohort-dir":
             value = PurePath(str(value)).name or "none: phantoms"
         yield key, _told(value)
 

@@ -56,7 +56,7 @@ class RunContent:
 
     def parts(self) -> dict[str, Any]:
         """Return the template's variables, figures and tables numbered in reading order."""
-        run, seed = self.summary.get("run_id"), self.config.get("seed")
+        run, seed = self.summary.get("run_id"), self.config.get("run.seed")
         eyebrow = ["fedscan run", f"run {run}" if run else "", f"seed {seed}"]
         return {
             "title": f"A generator of scans, trained by {plural(len(self.sites), 'site')}",
@@ -137,9 +137,9 @@ class RunContent:
             self.manifest,
             "",
             "Scans a site",
-            left_out=("output-dir",),
+            left_out=("run.output-dir",),
         )
-        phantoms = self.config.get("cohort-dir") == ""
+        phantoms = self.config.get("data.cohort-dir") == ""
         limits = says.limits(
             phantoms=phantoms,
             extractors=self.extractors,

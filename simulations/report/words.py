@@ -89,7 +89,7 @@ def budget(manifest: Mapping[str, Any], sites: int) -> str:
     known = mapping(manifest.get("budget"))
     steps, batch = known.get("steps"), known.get("batch_size")
     told = f"{whole(steps)} optimizer steps" if is_number(steps) else "optimizer steps"
-    images = f"{whole(batch)} images" if is_number(batch) else "batch-size images"
+    images = f"{whole(batch)} images" if is_number(batch) else "training.batch-size images"
     parts = [f"A site's model makes {told} of {images} each, whether it trains alone or federated."]
     parts += _unequal(manifest)
     if pools(manifest):
@@ -105,7 +105,7 @@ def pools(manifest: Mapping[str, Any]) -> bool:
 def _unequal(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Tell of variants that train for longer or shorter than the rest, or were trained before."""
     config, plan = mapping(manifest.get("config")), mapping(manifest.get("plan"))
-    variants, keys = mapping(plan.get("variants")), ("num-server-rounds", "local-steps")
+    variants, keys = mapping(plan.get("variants")), ("run.rounds", "training.local-steps")
     federated = "federated" in (manifest.get("arms") or ["federated"])
     compared = (manifest.get("strategies") or []) if federated else []
     for name in compared:

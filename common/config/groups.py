@@ -1,0 +1,243 @@
+"""The groups of a run configuration, each a table of TOML: ``run``, ``data``, ``model``, ….
+
+A value that is left open (0, "auto" or "") takes what suits the task and the study; see
+:mod:`common.config.run_config`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from common.config.site_names import SITE_NAME
+from common.settings import NonNegative, Settings
+
+_ABSOLUTE = {
+    "accepted": "an absolute path or nothing, since Flower runs the app in the folder where its "
+    "SuperLink was started, not in yours"
+}
+
+
+class Group(Settings):
+    """Base of a group: its refusals name keys as the run config has them."""
+
+    what: ClassVar[str] = "run config"
+
+
+def _require_absolute(value: str) -> str:
+    if value and not Path(value).is_absolute():
+        raise ValueError("relative path")  # put into words by accepted_values
+    return value
+
+
+class Run(Group):
+    """How long, from which seed, on what, between whom."""
+
+    prefix: ClassVar[str] = "run."
+
+    rounds: int = Field(
+        0, ge=0, le=100_000, description="communication rounds; 0: as many as suit the task"
+    )
+    seed: int = Field(0, ge=0, le=2**53, description="decides every random draw of the run")
+    threads: int = Field(
+        1, ge=1, le=256, description="CPU threads a site computes with: part of the result's bits"
+    )
+    device: Literal["auto", "cpu"] = Field(
+        "auto", description="auto: the GPU share that Ray grants, else the CPU; cpu: never a GPU"
+    )
+    evaluate_every: int = Field(
+        0, ge=0, le=100_000, description="rounds between two validations; 0: as suits the task"
+    )
+    output_dir: str = Field(
+        "",
+        description="absolute folder for run folders; empty: runs/ in the user's data folder",
+        json_schema_extra=_ABSOLUTE,
+    )
+    min_sites: int = Field(
+        2, ge=1, le=10_000, description="the server starts when this many sites are connected"
+    )
+    site_nodes: str = Field(
+        "",
+        description="which SuperNode each site is, as in 'north:1234 south:5678', where SuperNodes "
+        "are registered with keys; others are not asked",
+        json_schema_extra={
+            "accepted": "pairs SITE:NODE with blanks between them, as in 'north:1234 south:5678', "
+            "each site and each node once, or nothing"
+        },
+    )
+    connect_timeout: float = Field(
+        600.0, gt=0, le=1e6, description="seconds that the server waits for run.min-sites"
+    )
+    reply_timeout: float = Field(
+        3600.0, gt=0, le=1e6, description="seconds that a site may take to answer one message"
+    )
+
+    _absolute = field_validator("output_dir")(_require_absolute)
+
+    @field_validator("site_nodes")
+    @classmethod
+    def _pairs(cls, value: str) -> str:
+        nodes_of_sites(value)
+        return value
+
+
+class Data(Group):
+    """Which images, and how large."""
+
+    prefix: ClassVar[str] = "data."
+
+    cohort_dir: str = Field(
+        "",
+        description="simulation: absolute folder with one folder a hospital; empty: a simulated "
+        "cohort of the study in the user's cache",
+        json_schema_extra=_ABSOLUTE,
+    )
+    size: int = Field(
+        0,
+        ge=0,
+        le=512,
+        description="pixels or voxels a side that a classifier sees; 0: the study's",
+    )
+
+    _absolute = field_validator("cohort_dir")(_require_absolute)
+
+    @field_validator("size")
+    @classmethod
+    def _large_enough(cls, value: int) -> int:
+        if 0 < value < 16:
+            raise ValueError("too small")
+        return value
+
+
+class Model(Group):
+    """Networks, and what judges generated pictures."""
+
+    prefix: ClassVar[str] = "model."
+
+    classifier: Literal[
+        "auto", "small", "efficientnet-b0", "efficientnet-b2", "slices", "gan-features"
+    ] = Field(
+        "auto",
+        description="small: GroupNorm CNN for CPUs; efficientnet-…: MONAI's; slices: CNN of axial "
+        "slices; gan-features: a discriminator's features, then a linear layer; auto: small, or "
+        "slices where the study's view is slices",
+    )
+    gan_checkpoint: str = Field(
+        "",
+        description="gan-features: absolute folder, at the server, of the run or training whose "
+        "discriminator it begins with; empty: an untrained one",
+        json_schema_extra=_ABSOLUTE,
+    )
+    heights: Literal["generated", "whole-head"] = Field(
+        "generated",
+        description="slices and gan-features: the axial slices of a head that they see, the five "
+        "that generators make, or twelve from the temporal lobes to the crown",
+    )
+    adapt: Literal["none", "center"] = Field(
+        "none",
+        description="slices and gan-features: center takes a site's own mean out of the features "
+        "of its images (after AdaBN, arXiv 1603.04779, but with all classes counting as much)",
+    )
+    gan: str = Field("tiny-32-federated", description="generation: preset of the StyleGAN2-ADA")
+    gan_changes: str = Field(
+        "",
+        description="generation: keys of the preset that differ, as in "
+        "'r1-gamma=0.1 label-kinds=sex,site'",
+    )
+    extractor: str = Field(
+        "auto",
+        description="generation: what judges pictures, fedscan-brain, fedscan-skin or an absolute "
+        "path at each site; auto: as suits the study",
+    )
+
+    _absolute = field_validator("gan_checkpoint")(_require_absolute)
+
+
+class Training(Group):
+    """How a site trains in a round."""
+
+    prefix: ClassVar[str] = "training."
+
+    local_steps: int = Field(
+        0, ge=0, le=1_000_000, description="optimizer steps a site and round; 0: as suits the task"
+    )
+    batch_size: int = Field(
+        0, ge=0, le=4096, description="images an optimizer step at a site; 0: as suits the task"
+    )
+    learning_rate: NonNegative = Field(
+        0.0, le=10.0, description="AdamW's peak, cosine-decayed; 0: as suits the study"
+    )
+    weight_decay: NonNegative = Field(0.3, le=10.0, description="AdamW's decoupled weight decay")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a label that is spread over all classes (arXiv 1512.00567, section "
+        "7), so that correctly classified images keep a gradient",
+    )
+    augment: Literal["all", "none"] = Field(
+        "all", description="what training varies of an image: all that suits it, or nothing"
+    )
+
+
+class Strategy(Group):
+    """How sites learn together."""
+
+    prefix: ClassVar[str] = "strategy."
+
+    name: str = Field(
+        "fedavg",
+        min_length=1,
+        max_length=64,
+        description="how sites learn together: a module of common/strategies",
+    )
+    mu: NonNegative = Field(
+        0.0, description="FedProx: weight of the pull towards the round's global model"
+    )
+    weighting: Literal["auto", "images", "uniform"] = Field(
+        "auto",
+        description="a site's weight in the average: its training images, or one site one vote; "
+        "auto: images, in generation uniform",
+    )
+    server_learning_rate: NonNegative = Field(
+        0.0,
+        le=10.0,
+        description="length of the server's step along the average; 0: as suits the task: 1, in "
+        "generation the root of the number of sites",
+    )
+    most_share: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="of two or more sites' votes in the average, the largest share that one may "
+        "have, however many images it says it has; 1: any",
+    )
+    most_norm: NonNegative = Field(
+        10.0,
+        le=1e6,
+        description="length of a site's update in medians of the other sites', from which on it "
+        "is shortened; 0: any",
+    )
+    share: Literal["both", "generator"] = Field(
+        "both", description="generation: both networks travel, or each site keeps its discriminator"
+    )
+
+
+def nodes_of_sites(pairs: str) -> dict[str, int]:
+    """Read Flower's number of each site's SuperNode from pairs SITE:NODE.
+
+    Raises
+    ------
+    ValueError
+        A pair is not understood, or a site or node stands twice.
+    """
+    found: dict[str, int] = {}
+    for pair in pairs.split():
+        site, _, node = pair.partition(":")
+        known = site in found or int(node or 0) in found.values()
+        if not SITE_NAME.fullmatch(site) or not node.isdecimal() or known:
+            raise ValueError(pair)  # put into words by accepted_values
+        found[site] = int(node)
+    return found

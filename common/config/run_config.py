@@ -1,0 +1,281 @@
+"""The run configuration: frozen, validated once, the same object on the server and at every site.
+
+Flower hands both sides a flat mapping of dotted, kebab-case keys (``training.batch-size``) to bool,
+int, float or str. This module is its only reader: everything behind it works with
+:class:`RunConfig`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from common.config.groups import Data, Group, Model, Run, Strategy, Training, nodes_of_sites
+from common.config.renamed import hint
+from common.errors import ConfigError
+from common.settings import Settings
+from common.studies.study import Study, read_study
+
+Value = bool | int | float | str
+
+GROUPS: dict[str, type[Group]] = {
+    "run": Run,
+    "data": Data,
+    "model": Model,
+    "training": Training,
+    "strategy": Strategy,
+}
+OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
+OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-changes`, or none
+    *("training.learning-rate", "training.weight-decay", "training.label-smoothing"),
+    *("training.augment", "data.size", "model.classifier", "model.heights", "model.adapt"),
+    "model.gan-checkpoint",
+)
+
+# What suits a task, where the run config leaves it open.
+_SUITABLE: dict[str, dict[str, Value]] = {
+    "classification": {
+        "run.rounds": 45,
+        "run.evaluate-every": 1,
+        "training.local-steps": 40,
+        "training.batch-size": 16,
+        "strategy.weighting": "images",
+    },
+    "generation": {
+        "run.rounds": 300,
+        "run.evaluate-every": 30,
+        "training.local-steps": 8,
+        "training.batch-size": 4,
+        "strategy.weighting": "uniform",
+    },
+}
+
+
+class RunConfig(Settings):
+    """Everything that decides a run's result, apart from the images and the code.
+
+    What is left open takes the value that suits the task and the study, so an object has none of
+    these; ``strategy.server_learning_rate`` stays open until it is known how many sites take part.
+
+    The defaults are those of ``[tool.flwr.app.config]`` in pyproject.toml, which Flower needs
+    to know the keys; a test holds the two together. Build it with :meth:`from_flower`.
+    """
+
+    what: ClassVar[str] = "run config"
+
+    study: str = Field(
+        "brain-sex",
+        max_length=2**16,
+        description="what is asked of which images",
+        json_schema_extra={"accepted": "a built-in study's name, or the whole text of a study"},
+    )
+    task: Literal["classification", "generation"] = Field(
+        "classification", description="what is learned"
+    )
+    transport: Literal["float32", "float16", "int8"] = Field(
+        "float32",
+        description="how weights travel; float16: a site's update as differences of that type; "
+        "int8: the server's broadcast too; with error feedback",
+    )
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    strategy: Strategy = Strategy()
+
+    @classmethod
+    def from_flower(cls, run_config: Mapping[str, Any]) -> RunConfig:
+        """Validate Flower's flat run config.
+
+        Parameters
+        ----------
+        run_config : mapping of str to bool, int, float or str
+            Dotted, kebab-case keys, as in ``[tool.flwr.app.config]``; tables are read as Flower
+            flattens them. Missing keys take the default.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown key, a wrong type or a value out of range: one line a fault, with what
+            was got, what is accepted and, for an unknown key, the one that has its meaning now or
+            is nearest.
+        """
+        top, parts = _by_group(flatten(run_config))
+        chosen = cls.from_mapping(top)
+        study = chosen.read_study()
+        built: dict[str, Any] = {}
+        faults = []
+        for name, group in GROUPS.items():
+            part = parts[name]
+            for key, value in _suitable(chosen.task, study, name).items():
+                left_open = group.model_fields[key.replace("-", "_")].default
+                given = part.get(key, left_open)
+                if given == left_open and type(given) is type(left_open):
+                    part[key] = value
+            try:
+                built[name] = group.from_mapping(part)
+            except ConfigError as error:
+                faults.append(str(error))
+        if faults:
+            raise ConfigError("\n".join(faults))
+        config = chosen.model_copy(update=built)
+        config._check_combinations(study)
+        return config
+
+    def to_flower(self) -> dict[str, Value]:
+        """Return the flat mapping that :meth:`from_flower` reads."""
+        return flatten(self.model_dump(by_alias=True))
+
+    def replace(self, values: Mapping[str, Value]) -> RunConfig:
+        """Return a run config in which some of Flower's keys have other values.
+
+        Raises
+        ------
+        ConfigError
+        """
+        return self.from_flower({**self.to_flower(), **values})
+
+    def read_study(self) -> Study:
+        """Return the study.
+
+        Raises
+        ------
+        ConfigError
+            There is none of that name, or its text is not accepted.
+        """
+        return read_study(self.study)
+
+    def nodes_of_sites(self) -> dict[str, int]:
+        """Return Flower's number of each site's SuperNode, by site; empty where none is bound."""
+        return nodes_of_sites(self.run.site_nodes)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps that one site makes in the whole run."""
+        return self.run.rounds * self.training.local_steps
+
+    def _check_combinations(self, study: Study) -> None:
+        faults = [*self._of_sites(), *self._of_task(), *self._of_classifier(), *self._of_strategy()]
+        if faults:
+            raise ConfigError("\n".join(f"{self.what}: {fault}" for fault in faults))
+
+    def _of_sites(self) -> list[str]:
+        if not 0 < (bound := len(self.nodes_of_sites())) < self.run.min_sites:
+            return []
+        return [
+            f"run.site-nodes binds {bound} sites and run.min-sites is {self.run.min_sites}: only "
+            "sites that are bound take part"
+        ]
+
+    def _of_task(self) -> list[str]:
+        if self.task == "generation":
+            defaults = RunConfig.from_flower({"study": self.study}).to_flower()
+            return [
+                f"{key} has no effect with task '{self.task}': leave it out. How a StyleGAN2-ADA "
+                "trains is told in model.gan-changes"
+                for key, value in self.to_flower().items()
+                if key in OF_CLASSIFICATION and value != defaults[key]
+            ]
+        if self.strategy.share != "both":
+            return ["strategy.share has no effect without task 'generation'"]
+        return []
+
+    def _of_classifier(self) -> list[str]:
+        if self.task != "classification":
+            return []
+        given, found = self.model.classifier, []
+        for key in ("gan", "gan_changes", "heights", "adapt"):
+            default = Model.model_fields[key].default
+            if given not in OF_SLICES and getattr(self.model, key) != default:
+                found.append(
+                    f"model.{key.replace('_', '-')} has no effect with classifier '{given}': set "
+                    f"it {default!r}, or model.classifier to "
+                    f"{' or '.join(map(repr, OF_SLICES))}"
+                )
+        if given == "gan-features" and self.strategy.server_learning_rate not in (0, 1):
+            found.append(
+                "strategy.server-learning-rate has no place with classifier 'gan-features': the "
+                "features' variance is averaged, no step is taken in it. Set it 0"
+            )
+        return found
+
+    def _of_strategy(self) -> list[str]:
+        name, mu = self.strategy.name, self.strategy.mu
+        if name == "fedprox" and mu == 0:
+            return ["strategy 'fedprox' needs strategy.mu above 0; with 0 it is 'fedavg'"]
+        if name != "fedprox" and mu != 0:
+            return [f"strategy.mu has no effect with strategy '{name}': set it 0"]
+        if name == "fedprox" and self.strategy.server_learning_rate:
+            return ["strategy.server-learning-rate needs strategy 'fedavg'"]
+        if self.task == "generation" and name == "fedprox":
+            return ["task 'generation' has no strategy 'fedprox': accepted is 'fedavg'"]
+        return []
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write the keys of nested tables with dots, as Flower does."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def known_keys() -> list[str]:
+    """List the run config's keys, as Flower has them."""
+    top = [key for key in RunConfig.model_fields if key not in GROUPS]
+    return top + [
+        f"{group.prefix}{name.replace('_', '-')}"
+        for group in GROUPS.values()
+        for name in group.model_fields
+    ]
+
+
+def _by_group(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Divide a flat run config into what has no group, and each group's.
+
+    Raises
+    ------
+    ConfigError
+        For unknown keys.
+    """
+    known = known_keys()
+    top: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    faults = []
+    for key, value in flat.items():
+        group, _, name = key.rpartition(".")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            nearest = f"; did you mean '{near[0]}'?" if near else ""
+            faults.append(f"{RunConfig.what}: unknown key '{key}'{hint(key) or nearest}")
+        elif group:
+            parts[group][name] = value
+        else:
+            top[key] = value
+    if faults:
+        faults.append(f"{RunConfig.what}: known keys: {', '.join(sorted(known))}")
+        raise ConfigError("\n".join(faults))
+    return top, parts
+
+
+def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:
+    """Return what suits a task and a study, for the keys of a group that may be left open."""
+    pictures = study.images.view == "picture"
+    values = _SUITABLE[task] | {
+        "data.size": study.images.size,
+        "model.classifier": "slices" if study.images.view == "slices" else "small",
+        "model.extractor": "fedscan-skin" if pictures else "fedscan-brain",
+        "training.learning-rate": 1e-3,
+    }
+    return {
+        name: value
+        for key, value in values.items()
+        for prefix, _, name in [key.partition(".")]
+        if prefix == group
+    }

@@ -1,0 +1,210 @@
+"""Images of one split of one site: a table in memory, and pixels read a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from common.errors import ConfigError
+
+Pixel = np.uint8 | np.float16 | np.float32
+
+
+class Pixels(Protocol):
+    """Images as they are stored, on disk or in memory."""
+
+    shape: tuple[int, ...]  # of one image
+
+    def __len__(self) -> int:
+        """Return how many images there are."""
+
+    def take(self, index: ArrayLike) -> NDArray[Pixel]:
+        """Copy some images, (B, *shape): uint8 for 0 to 1, or floats in [0, 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Images of an array, (N, *shape), as :class:`Pixels`."""
+
+    array: NDArray[Pixel]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.array.shape[1:]
+
+    def take(self, index: ArrayLike) -> NDArray[Pixel]:
+        """Copy some images."""
+        return self.array[np.asarray(index, dtype=np.int64)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Some images of others, in a given order."""
+
+    pixels: Pixels
+    index: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.pixels.shape
+
+    def take(self, index: ArrayLike) -> NDArray[Pixel]:
+        return self.pixels.take(self.index[np.asarray(index, dtype=np.int64)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """Several sites' images, one after the other."""
+
+    parts: tuple[Pixels, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.parts[0].shape
+
+    def take(self, index: ArrayLike) -> NDArray[Pixel]:
+        index = np.asarray(index, dtype=np.int64)
+        ends = np.cumsum([len(part) for part in self.parts])
+        home = np.searchsorted(ends, index, side="right")
+        found = None
+        for number in np.unique(home):
+            mine = home == number
+            images = self.parts[number].take(index[mine] - (ends[number] - len(self.parts[number])))
+            if found is None:
+                found = np.empty((len(index), *images.shape[1:]), images.dtype)
+            found[mine] = images
+        return self.parts[0].take(index) if found is None else found
+
+
+@dataclass(frozen=True, eq=False)
+class _Levels:
+    """The slices of stacks (1, L, R, R) as images (1, R, R) of their own."""
+
+    stacks: Pixels
+
+    def __len__(self) -> int:
+        return len(self.stacks) * self.stacks.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        _, _, height, width = self.stacks.shape
+        return (1, height, width)
+
+    def take(self, index: ArrayLike) -> NDArray[Pixel]:
+        row, level = np.divmod(np.asarray(index, dtype=np.int64), self.stacks.shape[1])
+        first, inverse = np.unique(row, return_inverse=True)
+        return self.stacks.take(first)[inverse, :, level]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images, and what is known of each. Everything in it stays at the site.
+
+    Parameters
+    ----------
+    pixels : Pixels
+        N images: pictures (C, S, S), rows from the top; volumes (1, S, S, S) with axes right,
+        anterior, superior; or stacks (1, L, R, R) of a volume's axial slices.
+    labels : (N,) int64
+        Indices into the study's classes.
+    persons : tuple of str
+        Who is on each image, or another name of what never straddles splits.
+    conditions : tuple of dict
+        For each image what a generator may be told of it, by name.
+    per_file : int
+        How many images were made of each file.
+    """
+
+    pixels: Pixels
+    labels: NDArray[np.int64]
+    persons: tuple[str, ...]
+    conditions: tuple[Mapping[str, str], ...] = field(default=())
+    per_file: int = 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.pixels.shape
+
+    @property
+    def files(self) -> int:
+        """How many files the images are of."""
+        return len(self) // self.per_file
+
+    @property
+    def people(self) -> int:
+        """How many persons the images are of."""
+        return len(set(self.persons))
+
+    def take(self, index: ArrayLike) -> NDArray[np.float32]:
+        """Read some images, (B, *shape) in [0, 1]."""
+        stored = self.pixels.take(index)
+        found = stored.astype(np.float32)
+        return found / np.float32(255) if stored.dtype == np.uint8 else found
+
+    def images(self) -> NDArray[np.float32]:
+        """Read all images, (N, *shape) in [0, 1]: for few of them."""
+        return self.take(np.arange(len(self)))
+
+    def subset(self, chosen: ArrayLike) -> Dataset:
+        """Return the images of the given indices or of a mask, in that order."""
+        chosen = np.asarray(chosen)
+        index = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        return replace(
+            self,
+            pixels=_Chosen(self.pixels, index),
+            labels=self.labels[index],
+            persons=tuple(self.persons[k] for k in index),
+            conditions=tuple(self.conditions[k] for k in index) if self.conditions else (),
+        )
+
+    def levels(self, heights_mm: Sequence[float]) -> Dataset:
+        """Return the slices of stacks as images of their own, each told its height."""
+        count = len(heights_mm)
+        heights = [f"{height:g}" for height in heights_mm]
+        return Dataset(
+            _Levels(self.pixels),
+            np.repeat(self.labels, count),
+            tuple(person for person in self.persons for _ in heights),
+            tuple({**one, "height": height} for one in self.conditions for height in heights),
+            per_file=count,
+        )
+
+
+def pool(sets: Sequence[Dataset]) -> Dataset:
+    """Put several sites' images together, in the order given.
+
+    People of two sites may bear the same name: they are numbered by site.
+
+    Raises
+    ------
+    ConfigError
+        No images, or images of different shapes.
+    """
+    shapes = sorted({one.shape for one in sets})
+    if len(shapes) != 1:
+        raise ConfigError(f"images to pool have shapes {shapes}: accepted is one and the same")
+    return Dataset(
+        _Joined(tuple(one.pixels for one in sets)),
+        np.concatenate([one.labels for one in sets]),
+        tuple(f"{k}/{name}" for k, one in enumerate(sets) for name in one.persons),
+        tuple(conditions for one in sets for conditions in one.conditions),
+        per_file=sets[0].per_file,
+    )

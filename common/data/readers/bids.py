@@ -1,0 +1,136 @@
+"""Storage ``bids``: volumes of a BIDS data set, whole or as stacks of their axial slices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.cache import CachedPictures, cached_pictures
+from common.data.groups import connect
+from common.data.image_table import UNKNOWN, ImageTable
+from common.errors import DataContractError
+from common.imaging.bids import Participant, SiteIndex, read_site
+from common.imaging.splits import assign_splits
+from common.studies.study import Study
+from common.studies.vocabulary import normalise
+
+
+def read_table(folder: Path, site: str, study: Study) -> ImageTable:
+    """Read participants.tsv and find the volumes; none is opened.
+
+    Raises
+    ------
+    DataContractError
+        As `common.imaging.bids.read_site`; or a column of the study is missing or holds what is
+        not accepted.
+    """
+    index = read_site(folder, site, study)
+    people = index.participants
+    groups = connect([[("", one.id), *_things(one, study, index)] for one in people]).tolist()
+    splits = [one.split for one in people]
+    if study.groups.also and "split" not in people[0].cells:
+        # What joins people, such as a family, is split as its first one by name is.
+        drawn = assign_splits({people[group].id: people[group].label for group in set(groups)})
+        splits = [drawn[people[group].id] for group in groups]
+    return ImageTable(
+        site=site,
+        root=index.root,
+        files=tuple(one.scan.relative_to(index.root).as_posix() for one in people),
+        persons=tuple(one.id for one in people),
+        groups=np.unique(groups, return_inverse=True)[1].astype(np.int64),
+        labels=np.array([one.label for one in people], dtype=np.int64),
+        conditions=np.array(
+            [_conditions(one, study, index) for one in people], dtype=np.int64
+        ).reshape(len(people), len(study.condition_columns)),
+        splits=np.array(splits),
+        split_given="split" in people[0].cells,
+        left_out=index.left_out,
+    )
+
+
+def open_images(
+    table: ImageTable,
+    rows: NDArray[np.int64],
+    study: Study,
+    *,
+    name: str,
+    size: int,
+    heights_mm: Sequence[float],
+    cache: Path,
+) -> CachedPictures:
+    """Prepare the volumes of some rows of a table, once, as float16 in [0, 1].
+
+    (1, S, S, S), or with heights stacks (1, L, S, S) of axial slices, from the lowest: rows from
+    front to back, so the nose is up; columns from the participant's left to right.
+    """
+    from common.imaging.nifti import decode_scan, read_scan
+    from common.imaging.prepare import (
+        FIELD_OF_VIEW_MM,
+        PREPARE_VERSION,
+        check_head,
+        prepare_volume,
+    )
+    from common.imaging.site_files import relative
+    from common.imaging.slices import axial_slices, check_levels
+
+    levels = check_levels(size, heights_mm) if heights_mm else ()
+
+    def read(path: Path) -> NDArray[Any]:
+        content = read_scan(path, site=table.site, root=table.root)
+        where = relative(path, table.root)
+        volume, affine = decode_scan(content.raw, site=table.site, where=where)
+        cube = prepare_volume(volume, affine, image_size=size)
+        check_head(cube, site=table.site, where=where)
+        return (axial_slices(cube, levels) if levels else cube)[None].astype(np.float16)
+
+    return cached_pictures(
+        [table.files[row] for row in rows],
+        read,
+        root=table.root,
+        site=table.site,
+        name=f"{name} {size} {list(levels)}",
+        settings=json.dumps([PREPARE_VERSION, FIELD_OF_VIEW_MM, size, list(levels)]),
+        shape=(1, len(levels), size, size) if levels else (1, size, size, size),
+        dtype="float16",
+        cache=cache,
+    )
+
+
+def _things(one: Participant, study: Study, index: SiteIndex) -> list[tuple[str, str]]:
+    cells = [(column, _cell(one, column, index)) for column in study.groups.also]
+    return [(column, cell) for column, cell in cells if normalise(cell) not in ("", "n/a")]
+
+
+def _conditions(one: Participant, study: Study, index: SiteIndex) -> list[int]:
+    told = []
+    for column, values in study.condition_columns:
+        if normalise(column) == normalise(study.label.column):
+            told.append(one.label)
+            continue
+        cell = _cell(one, column, index)
+        found = values.index(cell)
+        if found is None and normalise(cell) not in ("", "n/a"):
+            raise DataContractError(
+                index.site,
+                f"the column of the study '{column}' holds unknown values",
+                where="participants.tsv",
+                remedy=f"Accepted: {', '.join(values.names)}, and n/a for unknown",
+            )
+        told.append(UNKNOWN if found is None else found)
+    return told
+
+
+def _cell(one: Participant, column: str, index: SiteIndex) -> str:
+    try:
+        return one.cells[normalise(column)]
+    except KeyError:
+        raise DataContractError(
+            index.site,
+            f"participants.tsv has no column of the study '{column}'",
+            remedy="Add it, or translate one of yours in site.toml",
+        ) from None

@@ -1,0 +1,32 @@
+"""Storage ``table``: picture files that a table lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.cache import CachedPictures
+from common.data.image_table import ImageTable
+from common.data.image_table import read_image_table as read_table
+from common.data.photographs import load_photographs
+from common.studies.study import Study
+
+__all__ = ["open_images", "read_table"]
+
+
+def open_images(
+    table: ImageTable,
+    rows: NDArray[np.int64],
+    study: Study,
+    *,
+    name: str,
+    size: int,
+    heights_mm: Sequence[float],
+    cache: Path,
+) -> CachedPictures:
+    """Prepare the pictures of some rows of a table, once, as uint8 (C, S, S)."""
+    del heights_mm  # of volumes alone
+    return load_photographs(table, rows, study, name=name, size=size, cache=cache)

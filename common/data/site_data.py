@@ -1,0 +1,155 @@
+"""A site's data under a study, whatever their storage: its table, and the images of a split.
+
+A storage is one module of `common.data.readers` with ``read_table`` and ``open_images``; nothing
+else knows it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data import readers
+from common.data.dataset import Dataset, Pixels
+from common.data.image_table import UNKNOWN, ImageTable
+from common.errors import ConfigError
+from common.studies.study import SITE, Study
+from common.studies.vocabulary import normalise
+
+
+class FileImages(Pixels, Protocol):
+    """Prepared images of the files that could be read."""
+
+    rows: NDArray[np.int64]  # for each image, the index of its file among those asked for
+
+
+class Reader(Protocol):
+    """What a storage's module has."""
+
+    def read_table(self, folder: Path, site: str, study: Study) -> ImageTable:
+        """Read which images a site has, without opening one.
+
+        Raises
+        ------
+        DataContractError
+        """
+
+    def open_images(
+        self,
+        table: ImageTable,
+        rows: NDArray[np.int64],
+        study: Study,
+        *,
+        name: str,
+        size: int,
+        heights_mm: Sequence[float],
+        cache: Path,
+    ) -> FileImages:
+        """Prepare the images of some rows, or find them prepared under ``name``.
+
+        Raises
+        ------
+        DataContractError
+            None of them can be used.
+        """
+
+
+def storages() -> list[str]:
+    """Name the kinds of storage that can be read."""
+    return sorted(module.name for module in pkgutil.iter_modules(readers.__path__))
+
+
+def reader_of(study: Study) -> Reader:
+    """Import the reader of a study's storage.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    if (storage := study.images.storage) not in storages():
+        raise ConfigError(
+            f"[images] storage '{storage}': accepted is one of {', '.join(storages())}"
+        )
+    return importlib.import_module(f"{readers.__name__}.{storage}")
+
+
+def read_table(study: Study, site: str, folder: Path) -> ImageTable:
+    """Read which images a site has under a study, without opening one.
+
+    Raises
+    ------
+    ConfigError, DataContractError
+        The study's storage is unknown, or the table cannot be understood.
+    """
+    return reader_of(study).read_table(Path(folder), site, study)
+
+
+def open_split(
+    study: Study,
+    site: str,
+    folder: Path,
+    split: str,
+    *,
+    size: int,
+    heights_mm: Sequence[float] = (),
+    cache: Path,
+) -> Dataset:
+    """Open one split of one site's images; no file of another split is opened.
+
+    Parameters
+    ----------
+    study : Study
+    site : str
+    folder : Path
+        The site's.
+    split : {"train", "val", "test"}
+    size : int
+        S, pixels or voxels a side.
+    heights_mm : sequence of float
+        Of volumes: their axial slices at these heights above the head's centre of mass, in mm, as
+        stacks; without any, the whole volumes.
+    cache : Path
+        Folder on the site's own disk, for prepared images.
+
+    Raises
+    ------
+    ConfigError, DataContractError
+        The site's data cannot be read, or no image of the split can be used.
+    """
+    reader = reader_of(study)
+    table = reader.read_table(Path(folder), site, study)
+    chosen = table.rows(split)
+    images = reader.open_images(
+        table,
+        chosen,
+        study,
+        name=f"{study.name} {split}",
+        size=size,
+        heights_mm=heights_mm,
+        cache=cache,
+    )
+    kept = chosen[images.rows]
+    return Dataset(
+        images,
+        table.labels[kept],
+        tuple(table.persons[row] or f"#{table.groups[row]}" for row in kept),
+        tuple(_conditions(table, row, study) for row in kept),
+    )
+
+
+def _conditions(table: ImageTable, row: int, study: Study) -> dict[str, str]:
+    told = {
+        column: values.names[index]
+        for k, (column, values) in enumerate(study.condition_columns)
+        if (index := int(table.conditions[row, k])) != UNKNOWN
+    }
+    if SITE in map(normalise, study.generator.conditions):
+        told[SITE] = table.site
+    return told

@@ -1,0 +1,336 @@
+"""A task is one module: how to build, load, fit and judge, what sites share, and what is released.
+
+Server, clients and the arms of a comparison know a task by :class:`Task` only, so none of them
+grows when a task is added. The state of a training is in three parts: what sites
+*share* and the server averages; what stays *private* to a site between rounds; and what is
+*released*, the network that is judged and given away, made at the server from the averages.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.data.site_data import read_table, reader_of
+from common.disclosure import EVERYTHING, Disclosure
+from common.errors import DataContractError
+from common.imaging.splits import SPLITS
+from common.seeding import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from common.config.run_config import RunConfig
+    from common.data.dataset import Dataset
+
+State = Mapping[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one round's training gives: numbers to report, and state that stays at the site."""
+
+    metrics: dict[str, float]
+    private: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a site says of a released network on one split.
+
+    Parameters
+    ----------
+    count : int
+        Scans it was judged on.
+    metrics : dict of str to float
+    statistics : dict of str to Tensor
+        What can be merged over sites exactly: moments of features.
+    words : dict of str to str
+        What must be the same at all sites for their numbers to be comparable.
+    people : int
+        How many the scans are of; by it a site decides what may leave. It is not sent.
+    fewest : int
+        How many people the class with the fewest has; all of them where there are no classes.
+    """
+
+    count: int
+    metrics: dict[str, float]
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    people: int = 0
+    fewest: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all sites' evaluations say together.
+
+    Parameters
+    ----------
+    loss : float
+        The lower, the better: what rounds are selected by.
+    whole : dict of str to float
+        Metrics of all sites together, where they are more than a mean of the sites'.
+    words : str
+        One line for people.
+    measure : str
+        What the loss is: only losses of one measure can be compared.
+    """
+
+    loss: float
+    whole: dict[str, float]
+    words: str
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is computed: which site or pool, among which sites, on what device.
+
+    Parameters
+    ----------
+    site : str
+        The site's name, or a pool's; part of every seed.
+    sites : tuple of str
+        All sites of the run, sorted.
+    device : torch.device
+    disclosure : Disclosure
+        What the site tells of its people; by default everything, as where one owner holds all.
+    secret : str
+        A deployed site's own part of the seeds of training, which the server does not know.
+    """
+
+    site: str
+    sites: tuple[str, ...]
+    device: torch.device
+    disclosure: Disclosure = EVERYTHING
+    secret: str = ""
+
+    def seed(self, root: int, **axes: str | int) -> int:
+        """Derive a seed of training at this site from the run's."""
+        secret = {"secret": self.secret} if self.secret else {}
+        return derive_seed(root, site=self.site, **axes, **secret)
+
+
+Load = Callable[[str], "Dataset"]  # given a split, the site's images of it
+
+
+class Task(ABC):
+    """What a task can do; ``model`` is whatever the task makes of it."""
+
+    statistics: tuple[str, ...] = ()  # names, among the shared state, of statistics over people
+    averages_over_time = False  # whether what is released is an average of past rounds' weights
+
+    def check(self, config: RunConfig) -> None:  # noqa: B027
+        """Refuse a run config that the task's networks do not accept.
+
+        Raises
+        ------
+        ConfigError
+        """
+
+    @abstractmethod
+    def build_model(self, config: RunConfig, place: Place) -> Any:
+        """Build the model with the run's initial weights, the same wherever it is built."""
+
+    def warm_start(self, model: Any, config: RunConfig) -> None:  # noqa: B027
+        """Take over weights of an earlier training, where the run begins with some.
+
+        Whoever holds the first weights of a run calls it: the server, or the pool. A site gets
+        them with the first message, and reads no file that a run config names.
+        """
+
+    @abstractmethod
+    def shared_state(self, model: Any, config: RunConfig) -> dict[str, Tensor]:
+        """Return the part of the model's state that sites share, float32."""
+
+    @abstractmethod
+    def load_shared(self, model: Any, state: State) -> None:
+        """Take over what :meth:`shared_state` gave elsewhere, strictly."""
+
+    def align(self, updates: Mapping[str, dict[str, Tensor]], config: RunConfig) -> None:  # noqa: B027
+        """Give all sites' trained states, by site, what only one of them has learned; in place.
+
+        Called before they are averaged, so that what the others had no occasion to learn does not
+        thin it out.
+        """
+
+    def first_release(self, model: Any, config: RunConfig) -> dict[str, Tensor]:
+        """Return the released state before any round: by default what is shared."""
+        return self.shared_state(model, config)
+
+    def release(
+        self,
+        previous: State,
+        shared: State,
+        config: RunConfig,
+        *,
+        round_number: int,
+        participants: int,
+    ) -> dict[str, Tensor]:
+        """Make the released state out of the one before and the average of a round: the latter."""
+        del previous, config, round_number, participants
+        return dict(shared)
+
+    def extractor_hash(self, config: RunConfig) -> str:
+        """Return the hash of the network by which this site judges; "" where there is none.
+
+        Raises
+        ------
+        ConfigError
+            There should be one, and it cannot be loaded.
+        """
+        del config
+        return ""
+
+    @abstractmethod
+    def open_split(
+        self, site: str, data_dir: Path, split: str, config: RunConfig, cache: Path
+    ) -> Dataset:
+        """Open one split of one site; no file of another split is opened."""
+
+    def images_per_file(self, config: RunConfig) -> int:
+        """Return how many images are made of a file."""
+        del config
+        return 1
+
+    @abstractmethod
+    def fit(
+        self,
+        model: Any,
+        data: Dataset,
+        config: RunConfig,
+        *,
+        place: Place,
+        round_number: int,
+        private: State,
+    ) -> Fit:
+        """Train in place for one round's steps; ``private`` is what the last round gave back."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        released: State,
+        load: Load,
+        split: str,
+        config: RunConfig,
+        *,
+        place: Place,
+        records: Path | None = None,
+    ) -> Evaluation:
+        """Judge the released state on one split; ``records`` is for what stays at the site."""
+
+    @abstractmethod
+    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+        """Merge the sites' evaluations."""
+
+    @abstractmethod
+    def save(
+        self,
+        folder: Path,
+        released: State,
+        shared: State,
+        config: RunConfig,
+        *,
+        round_number: int,
+        place: Place,
+    ) -> None:
+        """Write what is released, and what is needed to build it again."""
+
+    def illustrate(  # noqa: B027
+        self,
+        folder: Path,
+        released: State,
+        config: RunConfig,
+        *,
+        round_number: int,
+        place: Place,
+    ) -> None:
+        """Leave pictures of a round's released state, where there is something to see."""
+
+    @abstractmethod
+    def summary(
+        self,
+        evaluations: Mapping[str, Evaluation],
+        verdict: Verdict,
+        fits: Mapping[str, Mapping[str, float]],
+        config: RunConfig,
+        *,
+        round_number: int,
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Return what a summary says of the whole, and under each site.
+
+        ``fits`` is what training said in the round whose state is released, ``round_number``.
+        """
+
+    @abstractmethod
+    def learning_rates(self, config: RunConfig) -> dict[str, float]:
+        """Return the learning rates of a site's training, by the keys that set them."""
+
+    @abstractmethod
+    def without_augmentation(self, config: RunConfig) -> str:
+        """Say what keeps training from varying its images at random; "" where nothing does."""
+
+
+def survey(site: str, data_dir: Path, config: RunConfig) -> dict[str, int]:
+    """Count the files of each split and those left out, without opening one.
+
+    Returns
+    -------
+    dict of str to int
+        ``n_train``, ``n_val``, ``n_test`` and ``left_out`` (no label, no file, …).
+
+    Raises
+    ------
+    DataContractError
+        If a split has nobody: better now than after the training.
+    """
+    table = read_table(config.read_study(), site, data_dir)
+    counts = {f"n_{split}": len(table.rows(split)) for split in SPLITS}
+    if empty := [name.removeprefix("n_") for name, count in counts.items() if not count]:
+        raise DataContractError(
+            site,
+            f"no image with a label is in split '{empty[0]}'",
+            remedy="Each of train, val and test needs some; without a column `split` fedscan "
+            "makes them, from three people of each label on",
+        )
+    return {**counts, "left_out": sum(table.left_out.values())}
+
+
+def roster(site: str, data_dir: Path, config: RunConfig) -> list[tuple[str, int, str]]:
+    """List file, label and split of every image, without opening one. It stays at the site.
+
+    Raises
+    ------
+    DataContractError
+        The site's table cannot be understood.
+    """
+    table = read_table(config.read_study(), site, data_dir)
+    return list(zip(table.files, table.labels.tolist(), table.splits.tolist(), strict=True))
+
+
+def load_task(name: str) -> Task:
+    """Import a task by its name in the run config; late, for what it needs is heavy."""
+    import importlib
+
+    return importlib.import_module(f"common.tasks.{name}").TASK
+
+
+def read_run_config(run_config: Mapping[str, Any]) -> RunConfig:
+    """Validate Flower's flat run config, also by the rules of its task.
+
+    Raises
+    ------
+    ConfigError
+        See :meth:`RunConfig.from_flower`.
+    """
+    from common.config.run_config import RunConfig
+
+    config = RunConfig.from_flower(run_config)
+    reader_of(config.read_study())
+    load_task(config.task).check(config)
+    return config
