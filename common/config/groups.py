@@ -99,6 +99,7 @@ class Data(Group):
         ge=0,
         le=512,
         description="pixels or voxels a side that a classifier sees; 0: the study's",
+        json_schema_extra={"accepted": "a whole number from 16 up to 512, or 0 for the study's"},
     )
 
     _absolute = field_validator("cohort_dir")(_require_absolute)

@@ -103,11 +103,15 @@ class RunConfig(Settings):
             was got, what is accepted and, for an unknown key, the one that has its meaning now or
             is nearest.
         """
-        top, parts = _by_group(flatten(run_config))
-        chosen = cls.from_mapping(top)
-        study = chosen.read_study()
+        top, parts, unknown = _by_group(flatten(run_config))
+        faults = [f"{cls.what}: {line}" for line in unknown]
+        try:
+            chosen = cls.from_mapping(top)
+            study = chosen.read_study()
+        except ConfigError as error:  # the groups are still judged, by the defaults of the rest
+            faults.append(str(error))
+            chosen, study = cls(), read_study(cls().study)
         built: dict[str, Any] = {}
-        faults = []
         for name, group in GROUPS.items():
             part = parts[name]
             for key, value in _suitable(chosen.task, study, name).items():
@@ -119,6 +123,8 @@ class RunConfig(Settings):
                 built[name] = group.from_mapping(part)
             except ConfigError as error:
                 faults.append(str(error))
+        if unknown:
+            faults.append(f"{cls.what}: known keys: {', '.join(sorted(known_keys()))}")
         if faults:
             raise ConfigError("\n".join(faults))
         config = chosen.model_copy(update=built)
@@ -236,32 +242,25 @@ def known_keys() -> list[str]:
     ]
 
 
-def _by_group(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Divide a flat run config into what has no group, and each group's.
-
-    Raises
-    ------
-    ConfigError
-        For unknown keys.
-    """
+def _by_group(
+    flat: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[str]]:
+    """Divide a flat run config into what has no group, each group's, and words on unknown keys."""
     known = known_keys()
     top: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
-    faults = []
+    unknown = []
     for key, value in flat.items():
         group, _, name = key.rpartition(".")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             nearest = f"; did you mean '{near[0]}'?" if near else ""
-            faults.append(f"{RunConfig.what}: unknown key '{key}'{hint(key) or nearest}")
+            unknown.append(f"unknown key '{key}'{hint(key) or nearest}")
         elif group:
             parts[group][name] = value
         else:
             top[key] = value
-    if faults:
-        faults.append(f"{RunConfig.what}: known keys: {', '.join(sorted(known))}")
-        raise ConfigError("\n".join(faults))
-    return top, parts
+    return top, parts, unknown
 
 
 def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:
