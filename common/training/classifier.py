@@ -46,13 +46,29 @@ class _Batches:
             pending = pending[self.size :]
 
 
-def class_weights(labels: np.ndarray) -> np.ndarray:
-    """Return n / (2 · n_class) of each class, (2,) float32: weighted, both classes count as much.
+def class_weights(labels: np.ndarray, classes: int = CLASSES) -> np.ndarray:
+    """Return n / (K · n_class) of each class: weighted, the K classes present count as much.
 
-    A class that is absent has n / 2, which nothing is weighted with.
+    The mean weight of an example is 1 whichever classes a site has, so its steps are as large as
+    another's: K counts the classes that are present and not all, else the loss of a site with
+    two diagnoses of eight would be a quarter of what it is with all. An absent class has 0: there
+    is nothing to weight. The weights do not keep such a site from unlearning the class, as the
+    cross-entropy lowers its logits for every example of another.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (N,)
+    classes : int
+        Of the study.
+
+    Returns
+    -------
+    ndarray of float32, shape (classes,)
     """
-    present = np.bincount(labels, minlength=CLASSES).clip(min=1)
-    return (len(labels) / (CLASSES * present)).astype(np.float32)
+    counts = np.bincount(labels, minlength=classes)
+    present = np.count_nonzero(counts)
+    weights = len(labels) / (present * counts.clip(min=1)) if present else np.zeros(classes)
+    return np.where(counts, weights, 0).astype(np.float32)
 
 
 def train(
@@ -67,8 +83,8 @@ def train(
 ) -> tuple[float, dict[str, Tensor]]:
     """Train a classifier in place: ``local_steps`` optimizer steps.
 
-    AdamW on the cross-entropy, each class weighted by n / (2 · n_class) so that a hospital's mix
-    of sexes does not become a prior; the learning rate follows one cosine over the whole run. The
+    AdamW on the cross-entropy, weighted by :func:`class_weights` so that a hospital's mix of
+    classes does not become a prior; the learning rate follows one cosine over the whole run. The
     moments are the caller's to keep: a site's own, never averaged, since starting them anew every
     round makes its first steps as large as the learning rate in every direction.
 
