@@ -20,7 +20,7 @@ LIBRARIES = ("fedscan", "flwr", "torch", "ray", "numpy", "nibabel", "scipy", "sc
 
 @cache
 def source_hash(root: Path | None = None, packages: tuple[str, ...] = PACKAGES) -> str:
-    """Hash the sources that decide a run's result: every .py of common, server and clients.
+    """Hash the sources that decide a run's result: .py and .toml of common, server and clients.
 
     Parameters
     ----------
@@ -38,7 +38,8 @@ def source_hash(root: Path | None = None, packages: tuple[str, ...] = PACKAGES) 
     root = root or Path(__file__).parents[1]
     digest = hashlib.sha256()
     for package in packages:
-        for path in sorted((root / package).rglob("*.py")):
+        found = [path for kind in ("*.py", "*.toml") for path in (root / package).rglob(kind)]
+        for path in sorted(found):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0")
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ import typer
 from common.errors import ConfigError, DataContractError, FedscanError
 from simulations import check_command, prepare_commands, studies_commands, supernode_command
 from simulations.gan import commands as gan_commands
-from simulations.options import Format, FormatOption, parse_set
+from simulations.options import Format, FormatOption, StudyOption, parse_set, study_override
 from simulations.stopping import STOP, tell_at_once
 
 app = typer.Typer(
@@ -53,9 +53,10 @@ app.command()(supernode_command.supernode)
 
 @app.command()
 def run(
+    study: StudyOption = None,
     cohort: Annotated[
         Path | None,
-        typer.Option(help="Folder with one BIDS data set a site. Without it: phantom hospitals."),
+        typer.Option(help="Folder with one folder a hospital. Without it: simulated hospitals."),
     ] = None,
     sites: Annotated[
         int | None,
@@ -79,7 +80,8 @@ def run(
     Examples
     --------
     - `fedscan run` — three phantom hospitals
-    - `fedscan run --cohort ~/hospitals --set run.rounds=30`
+    - `fedscan run --study skin-lesions`
+    - `fedscan run --study chest.toml --cohort ~/hospitals --set run.rounds=30`
     - `fedscan run --gpus-per-site 0.33 --set model.classifier=efficientnet-b2`
     - `fedscan run --set task=generation` — a generator of scans, with a report in its folder
     - `fedscan run --set run.seed=1 --format json > result.json`
@@ -90,7 +92,7 @@ def run(
     from simulations.launch import Resources
 
     cohort = cohort and cohort.expanduser().absolute()
-    overrides = parse_set(set_ or [])
+    overrides = parse_set(set_ or []) | study_override(study)
     if (
         clash := {"data.cohort-dir": "--cohort", "run.output-dir": "--out"}.keys()
         & overrides.keys()
@@ -143,9 +145,10 @@ def benchmark(
         str | None,
         typer.Option(help="large: equal steps and images; small: equal images, more steps."),
     ] = None,
+    study: StudyOption = None,
     cohort: Annotated[
         Path | None,
-        typer.Option(help="Folder with one BIDS data set a site. Without it: phantom hospitals."),
+        typer.Option(help="Folder with one folder a hospital. Without it: simulated hospitals."),
     ] = None,
     sites: Annotated[
         int | None, typer.Option(min=2, help="Phantom hospitals to simulate; 3 by default.")
@@ -177,6 +180,7 @@ def benchmark(
     - `fedscan benchmark` — one repetition on three phantom hospitals
     - `fedscan benchmark --seeds 5 --out headline`
     - `fedscan benchmark --strategies fedavg,fedprox --set strategy.mu=0.1`
+    - `fedscan benchmark --study skin-lesions --set task=generation`
     - `fedscan benchmark --cohort ~/hospitals --dry-run`
     """
     from common.reading import read_json
@@ -192,7 +196,7 @@ def benchmark(
                 "first-seed": first_seed,
                 "centralized-batch": centralized_batch,
             },
-            run=parse_set(set_ or []),
+            run=parse_set(set_ or []) | study_override(study),
             cohort=cohort and cohort.expanduser().absolute(),
             sites=sites,
             out=out.expanduser().absolute(),

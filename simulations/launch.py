@@ -89,7 +89,7 @@ class Resources:
         if self.cpus_per_site > available:
             raise ConfigError(
                 f"{self.cpus_per_site} CPUs a {whose} cannot be had: {available} are available. "
-                "Lower --set threads"
+                "Lower --set run.threads"
             )
         if self.gpus_per_site > 0:
             import torch

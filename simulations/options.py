@@ -28,6 +28,15 @@ class Device(StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="json: for machines, on stdout.")]
+StudyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--study",
+        metavar="NAME|FILE.toml",
+        help="What is asked of which images: one of `fedscan studies`, or your own file; "
+        "brain-sex by default.",
+    ),
+]
 DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
 
 
@@ -51,6 +60,19 @@ def parse_set(assignments: list[str]) -> dict[str, bool | int | float | str]:
         except tomllib.TOMLDecodeError:
             values[key.strip()] = text
     return values
+
+
+def study_override(study: str | None) -> dict[str, str]:
+    """Return the run config's key of a study, where one is named; a file's text, not its path.
+
+    Raises
+    ------
+    ConfigError
+        The study cannot be used.
+    """
+    from common.studies.study import study_text
+
+    return {"study": study_text(study)} if study else {}
 
 
 @contextlib.contextmanager

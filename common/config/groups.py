@@ -125,6 +125,12 @@ class Model(Group):
         "slices; gan-features: a discriminator's features, then a linear layer; auto: small, or "
         "slices where the study's view is slices",
     )
+    weights: str = Field(
+        "",
+        description="efficientnet-… of pictures: absolute safetensors file, at the server, of "
+        "pretrained weights that the run begins with",
+        json_schema_extra=_ABSOLUTE,
+    )
     gan_checkpoint: str = Field(
         "",
         description="gan-features: absolute folder, at the server, of the run or training whose "
@@ -153,7 +159,7 @@ class Model(Group):
         "path at each site; auto: as suits the study",
     )
 
-    _absolute = field_validator("gan_checkpoint")(_require_absolute)
+    _absolute = field_validator("gan_checkpoint", "weights")(_require_absolute)
 
 
 class Training(Group):
@@ -177,6 +183,12 @@ class Training(Group):
         lt=1,
         description="share of a label that is spread over all classes (arXiv 1512.00567, section "
         "7), so that correctly classified images keep a gradient",
+    )
+    balance: Literal["auto", "weights", "batches"] = Field(
+        "auto",
+        description="what keeps a site's mix of classes from becoming a prior: weights in the "
+        "loss, or batches with all classes equally often; auto: weights for two classes, else "
+        "batches",
     )
     augment: Literal["all", "none"] = Field(
         "all", description="what training varies of an image: all that suits it, or nothing"

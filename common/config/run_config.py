@@ -31,7 +31,15 @@ GROUPS: dict[str, type[Group]] = {
 OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
 OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-changes`, or none
     *("training.learning-rate", "training.weight-decay", "training.label-smoothing"),
-    *("training.augment", "data.size", "model.classifier", "model.heights", "model.adapt"),
+    *(
+        "training.augment",
+        "training.balance",
+        "data.size",
+        "model.weights",
+        "model.classifier",
+        "model.heights",
+        "model.adapt",
+    ),
     "model.gan-checkpoint",
 )
 
@@ -271,6 +279,7 @@ def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:
         "model.classifier": "slices" if study.images.view == "slices" else "small",
         "model.extractor": "fedscan-skin" if pictures else "fedscan-brain",
         "training.learning-rate": 1e-3,
+        "training.balance": "weights" if len(study.label.classes.names) == 2 else "batches",
     }
     return {
         name: value

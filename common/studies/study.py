@@ -364,6 +364,20 @@ def read_study(text: str) -> Study:
         raise ConfigError(f"the study's text is not TOML: {error}") from None
 
 
+def study_text(study: str) -> str:
+    """Return a study as a run config holds it: a built-in name as it is, a file's whole text.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`load_study`.
+    """
+    load_study(study)
+    if study in built_in_studies():
+        return study
+    return Path(study).expanduser().read_bytes().decode("utf-8-sig").rstrip() + "\n"
+
+
 def load_study(study: str | Path) -> Study:
     """Read a study that is built in, or a user's own file.
 
@@ -387,7 +401,7 @@ def load_study(study: str | Path) -> Study:
                 "or the path of a file that ends in .toml"
             )
         return _read(_FOLDER / f"{text}.toml")
-    return _read(Path(study))
+    return _read(Path(study).expanduser())
 
 
 def built_in_studies() -> tuple[str, ...]:

@@ -48,6 +48,11 @@ class Classification(Task):
             raise ConfigError(
                 f"model.classifier 'slices' is for volumes; study '{study.name}' has pictures"
             )
+        if config.model.weights and not (pictures and name.startswith("efficientnet-")):
+            raise ConfigError(
+                "model.weights is for model.classifier efficientnet-b0 or efficientnet-b2 of "
+                "pictures: leave it out"
+            )
         if name not in OF_SLICES:
             return
         settings = stylegan2(config)
@@ -74,7 +79,13 @@ class Classification(Task):
                 from common.models.picture_classifier import build_picture_classifier
 
                 channels = study.images.channels
-                return build_picture_classifier(name, channels=channels, classes=classes, seed=seed)
+                return build_picture_classifier(
+                    name,
+                    channels=channels,
+                    classes=classes,
+                    seed=seed,
+                    pretrained=bool(config.model.weights),
+                )
             from common.models.classifier import build_classifier
 
             return build_classifier(name, image_size=config.data.size, classes=classes, seed=seed)
@@ -91,7 +102,7 @@ class Classification(Task):
             return DiscriminatorClassifier(networks, levels, classes, centered=centered)
 
     def warm_start(self, model: nn.Module, config: RunConfig) -> None:
-        """Take over the discriminator of ``model.gan-checkpoint``, where there is one.
+        """Take over pretrained weights, or the discriminator of ``model.gan-checkpoint``.
 
         Raises
         ------
@@ -100,6 +111,10 @@ class Classification(Task):
         FedscanError
             If there is no checkpoint, or it cannot be read.
         """
+        if config.model.weights:
+            from common.models.pretrained import load_pretrained
+
+            load_pretrained(model, Path(config.model.weights))
         if not config.model.gan_checkpoint:
             return
         if config.model.classifier != "gan-features":

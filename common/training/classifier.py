@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from common.errors import DivergedError
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
+from common.training.balanced_batches import BalancedBatches
 from common.training.variation import variation_of
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def train(
 ) -> tuple[float, dict[str, Tensor]]:
     """Train a classifier in place: ``local_steps`` optimizer steps.
 
-    AdamW on the cross-entropy, each class weighted (:func:`class_weights`) so that a hospital's mix
-    of classes does not become a prior; the learning rate follows one cosine over the whole run. The
+    AdamW on the cross-entropy, each class weighted (:func:`class_weights`) or equally often in
+    batches, so that a hospital's mix of classes does not become a prior; the learning rate follows one cosine over the whole run. The
     moments are the caller's to keep: a site's own, never averaged, since starting them anew every
     round makes its first steps as large as the learning rate in every direction.
 
@@ -127,6 +128,11 @@ def train(
     labels, augment = torch.from_numpy(data.labels), variation_of(study).augment
     classes = len(study.label.classes.names)
     per_class = torch.from_numpy(class_weights(data.labels, classes)).to(device)
+    rng, size = np.random.default_rng(seed), config.training.batch_size
+    if config.training.balance == "weights":
+        batches, in_loss = iter(_Batches(len(labels), size, rng)), per_class
+    else:
+        batches, in_loss = iter(BalancedBatches(data.labels, size, rng)), torch.ones_like(per_class)
 
     model.to(device).train()
     start = [p.detach().clone() for p in model.parameters()] if config.strategy.mu else []
@@ -144,7 +150,6 @@ def train(
             model.log_variance.copy_(log_variance)
         if model.frozen and config.training.augment == "none":
             constant = features
-    batches = iter(_Batches(len(labels), config.training.batch_size, np.random.default_rng(seed)))
     augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
     losses = []
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
@@ -166,7 +171,7 @@ def train(
             each = F.cross_entropy(
                 logits, targets, label_smoothing=config.training.label_smoothing, reduction="none"
             )
-            loss = per_class[targets] @ each / len(targets)
+            loss = in_loss[targets] @ each / len(targets)
             if start:
                 drift = sum(
                     (p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True)
