@@ -144,7 +144,10 @@ def test_out_of_range_says_the_range(key, wrong, accepted):
         ("strategy.weighting", ["auto", "images", "uniform"]),
         ("transport", ["float32", "float16", "int8"]),
         ("strategy.share", ["both", "generator"]),
-        ("model.classifier", ["auto", "small", "efficientnet-b0", "efficientnet-b2", "slices", "gan-features"]),
+        (
+            "model.classifier",
+            ["auto", "small", "efficientnet-b0", "efficientnet-b2", "slices", "gan-features"],
+        ),
         ("run.device", ["auto", "cpu"]),
     ],
 )
@@ -173,7 +176,9 @@ def test_mu_without_fedprox_is_refused_rather_than_ignored():
 
 
 def test_fedprox_with_its_mu_is_accepted():
-    assert RunConfig.from_flower({"strategy.name": "fedprox", "strategy.mu": 0.1}).strategy.mu == 0.1
+    assert (
+        RunConfig.from_flower({"strategy.name": "fedprox", "strategy.mu": 0.1}).strategy.mu == 0.1
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,9 +228,7 @@ def test_options_of_generation_are_refused_elsewhere_rather_than_ignored():
     assert "no effect without task 'generation'" in refusal({"strategy.share": "generator"})
     fedprox = {"task": "generation", "strategy.name": "fedprox", "strategy.mu": 0.1}
     assert "no strategy 'fedprox'" in refusal(fedprox)
-    config = RunConfig.from_flower(
-        {"task": "generation", "strategy.share": "generator"}
-    )
+    config = RunConfig.from_flower({"task": "generation", "strategy.share": "generator"})
     assert config.strategy.share == "generator"
 
 
@@ -247,9 +250,7 @@ def test_several_faults_are_all_named_a_line_each():
 
 @pytest.mark.parametrize("key", [key for key in FLOAT_KEYS if key != "strategy.mu"])
 def test_whole_number_is_a_fine_float(key):
-    whole = {"training.label-smoothing": 0, "strategy.most-share": 1}.get(
-        key, 2
-    )
+    whole = {"training.label-smoothing": 0, "strategy.most-share": 1}.get(key, 2)
     config = RunConfig.from_flower({key: whole})
     value = config.to_flower()[key]
     assert value == whole
@@ -393,7 +394,10 @@ def test_a_classifiers_options_are_refused_for_generation_rather_than_ignored(ke
             {"model.classifier": "gan-features", "model.gan-changes": "seed=8"},
             "decided by the run config",
         ),
-        ({"model.classifier": "slices", "model.gan-changes": "log-every=8"}, "no effect in a federation"),
+        (
+            {"model.classifier": "slices", "model.gan-changes": "log-every=8"},
+            "no effect in a federation",
+        ),
         ({"task": "generation", "training.batch-size": 1}, "set training.batch-size above 1"),
         ({"task": "generation", "model.gan-changes": "resolution=512"}, "512 pixels"),
     ],

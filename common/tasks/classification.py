@@ -255,7 +255,7 @@ class Classification(Task):
             save_predictions(path, data.labels, predictions, data.persons, classes)
         people = [
             {data.persons[k] for k in np.flatnonzero(data.labels == label)}
-            for label in range(len(classes))
+            for label in np.unique(data.labels)
         ]
         return Evaluation(
             len(data),

@@ -54,7 +54,8 @@ class Evaluation:
     people : int
         How many the scans are of; by it a site decides what may leave. It is not sent.
     fewest : int
-        How many people the class with the fewest has; all of them where there are no classes.
+        How many people the class with the fewest has, of those that are there; all of them where
+        there are no classes.
     """
 
     count: int

@@ -86,9 +86,10 @@ def train(
     """Train a classifier in place: ``local_steps`` optimizer steps.
 
     AdamW on the cross-entropy, each class weighted (:func:`class_weights`) or equally often in
-    batches, so that a hospital's mix of classes does not become a prior; the learning rate follows one cosine over the whole run. The
-    moments are the caller's to keep: a site's own, never averaged, since starting them anew every
-    round makes its first steps as large as the learning rate in every direction.
+    batches, so that a hospital's mix of classes does not become a prior; the learning rate follows
+    one cosine over the whole run. The moments are the caller's to keep: a site's own, never
+    averaged, since starting them anew every round makes its first steps as large as the learning
+    rate in every direction.
 
     A classifier of slices is centered on what its features are of these images on entry, and they
     are in the units that it came with; in the run's first step nobody has any, and a site takes its
