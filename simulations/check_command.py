@@ -46,7 +46,7 @@ def check(
     asked = load_study(study)
     folder = folder.expanduser().absolute()
     report: CohortReport | TablesReport
-    if asked.images.storage == "table":
+    if asked.images.storage in ("table", "dicom"):
         from common.data.check import check_tables
 
         with counting("Opening pictures") as count:

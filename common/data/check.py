@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.copies import DESCRIPTION, READ_SIZE, describe, sets_of_copies
+from common.data.dicom import read_dicom
 from common.data.image_table import ImageTable, read_image_table
 from common.data.leaks import (
     SAME_FILE,
@@ -121,7 +122,7 @@ def check_tables(folder: Path, study: Study, *, progress: Progress | None = None
     folder : Path
         A hospital's folder, which holds the study's table, or a folder of them.
     study : Study
-        Of storage ``table``.
+        Of storage ``table`` or ``dicom``.
     progress : callable, optional
         Told after each picture: site, pictures done, pictures of that site.
     """
@@ -158,6 +159,7 @@ def _check_site(
         table = read_image_table(folder, site, study)
     except DataContractError as error:
         return TableReport(site, usable=False, n=n, problems=[str(error)]), None
+    read = read_dicom if study.images.storage == "dicom" else read_photograph
     described = np.empty((len(table), *DESCRIPTION), np.float32)
     rows: list[int] = []
     pixels: list[bytes] = []
@@ -165,7 +167,7 @@ def _check_site(
     left_out = Counter(table.left_out)
     for row, file in enumerate(table.files):
         try:
-            picture = read_photograph(
+            picture = read(
                 table.root / file,
                 size=READ_SIZE,  # what a picture is refused for does not depend on the size
                 channels=study.images.channels,
