@@ -102,6 +102,8 @@ def read_header(stream: BinaryIO, tags: Sequence[str] = (*HEADER, *PIXELS)) -> A
     from pydicom import dcmread
 
     syntax = _transfer_syntax(stream)
+    if syntax == DEFLATED:  # pydicom would inflate it without a bound
+        raise UnusableError(f"{UNDECODABLE}: {syntax.name}")
     stream.seek(0)
     try:
         dataset = dcmread(
@@ -221,8 +223,6 @@ def _check_decoder(syntax: Any) -> None:
     from pydicom.pixels import get_decoder
 
     name = syntax.name if syntax.type == "Transfer Syntax" else "an unknown transfer syntax"
-    if syntax == DEFLATED:  # inflated by pydicom without a bound
-        raise UnusableError(f"{UNDECODABLE}: {name}")
     try:
         is_available = get_decoder(syntax).is_available
     except NotImplementedError:
