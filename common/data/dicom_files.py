@@ -110,7 +110,7 @@ def read_header(stream: BinaryIO, tags: Sequence[str] = (*HEADER, *PIXELS)) -> A
             stream,
             stop_before_pixels="PixelData" not in tags,
             force=True,
-            specific_tags=list(tags),
+            specific_tags=["SOPClassUID", *tags],
         )
     except Exception as error:  # damaged bytes raise whatever they like
         raise UnusableError(DAMAGED) from error

@@ -258,7 +258,9 @@ def _frames(one: Listed, made: _Output) -> Iterable[bytes]:
         with open_inside(one.path, root=made.root, site="") as stream:
             for frame in read_frames(stream):
                 file = io.BytesIO()
-                Image.fromarray(frame.to_pixels(window=made.window)).save(file, "PNG")
+                Image.fromarray(frame.to_pixels(window=made.window)).save(
+                    file, "PNG", compress_level=3
+                )
                 yield file.getvalue()
     except DataContractError as error:  # gone since it was listed
         raise UnusableError(UNREADABLE) from error
