@@ -45,7 +45,7 @@ def check(
     asked = load_study(study)
     folder = folder.expanduser().absolute()
     report: CohortReport | TablesReport
-    if asked.images.storage == "table":
+    if asked.images.view == "picture":
         from common.data.check import check_tables
 
         with counting("Opening pictures") as count:

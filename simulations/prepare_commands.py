@@ -10,12 +10,14 @@ import typer
 
 from common.data.archives import ARCHIVES
 from common.errors import ConfigError
+from simulations.dicom_command import dicom
 from simulations.options import Format, FormatOption
 
 if TYPE_CHECKING:
     from common.data.archive_sorting import Summary
 
 app = typer.Typer(help="Make data to work with.", no_args_is_help=True)
+app.command()(dicom)
 
 
 @app.command()

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.copies import DESCRIPTION, READ_SIZE, describe, sets_of_copies
-from common.data.image_table import ImageTable, read_image_table
+from common.data.image_table import ImageTable
 from common.data.leaks import (
     SAME_FILE,
     Leak,
@@ -29,7 +29,8 @@ from common.data.leaks import (
     copies_in_several_places,
     things_in_several_places,
 )
-from common.data.photographs import MOST_BYTES, read_photograph
+from common.data.photographs import MOST_BYTES
+from common.data.site_data import read_table, reader_of
 from common.errors import DataContractError, FedscanError
 from common.imaging.bids import list_sites, site_name
 from common.imaging.site_files import open_inside
@@ -121,7 +122,7 @@ def check_tables(folder: Path, study: Study, *, progress: Progress | None = None
     folder : Path
         A hospital's folder, which holds the study's table, or a folder of them.
     study : Study
-        Of storage ``table``.
+        Of storage ``table`` or ``dicom``.
     progress : callable, optional
         Told after each picture: site, pictures done, pictures of that site.
     """
@@ -155,9 +156,10 @@ def _check_site(
     """Read a site's table, open every picture, and name each bad one."""
     n = {split: dict.fromkeys(study.label.classes.names, 0) for split in SPLITS}
     try:
-        table = read_image_table(folder, site, study)
+        table = read_table(study, site, folder)
     except DataContractError as error:
         return TableReport(site, usable=False, n=n, problems=[str(error)]), None
+    read = reader_of(study).read_picture
     described = np.empty((len(table), *DESCRIPTION), np.float32)
     rows: list[int] = []
     pixels: list[bytes] = []
@@ -165,7 +167,7 @@ def _check_site(
     left_out = Counter(table.left_out)
     for row, file in enumerate(table.files):
         try:
-            picture = read_photograph(
+            picture = read(
                 table.root / file,
                 size=READ_SIZE,  # what a picture is refused for does not depend on the size
                 channels=study.images.channels,

@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -121,12 +122,12 @@ def read_photograph(
         if n_bytes > MOST_BYTES:
             raise refuse(TOO_LONG, got=f"{n_bytes} bytes", remedy=f"At most {MOST_BYTES} bytes")
         try:
-            square, scaling = _decode(stream, refuse, size=size, channels=channels, fit=fit)
+            pixels, scaling = _decode(stream, refuse, size=size, channels=channels, fit=fit)
         except DataContractError:
             raise
         except Exception as error:  # decoders of damaged bytes raise whatever they like
             raise refuse(DAMAGED, got=f"{type(error).__name__}: {error}") from error
-    if not np.isfinite(square).all():
+    if not np.isfinite(pixels).all():
         raise refuse(NOT_FINITE)
     if intensity == "full-range":
         if scaling["full"] is None:
@@ -138,10 +139,10 @@ def read_photograph(
     elif intensity == "fixed-range" and intensity_range is not None:
         low, high = intensity_range
     elif intensity == "own-range":
-        low, high = np.percentile(square, _PERCENTILES)
+        low, high = np.percentile(pixels, _PERCENTILES)
     else:
         raise ValueError(f"intensity {intensity!r} with range {intensity_range}")
-    return _to_bytes(square, low, high, inverted=scaling["inverted"])
+    return to_bytes(pixels, low, high, inverted=scaling["inverted"])
 
 
 def load_photographs(
@@ -152,6 +153,8 @@ def load_photographs(
     name: str,
     cache: Path,
     size: int = 0,
+    read: Callable[..., NDArray[np.uint8]] = read_photograph,
+    version: Sequence[object] = (),
 ) -> CachedPictures:
     """Pictures of some rows of a site's table, prepared once; only their files are opened.
 
@@ -169,6 +172,10 @@ def load_photographs(
         Folder on the site's own disk.
     size : int
         S, pixels a side; 0: the study's.
+    read : callable
+        Reader of a file, with the parameters of `read_photograph`.
+    version : sequence
+        What the reader's result depends on besides those, as JSON can hold it.
 
     Raises
     ------
@@ -184,14 +191,12 @@ def load_photographs(
     settings = {key: getattr(images, key) for key in keys} | {"size": size or images.size}
     return cached_pictures(
         [table.files[row] for row in rows],
-        lambda path: read_photograph(path, **settings, root=table.root, site=table.site).transpose(
-            2, 0, 1
-        ),
+        lambda path: read(path, **settings, root=table.root, site=table.site).transpose(2, 0, 1),
         root=table.root,
         site=table.site,
         name=f"{name} {settings['size']}",
         # Another version of the decoders may round otherwise.
-        settings=json.dumps([PHOTOGRAPH_VERSION, PIL.__version__, settings]),
+        settings=json.dumps([PHOTOGRAPH_VERSION, PIL.__version__, settings, *version]),
         shape=(images.channels, settings["size"], settings["size"]),
         cache=cache,
     )
@@ -242,10 +247,10 @@ def _decode(
         else:
             scaling = {"full": 255.0, "inverted": False}  # Pillow has inverted it by itself
             plane = _without_alpha(picture).convert("L" if channels == 1 else "RGB")
-    square = np.asarray(_squared(plane, extent, size, fit, turn))
-    if square.ndim == 2:
-        square = np.repeat(square[..., None], channels, axis=2)
-    return square, scaling
+    pixels = np.asarray(square(plane, extent, size, fit, turn))
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], channels, axis=2)
+    return pixels, scaling
 
 
 def _draft(picture: Image.Image, size: int, channels: int, fit: str) -> tuple[float, float]:
@@ -286,8 +291,8 @@ def _without_alpha(picture: Image.Image) -> Image.Image:
     return ground
 
 
-def _squared(
-    picture: Image.Image, extent: tuple[float, float], size: int, fit: str, turn: int
+def square(
+    picture: Image.Image, extent: tuple[float, float], size: int, fit: str, turn: int = 1
 ) -> Image.Image:
     """Resize to a square, and turn. Both are about the centre, so that their order is the same."""
     from PIL import Image
@@ -322,11 +327,11 @@ def _of_parity(length: float, size: int) -> int:
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 
 
-def _to_bytes(square: NDArray, low: float, high: float, *, inverted: bool) -> NDArray[np.uint8]:
+def to_bytes(pixels: NDArray, low: float, high: float, *, inverted: bool) -> NDArray[np.uint8]:
     """Scale so that ``low`` is 0 and ``high`` 255, clipped; all 0 where they are equal."""
-    if square.dtype == np.uint8 and (low, high) == (0, 255):
-        return square.copy()
+    if pixels.dtype == np.uint8 and (low, high) == (0, 255):
+        return pixels.copy()
     if not high > low:
-        return np.zeros(square.shape, np.uint8)
-    unit = np.clip((square.astype(np.float64) - low) / (high - low), 0, 1)
+        return np.zeros(pixels.shape, np.uint8)
+    unit = np.clip((pixels.astype(np.float64) - low) / (high - low), 0, 1)
     return np.rint(255 * (1 - unit if inverted else unit)).astype(np.uint8)

@@ -30,7 +30,7 @@ class FileImages(Pixels, Protocol):
 
 
 class Reader(Protocol):
-    """What a storage's module has."""
+    """What a storage's module has; one of pictures also has :class:`PictureReader`'s function."""
 
     def read_table(self, folder: Path, site: str, study: Study) -> ImageTable:
         """Read which images a site has, without opening one.
@@ -57,6 +57,30 @@ class Reader(Protocol):
         ------
         DataContractError
             None of them can be used.
+        """
+
+
+class PictureReader(Reader, Protocol):
+    """What the module of a storage of pictures has."""
+
+    def read_picture(
+        self,
+        path: Path,
+        *,
+        size: int,
+        channels: int,
+        fit: str,
+        intensity: str,
+        intensity_range: tuple[float, float] | None,
+        root: Path,
+        site: str,
+    ) -> NDArray[np.uint8]:
+        """Read one file as a square of bytes (S, S, C); see `common.data.photographs`.
+
+        Raises
+        ------
+        DataContractError
+            The file cannot be used.
         """
 
 

@@ -84,12 +84,12 @@ class Images(_Section):
         description="pictures that are not square: the largest square in the middle, or the "
         "whole with black beside it",
     )
-    intensity: Literal["", "full-range", "own-range", "fixed-range", "head"] = Field(
+    intensity: Literal["", "full-range", "window", "own-range", "fixed-range", "head"] = Field(
         "",
         description="which intensities become black and white: the ends of what the file's "
-        "numbers can hold, the 0.5th and 99.5th percentile of each picture, the two of "
-        "intensity-range, or those of the air and the head. Left out: head for volumes, else "
-        "full-range",
+        "numbers can hold, those of a DICOM file's window, the 0.5th and 99.5th percentile of each "
+        "picture, the two of intensity-range, or those of the air and the head. Left out: head for "
+        "volumes, else full-range",
     )
     intensity_range: tuple[float, float] | None = Field(
         None,
@@ -143,8 +143,11 @@ class Images(_Section):
             for key in ("table", "file"):
                 if not getattr(self, key).strip():
                     raise ValueError(f"storage '{self.storage}' needs the key {key}")
-        if self.storage == "table" and self.view != "picture":
-            raise ValueError("storage 'table' holds pictures: leave view out")
+        if self.storage != "bids" and self.view != "picture":
+            way = ", or make volumes by `fedscan prepare dicom`" if self.storage == "dicom" else ""
+            raise ValueError(f"storage '{self.storage}' holds pictures: leave view out{way}")
+        if self.intensity == "window" and self.storage != "dicom":
+            raise ValueError("intensity 'window' needs storage 'dicom'")
         if self.intensity == "head" and self.view == "picture":
             raise ValueError("intensity 'head' needs view 'volume' or 'slices'")
         if (self.intensity == "fixed-range") != (self.intensity_range is not None):

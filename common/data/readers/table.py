@@ -12,9 +12,10 @@ from common.data.cache import CachedPictures
 from common.data.image_table import ImageTable
 from common.data.image_table import read_image_table as read_table
 from common.data.photographs import load_photographs
+from common.data.photographs import read_photograph as read_picture
 from common.studies.study import Study
 
-__all__ = ["open_images", "read_table"]
+__all__ = ["open_images", "read_picture", "read_table"]
 
 
 def open_images(
