@@ -22,7 +22,7 @@ from pydicom.uid import (
 
 from common.data import dicom_files
 from common.data.check import check_tables
-from common.data.dicom import SEVERAL, load_dicoms, read_dicom
+from common.data.dicom import SEVERAL, read_dicom
 from common.data.dicom_files import (
     DAMAGED,
     EMPTY,
@@ -33,7 +33,7 @@ from common.data.dicom_files import (
     UNDECODABLE,
 )
 from common.data.dicom_pixels import window_values
-from common.data.image_table import read_image_table
+from common.data.site_data import open_split
 from common.errors import ConfigError, DataContractError
 from common.imaging.site_files import ESCAPES
 from common.imaging.splits import SPLITS
@@ -297,8 +297,8 @@ def test_a_study_of_storage_dicom_is_checked_and_cached(tmp_path):
     (site / "5.dcm").write_bytes(b"")
     report = check_tables(site, study)
     assert report.sites[0].left_out == {EMPTY: 1}
-    table = read_image_table(site, "north", study)
-    pictures = load_dicoms(table, "train", study, cache=tmp_path / "cache")
+    cache = tmp_path / "cache"
+    pictures = open_split(study, "north", site, "train", size=16, cache=cache).pixels
     first = pictures.take([0])[0].transpose(1, 2, 0)
     np.testing.assert_array_equal(first, read_dicom(site / "0.dcm", size=16, channels=1))
 
