@@ -278,7 +278,7 @@ def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:
         "data.size": study.images.size,
         "model.classifier": "slices" if study.images.view == "slices" else "small",
         "model.extractor": "fedscan-skin" if pictures else "fedscan-brain",
-        "training.learning-rate": 1e-3,
+        "training.learning-rate": 2e-3 if pictures else 1e-3,
         "training.balance": "weights" if len(study.label.classes.names) == 2 else "batches",
     }
     return {
