@@ -164,7 +164,7 @@ def load_photographs(
     study : Study
         Of view ``picture``.
     name : str
-        What the pictures are of: one cache is kept for each.
+        What the pictures are of, for messages: one cache is kept for each, and for each size.
     cache : Path
         Folder on the site's own disk.
     size : int
@@ -189,7 +189,8 @@ def load_photographs(
         ),
         root=table.root,
         site=table.site,
-        name=f"{name} {settings['size']}",
+        name=name,
+        variant=str(settings["size"]),
         # Another version of the decoders may round otherwise.
         settings=json.dumps([PHOTOGRAPH_VERSION, PIL.__version__, settings]),
         shape=(images.channels, settings["size"], settings["size"]),
