@@ -45,7 +45,7 @@ def parse_set(assignments: list[str]) -> dict[str, bool | int | float | str]:
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key:
-            raise ConfigError(f"--set {assignment}: accepted is key=value, as in --set seed=1")
+            raise ConfigError(f"--set {assignment}: accepted is key=value, as in --set run.seed=1")
         try:
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
