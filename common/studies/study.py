@@ -22,7 +22,7 @@ from common.settings import Settings
 from common.studies import vocabulary
 from common.studies.vocabulary import Vocabulary, normalise, read_texts, read_vocabulary
 
-LARGEST_FILE = 2**18  # bytes
+LARGEST_FILE = 2**16  # bytes: a run config holds the whole
 SITE = "site"  # among a generator's conditions: the hospital, which is no column
 HEIGHT = "height"  # and of a volume's axial slices, where each lies
 
