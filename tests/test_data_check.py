@@ -231,5 +231,5 @@ def test_command_refuses_a_storage_that_it_cannot_open(tmp_path):
     study.write_text(study.read_text().replace('"table"', '"dicom"', 1))
     done = fedscan("check", ".", "--study", str(study), cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 2
-    assert "accepted are studies of pictures" in done.stderr
+    assert "storage 'dicom': accepted is one of" in done.stderr
     assert "Traceback" not in done.stderr
