@@ -34,7 +34,7 @@ from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import ConfigError, DataContractError
-from common.files import make_folder, write_atomically
+from common.files import PRIVATE_FILE, make_folder, write_atomically
 
 Reader = Callable[[Path], NDArray[Any]]
 
@@ -256,6 +256,7 @@ class _Store:
             dir=self._index.parent, prefix=f"{self._index.stem}-", suffix=".pixels"
         )
         new = Path(partial)
+        new.chmod(PRIVATE_FILE)  # made so, but for what a umask took
         try:
             with os.fdopen(descriptor, "wb") as stream, _reading(old, self._bytes) as kept:
                 for file in files:
