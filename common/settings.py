@@ -14,7 +14,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
-_SHOWN = 200  # characters of a refused value
+_SHOWN = 1000  # characters of a refused value
 
 
 def _to_key(field_name: str) -> str:

@@ -99,7 +99,7 @@ def test_a_runs_folder(home: Path) -> None:
 
 
 def test_prepared_scans_and_phantoms(home: Path) -> None:
-    (home / "scan").touch()
+    write_atomically(home / "scan", b"")
     cached_pictures(
         ["scan"],
         lambda path: np.zeros((1, 2, 2), np.uint8),
