@@ -239,7 +239,7 @@ def project(
 
     - `fedscan project gan picture.png --out projections`
     - `fedscan project gan pictures/picture-00000.png slice.nii.gz --space w+ --steps 500`
-    - `fedscan project gan ~/hospitals/north/sub-001/anat/sub-001_T1w.nii.gz --height 9 --label female`
+    - `fedscan project gan ~/north/sub-001/anat/sub-001_T1w.nii.gz --height 9 --label female`
     """
     from simulations.gan.project import Request, project_all
     from simulations.gan.tables import show_projections
