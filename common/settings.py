@@ -14,6 +14,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
+_SHOWN = 1000  # characters of a refused value
+
 
 def _to_key(field_name: str) -> str:
     return field_name.replace("_", "-")
@@ -108,4 +110,6 @@ class Settings(BaseModel):
             hint = f"; did you mean '{cls.prefix}{near[0]}'?" if near else ""
             return f"unknown key '{cls.prefix}{key}'{hint}"
         accepted = cls.accepted_values(key)
-        return f"{cls.prefix}{key} = {fault['input']!r}: accepted is {accepted}"
+        got = repr(fault["input"])
+        shown = f"{got[:_SHOWN]}…" if len(got) > _SHOWN else got
+        return f"{cls.prefix}{key} = {shown}: accepted is {accepted}"

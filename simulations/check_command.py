@@ -39,10 +39,12 @@ def check(
     - `fedscan check ~/hospitals --format json`
     - `fedscan check ~/clinics --study skin-lesions`
     """
+    from common.data.site_data import reader_of
     from common.studies.study import load_study
     from simulations.console import counting
 
     asked = load_study(study)
+    reader_of(asked)  # refuses a storage that there is none for
     folder = folder.expanduser().absolute()
     report: CohortReport | TablesReport
     if asked.images.view == "picture":

@@ -54,7 +54,7 @@ def parse_set(assignments: list[str]) -> dict[str, bool | int | float | str]:
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key:
-            raise ConfigError(f"--set {assignment}: accepted is key=value, as in --set seed=1")
+            raise ConfigError(f"--set {assignment}: accepted is key=value, as in --set run.seed=1")
         try:
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -70,9 +70,9 @@ def study_override(study: str | None) -> dict[str, str]:
     ConfigError
         The study cannot be used.
     """
-    from common.studies.study import study_text
+    from common.studies.run_text import run_config_study
 
-    return {"study": study_text(study)} if study else {}
+    return {"study": run_config_study(study)} if study else {}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""``fedscan studies``: the list of studies, and a file for a new one."""
+"""``fedscan studies``: the list of studies, a file for a new one, and its text for ``flwr run``."""
 
 from __future__ import annotations
 
@@ -64,15 +64,36 @@ def new(
     def tell(line: str) -> None:
         err.print(line, markup=False, soft_wrap=True)
 
-    tell(f"Looked at {survey.table} of {survey.folder}: {survey.rows} rows.")
+    hospitals = f" of {len(survey.folders)} hospitals" if len(survey.folders) > 1 else ""
+    tell(f"Looked at {survey.table}{hospitals} in {folder}: {survey.rows} rows.")
     tell(f"Label: column '{survey.label}', {len(survey.classes)} classes. Is it what you ask?")
     if not survey.person and not survey.is_bids:
         tell("No column looks like the person: every picture would count as another's.")
+    for why in survey.apart.values():
+        tell(f"Not looked at: {why}")
     if not survey.is_bids:
-        try:
-            table = read_image_table(survey.folder, survey.folder.name, study)
-        except DataContractError as error:
-            tell(f"The folder cannot be read under it yet: {error}")
-        else:
-            tell(f"{len(table)} pictures can be used, {sum(table.left_out.values())} rows not.")
+        for home in survey.folders:
+            where = f"{home.name}: " if hospitals else ""
+            try:
+                table = read_image_table(home, home.name, study)
+            except DataContractError as error:
+                tell(f"The folder cannot be read under it yet: {error}")
+            else:
+                unusable = sum(table.left_out.values())
+                tell(f"{where}{len(table)} pictures can be used, {unusable} rows not.")
     typer.echo(str(file))
+
+
+@app.command()
+def text(
+    study: Annotated[str, typer.Argument(help="A study's TOML file, or a built-in study's name.")],
+) -> None:
+    """Write a study as a run configuration for `flwr run`, since sites cannot read your file.
+
+    The study is checked first. Example:
+
+    `fedscan studies text chest.toml > run.toml`, then `flwr run . --run-config run.toml`
+    """
+    from common.studies.run_text import run_config_toml
+
+    typer.echo(run_config_toml(study), nl=False)

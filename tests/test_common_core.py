@@ -279,15 +279,36 @@ def test_a_tail_gives_every_row_once_wherever_the_writer_pauses(tmp_path):
 @settings(
     deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1)), max_size=6))
+@given(st.lists(st.tuples(st.integers(0, 2), st.tuples(*[st.floats(0, 1)] * 3)), max_size=6))
 def test_predictions_are_read_back_to_the_last_bit(tmp_path, scans):
+    classes = ("MEL", 'a, "b"', "Größe")
     labels = np.array([label for label, _ in scans], dtype=np.int64)
-    probabilities = np.array([probability for _, probability in scans], dtype=np.float64)
-    save_predictions(tmp_path / "run.csv", labels, probabilities)
-    with (tmp_path / "run.csv").open(newline="") as file:
+    probabilities = np.array([each for _, each in scans], dtype=np.float64).reshape(-1, 3)
+    persons = [f"sub-{k}" for k in range(len(scans))]
+    save_predictions(tmp_path / "run.csv", labels, probabilities, persons, classes)
+    with (tmp_path / "run.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["scan"]) for row in rows] == list(range(len(scans)))
-    assert [(int(row["label"]), float(row["probability"])) for row in rows] == scans
+    found = [
+        (int(row["label"]), tuple(float(row[f"probability.{name}"]) for name in classes))
+        for row in rows
+    ]
+    assert found == scans
+
+
+def test_predictions_of_two_classes_may_be_those_of_the_second(tmp_path):
+    save_predictions(tmp_path / "a.csv", np.array([1, 0]), np.array([0.75, 0.5]), "xy", "FM")
+    both = np.array([[0.25, 0.75], [0.5, 0.5]])
+    save_predictions(tmp_path / "b.csv", np.array([1, 0]), both, "xy", "FM")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_predictions_tell_who_belongs_together_and_no_name(tmp_path):
+    persons = ["sub-anna", "sub-bob", "sub-anna", "#3"]
+    save_predictions(tmp_path / "run.csv", np.zeros(4, int), np.zeros(4), persons, ("F", "M"))
+    text = (tmp_path / "run.csv").read_text()
+    assert [line.split(",")[1] for line in text.splitlines()[1:]] == ["0", "1", "0", "2"]
+    assert not any(name in text for name in persons)
 
 
 # Checkpoints
@@ -488,7 +509,9 @@ def test_library_that_is_missing_is_said_to_be(monkeypatch):
 
 
 def test_run_folder_holds_what_is_needed_to_repeat_the_run(tmp_path):
-    config = RunConfig.from_flower({"run.output-dir": str(tmp_path), "seed": 3, "data.size": 16})
+    config = RunConfig.from_flower(
+        {"run.output-dir": str(tmp_path), "run.seed": 3, "data.size": 16}
+    )
     folder = RunFolder(config, "42")
     assert folder.path == tmp_path / "42"
     folder.write_manifest({"north": {"n_train": 8}}, "0f")
@@ -504,7 +527,7 @@ def test_run_folder_holds_what_is_needed_to_repeat_the_run(tmp_path):
 
 
 def test_whole_run_and_failed_run_can_be_told_apart(tmp_path):
-    config = RunConfig(output_dir=str(tmp_path))
+    config = RunConfig.from_flower({"run.output-dir": str(tmp_path)})
     RunFolder(config, "whole").write_summary({"auroc": math.nan})
     RunFolder(config, "failed").write_failure({"site": "north", "error": "why"})
     assert json.loads((tmp_path / "whole" / "summary.json").read_text()) == {"auroc": None}

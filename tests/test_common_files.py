@@ -16,12 +16,12 @@ from tiny_gan import start
 
 from common.checkpoints import save_model, save_snapshot
 from common.config.run_config import RunConfig
+from common.data.cache import cached_pictures
 from common.evaluation.memorization import write_look_alikes
 from common.files import make_folder as make
 from common.files import write_atomically, write_json
 from common.imaging.cohorts import write_cohort
 from common.imaging.pictures import write_grid, write_path, write_picture
-from common.imaging.prepared_cache import PreparedCache
 from common.metrics_log import MetricsLog, Row
 from common.predictions import save_predictions
 from common.run_folder import RunFolder
@@ -80,7 +80,8 @@ def test_files_of_every_writer(home: Path) -> None:
     write_grid(home / "b" / "grid.png", [image[None]])
     write_path(home / "b" / "path.png", image, [0], image[None], [1.0])
     write_look_alikes(home / "c" / "look.png", image[None], image[None], [0], [0], [1.0])
-    save_predictions(home / "d" / "predictions.csv", np.array([0, 1]), np.array([0.1, 0.2]))
+    predictions = np.array([0, 1]), np.array([0.1, 0.2]), ("a", "b"), ("F", "M")
+    save_predictions(home / "d" / "predictions.csv", *predictions)
     save_model(home / "e", torch.nn.Linear(1, 1).state_dict(), {})
     save_snapshot(home / "f", "state", {"a": torch.zeros(1)}, {})
     save_checkpoint(home / "g", start())
@@ -98,8 +99,13 @@ def test_a_runs_folder(home: Path) -> None:
 
 
 def test_prepared_scans_and_phantoms(home: Path) -> None:
-    cache = PreparedCache(home / "cache", home)
-    cache.put("digest", "settings", np.zeros((2, 2, 2), np.float32))
+    write_atomically(home / "scan", b"")
+    cached_pictures(
+        ["scan"],
+        lambda path: np.zeros((1, 2, 2), np.uint8),
+        **{"root": home, "site": "north", "name": "all", "settings": "", "shape": (1, 2, 2)},
+        cache=home / "cache",
+    )
     write_cohort(home / "cohort", {"north": 4}, n_test=0, seed=0, workers=1)
     require_private(home)
 
@@ -119,7 +125,7 @@ def test_what_a_comparison_collects_and_its_report(
 ) -> None:
     scans = slices(2, "north", np.random.default_rng(0), noise)
     monkeypatch.setattr(
-        benchmark, "load_task", lambda name: SimpleNamespace(load_split=lambda *_: scans)
+        benchmark, "load_task", lambda name: SimpleNamespace(open_split=lambda *_: scans)
     )
     plan = benchmark.Plan(run={"task": "generation"})
     made = benchmark.Benchmark(plan, {"north": tmp_path}, {}, home / "out")

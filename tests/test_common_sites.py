@@ -5,20 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config.run_config import RunConfig
 from common.config.site_names import SITE_NAME
+from common.data.phantoms import cohorts
+from common.data.phantoms.cohorts import PHANTOM_TEST, PhantomCohort, phantom_sites
+from common.data.phantoms.lesion_cohorts import HOSPITALS
 from common.errors import ConfigError
 from common.imaging.cohorts import check_site
-from common.sites import PHANTOM_TEST, Site, locate_site, phantom_sites, site_name
+from common.sites import Site, locate_site, site_name
 
-PHANTOMS = RunConfig()
+PHANTOMS = RunConfig.from_flower({})
+LESIONS = RunConfig.from_flower({"study": "skin-lesions"})
+NOWHERE = Path("/no/cache")
 
 
-def no_phantom(name: str, subjects: int) -> Path:
-    raise AssertionError(f"nobody asked for a phantom ({name}, {subjects})")
+def of_cohort(folder: Path) -> RunConfig:
+    return RunConfig.from_flower({"data.cohort-dir": str(folder)})
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[str]:
+    """Names of the phantoms that were asked for; none is made."""
+    names: list[str] = []
+
+    def ensure(cache, site, workers, progress):
+        names.append(site)
+        return cache / site
+
+    for study, cohort in cohorts._COHORTS.items():
+        changed = PhantomCohort(cohort.what, cohort.subjects, ensure)
+        monkeypatch.setitem(cohorts._COHORTS, study, changed)
+    return names
 
 
 def node(number: int, count: int) -> dict[str, int]:
@@ -39,22 +59,22 @@ def cohort(tmp_path):
 def test_deployed_site_is_what_its_node_says(tmp_path):
     config = {"site": "north", "data-dir": str(tmp_path)}
     assert site_name(config, PHANTOMS) == "north"
-    assert locate_site(config, PHANTOMS, no_phantom) == Site("north", tmp_path, simulated=False)
+    assert locate_site(config, PHANTOMS, NOWHERE) == Site("north", tmp_path, simulated=False)
 
 
 def test_deployed_site_ignores_the_cohort_of_the_run(tmp_path, cohort):
     """A server cannot point a hospital at another folder."""
-    run = RunConfig(cohort_dir=str(cohort))
-    site = locate_site({"site": "mine", "data-dir": str(tmp_path)}, run, no_phantom)
+    run = of_cohort(cohort)
+    site = locate_site({"site": "mine", "data-dir": str(tmp_path)}, run, NOWHERE)
     assert site.data_dir == tmp_path
 
 
 def test_hospital_is_deployed_also_where_its_node_has_a_number(tmp_path, cohort):
     """Flower's guides start SuperNodes with a partition-id; that simulates nothing."""
     config = node(0, 3) | {"site": "mine", "data-dir": str(tmp_path)}
-    for run in (PHANTOMS, RunConfig(cohort_dir=str(cohort))):
+    for run in (PHANTOMS, of_cohort(cohort)):
         assert site_name(config, run) == "mine"
-        assert locate_site(config, run, no_phantom) == Site("mine", tmp_path, simulated=False)
+        assert locate_site(config, run, NOWHERE) == Site("mine", tmp_path, simulated=False)
 
 
 @pytest.mark.parametrize("name", ["a", "7T", "st.-mary_2", "x" * 64])
@@ -74,28 +94,28 @@ def test_unusable_name_is_refused(name, tmp_path):
 @pytest.mark.parametrize("data_dir", ["scans", "./scans", "~/scans", "", 3, True])
 def test_data_dir_that_is_no_absolute_path_is_refused(data_dir):
     with pytest.raises(ConfigError, match="absolute path") as caught:
-        locate_site({"site": "north", "data-dir": data_dir}, PHANTOMS, no_phantom)
+        locate_site({"site": "north", "data-dir": data_dir}, PHANTOMS, NOWHERE)
     assert repr(data_dir) in str(caught.value)
     assert "north" in caught.value.public
 
 
 def test_missing_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not a folder"):
-        locate_site({"site": "north", "data-dir": str(tmp_path / "no")}, PHANTOMS, no_phantom)
+        locate_site({"site": "north", "data-dir": str(tmp_path / "no")}, PHANTOMS, NOWHERE)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is not a folder"):
-        locate_site({"site": "north", "data-dir": str(tmp_path / "file")}, PHANTOMS, no_phantom)
+        locate_site({"site": "north", "data-dir": str(tmp_path / "file")}, PHANTOMS, NOWHERE)
 
 
 @pytest.mark.parametrize("half", [{"site": "north"}, {"data-dir": "/"}])
 def test_half_a_node_config_is_refused(half):
     with pytest.raises(ConfigError):
-        locate_site(half, PHANTOMS, no_phantom)
+        locate_site(half, PHANTOMS, NOWHERE)
 
 
 def test_node_that_says_nothing_is_told_what_to_say():
     with pytest.raises(ConfigError, match="--node-config"):
-        locate_site({}, PHANTOMS, no_phantom)
+        locate_site({}, PHANTOMS, NOWHERE)
 
 
 SECRET = "/secret/hospital"
@@ -113,7 +133,7 @@ SECRET = "/secret/hospital"
 )
 def test_public_words_hold_no_path(config):
     with pytest.raises(ConfigError) as caught:
-        locate_site(config, PHANTOMS, no_phantom)
+        locate_site(config, PHANTOMS, NOWHERE)
     assert "secret" not in caught.value.public
 
 
@@ -121,8 +141,8 @@ def test_public_words_hold_no_path(config):
 
 
 def test_simulated_sites_are_the_cohort_each_once_in_order_of_name(cohort):
-    run = RunConfig(cohort_dir=str(cohort))
-    sites = [locate_site(node(i, 3), run, no_phantom) for i in range(3)]
+    run = of_cohort(cohort)
+    sites = [locate_site(node(i, 3), run, NOWHERE) for i in range(3)]
     assert [site.name for site in sites] == ["east", "north", "south"]
     assert [site.name for site in sites] == [site_name(node(i, 3), run) for i in range(3)]
     assert [site.data_dir for site in sites] == [cohort / site.name for site in sites]
@@ -132,14 +152,14 @@ def test_simulated_sites_are_the_cohort_each_once_in_order_of_name(cohort):
 @pytest.mark.parametrize("count", [1, 2, 4, 10])
 def test_other_number_of_nodes_than_sites_says_what_to_pass(cohort, count):
     with pytest.raises(ConfigError, match='--federation-config "num-supernodes=3"') as caught:
-        site_name(node(0, count), RunConfig(cohort_dir=str(cohort)))
+        site_name(node(0, count), of_cohort(cohort))
     assert f"there are {count} SuperNodes" in str(caught.value)
     assert "east, north, south" in str(caught.value)
 
 
 def test_cohort_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError):
-        site_name(node(0, 1), RunConfig(cohort_dir=str(tmp_path / "no")))
+        site_name(node(0, 1), of_cohort(tmp_path / "no"))
 
 
 # Simulated, with phantoms
@@ -170,19 +190,48 @@ def test_more_sites_leave_the_rich_ones_as_they_were(count):
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
-def test_each_node_makes_its_own_phantom(count, tmp_path):
-    made = {}
-
-    def make(name: str, subjects: int) -> Path:
-        made[name] = subjects
-        return tmp_path / name
-
-    sites = [locate_site(node(i, count), PHANTOMS, make) for i in range(count)]
-    assert made == phantom_sites(count)
+def test_each_node_makes_its_own_phantom(count, made, tmp_path):
+    sites = [locate_site(node(i, count), PHANTOMS, tmp_path) for i in range(count)]
+    assert made == list(phantom_sites(count))
     assert sites == [Site(name, tmp_path / name, simulated=True) for name in made]
 
 
-def test_naming_a_site_makes_no_phantom(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path))
+@given(st.integers(1, 60))
+@settings(deadline=None, max_examples=20)
+def test_a_phantom_made_alone_has_the_subjects_it_has_among_others(count):
+    """A site knows its name alone; its folder must be the one that `fedscan run` made."""
+    asked = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            cohorts, "ensure_brains", lambda cache, site, *, n, **_: asked.update({site: n})
+        )
+        for name in phantom_sites(count):
+            cohorts._ensure_brain(NOWHERE, name, 1, None)
+    assert asked == phantom_sites(count)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_hospitals_of_lesions_are_those_of_their_study(count, made, tmp_path):
+    sites = [locate_site(node(i, count), LESIONS, tmp_path) for i in range(count)]
+    assert [site.name for site in sites] == made
+    assert set(made) <= set(HOSPITALS)
+    assert made[-1] == list(HOSPITALS)[-1]  # the data-poor one
+
+
+def test_more_nodes_than_hospitals_of_lesions_are_refused():
+    with pytest.raises(ConfigError, match=f"has {len(HOSPITALS)} simulated hospitals"):
+        site_name(node(0, len(HOSPITALS) + 1), LESIONS)
+
+
+def test_study_of_ones_own_has_no_phantoms():
+    text = (
+        'name = "own"\n[images]\nstorage = "bids"\nchannels = 1\n'
+        '[label]\ncolumn = "x"\nclasses = ["a", "b"]\n'
+    )
+    with pytest.raises(ConfigError, match="--cohort"):
+        site_name(node(0, 2), RunConfig.from_flower({"study": text}))
+
+
+def test_naming_a_site_makes_no_phantom(made):
     assert site_name(node(2, 3), PHANTOMS) == "island"
-    assert list(tmp_path.iterdir()) == []
+    assert made == []

@@ -22,7 +22,7 @@ SHAPE = (3, 2, 2)
 
 
 class Reader:
-    """Makes a picture of a file's first byte, and counts what is read."""
+    """Makes a picture (C, S, S) of a file's first byte, and counts what is read."""
 
     def __init__(self) -> None:
         self.read: list[str] = []
@@ -34,8 +34,8 @@ class Reader:
         content = path.read_bytes()
         if content == b"bad":
             raise DataContractError("north", "is bad", where=path.name)
-        picture = np.full((2, 2, 3), content[0], np.uint8)
-        picture[0, 1] = (1, 2, 3)
+        picture = np.full(SHAPE, content[0], np.uint8)
+        picture[:, 0, 1] = (1, 2, 3)
         return picture
 
 
@@ -77,7 +77,7 @@ def values(pictures: CachedPictures) -> list[int]:
 # What is kept
 
 
-def test_pictures_come_in_the_order_of_their_files_channels_first(site):
+def test_pictures_come_in_the_order_of_their_files(site):
     pictures = load(site)
     assert pictures.pixels.dtype == np.uint8
     assert pictures.pixels.shape == (5, *SHAPE)
@@ -149,12 +149,38 @@ def test_other_settings_and_other_splits_share_nothing(site, change):
     assert again.read == names(site)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+def test_numbers_are_kept_as_they_were(site, dtype):
+    rng = np.random.default_rng(0)
+    images = {name: rng.uniform(0, 250, (1, 2, 3, 4)).astype(dtype) for name in names(site)}
+    for _ in range(2):
+        found = load(site, lambda path: images[path.name], shape=(1, 2, 3, 4), dtype=dtype)
+        assert found.pixels.dtype == dtype
+        np.testing.assert_array_equal(found.take(range(5)), [images[name] for name in names(site)])
+
+
+def test_an_image_is_kept_as_seen_whatever_its_order_in_memory(site):
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    found = load(site, lambda path: image.transpose(2, 0, 1))
+    np.testing.assert_array_equal(found.take([0])[0], image.transpose(2, 0, 1))
+
+
 def test_one_cache_is_kept_for_each_name(site):
     for settings in ("v1", "v2", "v3"):
         load(site, settings=settings)
     assert len(list((site.parent / "cache/pictures").glob("*.pixels"))) == 1
     load(site, name="retina test")
     assert len(list((site.parent / "cache/pictures").glob("*.pixels"))) == 2
+
+
+def test_variants_are_kept_beside_each_other(site):
+    """As a classifier's size and a generator's, in turns."""
+    for variant in ("16", "32"):
+        load(site, variant=variant)
+    again = Reader()
+    for variant in ("16", "32"):
+        load(site, again, variant=variant)
+    assert again.read == []
 
 
 def test_pictures_in_use_outlive_a_new_cache(site):
@@ -175,7 +201,7 @@ def test_bad_files_are_left_out_counted_and_not_tried_again(site, caplog):
     assert pictures.rows.tolist() == [0, 2, 4]
     assert values(pictures) == [1, 21, 41]
     assert pictures.left_out == {"is bad": 2, "is missing": 1}
-    assert "2 of 6 pictures left out: is bad" in caplog.text
+    assert "2 of 6 images of retina train left out: is bad" in caplog.text
     assert "anna" not in caplog.text
     again = Reader()
     assert load(site, again, files=[*names(site), "gone.png"]).left_out == pictures.left_out
@@ -197,14 +223,24 @@ def test_no_usable_picture_is_an_error_that_names_nothing(site):
         (site / name).write_bytes(b"bad")
     with pytest.raises(DataContractError, match="is bad: 5") as caught:
         load(site)
-    assert caught.value.public == "site 'north': no picture can be used. Run `fedscan check`"
-    with pytest.raises(DataContractError, match="no picture can be used"):
+    assert caught.value.public == (
+        "site 'north': no image of retina train can be used. Run `fedscan check`"
+    )
+    with pytest.raises(DataContractError, match="no image of retina train can be used"):
         load(site, files=[])
 
 
-def test_a_reader_that_breaks_its_contract_leaves_no_cache(site):
-    with pytest.raises(ValueError, match="a picture of float64"):
-        load(site, lambda path: np.zeros((2, 2, 3)))
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (np.zeros(SHAPE), "an image of float64"),
+        (np.zeros((2, 2, 3), np.uint8), r"shape \(2, 2, 3\)"),
+        (np.zeros((3, 2, 3), np.uint8), r"shape \(3, 2, 3\)"),
+    ],
+)
+def test_a_reader_that_breaks_its_contract_leaves_no_cache(site, image, told):
+    with pytest.raises(ValueError, match=told):
+        load(site, lambda path: image)
     assert not list((site.parent / "cache/pictures").glob("*.pixels"))
 
 
@@ -354,7 +390,7 @@ def peak():
 def read(path):
     with log.open("a") as stream:
         stream.write(path.name + "\\n")
-    return np.full((side, side, 3), int(path.name) % 251, np.uint8)
+    return np.full((3, side, side), int(path.name) % 251, np.uint8)
 
 files = [str(i) for i in range(n)]
 start = peak()

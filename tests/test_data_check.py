@@ -233,5 +233,5 @@ def test_command_refuses_volumes_under_another_label_than_brain_sex(tmp_path):
     study.write_text(bids)
     done = fedscan("check", ".", "--study", str(study), cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 2
-    assert "accepted are studies of pictures" in done.stderr
+    assert "storage 'dicom': accepted is one of" in done.stderr
     assert "Traceback" not in done.stderr

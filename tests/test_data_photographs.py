@@ -506,10 +506,15 @@ def test_pictures_of_a_split_belong_to_their_rows(tmp_path):
     (site / "2.png").write_bytes(b"")
     (site / "t.csv").write_text("\n".join(lines))
     table = read_image_table(site, "north", study)
-    pictures = load_photographs(table, "train", study, cache=tmp_path / "cache")
-    rows = table.rows("train")[pictures.rows]
+    chosen = table.rows("train")
+    pictures = load_photographs(table, chosen, study, name="x train", cache=tmp_path / "cache")
+    rows = chosen[pictures.rows]
     assert [table.files[row] for row in rows] == ["0.png", "1.png", "3.png"]
     assert table.labels[rows].tolist() == [0, 1, 1]
     assert pictures.pixels.shape == (3, 3, 8, 8)
     assert pictures.take([0, 1, 2])[:, 0, 0, 0].tolist() == [0, 40, 120]
     assert pictures.left_out == {EMPTY: 1}
+    smaller = load_photographs(
+        table, chosen, study, name="x train", size=4, cache=tmp_path / "cache"
+    )
+    assert smaller.pixels.shape == (3, 3, 4, 4)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from common.config.renamed import hint
+from common.config.run_config import GROUPS, flatten, known_keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,3 +62,48 @@ def test_no_page_advises_trusted_entities(page):
 
 def test_readme_is_for_newcomers():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+# Keys of the run config
+
+KEY = r"[a-z]+(?:[.-][a-z]+)*"
+
+
+def documented() -> dict[str, str]:
+    """Keys of the tables of the run configuration, with the default that stands there."""
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    tables = text.split("## Keys")[1].split("## A hospital's policy")[0]
+    return dict(re.findall(rf"^\| `({KEY})` \| `([^`]*)` \|", tables, flags=re.M))
+
+
+def test_every_key_of_the_run_config_is_documented_with_its_default():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    defaults = flatten(project["tool"]["flwr"]["app"]["config"])
+    told = documented()
+    assert set(told) == set(known_keys()) == set(defaults)
+    for key, shown in told.items():
+        value = defaults[key]
+        assert shown.strip('"') == str(value), key
+
+
+def test_groups_are_documented_together():
+    order = [key.partition(".")[0] if "." in key else "" for key in documented()]
+    assert [group for group, _ in itertools.groupby(order)] == ["", *GROUPS]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_key_that_is_set_in_an_example_exists(page):
+    text = page.read_text()
+    found = re.findall(r"fedscan (?:run|benchmark)[^\n]*(?:\\\n[^\n]*)*", text)
+    keys = [key for line in found for key in re.findall(rf"--set ({KEY})=", line)]
+    for line in re.findall(r"--run-config (\"[^\"\n]*\"|'[^'\n]*')", text):
+        keys += re.findall(rf"(?<![\w.-])({KEY})=", line)
+    assert not [key for key in keys if key not in known_keys()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_names_a_key_of_earlier_versions(page):
+    """In prose, a key stands in backticks; what a GAN's preset calls alike is no key of a run."""
+    words = re.findall(r"`([a-z-]+)(?:=[^`]*)?`", page.read_text())
+    of_other_things = {"gan", "features", "share", "strategy", "device", "seed", "threads"}
+    assert not [word for word in words if hint(word) and word not in of_other_things]

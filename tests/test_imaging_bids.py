@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.data.image_table import UNKNOWN
+from common.data.readers.bids import read_table as read_image_table
 from common.errors import ConfigError, DataContractError
 from common.imaging import site_files
 from common.imaging.bids import is_dataset, list_sites, read_site, site_name
 from common.imaging.site_files import plain
+from common.studies.study import Study
 
 
 def put_scan(root: Path, relative: str) -> Path:
@@ -235,7 +239,7 @@ class TestRefused:
         error = refusal(make_site(f"participant_id\tsex\nsub-01\tM\nsub-02\t{value}\n"))
         assert "participants.tsv, line 3, column sex" in str(error)
         assert f"'{value}'" in str(error)
-        assert "Accepted: M or F" in str(error)
+        assert "Accepted: female, male" in str(error)
         assert f"'{value}'" not in error.public
         assert "line" not in error.public
 
@@ -354,7 +358,11 @@ class TestRefused:
     def test_folder_that_cannot_be_listed(self, make_site, monkeypatch):
         root = make_site("participant_id\tsex\nsub-01\tM\n")
 
+        scandir = os.scandir
+
         def forbidden(path):
+            if Path(path) != root:
+                return scandir(path)
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
         monkeypatch.setattr(os, "scandir", forbidden)  # root may list what others may not
@@ -402,6 +410,186 @@ class TestSites:
         assert not is_dataset(tmp_path)
         assert site_name(tmp_path / "one") == "one"
         assert site_name(Path("/")) == "site"
+
+
+# Other studies
+
+
+def study(**changes) -> Study:
+    """Four grades of atrophy from T2-weighted images."""
+    values = {
+        "name": "atrophy",
+        "images": {"storage": "bids", "channels": 1, "contrast": "T2w"},
+        "label": {
+            "column": "grade",
+            "classes": {"none": ["0"], "mild": ["1"], "moderate": ["2"], "severe": ["3", "IV"]},
+            "missing": ["n/a", "not seen"],
+        },
+    }
+    return Study.from_mapping(values | changes)
+
+
+GRADES = "participant_id\tgrade\n" + "".join(
+    f"sub-0{k}\t{grade}\n" for k, grade in enumerate(("Severe", "0", "moderate", "1.0", "iv"))
+)
+GRADED = {"sub-00": 3, "sub-01": 0, "sub-02": 2, "sub-03": 1, "sub-04": 3}
+
+
+def graded(root: Path, one: Study | None = None) -> dict[str, int]:
+    index = read_site(root, "north", one or study())
+    return {one.id: one.label for one in index.participants}
+
+
+def refused(root: Path, one: Study | None = None) -> DataContractError:
+    with pytest.raises(DataContractError) as caught:
+        read_image_table(root, "north", one or study())
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.fixture
+def make_graded(make_site):
+    """As `make_site`, with T2-weighted images."""
+
+    def make(table: str = GRADES, *, mapping: str = "", sidecar=None) -> Path:
+        names = [line.split("\t")[0] for line in table.splitlines()[1:]]
+        scans = [f"{n}/anat/{n}_T2w.nii" for n in names]
+        root = make_site(table, scans=scans, sidecar=sidecar)
+        if mapping:
+            (root / "site.toml").write_text(mapping)
+        return root
+
+    return make
+
+
+class TestOtherStudies:
+    def test_four_classes_by_their_names_and_spellings(self, make_graded):
+        assert graded(make_graded()) == GRADED
+
+    def test_only_the_study_s_contrast_is_an_image(self, make_graded):
+        root = make_graded()
+        scan = root / "sub-02/anat/sub-02_T2w.nii"
+        scan.rename(scan.with_name("sub-02_T1w.nii"))
+        put_scan(root, "sub-03/anat/sub-03_FLAIR.nii")
+        index = read_site(root, "north", study())
+        assert [one.id for one in index.participants] == ["sub-00", "sub-01", "sub-03", "sub-04"]
+        assert {one.scan.name[6:] for one in index.participants} == {"_T2w.nii"}
+        assert index.left_out == {"no scan": 1}
+
+    def test_a_data_set_without_the_contrast_is_told_what_is_looked_for(self, make_site):
+        error = refused(make_site(GRADES))
+        assert "sub-*_T2w.nii" in str(error)
+        assert "no scan: 5" in str(error)
+
+    def test_the_site_s_own_columns_and_codes_are_translated(self, make_graded):
+        table = "ID\tBefund\nsub-01\t-\nsub-02\tleicht\nsub-03\tschwer\nsub-04\t?\n"
+        mapping = (
+            '[columns]\nID = "participant_id"\nBEFUND = "grade"\n'
+            '[codes.grade]\n"-" = "none"\nLeicht = "mild"\nschwer = "3"\n"?" = "n/a"\n'
+        )
+        root = make_graded(table, mapping=mapping)
+        assert graded(root) == {"sub-01": 0, "sub-02": 1, "sub-03": 3}
+        assert read_site(root, "north", study()).left_out == {"no label": 1}
+
+    def test_split_of_another_name_is_translated_too(self, make_graded):
+        table = "participant_id\tgrade\tGruppe\nsub-01\tmild\tlernen\nsub-02\tmild\ttest\n"
+        mapping = '[columns]\nGruppe = "split"\n[codes.split]\nlernen = "train"\n'
+        index = read_site(make_graded(table, mapping=mapping), "north", study())
+        assert [one.split for one in index.participants] == ["train", "test"]
+
+    def test_the_sidecar_explains_the_site_s_own_column(self, make_graded):
+        table = "participant_id\tBefund\nsub-01\t7\nsub-02\t8\nsub-03\tx\n"
+        sidecar = {"Befund": {"Levels": {"7": "Mild", "8": {"Description": "severe."}}}}
+        mapping = '[columns]\nBefund = "grade"\n[codes.grade]\nx = "8"\n'
+        root = make_graded(table, mapping=mapping, sidecar=sidecar)
+        assert graded(root) == {"sub-01": 1, "sub-02": 3, "sub-03": 3}
+
+    def test_sidecar_and_mapping_that_contradict_each_other_are_refused(self, make_graded):
+        table = "participant_id\tgrade\nsub-01\t7\n"
+        sidecar = {"grade": {"Levels": {"7": "mild"}}}
+        root = make_graded(table, mapping='[codes.grade]\n7 = "severe"\n', sidecar=sidecar)
+        assert "contradicts" in str(refused(root))
+
+    @pytest.mark.parametrize("value", ["4", "unclear", "nan", "mild-moderate", "00"])
+    def test_what_is_no_class_is_refused_and_the_classes_named(self, make_graded, value):
+        error = refused(make_graded(f"participant_id\tgrade\nsub-01\t{value}\n"))
+        assert "line 2, column grade" in str(error)
+        assert "Accepted: none, mild, moderate, severe" in str(error)
+        assert value not in error.public
+
+    def test_what_the_study_calls_missing_is_left_out(self, make_graded):
+        table = GRADES + "sub-05\tNot seen\nsub-06\tn/a\nsub-07\t\n"
+        root = make_graded(table)
+        assert graded(root) == GRADED
+        assert read_site(root, "north", study()).left_out == {"no label": 3}
+
+    def test_column_of_another_study_is_none(self, make_graded):
+        error = refused(make_graded("participant_id\tsex\nsub-01\tM\n"))
+        assert "no column of labels" in str(error)
+        assert "'grade'" in str(error)
+        assert "sex" not in error.public
+
+
+class TestTable:
+    """What is told of a data set to what trains on it."""
+
+    def test_files_persons_and_labels_belong_together(self, make_graded):
+        table = read_image_table(make_graded(), "north", study())
+        assert dict(zip(table.persons, table.labels.tolist(), strict=True)) == GRADED
+        assert table.files == tuple(f"{name}/anat/{name}_T2w.nii" for name in table.persons)
+        assert len(set(table.groups.tolist())) == len(table)
+        assert not table.split_given
+
+    @given(st.lists(st.integers(0, 7), min_size=8, max_size=30))
+    @settings(max_examples=20, deadline=None)
+    def test_a_family_never_straddles_splits(self, families):
+        grouped = study(groups={"also": ["family"]})
+        rows = ["participant_id\tgrade\tfamily"]
+        with tempfile.TemporaryDirectory() as folder:
+            for k, family in enumerate(families):
+                put_scan(Path(folder), f"sub-{k}/anat/sub-{k}_T2w.nii")
+                rows.append(f"sub-{k}\t{k % 4}\t{family or 'n/a'}")
+            (Path(folder) / "participants.tsv").write_text("\n".join(rows))
+            table = read_image_table(Path(folder), "north", grouped)
+        of = {name: families[int(name[4:])] for name in table.persons}
+        splits: dict[int, set[str]] = {}
+        groups: dict[int, set[int]] = {}
+        for name, split, group in zip(table.persons, table.splits, table.groups, strict=True):
+            if of[name]:  # n/a is no family
+                splits.setdefault(of[name], set()).add(str(split))
+                groups.setdefault(of[name], set()).add(int(group))
+        assert all(len(found) == 1 for found in (*splits.values(), *groups.values()))
+        alone = families.count(0)
+        assert len(set(table.groups.tolist())) == len(groups) + alone
+
+    def test_a_given_split_is_kept_though_it_parts_a_family(self, make_graded):
+        rows = "sub-01\tmild\ta\ttrain\nsub-02\tmild\ta\ttest\n"
+        root = make_graded("participant_id\tgrade\tfamily\tsplit\n" + rows)
+        table = read_image_table(root, "north", study(groups={"also": ["family"]}))
+        assert table.split_given
+        assert table.splits.tolist() == ["train", "test"]
+        assert len(set(table.groups.tolist())) == 1
+
+    def test_generator_s_conditions_are_told_or_unknown(self, make_graded):
+        told = study(
+            generator={"conditions": ["Grade", "hand", "site"], "values": {"hand": ["l", "r"]}}
+        )
+        table = "participant_id\tgrade\thand\nsub-01\tmild\tR\nsub-02\t3\tn/a\n"
+        found = read_image_table(make_graded(table), "north", told)
+        assert found.conditions.tolist() == [[1, 1], [3, UNKNOWN]]
+
+    @pytest.mark.parametrize(
+        ("cell", "expected"), [("both", "unknown values"), (None, "no column")]
+    )
+    def test_conditions_that_are_not_understood_are_refused(self, make_graded, cell, expected):
+        told = study(generator={"conditions": ["hand"], "values": {"hand": ["l", "r"]}})
+        table = "participant_id\tgrade\nsub-01\tmild\n"
+        if cell:
+            table = f"participant_id\tgrade\thand\nsub-01\tmild\t{cell}\n"
+        error = refused(make_graded(table), told)
+        assert expected in str(error)
+        assert "hand" in error.public
+        assert not cell or cell not in error.public
 
 
 @given(st.text(max_size=300))

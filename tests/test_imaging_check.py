@@ -9,10 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.imaging.bids import read_site
+from common.data.site_data import open_split
 from common.imaging.check import check_cohort, check_site
-from common.imaging.prepare import load_images
+from common.studies.study import Study, load_study
 
+BRAINS = load_study("brain-sex")
 SPLITS_OF_SIX = ("train", "train", "val", "val", "test", "test")
 
 
@@ -50,7 +51,7 @@ def one_line(problems: list[str]) -> bool:
 def test_sound_site_is_usable_and_counted(north):
     put_head(north, "sub-0", code="LPI", zoom=7.0)
     seen = []
-    report = check_site(north, "north", progress=lambda *told: seen.append(told))
+    report = check_site(north, "north", BRAINS, progress=lambda *told: seen.append(told))
     assert report.usable
     assert report.problems == []
     assert report.left_out == {}
@@ -65,7 +66,7 @@ def test_site_without_a_split_column_is_usable(tmp_path):
     table = (root / "participants.tsv").read_text().splitlines()
     short = "\n".join(line.rsplit("\t", 1)[0] for line in table)
     (root / "participants.tsv").write_text(short)
-    report = check_site(root, "north")
+    report = check_site(root, "north", BRAINS)
     assert report.usable
     assert report.n == {split: {"female": 1, "male": 1} for split in ("train", "val", "test")}
 
@@ -75,7 +76,7 @@ def test_every_bad_scan_is_named_and_the_others_still_count(north):
     nan = np.ones((4, 4, 4), np.float32)
     nan[1, 2, 3] = np.nan
     nib.save(nib.Nifti1Image(nan, np.eye(4)), north / "sub-4/anat/sub-4_T1w.nii.gz")
-    report = check_site(north, "north")
+    report = check_site(north, "north", BRAINS)
     assert report.usable
     assert len(report.problems) == 2
     assert one_line(report.problems)
@@ -92,7 +93,7 @@ def test_link_out_of_the_site_is_named(north, tmp_path):
         path.rmdir() if path.is_dir() else path.unlink()
     (north / "sub-4").rmdir()
     (north / "sub-4").symlink_to(tmp_path / "elsewhere" / "sub-4")
-    report = check_site(north, "north")
+    report = check_site(north, "north", BRAINS)
     assert report.problems == ["site 'north': sub-4: leaves the site's folder by a link"]
     assert report.left_out == {"leaves the site's folder by a link": 1}
 
@@ -100,7 +101,7 @@ def test_link_out_of_the_site_is_named(north, tmp_path):
 def test_left_out_without_label_or_scan_is_counted_and_no_problem(north):
     with (north / "participants.tsv").open("a") as table:
         table.write("sub-7\tn/a\ttrain\nsub-8\tM\ttrain\n")
-    report = check_site(north, "north")
+    report = check_site(north, "north", BRAINS)
     assert report.usable
     assert report.problems == []
     assert report.incomplete == ["site 'north': sub-7: no label", "site 'north': sub-8: no scan"]
@@ -111,7 +112,7 @@ def test_circle_of_links_stops_nothing(north):
     with (north / "participants.tsv").open("a") as table:
         table.write("sub-7\tM\ttrain\n")
     (north / "sub-7").symlink_to("sub-7")
-    report = check_cohort(north.parent)
+    report = check_cohort(north.parent, BRAINS)
     assert report.usable
     assert report.sites[0].incomplete == ["site 'north': sub-7: no scan"]
 
@@ -125,7 +126,7 @@ def test_circle_of_links_stops_nothing(north):
     ],
 )
 def test_site_that_cannot_train_says_why(tmp_path, splits, sexes, reasons):
-    report = check_site(write_site(tmp_path / "north", splits=splits, sexes=sexes), "north")
+    report = check_site(write_site(tmp_path / "north", splits=splits, sexes=sexes), "north", BRAINS)
     assert not report.usable
     assert one_line(report.problems)
     assert len(report.problems) == len(reasons)
@@ -136,14 +137,14 @@ def test_site_that_cannot_train_says_why(tmp_path, splits, sexes, reasons):
 def test_bad_scans_can_make_a_site_unusable(north):
     for i in (4, 5):
         (north / f"sub-{i}/anat/sub-{i}_T1w.nii.gz").write_bytes(b"")
-    report = check_site(north, "north")
+    report = check_site(north, "north", BRAINS)
     assert not report.usable
     assert "no usable test scan" in report.problems[-1]
 
 
 def test_refused_data_set_is_reported_not_raised(north):
     (north / "participants.tsv").write_text("participant_id\tsex\nsub-0\tX\n")
-    report = check_site(north, "north")
+    report = check_site(north, "north", BRAINS)
     assert not report.usable
     (problem,) = report.problems
     assert "line 2, column sex" in problem
@@ -152,10 +153,9 @@ def test_refused_data_set_is_reported_not_raised(north):
 
 def test_report_agrees_with_what_a_run_loads(north, tmp_path):
     (north / "sub-2/anat/sub-2_T1w.nii.gz").write_bytes(b"")
-    report = check_site(north, "north")
-    index = read_site(north, "north")
+    report = check_site(north, "north", BRAINS)
     for split, n in report.n.items():
-        loaded = load_images(index, split, image_size=16, cache=tmp_path / "cache")
+        loaded = open_split(BRAINS, "north", north, split, size=16, cache=tmp_path / "cache")
         assert n == {
             "female": int((loaded.labels == 0).sum()),
             "male": int((loaded.labels == 1).sum()),
@@ -165,41 +165,65 @@ def test_report_agrees_with_what_a_run_loads(north, tmp_path):
 def test_cohort_of_sites_sorted_by_name(north):
     write_site(north.parent / "east")
     (north.parent / ".cache").mkdir()
-    report = check_cohort(north.parent)
+    report = check_cohort(north.parent, BRAINS)
     assert report.usable
     assert [site.site for site in report.sites] == ["east", "north"]
 
 
 def test_one_unusable_site_makes_the_cohort_unusable_but_all_are_reported(north):
     (north.parent / "east").mkdir()
-    report = check_cohort(north.parent)
+    report = check_cohort(north.parent, BRAINS)
     assert not report.usable
     assert [site.usable for site in report.sites] == [False, True]
     assert "no participants.tsv" in report.sites[0].problems[0]
 
 
 def test_one_data_set_alone(north):
-    report = check_cohort(north)
+    report = check_cohort(north, BRAINS)
     assert report.usable
     assert [site.site for site in report.sites] == ["north"]
 
 
 def test_cohort_with_a_site_outside_or_none_at_all(north, tmp_path):
-    assert "does not exist" in check_cohort(tmp_path / "nowhere").problems[0]
+    assert "does not exist" in check_cohort(tmp_path / "nowhere", BRAINS).problems[0]
     (tmp_path / "empty").mkdir()
-    assert "neither a BIDS data set" in check_cohort(tmp_path / "empty").problems[0]
+    assert "neither a BIDS data set" in check_cohort(tmp_path / "empty", BRAINS).problems[0]
     (tmp_path / "empty/north").symlink_to(north)
-    report = check_cohort(tmp_path / "empty")
+    report = check_cohort(tmp_path / "empty", BRAINS)
     assert not report.usable
     assert "by a link" in report.problems[0]
 
 
 def test_report_is_json(north):
     (north / "sub-2/anat/sub-2_T1w.nii.gz").write_bytes(b"")
-    report = check_cohort(north.parent)
+    report = check_cohort(north.parent, BRAINS)
     told = json.loads(json.dumps(report.to_dict()))
     assert told == report.to_dict()
     assert told["usable"] is True
     assert told["sites"][0]["site"] == "north"
     assert told["sites"][0]["n"]["val"] == {"female": 1, "male": 0}
     assert len(told["sites"][0]["problems"]) == 1
+
+
+def test_classes_and_contrast_are_the_study_s(tmp_path):
+    """T2-weighted images under three grades; the T1-weighted ones beside them are not opened."""
+    grades = Study.from_mapping(
+        {
+            "name": "atrophy",
+            "images": {"storage": "bids", "channels": 1, "contrast": "T2w"},
+            "label": {"column": "grade", "classes": ["none", "mild", "severe"]},
+        }
+    )
+    rows = ["participant_id\tgrade\tsplit"]
+    for i, split in enumerate(("train", "val", "test", "train", "val", "test", "train")):
+        scan = put_head(tmp_path, f"sub-{i}")
+        scan.rename(scan.with_name(f"sub-{i}_T2w.nii.gz"))
+        scan.write_bytes(b"bad")
+        rows.append(f"sub-{i}\t{('none', 'mild')[i % 2]}\t{split}")
+    (tmp_path / "participants.tsv").write_text("\n".join(rows))
+    report = check_site(tmp_path, "north", grades)
+    assert report.n["train"] == {"none": 2, "mild": 1, "severe": 0}
+    assert not report.usable
+    assert report.problems == [
+        "site 'north': no usable severe train scan; training needs all classes"
+    ]

@@ -19,8 +19,9 @@ import pytest
 from scipy import ndimage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from common.data.phantoms.cohorts import ensure_brains
 from common.errors import ConfigError
-from common.imaging import cohorts, phantom_cache, phantoms, shifts
+from common.imaging import cohorts, phantoms, shifts
 
 SITES = {"north": 6, "island": 5}
 TEST = 3
@@ -367,7 +368,7 @@ def _ensure(cache: Path, barrier, made) -> None:
             made.value += k
 
     barrier.wait(60)
-    phantom_cache.ensure_site(cache, "island", n=4, n_test=1, seed=0, progress=count)
+    ensure_brains(cache, "island", n=4, n_test=1, seed=0, progress=count)
 
 
 def test_two_processes_make_a_site_once(tmp_path):
@@ -379,16 +380,16 @@ def test_two_processes_make_a_site_once(tmp_path):
     other.join(120)
     assert other.exitcode == 0
     assert made.value == 5
-    folder = phantom_cache.ensure_site(tmp_path, "island", n=4, n_test=1, seed=0)
+    folder = ensure_brains(tmp_path, "island", n=4, n_test=1, seed=0)
     assert len(_rows(folder)) == 5
 
 
 def test_a_crashed_attempt_is_not_taken_for_whole(tmp_path):
-    folder = phantom_cache.ensure_site(tmp_path, "island", n=4, n_test=0, seed=0)
+    folder = ensure_brains(tmp_path, "island", n=4, n_test=0, seed=0)
     whole = _digests(folder)
     partial = folder.with_name(".island.0.partial")
     folder.rename(partial)
     shutil.rmtree(next(partial.glob("sub-*")))
-    assert phantom_cache.ensure_site(tmp_path, "island", n=4, n_test=0, seed=0) == folder
+    assert ensure_brains(tmp_path, "island", n=4, n_test=0, seed=0) == folder
     assert _digests(folder) == whole
     assert not partial.exists()

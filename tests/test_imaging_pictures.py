@@ -172,14 +172,18 @@ def test_eight_and_sixteen_bits_span_the_whole_range(tmp_path: Path) -> None:
 
 
 def test_a_whole_scan_gives_its_slice_as_training_does(tiny_cohort: Path, tmp_path: Path) -> None:
-    from common.imaging.slices import load_slices
+    from common.data.site_data import open_split
+    from common.studies.study import load_study
 
-    wanted = load_slices(
-        "north", tiny_cohort / "north", "test", resolution=32, cache=tmp_path, levels_mm=[9.0]
-    )
-    (scan,) = (tiny_cohort / "north" / wanted.ids[0]).rglob("*_T1w.nii*")
+    site = tiny_cohort / "north"
+    brains = load_study("brain-sex")
+    wanted = open_split(
+        brains, "north", site, "test", size=32, heights_mm=[9.0], cache=tmp_path
+    ).levels([9.0])
+    (scan,) = (site / wanted.persons[0]).rglob("*_T1w.nii*")
     found = read(scan, resolution=32, height_mm=9.0)
-    np.testing.assert_allclose(found, wanted.images[0], atol=1e-5)
+    half_precision = 2**-10  # of what is stored, from -1 to 1
+    np.testing.assert_allclose(found, wanted.images()[0] * 2 - 1, rtol=0, atol=half_precision)
     with pytest.raises(ConfigError, match="--height 150"):
         read(scan, resolution=32, height_mm=150.0)
 

@@ -1,8 +1,7 @@
-"""Prepared volumes keep millimetres and forget the scanner; the cache is fast and never wrong."""
+"""Volumes keep millimetres and forget the scanner; they are prepared once and never wrong."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import subprocess
@@ -17,10 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import DataContractError
-from common.imaging import prepare, prepared_cache
-from common.imaging.bids import read_site
-from common.imaging.prepare import FIELD_OF_VIEW_MM, load_images, otsu, prepare_volume
+from common.data import cache as module
+from common.data.dataset import Dataset
+from common.data.site_data import open_split
+from common.errors import ConfigError, DataContractError
+from common.imaging import nifti, prepare
+from common.imaging.prepare import FIELD_OF_VIEW_MM, otsu, prepare_volume
+from common.studies.study import load_study
+
+BRAINS = load_study("brain-sex")
+ROOT = Path(__file__).parents[1]
 
 RADII_MM = np.array([70.0, 88.0, 80.0])
 CODES = ["".join(axes) for order in permutations(("RL", "AP", "SI")) for axes in product(*order)]
@@ -218,11 +223,11 @@ def site(tmp_path):
 @pytest.fixture
 def settled(monkeypatch):
     """Let files count as settled at once: a file's change time cannot be set back."""
-    monkeypatch.setattr(prepared_cache, "_RACY_NS", -1)
+    monkeypatch.setattr(module, "_RACY_NS", -1)
 
 
-def load(root: Path, cache: Path, split="train"):
-    return load_images(read_site(root, "north"), split, image_size=16, cache=cache)
+def load(root: Path, cache: Path, split="train", size=16) -> Dataset:
+    return open_split(BRAINS, "north", root, split, size=size, cache=cache)
 
 
 def forbid(monkeypatch, module, name):
@@ -232,25 +237,35 @@ def forbid(monkeypatch, module, name):
     monkeypatch.setattr(module, name, fail)
 
 
-class TestLoadImages:
-    def test_images_labels_and_ids_belong_together(self, site, tmp_path):
+NAMES = tuple(f"sub-{i:02d}" for i in range(8))
+
+
+class TestOpenSplit:
+    def test_images_labels_and_persons_belong_together(self, site, tmp_path):
         loaded = load(site, tmp_path / "cache")
-        assert loaded.images.shape == (8, 16, 16, 16)
-        assert loaded.images.dtype == np.float32
+        images = loaded.images()
+        assert images.shape == (8, 1, 16, 16, 16)
+        assert loaded.shape == (1, 16, 16, 16)
+        assert images.dtype == np.float32
+        assert (images.min(), images.max()) == (0, 1)
         assert loaded.labels.dtype == np.int64
-        assert loaded.ids == tuple(f"sub-{i:02d}" for i in range(8))
+        assert loaded.persons == NAMES
         assert loaded.labels.tolist() == [1, 0] * 4
         image = nib.load(site / "sub-03/anat/sub-03_T1w.nii.gz")
         alone = prepare_volume(image.get_fdata(), image.affine, image_size=16)
-        np.testing.assert_allclose(loaded.images[3], alone, atol=1e-5)
+        half_precision = 2**-11 + 1e-5
+        np.testing.assert_allclose(images[3, 0], alone, rtol=0, atol=half_precision)
+
+    def test_generator_s_conditions_belong_to_their_images(self, site, tmp_path):
+        told = load(site, tmp_path / "cache").conditions
+        assert [one["sex"] for one in told] == ["male", "female"] * 4
+        assert {one["site"] for one in told} == {"north"}
 
     def test_no_other_splits_file_is_opened(self, site, tmp_path, monkeypatch):
         opened = []
-        read = prepare.read_scan
+        read = nifti.read_scan
         monkeypatch.setattr(
-            prepare,
-            "read_scan",
-            lambda path, **rest: opened.append(path.name) or read(path, **rest),
+            nifti, "read_scan", lambda path, **rest: opened.append(path.name) or read(path, **rest)
         )
         load(site, tmp_path / "cache", "val")
         assert opened == ["sub-08_T1w.nii.gz"]
@@ -262,12 +277,15 @@ class TestLoadImages:
         nib.save(blank, site / "sub-05/anat/sub-05_T1w.nii.gz")
         with caplog.at_level(logging.DEBUG):
             loaded = load(site, tmp_path / "cache")
-        assert loaded.ids == tuple(f"sub-{i:02d}" for i in (0, 1, 3, 6, 7))
+        assert loaded.persons == tuple(f"sub-{i:02d}" for i in (0, 1, 3, 6, 7))
         assert loaded.labels.tolist() == [1, 0, 0, 1, 0]
-        assert loaded.images.shape[0] == 5
-        assert all(image.any() for image in loaded.images)
-        assert "site 'north': 2 of 8 train scans left out: a scan is empty" in caplog.text
-        assert "1 of 8 train scans left out: a scan's voxels are all zero" in caplog.text
+        assert [one["sex"][0] for one in loaded.conditions] == list("mffmf")
+        images = loaded.images()
+        assert len(images) == 5
+        assert all(image.any() for image in images)
+        left_out = "images of brain-sex train left out"
+        assert f"site 'north': 2 of 8 {left_out}: a scan is empty" in caplog.text
+        assert f"1 of 8 {left_out}: a scan's voxels are all zero" in caplog.text
         assert "fedscan check" in caplog.text
         assert "sub-" not in caplog.text
 
@@ -276,51 +294,64 @@ class TestLoadImages:
         specks[0, 0, 0] = 1
         image = nib.Nifti1Image(specks, np.diag([0.1, 0.1, 0.1, 1]))
         nib.save(image, site / "sub-02/anat/sub-02_T1w.nii.gz")
-        assert "sub-02" not in load(site, tmp_path / "cache").ids
-        assert "1 of 8 train scans left out: a scan shows no head" in caplog.text
+        assert "sub-02" not in load(site, tmp_path / "cache").persons
+        assert "1 of 8 images of brain-sex train left out: a scan shows no head" in caplog.text
 
     def test_split_with_none_left_is_an_error(self, site, tmp_path):
         (site / "sub-08/anat/sub-08_T1w.nii.gz").write_bytes(b"")
-        with pytest.raises(DataContractError, match="no val scan can be used") as caught:
+        with pytest.raises(DataContractError, match="no image of brain-sex val") as caught:
             load(site, tmp_path / "cache", "val")
-        assert "sub-08" in str(caught.value)
+        assert "a scan is empty: 1" in str(caught.value)
         assert "sub-08" not in caught.value.public
 
-    def test_link_out_of_the_site_is_refused_even_when_cached(
+    def test_file_moved_out_of_the_site_behind_a_link_is_refused_even_when_cached(
         self, site, tmp_path, settled, caplog
     ):
         load(site, tmp_path / "cache")
         scan = site / "sub-02/anat/sub-02_T1w.nii.gz"
         scan.rename(tmp_path / "moved.nii.gz")
         scan.symlink_to(tmp_path / "moved.nii.gz")
-        assert "sub-02" not in load(site, tmp_path / "cache").ids
-        assert "1 of 8 train scans left out: leaves the site's folder by a link" in caplog.text
+        assert "sub-02" not in load(site, tmp_path / "cache").persons
+        assert "1 of 8 images of brain-sex train left out: leaves the site's folder" in caplog.text
+
+    @pytest.mark.parametrize("folder", ["sub-02", "sub-02/anat"])
+    def test_folder_moved_out_of_the_site_behind_a_link_is_refused_even_when_cached(
+        self, site, tmp_path, settled, folder
+    ):
+        """The files in it keep all their times and inodes."""
+        load(site, tmp_path / "cache")
+        (site / folder).rename(tmp_path / "moved")
+        (site / folder).symlink_to(tmp_path / "moved")
+        assert "sub-02" not in load(site, tmp_path / "cache").persons
 
 
 class TestCache:
     def test_second_process_reads_and_prepares_nothing(self, site, tmp_path, settled, monkeypatch):
         first = load(site, tmp_path / "cache")
-        for name in ("read_scan", "decode_scan", "prepare_volume"):
-            forbid(monkeypatch, prepare, name)
-        second = load(site, tmp_path / "cache")
-        np.testing.assert_array_equal(second.images, first.images)
-        assert second.ids == first.ids
-
-    def test_files_changed_just_now_are_hashed_again_but_not_prepared(
-        self, site, tmp_path, monkeypatch
-    ):
-        first = load(site, tmp_path / "cache")
-        assert not list((tmp_path / "cache/prepared").glob("index/*"))
+        for name in ("read_scan", "decode_scan"):
+            forbid(monkeypatch, nifti, name)
         forbid(monkeypatch, prepare, "prepare_volume")
-        np.testing.assert_array_equal(load(site, tmp_path / "cache").images, first.images)
+        second = load(site, tmp_path / "cache")
+        np.testing.assert_array_equal(second.images(), first.images())
+        assert second.persons == first.persons
 
-    def test_changed_scan_is_prepared_again(self, site, tmp_path, settled):
-        before = load(site, tmp_path / "cache")
+    def test_changed_scan_is_prepared_again_and_no_other(
+        self, site, tmp_path, settled, monkeypatch
+    ):
+        before = load(site, tmp_path / "cache").images()
         scan = site / "sub-02/anat/sub-02_T1w.nii.gz"
         scan.write_bytes((site / "sub-07/anat/sub-07_T1w.nii.gz").read_bytes())
-        after = load(site, tmp_path / "cache")
-        np.testing.assert_array_equal(after.images[2], before.images[7])
-        np.testing.assert_array_equal(np.delete(after.images, 2, 0), np.delete(before.images, 2, 0))
+        prepared = []
+        prepare_one = prepare.prepare_volume
+        monkeypatch.setattr(
+            prepare,
+            "prepare_volume",
+            lambda *args, **rest: prepared.append(1) or prepare_one(*args, **rest),
+        )
+        after = load(site, tmp_path / "cache").images()
+        assert len(prepared) == 1
+        np.testing.assert_array_equal(after[2], before[7])
+        np.testing.assert_array_equal(np.delete(after, 2, 0), np.delete(before, 2, 0))
 
     def test_change_that_keeps_size_and_modification_time_is_seen(
         self, site, tmp_path, settled, caplog
@@ -331,138 +362,95 @@ class TestCache:
         raw[-6] ^= 1
         scan.write_bytes(raw)
         os.utime(scan, ns=(status.st_atime_ns, status.st_mtime_ns))
-        assert "sub-02" not in load(site, tmp_path / "cache").ids
-        assert "1 of 8 train scans left out: a scan's compression is corrupted" in caplog.text
+        assert "sub-02" not in load(site, tmp_path / "cache").persons
+        assert "left out: a scan's compression is corrupted" in caplog.text
 
-    def test_same_bytes_elsewhere_are_prepared_once(self, site, tmp_path, monkeypatch):
-        first = load(site, tmp_path / "cache")
-        site.rename(tmp_path / "moved")
-        forbid(monkeypatch, prepare, "prepare_volume")
-        np.testing.assert_array_equal(
-            load(tmp_path / "moved", tmp_path / "cache").images, first.images
-        )
-
-    def test_other_sizes_and_versions_do_not_mix(self, site, tmp_path, monkeypatch):
-        index = read_site(site, "north")
+    def test_other_sizes_and_versions_do_not_mix(self, site, tmp_path, settled, monkeypatch):
         for size in (16, 8):
-            loaded = load_images(index, "val", image_size=size, cache=tmp_path / "cache")
-            assert loaded.images.shape == (1, size, size, size)
+            loaded = load(site, tmp_path / "cache", "val", size=size)
+            assert loaded.images().shape == (1, 1, size, size, size)
         monkeypatch.setattr(prepare, "PREPARE_VERSION", -1)
         forbid(monkeypatch, prepare, "prepare_volume")
         with pytest.raises(AssertionError, match="prepare_volume was called"):
             load(site, tmp_path / "cache", "val")
 
-    @pytest.mark.parametrize(
-        "damage",
-        [
-            lambda path: os.truncate(path, 0),
-            lambda path: os.truncate(path, 60),
-            lambda path: os.truncate(path, path.stat().st_size - 1),
-            lambda path: path.write_bytes(b"\x80\x04K\x01." * 100),  # a pickle
-            lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True),
-            lambda path: np.save(path, np.zeros((2, 2, 2), np.float32)),
-            lambda path: np.save(path, np.full((16,) * 3, np.nan, np.float32)),
-        ],
-        ids=["empty", "header-cut", "cut", "pickle", "object", "shape", "nan"],
-    )
-    def test_damaged_entry_is_made_again(self, site, tmp_path, settled, damage):
-        first = load(site, tmp_path / "cache")
-        entries = sorted((tmp_path / "cache/prepared").glob("??/*.npy"))
-        assert len(entries) == 8
-        for entry in entries:
-            damage(entry)
-        np.testing.assert_array_equal(load(site, tmp_path / "cache").images, first.images)
-        for entry in entries:
-            assert np.load(entry, allow_pickle=False).shape == (16, 16, 16)
+    def test_splits_do_not_take_each_other_s_place(self, site, tmp_path, settled, monkeypatch):
+        for split in ("train", "val", "test"):
+            load(site, tmp_path / "cache", split)
+        forbid(monkeypatch, nifti, "read_scan")
+        for split, persons in (("train", NAMES), ("val", ("sub-08",)), ("test", ("sub-09",))):
+            assert load(site, tmp_path / "cache", split).persons == persons
 
-    @pytest.mark.parametrize(
-        "text", ["", "{", "[]", '{"a": 1}', '{"a": [1, 2, 3, 4]}', "\x00", "[" * 100_000]
-    )
-    def test_damaged_index_is_ignored(self, site, tmp_path, settled, text):
-        first = load(site, tmp_path / "cache")
-        (index,) = (tmp_path / "cache/prepared/index").iterdir()
-        index.write_text(text)
-        np.testing.assert_array_equal(load(site, tmp_path / "cache").images, first.images)
-
-    def test_index_keeps_what_other_splits_and_processes_learnt(self, site, tmp_path, settled):
-        load(site, tmp_path / "cache")
-        early = prepared_cache.PreparedCache(tmp_path / "cache", site.resolve())
-        load(site, tmp_path / "cache", "val")
-        scan = site.resolve() / "sub-09/anat/sub-09_T1w.nii.gz"
-        early.learn_digest(scan, prepare.read_scan(scan, site="north", root=site))
-        early.save()
-        fresh = prepared_cache.PreparedCache(tmp_path / "cache", site.resolve())
-        for i in range(10):
-            path = site.resolve() / f"sub-{i:02d}/anat/sub-{i:02d}_T1w.nii.gz"
-            assert fresh.known_digest(path) is not None
+    def test_label_changed_in_the_table_is_taken_with_the_same_pixels(
+        self, site, tmp_path, settled
+    ):
+        before = load(site, tmp_path / "cache")
+        table = site / "participants.tsv"
+        table.write_text(table.read_text().replace("sub-02\tM", "sub-02\tF"))
+        after = load(site, tmp_path / "cache")
+        assert (before.labels[2], after.labels[2]) == (1, 0)
+        np.testing.assert_array_equal(after.images(), before.images())
 
     def test_names_no_participant_and_is_for_the_owner_alone(self, site, tmp_path, settled):
         load(site, tmp_path / "cache")
         kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-        assert len(kept) == 9
+        assert len(kept) == 3
         for path in kept:
             assert "sub-" not in str(path.relative_to(tmp_path))
             assert b"sub-" not in path.read_bytes()
             assert path.stat().st_mode & 0o077 == 0
-        assert (tmp_path / "cache/prepared").stat().st_mode & 0o077 == 0
+        assert (tmp_path / "cache/pictures").stat().st_mode & 0o077 == 0
 
-    def test_full_disk_is_survived_and_told_once(self, site, tmp_path, monkeypatch, caplog):
-        def full(*args, **kwargs):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        expected = load(site, tmp_path / "good").images
-        monkeypatch.setattr(np, "save", full)
-        np.testing.assert_array_equal(load(site, tmp_path / "cache").images, expected)
-        assert caplog.text.count("cannot be written (No space left on device)") == 1
-        assert not list((tmp_path / "cache").rglob("*.tmp"))
-
-    def test_cache_that_cannot_be_made_is_survived(self, site, tmp_path, caplog):
+    def test_cache_that_cannot_be_made_is_an_error_with_a_way_out(self, site, tmp_path):
         (tmp_path / "cache").write_text("a file where the folder should be")
-        assert load(site, tmp_path / "cache").images.shape[0] == 8
-        assert caplog.text.count("cannot be written") == 1
+        with pytest.raises(ConfigError, match="FEDSCAN_CACHE") as caught:
+            load(site, tmp_path / "cache")
+        assert str(tmp_path) not in caught.value.public
 
     def test_two_processes_at_once(self, site, tmp_path):
         script = (
             "import sys, hashlib; from pathlib import Path\n"
-            "from common.imaging.bids import read_site\n"
-            "from common.imaging.prepare import load_images\n"
-            "root, cache = map(Path, sys.argv[1:])\n"
-            "index = read_site(root, 'north')\n"
-            "sets = [load_images(index, 'train', image_size=16, cache=cache) for _ in range(3)]\n"
-            "print({hashlib.sha256(s.images.tobytes()).hexdigest() for s in sets})\n"
+            "from common.data.site_data import open_split\n"
+            "from common.studies.study import load_study\n"
+            "site, cache = map(Path, sys.argv[1:])\n"
+            "sets = [open_split(load_study('brain-sex'), 'north', site, 'train', size=16,\n"
+            "                   cache=cache) for _ in range(3)]\n"
+            "print({hashlib.sha256(s.images().tobytes()).hexdigest() for s in sets})\n"
         )
         both = [
             subprocess.Popen(
                 [sys.executable, "-c", script, str(site), str(tmp_path / "cache")],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                cwd=Path(prepare.__file__).parents[2],
+                cwd=ROOT,
                 text=True,
             )
             for _ in range(2)
         ]
-        outputs = [process.communicate(timeout=60) for process in both]
+        outputs = [process.communicate(timeout=120) for process in both]
         assert [process.returncode for process in both] == [0, 0], outputs
         assert outputs[0][0] == outputs[1][0]
         assert outputs[0][0].count("'") == 2  # one hash, three times over
-        assert len(list((tmp_path / "cache/prepared").glob("??/*.npy"))) == 8
-        assert not list((tmp_path / "cache").rglob("*.tmp"))
+        assert len(list((tmp_path / "cache/pictures").glob("*.pixels"))) == 1
 
 
 def test_a_cached_start_needs_neither_nibabel_nor_scipy(site, tmp_path, settled):
     load(site, tmp_path / "cache")
     script = (
         "import sys; from pathlib import Path\n"
-        "from common.imaging import prepared_cache; prepared_cache._RACY_NS = -1\n"
-        "from common.imaging.bids import read_site\n"
-        "from common.imaging.prepare import load_images\n"
-        "index = read_site(Path(sys.argv[1]), 'north')\n"
-        "load_images(index, 'train', image_size=16, cache=Path(sys.argv[2]))\n"
-        "assert not {'nibabel', 'scipy', 'torch', 'nilearn', 'flwr'} & set(sys.modules)\n"
+        "from common.data import cache; cache._RACY_NS = -1\n"
+        "from common.data.site_data import open_split\n"
+        "from common.studies.study import load_study\n"
+        "folder, cache_folder = map(Path, sys.argv[1:])\n"
+        "found = open_split(load_study('brain-sex'), 'north', folder, 'train', size=16,\n"
+        "                   cache=cache_folder)\n"
+        "assert len(found.images()) == 8\n"
+        "heavy = {'nibabel', 'scipy', 'torch', 'nilearn', 'flwr', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
     )
     subprocess.run(
         [sys.executable, "-c", script, str(site), str(tmp_path / "cache")],
         check=True,
-        cwd=Path(prepare.__file__).parents[2],
-        timeout=60,
+        cwd=ROOT,
+        timeout=120,
     )

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.config.run_config import RunConfig
 from common.errors import DataContractError
 from common.imaging.splits import SPLITS, assign_splits, parse_split
-from common.tasks.classification import survey
+from common.tasks.task import survey
 
 LABELLED = st.dictionaries(
     st.from_regex(r"sub-[a-z0-9]{1,6}", fullmatch=True), st.integers(0, 1), max_size=60
@@ -70,11 +71,17 @@ def test_a_site_whose_split_has_nobody_is_told_how_many_are_enough(tmp_path, n):
         (tmp_path / name / "anat").mkdir(parents=True)
         (tmp_path / name / "anat" / f"{name}_T1w.nii").touch()
     (tmp_path / "participants.tsv").write_text(table)
+    config = RunConfig.from_flower({})
     if n == 3:
-        assert survey("north", tmp_path) == {"n_train": 2, "n_val": 2, "n_test": 2, "left_out": 0}
+        assert survey("north", tmp_path, config) == {
+            "n_train": 2,
+            "n_val": 2,
+            "n_test": 2,
+            "left_out": 0,
+        }
         return
-    with pytest.raises(DataContractError, match="from three participants of each label on"):
-        survey("north", tmp_path)
+    with pytest.raises(DataContractError, match="from three people of each label on"):
+        survey("north", tmp_path, config)
 
 
 @given(LABELLED, st.integers(0, 1))

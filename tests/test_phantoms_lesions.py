@@ -407,7 +407,9 @@ def test_a_hospital_is_read_under_the_study_of_skin_lesions(island, tmp_path):
     names = study.label.classes.names
     assert [names[label] for label in table.labels] == [row["diagnosis"] for row in rows]
     assert list(table.splits) == [row["split"] for row in rows]
-    pictures = load_photographs(table, "val", study, cache=tmp_path / "cache")
+    pictures = load_photographs(
+        table, table.rows("val"), study, name="skin-lesions val", cache=tmp_path / "cache"
+    )
     assert len(pictures.rows) == len(table.rows("val")) > 0
     assert pictures.pixels.shape == (len(pictures.rows), 3, 64, 64)
     assert not pictures.left_out

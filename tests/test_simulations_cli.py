@@ -18,8 +18,10 @@ from simulations.launch import Resources
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--set", "sede=1"], "did you mean 'seed'?"),
-        (["--set", "seed"], "accepted is key=value"),
+        (["--set", "sede=1"], "did you mean 'run.seed'?"),
+        (["--set", "seed=1"], "it is 'run.seed' now"),
+        (["--set", "server-momentum=0.5"], "it was removed"),
+        (["--set", "run.seed"], "accepted is key=value"),
         (["--set", "run.seed=-1"], "run.seed = -1"),
         (["--set", "training.learning-rate=fast"], "training.learning-rate = 'fast'"),
         (["--set", "run.output-dir=/tmp"], "use --cohort and --out"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.config.run_config import RunConfig
+from common.config.run_config import RunConfig, flatten
 from common.errors import ConfigError
 from common.metrics_log import Row
 from simulations import federate as module
@@ -88,7 +88,7 @@ def test_a_decided_run_does_not_wait_for_a_flower_that_hangs(
 ) -> None:
     monkeypatch.setattr(module, "CLOSING_SECONDS", 0.0)
     settings = config(tmp_path)
-    folder = Path(settings.output_dir) / "7"
+    folder = Path(settings.run.output_dir) / "7"
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
     hanging = SimpleNamespace(ended=lambda seconds: False, run_id=lambda: "7")
@@ -137,10 +137,10 @@ def test_a_round_of_which_nobody_tells_counts_when_the_next_begins(tmp_path: Pat
 def test_a_path_of_any_letters_reaches_flower() -> None:
     values = {
         "data.cohort-dir": '/home/𠮷 "ö"\\ \x7f \x01',
-        "seed": 3,
+        "run.seed": 3,
         "training.learning-rate": 1e-3,
     }
-    assert tomllib.loads(launch.toml(values)) == values
+    assert flatten(tomllib.loads(launch.toml(values))) == values  # as Flower does
     with pytest.raises(ConfigError, match="not UTF-8"):
         launch.toml({"data.cohort-dir": "/home/\udcff"})
 
@@ -148,8 +148,10 @@ def test_a_path_of_any_letters_reaches_flower() -> None:
 def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Path) -> None:
     made = attempts()
     for path, why in ((str(tmp_path / "nix.pt"), "accepted are"), ("nix.pt", "absolute path")):
-        with pytest.raises(ConfigError, match=rf"extractor '.*nix\.pt': .*{why}"):
-            federate(config(tmp_path, task="generation", extractor=path), Resources(2))
+        with pytest.raises(ConfigError, match=rf"extractor (= )?'.*nix\.pt': .*{why}"):
+            federate(
+                config(tmp_path, **{"task": "generation", "model.extractor": path}), Resources(2)
+            )
     assert made == []
 
 
@@ -158,7 +160,7 @@ def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Pat
     [
         (None, "the site's policy cannot be read"),
         ("min-batches = 1", "unknown key 'min-batches'"),
-        ("max-rounds = 1", "refuses this run: num-server-rounds = 3"),
+        ("max-rounds = 1", "refuses this run: run.rounds = 3"),
     ],
 )
 def test_a_policy_is_read_before_anything_is_started(

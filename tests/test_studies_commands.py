@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.common.config import parse_config_args
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from common.config.run_config import RunConfig
+from common.data import new_study
 from common.data.folder_survey import survey_folder
 from common.data.image_table import read_image_table
 from common.data.new_study import study_text, write_study
 from common.data.phantoms.lesion_cohorts import write_hospital
 from common.errors import ConfigError
+from common.studies.run_text import run_config_study, run_config_toml
 from common.studies.study import (
     Generator,
     Groups,
@@ -26,6 +33,7 @@ from common.studies.study import (
     built_in_studies,
     load_study,
 )
+from common.studies.vocabulary import normalise
 from simulations.cli import app
 
 GRADES = ("none", "mild", "severe")
@@ -88,12 +96,19 @@ def test_a_new_study_reads_the_folder_that_it_was_made_from(tmp_path, separator)
     assert len(read_image_table(folder, "north", study)) == 12
 
 
-def test_every_key_of_a_study_is_there_with_its_meaning(tmp_path):
-    text = study_text("x", survey_folder(chest(tmp_path)))
+OF_TABLES = {"table", "file", "folder", "suffix", "fit", "intensity", "intensity_range"}
+OF_TABLES |= {"person", "also"}
+OF_BIDS = {"view", "contrast", "aliases"}
+
+
+@pytest.mark.parametrize("storage", ["table", "bids"])
+def test_every_key_of_a_study_is_there_with_its_meaning(tmp_path, tiny_cohort, storage):
+    folder = chest(tmp_path) if storage == "table" else tiny_cohort
+    text = study_text("x", survey_folder(folder))
     shown = " ".join(line.lstrip("# ") for line in text.splitlines())
     for section in (Images, Label, Groups, Generator):
         for key, field in section.model_fields.items():
-            if key == "view":  # of volumes alone
+            if key in (OF_BIDS if storage == "table" else OF_TABLES):
                 continue
             assert key.replace("_", "-") in shown, key
             if field.description and key != "values":
@@ -117,7 +132,7 @@ def test_a_column_of_names_without_ending_or_folder_is_understood(tmp_path):
     table = tmp_path / "north" / "lesions.csv"
     table.write_text(table.read_text().replace(".jpg", ""))
     survey = survey_folder(tmp_path)  # of a cohort, its first hospital
-    assert survey.folder.name == "north"
+    assert [folder.name for folder in survey.folders] == ["north"]
     assert (survey.pictures, survey.suffix, survey.channels) == ("images", ".jpg", 3)
     assert (survey.person, survey.also, survey.label) == ("patient_id", ("lesion_id",), "diagnosis")
     study = begin(tmp_path, tmp_path / "lesions.toml")
@@ -159,11 +174,113 @@ def test_quotes_and_control_characters_of_a_table_stay_inside_their_strings(tmp_
     assert len(read_image_table(folder, "north", study)) == 12
 
 
+# All hospitals of a cohort
+
+
+def columns_of(folder: Path, change) -> None:
+    table = folder / "findings.csv"
+    table.write_text(change(table.read_text("utf-8-sig")))
+
+
+def test_classes_are_those_of_all_hospitals(tmp_path):
+    """As where the small hospital, the first by name, has never seen the rarest class."""
+    columns_of(chest(tmp_path / "island"), lambda text: text.replace("severe", "mild"))
+    columns_of(chest(tmp_path / "north"), lambda text: text.replace("mild", "MILD"))
+    columns_of(chest(tmp_path / "south"), lambda text: text.replace("none", "Unknown"))
+    study = begin(tmp_path, tmp_path / "x.toml")
+    assert study.label.classes.names == ("mild", "none", "severe")
+    assert study.label.read("unknown") is None
+    for site in ("island", "north", "south"):
+        table = read_image_table(tmp_path / site, site, study)
+        assert len(table) + table.left_out.get("no label", 0) == 12
+
+
+def test_a_hospital_of_one_class_is_no_hindrance(tmp_path):
+    columns_of(
+        chest(tmp_path / "island"),
+        lambda text: text.replace("severe", "none").replace("mild", "none"),
+    )
+    chest(tmp_path / "north")
+    survey = survey_folder(tmp_path)
+    assert (survey.label, survey.classes) == ("Grade", ("mild", "none", "severe"))
+    assert survey.rows == 24
+
+
+def test_colour_at_one_hospital_is_colour_for_all(tmp_path):
+    chest(tmp_path / "island")
+    chest(tmp_path / "north", mode="RGB")
+    assert survey_folder(tmp_path / "island").channels == 1
+    assert survey_folder(tmp_path).channels == 3
+
+
+def test_a_hospital_that_is_dark_among_bright_ones_changes_no_scale(tmp_path):
+    chest(tmp_path / "island", mode="I;16", brightest=4000)
+    chest(tmp_path / "north", mode="I;16", brightest=65000)
+    assert survey_folder(tmp_path / "island").dark
+    assert not survey_folder(tmp_path).dark
+
+
+def test_a_hospital_s_own_mapping_is_followed(tmp_path):
+    chest(tmp_path / "island")
+    north = chest(tmp_path / "north")
+    columns_of(north, lambda text: text.replace("Grade", "Befund").replace("severe", "schwer"))
+    mapping = '[columns]\nBefund = "Grade"\n[codes.Grade]\nschwer = "severe"\n'
+    (north / "site.toml").write_text(mapping)
+    survey = survey_folder(tmp_path)
+    assert not survey.apart
+    assert survey.classes == ("mild", "none", "severe")
+    assert survey.rows == 24
+
+
+def test_hospitals_that_cannot_be_joined_are_named_with_the_way_out(tmp_path):
+    chest(tmp_path / "island")
+    columns_of(chest(tmp_path / "north"), lambda text: text.replace("Grade", "Befund"))
+    (chest(tmp_path / "south") / "findings.csv").rename(tmp_path / "south" / "other.csv")
+    survey = survey_folder(tmp_path)
+    assert [folder.name for folder in survey.folders] == ["island"]
+    assert "no column grade" in survey.apart["north"]
+    assert "site.toml" in survey.apart["north"]
+    assert "the study's table is missing" in survey.apart["south"]
+    words = ["studies", "new", str(tmp_path / "x.toml"), "--from", str(tmp_path)]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 0, told.output
+    assert "Not looked at: site 'north'" in told.stderr
+
+
+def test_the_command_counts_pictures_of_each_hospital(tmp_path):
+    for name in ("island", "north"):
+        chest(tmp_path / name)
+    words = ["studies", "new", str(tmp_path / "x.toml"), "--from", str(tmp_path)]
+    told = CliRunner().invoke(app, words)
+    assert "of 2 hospitals" in told.stderr
+    assert "24 rows" in told.stderr
+    assert "island: 12 pictures can be used" in told.stderr
+    assert "north: 12 pictures can be used" in told.stderr
+
+
 def test_a_bids_data_set_gives_a_study_of_volumes(tiny_cohort, tmp_path):
     study = begin(tiny_cohort, tmp_path / "brain.toml")
     assert (study.images.storage, study.images.view) == ("bids", "volume")
     assert study.label.column == "sex"
     assert set(study.label.classes.names) == {"F", "M"}
+    assert study.images.contrast == "T1w"
+    assert len(survey_folder(tiny_cohort).folders) == 2
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [(("T2w", "T2w", "FLAIR"), "T2w"), (("T2w", "T2w", "T1w"), "T1w"), ((), "T1w")],
+)
+def test_contrast_is_the_one_that_is_there(tmp_path, there, expected):
+    rows = ["participant_id\tgrade"]
+    for k in range(6):
+        anat = tmp_path / f"sub-{k}" / "ses-1" / "anat"
+        anat.mkdir(parents=True)
+        for contrast in there[k % 3 : k % 3 + 1]:
+            (anat / f"sub-{k}_ses-1_{contrast}.nii.gz").touch()
+        rows.append(f"sub-{k}\t{'ab'[k % 2]}")
+    (tmp_path / "participants.tsv").write_text("\n".join(rows))
+    assert begin(tmp_path, tmp_path / "x.toml").images.contrast == expected
 
 
 @pytest.mark.parametrize(
@@ -202,3 +319,77 @@ def test_the_command_says_what_it_took_for_the_label(tmp_path):
     assert "column 'Grade', 3 classes" in told.stderr
     assert "12 pictures can be used" in told.stderr
     assert told.stdout.strip() == str(tmp_path / "chest.toml")
+
+
+# Its text, for `flwr run`
+
+
+def sent(file: Path) -> str:
+    """Study that sites read where the command's output is given to `flwr run --run-config`."""
+    told = CliRunner().invoke(app, ["studies", "text", str(file)])
+    assert told.exit_code == 0, told.output
+    run_file = file.with_name("run.toml")
+    run_file.write_text(told.stdout, encoding="utf-8")
+    return parse_config_args([str(run_file)])["study"]
+
+
+def test_what_is_sent_is_the_study_of_the_file(tmp_path):
+    study = begin(chest(tmp_path / "north"), tmp_path / "chest.toml")
+    text = sent(tmp_path / "chest.toml")
+    assert text == (tmp_path / "chest.toml").read_text()
+    assert RunConfig.from_flower({"study": text}).read_study() == study
+
+
+def test_the_text_stays_readable(tmp_path):
+    begin(chest(tmp_path / "north"), tmp_path / "chest.toml")
+    told = CliRunner().invoke(app, ["studies", "text", str(tmp_path / "chest.toml")])
+    assert told.stdout == f"study = '''\n{(tmp_path / 'chest.toml').read_text()}'''\n"
+
+
+@given(
+    name=st.text(min_size=1, max_size=20).filter(str.strip), ends=st.sampled_from(["\n", "\r\n"])
+)
+@settings(deadline=None, max_examples=50)
+def test_any_text_reaches_the_sites_as_it_is(name, ends):
+    """Quotes of every kind, accents, control characters: what TOML takes, Flower hands on."""
+    assume(normalise(name) != "b" and len(name.strip()) == len(name))
+    shown = name.encode("utf-8", "replace").decode()  # no lone surrogates in a file
+    lines = [
+        'name = "x"',
+        "# ''' and \\ and \"",
+        "[images]",
+        'storage = "bids"',
+        "channels = 1",
+        "[label]",
+        'column = "y"',
+        f"classes = [{new_study._quoted(shown)}, 'b']  # '''",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "x.toml"
+        file.write_bytes(b"\xef\xbb\xbf" + ends.join(lines).encode())
+        study = load_study(str(file))
+        text = run_config_study(file)
+        assert tomllib.loads(run_config_toml(file)) == {"study": text}
+    assert RunConfig.from_flower({"study": text}).read_study() == study
+
+
+def test_built_in_studies_are_sent_by_name():
+    told = CliRunner().invoke(app, ["studies", "text", "skin-lesions"])
+    assert tomllib.loads(told.stdout) == {"study": "skin-lesions"}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot be read"),
+        ("name = ", "cannot be read"),
+        ('name = "x"\n', "images is missing"),
+        ("# " + "x" * 2**16, "more than 65536 bytes"),
+    ],
+)
+def test_what_is_no_study_is_not_sent(tmp_path, content, expected):
+    if content is not None:
+        (tmp_path / "x.toml").write_text(content)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        run_config_toml(tmp_path / "x.toml")
+    assert len(str(caught.value)) < 2000

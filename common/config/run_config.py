@@ -17,7 +17,7 @@ from common.config.groups import Data, Group, Model, Run, Strategy, Training, no
 from common.config.renamed import hint
 from common.errors import ConfigError
 from common.settings import Settings
-from common.studies.study import Study, read_study
+from common.studies.study import LARGEST_FILE, Study, read_study
 
 Value = bool | int | float | str
 
@@ -76,7 +76,7 @@ class RunConfig(Settings):
 
     study: str = Field(
         "brain-sex",
-        max_length=2**16,
+        max_length=LARGEST_FILE,
         description="what is asked of which images",
         json_schema_extra={"accepted": "a built-in study's name, or the whole text of a study"},
     )
@@ -261,14 +261,20 @@ def _by_group(
     for key, value in flat.items():
         group, _, name = key.rpartition(".")
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            nearest = f"; did you mean '{near[0]}'?" if near else ""
+            near = max(known, key=lambda one: _likeness(key, one))
+            nearest = f"; did you mean '{near}'?" if _likeness(key, near) >= 0.6 else ""
             unknown.append(f"unknown key '{key}'{hint(key) or nearest}")
         elif group:
             parts[group][name] = value
         else:
             top[key] = value
     return top, parts, unknown
+
+
+def _likeness(key: str, known: str) -> float:
+    """Say how alike two keys are, 0 to 1, with or without their groups."""
+    pairs = [(key, known), (key.rpartition(".")[2], known.rpartition(".")[2])]
+    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
 
 def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:

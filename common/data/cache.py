@@ -34,7 +34,7 @@ from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import ConfigError, DataContractError
-from common.files import make_folder, write_atomically
+from common.files import PRIVATE_FILE, make_folder, write_atomically
 
 Reader = Callable[[Path], NDArray[Any]]
 
@@ -122,6 +122,7 @@ def cached_pictures(
     shape: tuple[int, ...],
     cache: Path,
     dtype: str = "uint8",
+    variant: str = "",
 ) -> CachedPictures:
     """Prepare the pictures of some files, or find them prepared.
 
@@ -140,7 +141,7 @@ def cached_pictures(
     site : str
         Name of the site.
     name : str
-        What the pictures are of, such as a study and a split: one cache is kept for each.
+        What the pictures are of, such as a study and a split, for messages.
     settings : str
         Everything that ``read`` depends on besides the file.
     shape : tuple of int
@@ -149,6 +150,8 @@ def cached_pictures(
         Folder on the site's own disk.
     dtype : str
         Of the images.
+    variant : str
+        In which way, such as a size: one cache is kept for each site, name and variant.
 
     Raises
     ------
@@ -157,7 +160,7 @@ def cached_pictures(
     ConfigError
         The cache cannot be written.
     """
-    key = _digest(json.dumps([str(root), name]))
+    key = _digest(json.dumps([str(root), name, variant]))
     home = Path(cache) / _FOLDER
     spec = {"format": _FORMAT, "settings": settings, "shape": list(shape), "dtype": dtype}
     store = _Store(home / f"{key}.json", root, spec)
@@ -177,13 +180,13 @@ def cached_pictures(
     left_out = found[1]
     for problem, n in left_out.items():
         _log.warning(
-            "site '%s': %d of %d pictures left out: %s; run `fedscan check` to see which",
-            *(site, n, len(files), problem),
+            "site '%s': %d of %d images of %s left out: %s; run `fedscan check` to see which",
+            *(site, n, len(files), name, problem),
         )
     if found[0] is None:
         raise DataContractError(
             site,
-            "no picture can be used",
+            f"no image of {name} can be used",
             got=", ".join(f"{problem}: {n}" for problem, n in left_out.items()) or "no files",
             remedy="Run `fedscan check`",
         )
@@ -253,6 +256,7 @@ class _Store:
             dir=self._index.parent, prefix=f"{self._index.stem}-", suffix=".pixels"
         )
         new = Path(partial)
+        new.chmod(PRIVATE_FILE)  # made so, but for what a umask took
         try:
             with os.fdopen(descriptor, "wb") as stream, _reading(old, self._bytes) as kept:
                 for file in files:

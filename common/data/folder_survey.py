@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from common.data.archive_files import PICTURES
 from common.data.photographs import read_photograph
-from common.data.tables import LONGEST_LINE, MOST_BYTES, SiteTable, parse_table
+from common.data.tables import (
+    LONGEST_LINE,
+    MOST_BYTES,
+    SiteTable,
+    parse_table,
+    read_site_table,
+)
 from common.errors import ConfigError, DataContractError
 from common.imaging.site_files import plain, read_text
+from common.studies.site_mapping import load_site_mapping
 from common.studies.study import check_relative
 from common.studies.vocabulary import MOST_CATEGORIES, MOST_CHARACTERS, normalise
 
@@ -42,13 +50,16 @@ class Survey:
 
     Parameters
     ----------
-    folder : Path
-        The hospital's folder that was looked at.
+    folders : tuple of Path
+        The hospitals' folders that were looked at; columns are those of the first.
+    apart : dict of str to str
+        Of hospitals whose table could not be joined to the first's, by name, why.
     table, separator : str
         Name of the table, and what parts its cells: ``comma``, ``semicolon`` or ``tab``.
     columns : tuple of str
         As the table writes them.
     rows : int
+        Of all hospitals, as are the classes and what pictures look like.
     file, pictures, suffix : str
         Column of the files, folder in which they lie, and ending that the cells lack. Empty for a
         BIDS data set, as is ``channels`` 0.
@@ -66,9 +77,12 @@ class Survey:
         1 if all pictures that were opened are grey, else 3.
     dark : bool
         Whether those use a small part of their numbers' range, as 12 bits in 16 do.
+    contrast : str
+        Of a BIDS data set: T1w where there are such images, else what most of its images are.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
+    apart: dict[str, str]
     table: str
     separator: str
     columns: tuple[str, ...]
@@ -83,6 +97,7 @@ class Survey:
     also: tuple[str, ...]
     channels: int
     dark: bool
+    contrast: str = ""
 
     @property
     def is_bids(self) -> bool:
@@ -102,7 +117,10 @@ class _Table:
 
 
 def survey_folder(folder: Path) -> Survey:
-    """Look at a hospital's folder, or at the first hospital of a cohort.
+    """Look at a hospital's folder, or at all hospitals of a cohort.
+
+    Of several, the first says which table and columns there are; the others' tables are read under
+    the same name, as their own ``site.toml`` translates them, and joined to it.
 
     Raises
     ------
@@ -111,23 +129,38 @@ def survey_folder(folder: Path) -> Survey:
     """
     if not folder.is_dir():
         raise ConfigError(f"--from {folder}: there is no such folder")
-    home = folder.resolve()
-    if not _table_files(home):
-        inner = [path for path in sorted(home.iterdir()) if path.is_dir() and _table_files(path)]
+    homes = [folder.resolve()]
+    if not _table_files(homes[0]):
+        inner = [
+            path
+            for path in sorted(homes[0].iterdir())
+            if path.is_dir() and not path.name.startswith(".") and _table_files(path)
+        ]
         if not inner:
             raise ConfigError(
                 f"--from {folder}: there is no table in it, nor in the folders in it. Accepted is "
                 f"a file that ends in {', '.join(_TABLES)}, with one row a picture"
             )
-        home = inner[0].resolve()
-    files = _table_files(home)
-    if BIDS_TABLE in files:
-        table = _read(home, BIDS_TABLE)
-        return _describe(home, table, place=-1)
-    pictures = _pictures(home)
+        homes = [path.resolve() for path in inner]
+    first, *others = homes
+    if BIDS_TABLE in _table_files(first):
+        return _describe(first, _read(first, BIDS_TABLE), -1, None, others)
+    pictures = _pictures(first)
+    table, place = _table_of(first, pictures)
+    return _describe(first, table, place, pictures, others)
+
+
+def _table_of(home: Path, pictures: dict[str, list[PurePosixPath]]) -> tuple[_Table, int]:
+    """Table that names most pictures of a folder, and the place of the column that does.
+
+    Raises
+    ------
+    ConfigError
+        None names one.
+    """
     found = []
     faults = []
-    for name in files:
+    for name in _table_files(home):
         try:
             table = _read(home, name)
         except DataContractError as error:
@@ -139,13 +172,52 @@ def survey_folder(folder: Path) -> Survey:
     if not best[0]:
         columns = [f"{plain(t.name)}: columns {plain(', '.join(t.header))}" for _, t, _ in found]
         raise ConfigError(
-            f"--from {folder}: no column of a table names pictures that are there (got "
+            f"--from {home}: no column of a table names pictures that are there (got "
             f"{sum(map(len, pictures.values()))} pictures; {'; '.join([*columns, *faults])}). "
             f"Accepted are names of files that end in {', '.join(PICTURES)}, with or without the "
             "ending"
         )
-    _, table, place = best
-    return _describe(home, table, place, pictures)
+    return best[1], best[2]
+
+
+def _join(
+    table: _Table, others: list[Path]
+) -> tuple[_Table, dict[Path, SiteTable], dict[str, str]]:
+    """Append other hospitals' rows to a table.
+
+    Returns
+    -------
+    joined : _Table
+        With an empty cell for a column that a hospital lacks.
+    tables : dict of Path to SiteTable
+        By hospital.
+    apart : dict of str to str
+        Why a hospital's table cannot be read, by its name.
+    """
+    rows = list(table.content.rows)
+    tables: dict[Path, SiteTable] = {}
+    apart: dict[str, str] = {}
+    for home in others:
+        try:
+            one = read_site_table(
+                home,
+                table.name,
+                site=home.name,
+                required=(),
+                optional=table.header,
+                mapping=load_site_mapping(home, home.name),
+            )
+        except DataContractError as error:
+            apart[home.name] = str(error)
+            continue
+        at = {column: place for place, column in enumerate(one.columns)}
+        places = [at.get(column) for column in table.content.columns]
+        rows += [
+            (line, tuple("" if k is None else cells[k] for k in places)) for line, cells in one.rows
+        ]
+        tables[home] = one
+    joined = SiteTable(table.content.columns, tuple(rows), table.content.header)
+    return replace(table, content=joined), tables, apart
 
 
 def _table_files(folder: Path) -> list[str]:
@@ -213,29 +285,47 @@ def _file_column(table: _Table, pictures: dict[str, list[PurePosixPath]]) -> tup
 
 
 def _describe(
-    folder: Path,
+    first: Path,
     table: _Table,
     place: int,
-    pictures: dict[str, list[PurePosixPath]] | None = None,
+    pictures: dict[str, list[PurePosixPath]] | None,
+    others: list[Path],
 ) -> Survey:
     people = [c for c in table.header if normalise(c).startswith(_PEOPLE)]
     also = [c for c in table.header if normalise(c).startswith(_ALSO) and "id" in normalise(c)]
-    taken = {*people, *also, table.header[place] if place >= 0 else ""}
-    label, classes, missing = _label(table, taken)
-    where, suffix, channels, dark = "", "", 0, False
+    file = table.header[place] if place >= 0 else ""
+    joined, tables, apart = _join(table, others)
+    label, classes, missing = _label(joined, {*people, *also, file})
+    needed = {normalise(label), *([normalise(file)] if file else [])}
+    for home, one in tables.items():
+        if lacking := sorted(needed - set(one.columns)):
+            apart[home.name] = (
+                f"site '{home.name}': {plain(table.name)} has no column {', '.join(lacking)}. "
+                "Translate one of its own in site.toml"
+            )
+    where, suffix, looks = "", "", []
     if pictures is not None:
         cells = [cell for cell in table.column(place)[:_SAMPLE] if cell]
         located = [one for cell in cells if (one := _locate(cell, pictures))]
         where, suffix = Counter(located).most_common(1)[0][0]
-        paths = [Path(folder, where, cell + suffix) for cell in cells]
-        channels, dark = _open_some(paths, folder)
+        named = {first: cells}
+        for home, one in tables.items():
+            if home.name not in apart:
+                at = one.columns.index(normalise(file))
+                named[home] = [cells[at] for _, cells in one.rows[:_SAMPLE] if cells[at]]
+        looks = [
+            look
+            for home, files in named.items()
+            if (look := _open_some([home / where / (file + suffix) for file in files], home))
+        ]
     return Survey(
-        folder=folder,
+        folders=(first, *(home for home in tables if home.name not in apart)),
+        apart=apart,
         table=table.name,
         separator=table.separator,
         columns=table.header,
-        rows=len(table.content.rows),
-        file=table.header[place] if place >= 0 else "",
+        rows=len(joined.content.rows),
+        file=file,
         pictures="" if where == "." else where,
         suffix=suffix,
         label=label,
@@ -243,9 +333,19 @@ def _describe(
         missing=missing,
         person=people[0] if people else "",
         also=tuple(also),
-        channels=channels,
-        dark=dark,
+        channels=0 if pictures is None else max((channels for channels, _ in looks), default=3),
+        dark=bool(looks) and all(dark for _, dark in looks),
+        contrast=_contrast(first) if pictures is None else "",
     )
+
+
+def _contrast(folder: Path) -> str:
+    found: Counter[str] = Counter()
+    for pattern in ("sub-*/anat/*.nii*", "sub-*/ses-*/anat/*.nii*"):
+        for path in itertools.islice(folder.glob(pattern), _SAMPLE):
+            if entities := re.search(r"_([A-Za-z0-9]+)\.nii(\.gz)?$", path.name):
+                found[entities[1]] += 1
+    return "T1w" if not found or "T1w" in found else found.most_common(1)[0][0]
 
 
 def _label(table: _Table, taken: set[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -280,8 +380,8 @@ def _in_order(values: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(values))
 
 
-def _open_some(paths: list[Path], folder: Path) -> tuple[int, bool]:
-    """Channels of a few pictures, and whether they use a small part of their range."""
+def _open_some(paths: list[Path], folder: Path) -> tuple[int, bool] | None:
+    """Channels of a few pictures and whether they use a small part of their range, if one opens."""
     grey, brightest = True, 0
     opened = 0
     for path in paths[:: max(1, len(paths) // _OPENED)][:_OPENED]:
@@ -292,4 +392,4 @@ def _open_some(paths: list[Path], folder: Path) -> tuple[int, bool]:
         opened += 1
         grey = grey and bool(np.all(picture == picture[..., :1]))
         brightest = max(brightest, int(picture.max()))
-    return (1 if grey and opened else 3), bool(opened) and brightest < 64
+    return (1 if grey else 3, brightest < 64) if opened else None

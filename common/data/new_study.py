@@ -53,8 +53,8 @@ def study_text(name: str, survey: Survey) -> str:
     label = _quoted(survey.label)
     lines = [
         *_comment(
-            f"A study, written after a look at {survey.rows} rows of {plain(survey.table)} "
-            f"(separated by {survey.separator}), with the columns "
+            f"A study, written after a look at {survey.rows} rows of {plain(survey.table)}"
+            f"{_of_hospitals(survey)} (separated by {survey.separator}), with the columns "
             f"{plain(', '.join(survey.columns), 2000)}. What was found there is a guess: read it "
             "line by line, and change what is wrong. Lines that begin with # are comments; keys "
             "in them have the value that holds without them."
@@ -66,6 +66,7 @@ def study_text(name: str, survey: Survey) -> str:
         "",
         "[label]",
         *_key(Label, "column", label),
+        *(_key(Label, "aliases", '["gender"]', active=False) if survey.is_bids else ()),
         *_comment("The classes, in the order of their indices; or each with its spellings, as in:"),
         '# { none = ["0", "keine"], mild = ["1"] }',
         f"classes = {_list(survey.classes)}",
@@ -91,11 +92,16 @@ def study_text(name: str, survey: Survey) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _of_hospitals(survey: Survey) -> str:
+    return f" of {n} hospitals" if (n := len(survey.folders)) > 1 else ""
+
+
 def _images(survey: Survey) -> list[str]:
     if survey.is_bids:
         return [
             *_key(Images, "storage", '"bids"'),
             *_key(Images, "channels", "1"),
+            *_key(Images, "contrast", _quoted(survey.contrast)),
             *_key(Images, "view", '"volume"'),
             *_key(Images, "size", "48"),
         ]

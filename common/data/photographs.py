@@ -167,7 +167,7 @@ def load_photographs(
     study : Study
         Of view ``picture``.
     name : str
-        What the pictures are of: one cache is kept for each.
+        What the pictures are of, for messages: one cache is kept for each, and for each size.
     cache : Path
         Folder on the site's own disk.
     size : int
@@ -194,7 +194,8 @@ def load_photographs(
         lambda path: read(path, **settings, root=table.root, site=table.site).transpose(2, 0, 1),
         root=table.root,
         site=table.site,
-        name=f"{name} {settings['size']}",
+        name=name,
+        variant=str(settings["size"]),
         # Another version of the decoders may round otherwise.
         settings=json.dumps([PHOTOGRAPH_VERSION, PIL.__version__, settings, *version]),
         shape=(images.channels, settings["size"], settings["size"]),

@@ -66,7 +66,7 @@ def training_slices(subjects: int = SUBJECTS) -> np.ndarray:
             volume, affine = subject_volume(site, subject, SEED)
             cube = prepare_volume(volume, affine, image_size=SIZE)
             found.append(axial_slices(cube, HEIGHTS_MM))
-    return np.concatenate(found)[:, None]
+    return 2 * np.concatenate(found)[:, None] - 1
 
 
 def distort(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -130,9 +130,10 @@ def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteInde
     if not root.is_dir():
         raise DataContractError(site, "the data folder does not exist", where=plain(str(data_dir)))
     study = study or load_study("brain-sex")
-    header, rows = read_table(root, site, load_site_mapping(root, site))
+    mapping = load_site_mapping(root, site)
+    header, rows = read_table(root, site, mapping)
     column = label_column(header, site, study.label)
-    meaning = read_levels(root, site, column, study.label)
+    meaning = read_levels(root, site, column, study.label, mapping)
     folders = _folders(root, site)
     found: dict[str, Participant] = {}
     skipped: list[Skipped] = []

@@ -108,10 +108,13 @@ def label_column(header: list[str], site: str, label: Label) -> str:
     )
 
 
-def read_levels(root: Path, site: str, column: str, label: Label) -> dict[str, int]:
+def read_levels(
+    root: Path, site: str, column: str, label: Label, mapping: SiteMapping
+) -> dict[str, int]:
     """Codes of the label column that participants.json explains as a class, by their index.
 
-    Only the bare word is understood: what a longer description means would be a guess.
+    Only the bare word is understood: what a longer description means would be a guess. Columns and
+    codes are the site's own there too, and translated as those of participants.tsv.
 
     Raises
     ------
@@ -129,7 +132,7 @@ def read_levels(root: Path, site: str, column: str, label: Label) -> dict[str, i
             site, "participants.json is not JSON", got=plain(str(error))
         ) from error
     columns = sidecar.items() if isinstance(sidecar, dict) else ()
-    about = next((entry for name, entry in columns if normalise(name) == column), None)
+    about = next((entry for name, entry in columns if mapping.column(name) == column), None)
     levels = about.get("Levels") if isinstance(about, dict) else None
     meaning: dict[str, int] = {}
     for code, told in levels.items() if isinstance(levels, dict) else ():
@@ -137,7 +140,7 @@ def read_levels(root: Path, site: str, column: str, label: Label) -> dict[str, i
             told = told.get("Description", "")
         index = label.classes.index(str(told).strip().rstrip("."))
         if index is not None:
-            meaning[normalise(code)] = index
+            meaning[normalise(mapping.value(column, code))] = index
     return meaning
 
 

@@ -22,7 +22,7 @@ from common.settings import Settings
 from common.studies import vocabulary
 from common.studies.vocabulary import Vocabulary, normalise, read_texts, read_vocabulary
 
-LARGEST_FILE = 2**18  # bytes
+LARGEST_FILE = 2**16  # bytes: a run config holds the whole
 SITE = "site"  # among a generator's conditions: the hospital, which is no column
 HEIGHT = "height"  # and of a volume's axial slices, where each lies
 
@@ -365,20 +365,6 @@ def read_study(text: str) -> Study:
         return Study.from_mapping(tomllib.loads(text))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the study's text is not TOML: {error}") from None
-
-
-def study_text(study: str) -> str:
-    """Return a study as a run config holds it: a built-in name as it is, a file's whole text.
-
-    Raises
-    ------
-    ConfigError
-        As :func:`load_study`.
-    """
-    load_study(study)
-    if study in built_in_studies():
-        return study
-    return Path(study).expanduser().read_bytes().decode("utf-8-sig").rstrip() + "\n"
 
 
 def load_study(study: str | Path) -> Study:

@@ -4,7 +4,7 @@ From Python, in three lines::
 
     from common.training.gan_sampling import load_generator, sample
     generator, about = load_generator("out")
-    images = sample(generator, 64, {"sex": "F"}, truncation=0.7, seed=0)  # (64, 1, R, R)
+    images = sample(generator, 64, {"sex": "female"}, truncation=0.7, seed=0)  # (64, 1, R, R)
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def sample(
     generator : Generator
     count : int
     labels : mapping of str to str, optional
-        ``{"sex": "F"}``. A kind that is not named takes all its values in turn.
+        ``{"sex": "female"}``. A kind that is not named takes all its values in turn.
     truncation : float
         ψ of the truncation trick: 1 leaves w as it is, 0 gives the average picture.
     seed : int

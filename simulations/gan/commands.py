@@ -163,7 +163,7 @@ def generate(
     For example:
 
     - `fedscan generate gan --out pictures`
-    - `fedscan generate gan --count 16 --label F --truncation 0.7 --seed 1 --out women`
+    - `fedscan generate gan --count 16 --label female --truncation 0.7 --seed 1 --out women`
     - `fedscan generate gan --label sex=F --label site=north --nifti --out slices`
     """
     from simulations.gan.generate import GRID, Request, label_counts
@@ -239,7 +239,7 @@ def project(
 
     - `fedscan project gan picture.png --out projections`
     - `fedscan project gan pictures/picture-00000.png slice.nii.gz --space w+ --steps 500`
-    - `fedscan project gan ~/hospitals/north/sub-001/anat/sub-001_T1w.nii.gz --height 9 --label F`
+    - `fedscan project gan ~/north/sub-001/anat/sub-001_T1w.nii.gz --height 9 --label female`
     """
     from simulations.gan.project import Request, project_all
     from simulations.gan.tables import show_projections

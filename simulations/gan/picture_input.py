@@ -231,7 +231,7 @@ def _scan(path: Path, resolution: int, height_mm: float) -> np.ndarray:
     cube = prepare_volume(volume, affine, image_size=resolution)
     if not cube.any():
         raise _refuse(path, "no head can be told from the background")
-    picture = axial_slices(cube, [height_mm])
+    picture = 2 * axial_slices(cube, [height_mm]) - 1
     if picture.max() <= EMPTY:
         raise _refuse(
             path,
