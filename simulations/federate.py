@@ -113,8 +113,7 @@ def check_checkpoint(config: RunConfig, sites: int) -> None:
     import torch
 
     from common.imaging.bids import list_sites
-    from common.tasks.classification import build_model, warm_start
-    from common.tasks.task import Place
+    from common.tasks.task import Place, load_task
 
     cohort = (
         list_sites(Path(config.data.cohort_dir))
@@ -122,8 +121,9 @@ def check_checkpoint(config: RunConfig, sites: int) -> None:
         else phantom_cohort(config.study).subjects(sites)
     )
     place = Place("", tuple(sorted(cohort)), torch.device("cpu"))
+    task = load_task(config.task)
     try:
-        warm_start(build_model(config, place), config)
+        task.warm_start(task.build_model(config, place), config)
     except ConfigError:
         raise
     except FedscanError as error:
