@@ -588,6 +588,18 @@ def test_a_generator_of_pictures_has_the_studys_diagnoses_and_colours():
     assert generation.images_per_file(run) == 1
 
 
+def test_conditions_that_fedscan_makes_may_be_written_in_any_case():
+    text = """
+name = "own"
+images = { storage = "bids", channels = 1 }
+label = { column = "grade", classes = ["low", "high"] }
+generator = { conditions = ["grade", "Site", "HEIGHT"] }
+"""
+    run = read_run_config({"study": text, "task": "generation"})
+    labels = dict(generation_networks.architecture(run, SITES).labels)
+    assert labels["site"] == SITES and len(labels["height"]) == len(LEVELS_MM)
+
+
 def test_pictures_train_and_make_coloured_pictures_of_a_diagnosis(tmp_path):
     small = SMALL.replace(" label-kinds=sex,height,site", "")
     run = config(study="skin-lesions", gan_changes=small, local_steps=1)

@@ -256,7 +256,8 @@ class Generator(_Section):
     @field_validator("conditions", mode="before")
     @classmethod
     def _read_conditions(cls, value: object) -> object:
-        return read_texts(value)
+        made = (SITE, HEIGHT)  # by fedscan, which knows them under these names
+        return tuple(normalise(one) if normalise(one) in made else one for one in read_texts(value))
 
     @field_validator("values", mode="before")
     @classmethod
