@@ -80,7 +80,11 @@ def prepare_phantoms(study: str, sites: Sequence[str], *, quiet: bool = False) -
         Each site's folder.
     """
     cohort = phantom_cohort(study)
-    every = cohort.subjects(len(sites))
+    # Some of a cohort's hospitals, such as the third alone, are among those of a larger number.
+    every, count = cohort.subjects(len(sites)), len(sites)
+    while not set(sites) <= every.keys():
+        count += 1
+        every = cohort.subjects(count)
     subjects = {name: every[name] for name in sites}
     folders: dict[str, Path] = {}
     with console.steps(f"Making {cohort.what}", sum(subjects.values()), quiet=quiet) as bar:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -343,6 +344,23 @@ def test_the_hash_of_slices_needs_no_copy_of_them() -> None:
     tracemalloc.stop()
     assert found == expected.hexdigest()
     assert peak < images.nbytes / 4
+
+
+@pytest.mark.parametrize("names", [["west"], ["island", "south"], ["east", "north"]])
+def test_any_of_the_phantom_hospitals_can_be_chosen(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from common.data.phantoms.cohorts import phantom_cohort
+    from simulations import federate
+    from simulations.gan.sites import choose_sites, site_folders
+
+    def ensure(cache: Path, site: str, workers: int, progress: Callable[[int], None]) -> Path:
+        return tmp_path / site
+
+    cohort = replace(phantom_cohort("brain-sex"), ensure=ensure)
+    monkeypatch.setattr(federate, "phantom_cohort", lambda study: cohort)
+    folders = site_folders(None, choose_sites(None, names))
+    assert folders == {name: tmp_path / name for name in sorted(names)}
 
 
 def test_a_signal_is_noted_even_while_stderr_is_written_to(
