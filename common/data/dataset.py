@@ -211,6 +211,8 @@ def pool(sets: Sequence[Dataset]) -> Dataset:
 
 
 def _in_unit_range(stored: NDArray[Pixel]) -> NDArray[np.float32]:
-    """Images as they are stored, in [0, 1]."""
-    found = stored.astype(np.float32)
-    return found / np.float32(255) if stored.dtype == np.uint8 else found
+    """Images as they are stored, a copy of the caller's own, in [0, 1]."""
+    found = stored.astype(np.float32, copy=False)
+    if stored.dtype == np.uint8:
+        found /= np.float32(255)
+    return found
