@@ -101,7 +101,8 @@ def _random_images(config: RunConfig, sites: tuple[str, ...]) -> Any:
     shape: tuple[int, ...] = (study.images.channels, side, side) if pictures else (1, *[side] * 3)
     if config.task == "generation" or config.model.classifier in OF_SLICES:
         side = stylegan2(config).resolution
-        heights = heights_mm(config)  # of a classifier's stacks
+        # Of a classifier's stacks: a generator sees their slices one by one.
+        heights = heights_mm(config) if config.task == "classification" else ()
         shape = (1, len(heights), side, side) if heights else (study.images.channels, side, side)
     labels = np.arange(count) % len(classes)
     conditions = tuple(

@@ -80,7 +80,11 @@ def prepare_phantoms(study: str, sites: Sequence[str], *, quiet: bool = False) -
         Each site's folder.
     """
     cohort = phantom_cohort(study)
-    every = cohort.subjects(len(sites))
+    # Some of a cohort's hospitals, such as the third alone, are among those of a larger number.
+    every, count = cohort.subjects(len(sites)), len(sites)
+    while not set(sites) <= every.keys():
+        count += 1
+        every = cohort.subjects(count)
     subjects = {name: every[name] for name in sites}
     folders: dict[str, Path] = {}
     with console.steps(f"Making {cohort.what}", sum(subjects.values()), quiet=quiet) as bar:
@@ -113,8 +117,7 @@ def check_checkpoint(config: RunConfig, sites: int) -> None:
     import torch
 
     from common.imaging.bids import list_sites
-    from common.tasks.classification import build_model, warm_start
-    from common.tasks.task import Place
+    from common.tasks.task import Place, load_task
 
     cohort = (
         list_sites(Path(config.data.cohort_dir))
@@ -122,8 +125,9 @@ def check_checkpoint(config: RunConfig, sites: int) -> None:
         else phantom_cohort(config.study).subjects(sites)
     )
     place = Place("", tuple(sorted(cohort)), torch.device("cpu"))
+    task = load_task(config.task)
     try:
-        warm_start(build_model(config, place), config)
+        task.warm_start(task.build_model(config, place), config)
     except ConfigError:
         raise
     except FedscanError as error:

@@ -83,10 +83,16 @@ def task_identity() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def golden_dir(request: pytest.FixtureRequest) -> Path:
+def golden_folder() -> Path:
     """Folder of reference numbers that the golden tests reproduce."""
-    return request.config.getoption("--golden")
+    default = Path(__file__).parent / "golden" / "stylegan2-ada"
+    return Path(os.environ.get("FEDSCAN_GOLDEN", "") or default)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """As :func:`golden_folder`."""
+    return golden_folder()
 
 
 @pytest.hookimpl(tryfirst=True)

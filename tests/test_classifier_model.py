@@ -7,29 +7,34 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import dataset
 from torch import nn
 
-from common.imaging.prepare import ImageSet
+from common.data.dataset import Dataset
 from common.models.classifier import (
-    CLASSES,
     CLIP_SD,
     HEAD,
     SmallClassifier,
     StandardizeHead,
     build_classifier,
 )
+from common.studies.study import read_study
 from common.training.classifier import predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
+STUDY = read_study("brain-sex")
+CLASSES = 3
 NAMES = ["small", "efficientnet-b2"]
+SMALL = {"image_size": 16, "classes": CLASSES, "seed": 0}
+OF_TWO = SMALL | {"classes": 2}
 standardize = StandardizeHead()
 
 
 @pytest.fixture(scope="module")
 def efficientnet():
-    return build_classifier("efficientnet-b2", image_size=16, seed=0)
+    return build_classifier("efficientnet-b2", **SMALL)
 
 
 def heads(count: int = 2, side: int = 12, seed: int = 0) -> torch.Tensor:
@@ -117,8 +122,8 @@ def test_input_is_left_alone_and_nothing_is_learned():
 
 @pytest.mark.parametrize("size", [16, 17, 18, 19, 20, 31, 48, 128])
 def test_small_network_takes_every_size_and_its_head_sees_no_more_of_large_ones(size):
-    model = SmallClassifier(size)
-    assert model.head.in_features == SmallClassifier(16).head.in_features
+    model = SmallClassifier(size, CLASSES)
+    assert model.head.in_features == SmallClassifier(16, CLASSES).head.in_features
     logits = model(torch.rand(3, 1, size, size, size))
     assert logits.shape == (3, CLASSES)
     assert torch.isfinite(logits).all()
@@ -136,7 +141,7 @@ def test_efficientnet_takes_small_sizes(efficientnet, size):
 @pytest.mark.parametrize("name", NAMES)
 def test_state_can_be_averaged(name, efficientnet):
     """No statistics of a batch, and no integers, which a weighted average makes into fractions."""
-    model = efficientnet if name == "efficientnet-b2" else SmallClassifier(16)
+    model = efficientnet if name == "efficientnet-b2" else SmallClassifier(16, CLASSES)
     assert not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
     assert list(model.buffers()) == []
@@ -153,12 +158,9 @@ def test_prediction_depends_on_no_neighbour(name, efficientnet):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-SMALL = {"image_size": 16, "seed": 0}
-
-
 def test_seed_decides_the_weights():
     one, same = build_classifier("small", **SMALL), build_classifier("small", **SMALL)
-    other = build_classifier("small", image_size=16, seed=1)
+    other = build_classifier("small", **SMALL | {"seed": 1})
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, same.state_dict()[name])
     assert not torch.equal(one.head.weight, other.head.weight)
@@ -189,39 +191,52 @@ def test_unknown_name_is_refused():
 # Prediction
 
 
-def image_set(images: torch.Tensor) -> ImageSet:
-    count = len(images)
-    labels = np.arange(count, dtype=np.int64) % 2
-    return ImageSet(images[:, 0].numpy(), labels, tuple(map(str, range(count))))
+def images_of(images: torch.Tensor) -> Dataset:
+    return dataset(images.numpy())
+
+
+def predicted(model: nn.Module, images: torch.Tensor) -> np.ndarray:
+    return predict(model, images_of(images), STUDY, CPU)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mirrored_scans_get_the_same_prediction(name, efficientnet):
     model = efficientnet if name == "efficientnet-b2" else build_classifier(name, **SMALL)
     images = heads(4, side=16)
-    straight, mirrored = image_set(images), image_set(images.flip(2))
-    np.testing.assert_array_equal(predict(model, straight, CPU), predict(model, mirrored, CPU))
+    np.testing.assert_array_equal(predicted(model, images), predicted(model, images.flip(2)))
     model.eval()
     with torch.no_grad():  # which the network alone does not give
         assert not torch.allclose(model(images), model(images.flip(2)), atol=1e-6)
 
 
-def test_prediction_is_in_the_order_of_the_data_however_many():
-    model, images = build_classifier("small", **SMALL), heads(70, side=16)
-    together = predict(model, image_set(images), CPU)
-    alone = [predict(model, image_set(image[None]), CPU)[0] for image in images]
-    assert together.shape == (70,)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_prediction_is_in_the_order_of_the_data_however_many(classes):
+    """Probabilities of all classes; of two, that of the second, which says all."""
+    model, images = build_classifier("small", **SMALL | {"classes": classes}), heads(70, side=16)
+    together = predicted(model, images)
+    alone = np.concatenate([predicted(model, image[None]) for image in images])
+    assert together.shape == ((70,) if classes == 2 else (70, classes))
     assert together.dtype == np.float64
     assert ((together > 0) & (together < 1)).all()
+    if classes > 2:
+        np.testing.assert_allclose(together.sum(1), 1)
     np.testing.assert_allclose(together, alone, atol=1e-6)
-    assert len(set(np.round(together, 9))) > 60  # images that look alike would prove nothing
+    # Images that look alike would prove nothing.
+    assert len(set(np.round(together.reshape(70, -1)[:, 0], 9))) > 60
+
+
+def test_prediction_of_two_classes_is_the_softmax_of_the_second():
+    model, images = build_classifier("small", **OF_TWO), heads(4, side=16)
+    with torch.no_grad():
+        views = [model(one).double().softmax(1)[:, 1] for one in (images, images.flip(2))]
+    np.testing.assert_allclose(predicted(model, images), sum(views) / 2, atol=1e-12)
 
 
 def test_prediction_leaves_weights_and_data_alone():
-    model, data = build_classifier("small", **SMALL), image_set(heads(3, side=16))
+    model, data = build_classifier("small", **SMALL), images_of(heads(3, side=16))
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    images = data.images.copy()
-    predict(model, data, CPU)
-    np.testing.assert_array_equal(data.images, images)
+    images = data.images()
+    predict(model, data, STUDY, CPU)
+    np.testing.assert_array_equal(data.images(), images)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, weights[name])

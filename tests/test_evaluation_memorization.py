@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import dataset
 from tiny_gan import TINY
 
 from common.evaluation.memorization import (
@@ -18,7 +19,6 @@ from common.evaluation.memorization import (
     strongest,
     write_look_alikes,
 )
-from common.imaging.slices import SliceSet
 from common.training.gan import GanTraining, fit
 from common.training.gan_sampling import sample_rows
 
@@ -199,11 +199,11 @@ def overtrained() -> tuple[np.ndarray, np.ndarray]:
     """Four pictures and 48 of a generator that saw nothing else, each under a label of its own."""
     few = patterns(4, seed=0)
     labels = tuple({"site": name} for name in "abcd")
-    data = SliceSet(few, labels, tuple("abcd"), np.zeros(4))
+    data = dataset((few + 1) / 2, conditions=labels)
     config = TINY.with_changes(
         {
             **{"label-kinds": "site", "mirror": False, "augment": "off", "r1-gamma": 0.01},
-            **{"path-weight": 0.0, "style-mixing": 0.0, "ema-kimg": 0.5, "training.batch-size": 8},
+            **{"path-weight": 0.0, "style-mixing": 0.0, "ema-kimg": 0.5, "batch-size": 8},
             **{"generator-learning-rate": 0.01, "discriminator-learning-rate": 0.01},
             **{"channel-base": 256, "log-every": 1000},
         }

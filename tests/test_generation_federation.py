@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_server_rounds import InProcessGrid, clients
+from tiny import run_config
 
 from clients import local
 from clients.state import SiteState
@@ -17,12 +18,14 @@ from common import messages
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.messages import EVALUATE, TRAIN
-from common.tasks.task import Place, generation, generation_quality
+from common.tasks import generation_quality
+from common.tasks.task import Place, load_task
 from common.transport import received, to_keep
 from server.rounds import federate
 
 pytestmark = pytest.mark.usefixtures("in_simulation", "task_identity")
 GAN = "resolution=16 channel-max=8 z-dim=8 w-dim=8 ada-interval=1 label-kinds=sex,height,site"
+generation = load_task("generation")
 SITES = ("island", "north")
 
 
@@ -44,7 +47,7 @@ def places(monkeypatch, session_cache, tmp_path):
     monkeypatch.setattr(generation_quality, "_extractor", lambda name: pixels)
 
 
-def run_config(folder: Path, cohort: Path, **changes) -> RunConfig:
+def of(folder: Path, cohort: Path, **changes) -> RunConfig:
     values = {
         "task": "generation",
         "model.gan-changes": GAN,
@@ -54,9 +57,9 @@ def run_config(folder: Path, cohort: Path, **changes) -> RunConfig:
         "run.evaluate-every": 1,
         "data.cohort-dir": str(cohort),
         "run.output-dir": str(folder),
-        "device": "cpu",
+        "run.device": "cpu",
     }
-    return RunConfig.from_flower(values | {k.replace("_", "-"): v for k, v in changes.items()})
+    return run_config(values, **changes)
 
 
 def federated(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[InProcessGrid, dict]:
@@ -81,7 +84,7 @@ def federated(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[InPro
 def test_private_state_never_is_in_a_message(
     share, transport, tiny_cohort, tmp_path, monkeypatch
 ) -> None:
-    config = run_config(tmp_path / "runs", tiny_cohort, share=share, transport=transport)
+    config = of(tmp_path / "runs", tiny_cohort, share=share, transport=transport)
     grid, kept = federated(config, monkeypatch)
     assert sorted(kept) == list(SITES)
     place = Place("server", SITES, torch.device("cpu"))
@@ -124,7 +127,7 @@ def test_private_state_never_is_in_a_message(
 def test_the_run_leaves_its_results_and_the_sites_keep_theirs(
     tiny_cohort, tmp_path, monkeypatch
 ) -> None:
-    config = run_config(tmp_path / "runs", tiny_cohort)
+    config = of(tmp_path / "runs", tiny_cohort)
     federated(config, monkeypatch)
     folder = tmp_path / "runs" / "run"
     summary = json.loads((folder / "summary.json").read_text())
@@ -147,7 +150,7 @@ def order(kind: str, **changes) -> messages.Message:
     "sites", [(), ("north",), ("island", "island"), ("island", "../north"), ("island",) * 3]
 )
 def test_a_list_of_sites_that_cannot_be_is_refused(sites, tiny_cohort, tmp_path) -> None:
-    config = run_config(tmp_path, tiny_cohort)
+    config = of(tmp_path, tiny_cohort)
     _, contexts = clients([{"partition-id": 0, "num-partitions": 2}], config)
     place = Place("server", SITES, torch.device("cpu"))
     state = generation.shared_state(generation.build_model(config, place), config)
@@ -158,7 +161,7 @@ def test_a_list_of_sites_that_cannot_be_is_refused(sites, tiny_cohort, tmp_path)
 
 
 def test_a_model_is_judged_on_validation_and_test_scans_only(tiny_cohort, tmp_path) -> None:
-    config = run_config(tmp_path, tiny_cohort)
+    config = of(tmp_path, tiny_cohort)
     _, contexts = clients([{"partition-id": 0, "num-partitions": 2}], config)
     with pytest.raises(ConfigError, match="'val' or 'test'"):
         local.Workplace(contexts[0]).evaluate(order(EVALUATE, split="train"))
@@ -167,7 +170,7 @@ def test_a_model_is_judged_on_validation_and_test_scans_only(tiny_cohort, tmp_pa
 def test_the_servers_word_opens_no_file_of_an_extractor_at_a_hospital(
     tiny_cohort, tmp_path
 ) -> None:
-    config = run_config(tmp_path, tiny_cohort, extractor="/somewhere/program.pt", cohort_dir="")
+    config = of(tmp_path, tiny_cohort, extractor="/somewhere/program.pt", cohort_dir="")
     node = {"site": "north", "data-dir": str(tiny_cohort / "north")}
     _, contexts = clients([node, {**node, "extractor": "/own/network.pt"}], config)
     with pytest.raises(ConfigError, match="name it when you start the SuperNode"):

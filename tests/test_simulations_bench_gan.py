@@ -39,7 +39,7 @@ def test_figures_follow_from_each_other() -> None:
 def test_networks_are_conditioned_on_two_labels_of_which_the_pictures_have_both() -> None:
     config = bench_gan._config(Case(TINY, "float32", "cpu", 1, 1))
     architecture = config.architecture(bench_gan.LABELS)
-    rows = bench_gan._pictures(config).labels
+    rows = bench_gan._pictures(config).conditions
     assert encode_labels(architecture, rows).sum(0).tolist() == [8.0, 8.0]
 
 

@@ -13,38 +13,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import dataset, run_config
 from torch import Tensor, nn
 
 from common.checkpoints import load_model
 from common.config.run_config import RunConfig
+from common.data.dataset import Dataset
 from common.errors import FedscanError
-from common.imaging.prepare import ImageSet
 from common.predictions import save_predictions
-from common.tasks.classification import (
-    build_model,
-    evaluate,
-    first_release,
-    fit,
-    ids,
-    judge,
-    load_shared,
-    participants,
-    pool,
-    release,
-    roster,
-    save,
-    score,
-    shared_state,
-    summary,
-    survey,
-)
-from common.tasks.task import Evaluation, Fit, Place, Task, load_task
+from common.studies.study import read_study
+from common.tasks.classification import score
+from common.tasks.task import Evaluation, Fit, Place, load_task, roster, survey
 from common.training import classifier_augment
 from common.training.classifier import MOMENTS, _Batches, cosine, predict
 from common.training.classifier_augment import SHIFT_VOXELS, augment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+classification = load_task("classification")
+STUDY = read_study("brain-sex")
 CPU = torch.device("cpu")
 SITES = ("island", "north")
 NORTH, ISLAND = (Place(site, SITES, CPU) for site in ("north", "island"))
@@ -58,28 +45,28 @@ TINY = {
 }
 
 
-def make_images(count: int, seed: int, *, blob: bool = True, men: float = 0.5) -> ImageSet:
+def make_images(count: int, seed: int, *, blob: bool = True, men: float = 0.5) -> Dataset:
     """Noisy cubes in air; with ``blob``, a bright place in the lower half tells class 1."""
     rng = np.random.default_rng(seed)
     labels = (np.arange(count) < round(men * count)).astype(np.int64)
-    images = np.zeros((count, SIDE, SIDE, SIDE), dtype=np.float32)
-    images[:, 2:-2, 2:-2, 2:-2] = rng.uniform(0.3, 0.6, (count, 12, 12, 12))
+    images = np.zeros((count, 1, SIDE, SIDE, SIDE), dtype=np.float32)
+    images[..., 2:-2, 2:-2, 2:-2] = rng.uniform(0.3, 0.6, (count, 1, 12, 12, 12))
     if blob:
-        images[labels == 1, 5:11, 5:11, 3:7] += 0.3
-    return ImageSet(images, labels, tuple(f"sub-{i:03d}" for i in range(count)))
+        images[labels == 1, :, 5:11, 5:11, 3:7] += 0.3
+    return dataset(images, labels)
 
 
 @pytest.fixture(scope="module")
-def data() -> ImageSet:
+def data() -> Dataset:
     return make_images(12, seed=0)
 
 
 def config(**changes) -> RunConfig:
-    return RunConfig.from_flower(TINY | {k.replace("_", "-"): v for k, v in changes.items()})
+    return run_config(TINY, **changes)
 
 
 def train(
-    data: ImageSet,
+    data: Dataset,
     run: RunConfig | None = None,
     *,
     model: nn.Module | None = None,
@@ -88,8 +75,10 @@ def train(
     private: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Fit]:
     run = run or config()
-    model = model or build_model(run)
-    done = fit(model, data, run, place=place, round_number=round_number, private=private or {})
+    model = model or classification.build_model(run)
+    done = classification.fit(
+        model, data, run, place=place, round_number=round_number, private=private or {}
+    )
     return {name: weight.clone() for name, weight in model.state_dict().items()}, done
 
 
@@ -98,30 +87,27 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
-# A task is found by its name
-
-
-def test_task_of_the_configuration_has_every_function():
-    task = load_task(config().task)
-    functions = [name for name in vars(Task) if not name.startswith("_")]
-    assert {"build_model", "shared_state", "load_split", "fit", "evaluate"} <= set(functions)
-    for name in functions:
-        assert callable(getattr(task, name)), name
+# What is shared
 
 
 def test_initial_weights_are_the_runs_and_shared_whole():
-    model = build_model(config(seed=5))
-    assert same(model.state_dict(), build_model(config(seed=5, local_steps=3)).state_dict())
-    assert not same(model.state_dict(), build_model(config(seed=6)).state_dict())
-    assert same(build_model(config(seed=5), ISLAND).state_dict(), model.state_dict())
-    assert same(shared_state(model, config()), model.state_dict())
-    assert same(first_release(model), model.state_dict())
+    model = classification.build_model(config(seed=5))
+    assert same(
+        model.state_dict(), classification.build_model(config(seed=5, local_steps=3)).state_dict()
+    )
+    assert not same(model.state_dict(), classification.build_model(config(seed=6)).state_dict())
+    assert same(classification.build_model(config(seed=5), ISLAND).state_dict(), model.state_dict())
+    assert same(classification.shared_state(model, config()), model.state_dict())
+    assert same(classification.first_release(model, config()), model.state_dict())
 
 
 def test_shared_state_is_a_copy_and_is_taken_over_whole_or_not_at_all():
-    model, other = build_model(config(seed=5)), build_model(config(seed=6))
-    shared = shared_state(model, config())
-    load_shared(other, shared)
+    model, other = (
+        classification.build_model(config(seed=5)),
+        classification.build_model(config(seed=6)),
+    )
+    shared = classification.shared_state(model, config())
+    classification.load_shared(other, shared)
     assert same(other.state_dict(), model.state_dict())
     before = {name: weight.clone() for name, weight in shared.items()}
     with torch.no_grad():
@@ -131,12 +117,15 @@ def test_shared_state_is_a_copy_and_is_taken_over_whole_or_not_at_all():
     name, *_ = shared
     for broken in ({k: v for k, v in shared.items() if k != name}, shared | {"more": shared[name]}):
         with pytest.raises(RuntimeError):
-            load_shared(other, broken)
+            classification.load_shared(other, broken)
 
 
 def test_average_of_a_round_is_released_as_it_is():
-    before, average = (shared_state(build_model(config(seed=seed))) for seed in (1, 2))
-    released = release(before, average, config(), round_number=2, participants=3)
+    before, average = (
+        classification.shared_state(classification.build_model(config(seed=seed)))
+        for seed in (1, 2)
+    )
+    released = classification.release(before, average, config(), round_number=2, participants=3)
     assert same(released, average)
 
 
@@ -144,27 +133,27 @@ def test_average_of_a_round_is_released_as_it_is():
 
 
 def test_training_learns_what_tells_the_classes_apart(data):
-    run = config(local_steps=5, num_server_rounds=16)
-    model, unseen = build_model(run), make_images(20, seed=9)
-    before = score(unseen, predict(model, unseen, CPU))
+    run = config(local_steps=5, rounds=16)
+    model, unseen = classification.build_model(run), make_images(20, seed=9)
+    before = score(STUDY, unseen.labels, predict(model, unseen, STUDY, CPU))
     _, early = train(data, run, model=model)
     private, losses = early.private, []
     for number in range(2, 17):
         _, late = train(data, run, model=model, round_number=number, private=private)
         private = late.private
         losses.append(late.metrics["loss"])
-    after = score(unseen, predict(model, unseen, CPU))
+    after = score(STUDY, unseen.labels, predict(model, unseen, STUDY, CPU))
     assert np.mean(losses) < early.metrics["loss"]
     assert after["loss"] < 0.5 * before["loss"]
     assert after["balanced_accuracy"] > 0.9
 
 
 def test_fit_reports_the_images_it_saw_and_leaves_the_data_alone(data):
-    images, labels = data.images.copy(), data.labels.copy()
+    images, labels = data.images(), data.labels.copy()
     _, done = train(data, config(local_steps=7))
     assert done.metrics.keys() == {"loss", "images-seen"}
     assert done.metrics["images-seen"] == 7 * 4
-    np.testing.assert_array_equal(data.images, images)
+    np.testing.assert_array_equal(data.images(), images)
     np.testing.assert_array_equal(data.labels, labels)
 
 
@@ -177,12 +166,12 @@ def test_batch_may_be_larger_than_the_data(data):
 
 
 def test_same_seed_is_the_same_bits_and_another_seed_is_not(data):
-    start = shared_state(build_model(config()))
+    start = classification.shared_state(classification.build_model(config()))
 
     def from_start(seed: int = 1, place: Place = NORTH, round_number: int = 1):
-        model = build_model(config())
-        load_shared(model, start)
-        run = config(seed=seed, num_server_rounds=10**5)  # rounds differ little by the schedule
+        model = classification.build_model(config())
+        classification.load_shared(model, start)
+        run = config(seed=seed, rounds=10**5)  # rounds differ little by the schedule
         return train(data, run, model=model, place=place, round_number=round_number)
 
     one, fit_one = from_start()
@@ -233,7 +222,7 @@ def test_steps_count_on_and_private_state_changes_the_result(data):
     start, first = train(data, run)
 
     def resume(private):
-        model = build_model(run)
+        model = classification.build_model(run)
         model.load_state_dict(start)
         return train(data, run, model=model, private=private, round_number=2)
 
@@ -247,7 +236,7 @@ def test_steps_count_on_and_private_state_changes_the_result(data):
 def test_two_calls_are_one_long_call_where_batches_do_not_matter(data):
     """What a fit draws anew is batches and augmentation; moments and schedule go on."""
     run = config(batch_size=12)
-    long = config(batch_size=12, local_steps=20, num_server_rounds=1)
+    long = config(batch_size=12, local_steps=20, rounds=1)
     together, parted = (
         KnowsOnlyFrequency(torch.tensor([0.3, -0.2])),
         KnowsOnlyFrequency(torch.tensor([0.3, -0.2])),
@@ -291,9 +280,9 @@ def test_rounds_follow_one_schedule(data, monkeypatch):
     run = config()
     train(data, run)
     train(data, run, round_number=2)
-    assert rates == [run.learning_rate * cosine(step, 20) for step in range(20)]
+    assert rates == [run.training.learning_rate * cosine(step, 20) for step in range(20)]
     assert all(later < earlier for earlier, later in pairwise(rates))
-    assert rates[-1] < 0.01 * run.learning_rate
+    assert rates[-1] < 0.01 * run.training.learning_rate
 
 
 # The mix of classes
@@ -316,13 +305,13 @@ def learnt_frequency(men: float, batch_size: int) -> float:
         batch_size=batch_size,
         learning_rate=0.02,
         weight_decay=0,
-        num_server_rounds=1,
+        rounds=1,
         local_steps=400,
     )
-    noise = np.zeros((40, 2, 2, 2), dtype=np.float32)
+    noise = np.zeros((40, 1, 2, 2, 2), dtype=np.float32)
     labels = (np.arange(40) < 40 * men).astype(np.int64)
     model = KnowsOnlyFrequency()
-    train(ImageSet(noise, labels, ("",) * 40), run, model=model)
+    train(dataset(noise, labels), run, model=model)
     return float(model.bias.detach().softmax(0)[1])
 
 
@@ -339,10 +328,10 @@ def test_mix_of_classes_is_no_prior_with_small_batches(men, batch_size):
 
 
 def test_network_on_noise_has_no_preference_for_the_larger_class():
-    run = config(batch_size=16, learning_rate=1e-3, local_steps=20, num_server_rounds=1)
-    model, noise = build_model(run), make_images(40, seed=1, blob=False, men=0.9)
+    run = config(batch_size=16, learning_rate=1e-3, local_steps=20, rounds=1)
+    model, noise = classification.build_model(run), make_images(40, seed=1, blob=False, men=0.9)
     train(noise, run, model=model)
-    fresh = predict(model, make_images(40, seed=2, blob=False), CPU)
+    fresh = predict(model, make_images(40, seed=2, blob=False), STUDY, CPU)
     assert fresh.mean() == pytest.approx(0.5, abs=0.1)
 
 
@@ -355,19 +344,16 @@ def test_site_with_one_class_can_train():
 # FedProx
 
 
-def moved(data: ImageSet, run: RunConfig) -> float:
-    start = build_model(run).state_dict()
+def moved(data: Dataset, run: RunConfig) -> float:
+    start = classification.build_model(run).state_dict()
     weights, _ = train(data, run)
     return math.sqrt(sum(float((w - start[n]).square().sum()) for n, w in weights.items()))
 
 
 def test_pull_towards_the_start_keeps_the_weights_near_it(data):
-    one_round = {"weight_decay": 0, "local_steps": 20, "num_server_rounds": 1}
+    one_round = {"weight_decay": 0, "local_steps": 20, "rounds": 1}
     free = moved(data, config(**one_round))
-    leashed = [
-        moved(data, config(strategy="fedprox", proximal_mu=mu, **one_round))
-        for mu in (1e-6, 1.0, 1e4)
-    ]
+    leashed = [moved(data, config(name="fedprox", mu=mu, **one_round)) for mu in (1e-6, 1.0, 1e4)]
     assert leashed[0] == pytest.approx(free, rel=1e-2)
     assert leashed[2] < leashed[1] < leashed[0]
     assert leashed[2] < 0.2 * free
@@ -379,8 +365,8 @@ def test_proximal_term_is_half_mu_times_squared_distance(data):
 
     def loss_after(steps: int) -> tuple[float, Tensor]:
         model = KnowsOnlyFrequency(start)
-        length = {"local_steps": steps, "num_server_rounds": 20 // steps}  # of one schedule
-        run = config(strategy="fedprox", proximal_mu=50.0, batch_size=12, **length)
+        length = {"local_steps": steps, "rounds": 20 // steps}  # of one schedule
+        run = config(name="fedprox", mu=50.0, batch_size=12, **length)
         _, done = train(data, run, model=model)
         return done.metrics["loss"], model.bias.detach()
 
@@ -399,15 +385,15 @@ def test_proximal_term_is_half_mu_times_squared_distance(data):
 
 
 def test_images_that_are_not_numbers_end_the_fit(data):
-    broken = ImageSet(np.full_like(data.images, np.nan), data.labels, data.ids)
+    broken = dataset(np.full_like(data.images(), np.nan), data.labels)
     with pytest.raises(FloatingPointError, match="diverged"):
         train(broken, config(local_steps=1))
 
 
 def test_learning_rate_that_explodes_ends_the_fit(data):
-    run = config(learning_rate=10, weight_decay=10, local_steps=40, num_server_rounds=1)
-    with pytest.raises(FloatingPointError, match="lower learning-rate"):
-        train(data, run, model=build_model(run))
+    run = config(learning_rate=10, weight_decay=10, local_steps=40, rounds=1)
+    with pytest.raises(FloatingPointError, match=r"lower training\.learning-rate"):
+        train(data, run, model=classification.build_model(run))
 
 
 # Batches
@@ -439,7 +425,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def images(data) -> Tensor:
-    return torch.from_numpy(data.images).unsqueeze(1)
+    return torch.from_numpy(data.images())
 
 
 def test_augmentation_keeps_shape_range_and_its_input(images):
@@ -524,22 +510,28 @@ def test_evaluation_is_the_score_of_the_split_that_was_asked_for(data, tmp_path)
     released, _ = train(data, run)
     asked: list[str] = []
 
-    def load(split: str) -> ImageSet:
+    def load(split: str) -> Dataset:
         asked.append(split)
         return unseen
 
-    found = evaluate(released, load, "val", run, place=NORTH)
-    model = build_model(run)
-    load_shared(model, released)
-    predictions = predict(model, unseen, CPU)
+    found = classification.evaluate(released, load, "val", run, place=NORTH)
+    model = classification.build_model(run)
+    classification.load_shared(model, released)
+    predictions = predict(model, unseen, STUDY, CPU)
     assert asked == ["val"]
     fewest = int(np.bincount(unseen.labels).min())
-    assert found == Evaluation(20, score(unseen, predictions), people=20, fewest=fewest)
+    assert found == Evaluation(
+        20, score(STUDY, unseen.labels, predictions), people=20, fewest=fewest
+    )
     assert not found.statistics
     assert not found.words
-    assert evaluate(released, load, "test", run, place=NORTH, records=tmp_path / "run") == found
+    assert (
+        classification.evaluate(released, load, "test", run, place=NORTH, records=tmp_path / "run")
+        == found
+    )
     (written,) = tmp_path.rglob("*.*")
-    save_predictions(tmp_path / "expected", unseen.labels, predictions)
+    classes = STUDY.label.classes.names
+    save_predictions(tmp_path / "expected", unseen.labels, predictions, unseen.persons, classes)
     assert written == tmp_path / "run" / "predictions.csv"
     assert written.read_bytes() == (tmp_path / "expected").read_bytes()
 
@@ -554,35 +546,42 @@ def evaluations(sites: list[tuple[float, int]]) -> dict[str, Evaluation]:
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 99)), min_size=1, max_size=6))
 def test_loss_of_all_sites_is_the_mean_over_scans(sites):
     every_scan = np.repeat([loss for loss, _ in sites], [n for _, n in sites])
-    assert judge(evaluations(sites), config()).loss == pytest.approx(every_scan.mean(), abs=1e-9)
+    assert classification.judge(evaluations(sites), config()).loss == pytest.approx(
+        every_scan.mean(), abs=1e-9
+    )
 
 
 def test_verdict_names_every_site_and_has_no_metric_of_the_whole():
-    verdict = judge(evaluations([(0.5, 1), (0.1, 3)]), config())
+    verdict = classification.judge(evaluations([(0.5, 1), (0.1, 3)]), config())
     assert verdict.words == "validation loss 0.200, balanced accuracy 0 0.62, 1 0.62"
     assert verdict.whole == {}
-    assert math.isnan(judge(evaluations([(float("nan"), 1), (0.1, 3)]), config()).loss)
+    assert math.isnan(
+        classification.judge(evaluations([(float("nan"), 1), (0.1, 3)]), config()).loss
+    )
 
 
 def test_site_that_does_not_report_what_rounds_are_chosen_by_is_named():
     found = evaluations([(0.5, 1), (0.1, 3)])
     del found["1"].metrics["loss"]
     with pytest.raises(FedscanError, match=r"site '1': .* does not report its loss"):
-        judge(found, config())
+        classification.judge(found, config())
 
 
 def test_site_that_withholds_measures_of_classes_still_counts():
     found = evaluations([(0.5, 1), (0.1, 3)])
     del found["1"].metrics["balanced_accuracy"]
-    assert judge(found, config()).words == "validation loss 0.200, balanced accuracy 0 0.62"
+    assert (
+        classification.judge(found, config()).words
+        == "validation loss 0.200, balanced accuracy 0 0.62"
+    )
     del found["0"].metrics["balanced_accuracy"]
-    assert judge(found, config()).words == "validation loss 0.200"
+    assert classification.judge(found, config()).words == "validation loss 0.200"
 
 
 def test_roster_is_everybody_with_label_and_split(tiny_cohort):
-    found = roster("north", tiny_cohort / "north")
+    found = roster("north", tiny_cohort / "north", config())
     assert len(found) == len({name for name, _, _ in found}) == 12
-    counts = survey("north", tiny_cohort / "north")
+    counts = survey("north", tiny_cohort / "north", config())
     splits = [split for _, _, split in found]
     assert {f"n_{s}": splits.count(s) for s in set(splits)} | {"left_out": 0} == counts
     assert {label for _, label, _ in found} == {0, 1}
@@ -590,29 +589,19 @@ def test_roster_is_everybody_with_label_and_split(tiny_cohort):
 
 def test_summary_has_each_sites_metrics_and_nothing_of_the_whole():
     found = evaluations([(0.5, 1), (0.1, 3)])
-    verdict, fits = judge(found, config()), {"0": {"loss": 9.0}, "1": {"loss": 9.0}}
-    whole, sites = summary(found, verdict, fits, config(), round_number=1)
+    verdict, fits = classification.judge(found, config()), {"0": {"loss": 9.0}, "1": {"loss": 9.0}}
+    whole, sites = classification.summary(found, verdict, fits, config(), round_number=1)
     assert whole == {}
     assert sites == {site: {"n_test": one.count, **one.metrics} for site, one in found.items()}
     sites["0"]["loss"] = 7.0
     assert found["0"].metrics["loss"] == 0.5
 
 
-def test_pool_holds_every_scan_once_in_the_order_given(data):
-    other = make_images(5, seed=3)
-    both = pool([data, other])
-    assert participants(both) == participants(data) + participants(other) == 17
-    assert ids(both) == ids(data) + ids(other)
-    np.testing.assert_array_equal(both.images, np.concatenate([data.images, other.images]))
-    np.testing.assert_array_equal(both.labels, np.concatenate([data.labels, other.labels]))
-    assert both.ids == data.ids + other.ids
-
-
 def test_what_is_saved_is_the_released_state_and_how_to_build_it(data, tmp_path: Path):
     released, _ = train(data)
     shared = {name: torch.zeros_like(weight) for name, weight in released.items()}
-    save(tmp_path, released, shared, config(), round_number=2, place=NORTH)
-    model = build_model(config(seed=1))
+    classification.save(tmp_path, released, shared, config(), round_number=2, place=NORTH)
+    model = classification.build_model(config(seed=1))
     description = load_model(tmp_path, model)
     assert same(model.state_dict(), released)
     assert description["round"] == 2

@@ -9,41 +9,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import dataset, run_config
 from torch import Tensor
 
 from common.checkpoints import load_model
 from common.config.run_config import RunConfig
+from common.data.dataset import Dataset
 from common.disclosure import Disclosure
 from common.errors import ConfigError, DataContractError, FedscanError
-from common.imaging.prepare import ImageSet
-from common.imaging.slices import LEVELS_MM, SEX, WHOLE_HEAD_MM, load_slices
+from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
 from common.models.slice_classifier import (
     SD_FLOOR,
     DiscriminatorClassifier,
     SliceClassifier,
 )
-from common.tasks.classification import (
-    build_model,
-    evaluate,
-    fit,
-    load_shared,
-    load_split,
-    save,
-    score,
-    shared_state,
-    warm_start,
-)
-from common.tasks.generation_networks import architecture, gan_config
-from common.tasks.task import Place
-from common.training import classifier_augment
-from common.training.classifier import predict
+from common.studies.study import read_study
+from common.tasks.classification import score
+from common.tasks.generation_networks import architecture
+from common.tasks.task import Place, load_task, read_run_config
+from common.training import classifier_augment, variation
+from common.training.classifier import features_of, predict
 from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_discriminator, save_checkpoint
+from common.training.gan_config import stylegan2
 from simulations.federate import check_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+classification = load_task("classification")
+STUDY = read_study("brain-sex")
 CPU = torch.device("cpu")
 SITES = ("island", "north")
 NORTH = Place("north", SITES, CPU)
@@ -69,11 +64,7 @@ OF_GENERATION = RunConfig.from_flower(
 
 
 def config(classifier: str = "gan-features", **changes) -> RunConfig:
-    return RunConfig.from_flower(
-        TINY
-        | {"classifier": classifier}
-        | {key.replace("_", "-"): value for key, value in changes.items()}
-    )
+    return run_config(TINY, classifier=classifier, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +72,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GAN with the networks of the runs, whose weights are not those of any start."""
     folder = tmp_path_factory.mktemp("gan")
     settings = OF_GENERATION
-    training = GanTraining.start(gan_config(settings), architecture(settings, SITES), device=CPU)
+    training = GanTraining.start(stylegan2(settings), architecture(settings, SITES), device=CPU)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in training.discriminator.parameters():
@@ -90,7 +81,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def data(count: int = 12, side: int = 16, women: int | None = None) -> ImageSet:
+def data(count: int = 12, side: int = 16, women: int | None = None) -> Dataset:
     """Discs that are larger in men, in air of 0; every second one, or all but ``women``."""
     draws = np.random.default_rng(0)
     axis = np.arange(side) - (side - 1) / 2
@@ -98,7 +89,11 @@ def data(count: int = 12, side: int = 16, women: int | None = None) -> ImageSet:
     radius = (side / 4 + side / 8 * labels)[:, None, None, None]
     disc = axis[:, None] ** 2 + axis**2 < radius**2
     images = disc * draws.uniform(0.3, 0.9, (count, LEVELS, side, side))
-    return ImageSet(images.astype(np.float32), labels, tuple(map(str, range(count))))
+    return dataset(images[:, None].astype(np.float32), labels)
+
+
+def predicted(model: torch.nn.Module, images: Dataset) -> np.ndarray:
+    return predict(model, images, STUDY, CPU)
 
 
 def of_discriminator(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -113,24 +108,27 @@ def of_discriminator(model: torch.nn.Module) -> dict[str, Tensor]:
 def test_stacks_are_the_generators_slices_person_by_person(
     name: str, tiny_cohort: Path, session_cache: Path
 ) -> None:
-    folder = tiny_cohort / "north"
-    stacks = load_split("north", folder, "train", config(name), session_cache)
-    slices = load_slices("north", folder, "train", resolution=16, cache=session_cache)
-    assert stacks.images.shape == (len(slices) // LEVELS, LEVELS, 16, 16)
-    assert stacks.images.dtype == np.float32 and stacks.labels.dtype == np.int64
-    assert stacks.images.min() == 0 and 0.7 < stacks.images.max() <= 1
-    for person, (stack, label) in enumerate(zip(stacks.images, stacks.labels, strict=True)):
-        rows = range(person * LEVELS, (person + 1) * LEVELS)
-        np.testing.assert_allclose(2 * stack - 1, slices.images[rows, 0], atol=1e-6)
-        assert {slices.labels[k]["sex"] for k in rows} == {SEX[("female", "male")[label]]}
-        assert {slices.ids[k] for k in rows} == {stacks.ids[person]}
+    where = ("north", tiny_cohort / "north", "train")
+    stacks = classification.open_split(*where, config(name), session_cache)
+    slices = load_task("generation").open_split(*where, OF_GENERATION, session_cache)
+    assert stacks.shape == (1, LEVELS, 16, 16) and slices.shape == (1, 16, 16)
+    images = stacks.images()
+    assert images.min() == 0 and 0.7 < images.max() <= 1
+    np.testing.assert_array_equal(slices.images(), images.reshape(-1, 1, 16, 16))
+    names = STUDY.label.classes.names
+    for row, (person, label) in enumerate(zip(stacks.persons, stacks.labels, strict=True)):
+        rows = range(row * LEVELS, (row + 1) * LEVELS)
+        assert {slices.persons[k] for k in rows} == {person}
+        assert {slices.conditions[k]["sex"] for k in rows} == {names[label]}
+        assert [slices.conditions[k]["height"] for k in rows] == [f"{h:g}" for h in LEVELS_MM]
 
 
 def test_resolution_is_the_gans_and_not_the_cubes(tiny_cohort: Path, session_cache: Path) -> None:
-    wide = config("slices", gan_changes="", image_size=16)
-    stacks = load_split("island", tiny_cohort / "island", "val", wide, session_cache)
-    assert stacks.images.shape[1:] == (LEVELS, 32, 32)
-    assert len(predict(build_model(wide), stacks, CPU)) == len(stacks.labels)
+    wide = config("slices", gan_changes="", size=16)
+    where = ("island", tiny_cohort / "island", "val")
+    stacks = classification.open_split(*where, wide, session_cache)
+    assert stacks.shape == (1, LEVELS, 32, 32)
+    assert len(predicted(classification.build_model(wide), stacks)) == len(stacks)
 
 
 def test_axes_are_told_by_the_shape() -> None:
@@ -155,122 +153,117 @@ def test_stack_is_mirrored_and_shifted_within_its_slices(monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", ["slices", "gan-features"])
 def test_mirror_images_get_the_same_prediction(name: str) -> None:
-    model, straight = build_model(config(name), NORTH), data()
-    mirrored = replace(straight, images=straight.images[..., ::-1].copy())
-    turned = replace(straight, images=straight.images[..., ::-1, :].copy())
-    expected = predict(model, straight, CPU)
-    np.testing.assert_allclose(predict(model, mirrored, CPU), expected, atol=1e-7)
-    assert np.abs(predict(model, turned, CPU) - expected).max() > 1e-5
+    model, straight = classification.build_model(config(name), NORTH), data()
+    mirrored = dataset(straight.images()[..., ::-1].copy())
+    turned = dataset(straight.images()[..., ::-1, :].copy())
+    expected = predicted(model, straight)
+    np.testing.assert_allclose(predicted(model, mirrored), expected, atol=1e-7)
+    assert np.abs(predicted(model, turned) - expected).max() > 1e-5
 
 
 # Training
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("slices", {}),
-        ("gan-features", {}),
-        ("gan-features", {"features": "tuned", "learning_rate": 1e-3}),
-    ],
-)
-def test_training_learns_what_tells_the_classes_apart(name: str, changes) -> None:
-    settings = config(name, local_steps=30, weight_decay=0.0, **changes)
-    model, images = build_model(settings, NORTH), data()
+@pytest.mark.parametrize("name", ["slices", "gan-features"])
+def test_training_learns_what_tells_the_classes_apart(name: str) -> None:
+    settings = config(name, local_steps=30, weight_decay=0.0)
+    model, images = classification.build_model(settings, NORTH), data()
     private = {}
     for number in (1, 2):
-        done = fit(model, images, settings, place=NORTH, round_number=number, private=private)
+        done = classification.fit(
+            model, images, settings, place=NORTH, round_number=number, private=private
+        )
         private = done.private
-    assert ((predict(model, images, CPU) > 0.5) == (images.labels == 1)).mean() > 0.9
+    assert ((predicted(model, images) > 0.5) == (images.labels == 1)).mean() > 0.9
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.1])
 def test_frozen_weights_do_not_change_in_a_bit_and_have_no_moments(mu: float) -> None:
-    settings = config(weight_decay=1.0, proximal_mu=mu, strategy="fedprox" if mu else "fedavg")
-    model = build_model(settings, NORTH)
+    settings = config(weight_decay=1.0, mu=mu, name="fedprox" if mu else "fedavg")
+    model = classification.build_model(settings, NORTH)
     before, head = of_discriminator(model), model.head.weight.clone()
-    done = fit(model, data(), settings, place=NORTH, round_number=1, private={})
-    again = fit(model, data(), settings, place=NORTH, round_number=2, private=done.private)
+    done = classification.fit(model, data(), settings, place=NORTH, round_number=1, private={})
+    again = classification.fit(
+        model, data(), settings, place=NORTH, round_number=2, private=done.private
+    )
     assert all(torch.equal(v, before[k]) for k, v in of_discriminator(model).items())
     assert not torch.equal(model.head.weight, head)
     assert {name.split("/")[0] for name in again.private} == {"head.weight", "head.bias"}
 
 
-def test_tuned_weights_all_change() -> None:
-    model = build_model(config(features="tuned"), NORTH)
-    before = of_discriminator(model)
-    fit(model, data(), config(features="tuned"), place=NORTH, round_number=1, private={})
-    assert not [k for k, v in of_discriminator(model).items() if torch.equal(v, before[k])]
-
-
 def test_another_site_continues_with_what_was_shared() -> None:
-    settings = config(features="tuned")
-    model = build_model(settings, NORTH)
-    fit(model, data(), settings, place=NORTH, round_number=1, private={})
-    other = build_model(settings, replace(NORTH, site="island"))
-    load_shared(other, shared_state(model, settings))
-    np.testing.assert_array_equal(predict(other, data(), CPU), predict(model, data(), CPU))
+    settings = config()
+    model = classification.build_model(settings, NORTH)
+    classification.fit(model, data(), settings, place=NORTH, round_number=1, private={})
+    other = classification.build_model(settings, replace(NORTH, site="island"))
+    classification.load_shared(other, classification.shared_state(model, settings))
+    np.testing.assert_array_equal(predicted(other, data()), predicted(model, data()))
 
 
 # Where it begins
 
 
 def test_untrained_control_is_the_seeds_and_the_same_at_every_site() -> None:
-    one = build_model(config(), NORTH)
-    warm_start(one, config())
-    same, other = build_model(config(), Place("x", SITES, CPU)), build_model(config(seed=1), NORTH)
+    one = classification.build_model(config(), NORTH)
+    classification.warm_start(one, config())
+    same, other = (
+        classification.build_model(config(), Place("x", SITES, CPU)),
+        classification.build_model(config(seed=1), NORTH),
+    )
     assert all(torch.equal(v, same.state_dict()[k]) for k, v in one.state_dict().items())
     assert not torch.equal(one.from_image.weight, other.from_image.weight)
 
 
-@pytest.mark.parametrize("features", ["frozen", "tuned"])
-def test_checkpoints_discriminator_is_taken_over(features: str, checkpoint: Path) -> None:
-    settings = config(features=features, gan_checkpoint=str(checkpoint))
-    model, control = build_model(settings, NORTH), build_model(config(features=features), NORTH)
+def test_checkpoints_discriminator_is_taken_over(checkpoint: Path) -> None:
+    settings = config(gan_checkpoint=str(checkpoint))
+    model = classification.build_model(settings, NORTH)
+    control = classification.build_model(config(), NORTH)
     assert all(torch.equal(v, control.state_dict()[k]) for k, v in model.state_dict().items())
     check_checkpoint(settings, 2)
-    warm_start(model, settings)
+    classification.warm_start(model, settings)
     theirs = load_discriminator(checkpoint)[0].state_dict()
     for name, tensor in of_discriminator(model).items():
         torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=5e-4)
     assert torch.equal(model.head.weight, control.head.weight)
-    wanted = {"frozen": 2, "tuned": len(list(model.parameters()))}[features]
-    assert sum(parameter.requires_grad for parameter in model.parameters()) == wanted
+    learned = [name for name, one in model.named_parameters() if one.requires_grad]
+    assert learned == ["head.weight", "head.bias"]
 
 
 def test_site_builds_the_model_without_the_servers_file(checkpoint: Path, tmp_path: Path) -> None:
     settings = config(gan_checkpoint=str(tmp_path / "only-at-the-server"))
-    server = build_model(config(), NORTH)
-    warm_start(server, config(gan_checkpoint=str(checkpoint)))
-    site = build_model(settings, NORTH)
-    load_shared(site, shared_state(server, settings))
-    np.testing.assert_array_equal(predict(site, data(), CPU), predict(server, data(), CPU))
+    server = classification.build_model(config(), NORTH)
+    classification.warm_start(server, config(gan_checkpoint=str(checkpoint)))
+    site = classification.build_model(settings, NORTH)
+    classification.load_shared(site, classification.shared_state(server, settings))
+    np.testing.assert_array_equal(predicted(site, data()), predicted(server, data()))
 
 
 def test_other_networks_are_refused_with_their_folder_and_the_way_out(checkpoint: Path) -> None:
     wide = SMALL_GAN.replace("channel-max=8", "channel-max=16")
     settings = config(gan_checkpoint=str(checkpoint), gan_changes=wide)
     with pytest.raises(ConfigError, match="channel-max 8 instead of 16") as raised:
-        warm_start(build_model(settings, NORTH), settings)
+        classification.warm_start(classification.build_model(settings, NORTH), settings)
     assert str(checkpoint) in str(raised.value)
 
 
 def test_kinds_of_labels_do_not_matter(checkpoint: Path) -> None:
     plain = SMALL_GAN.replace("sex,site", "none")
     settings = config(gan_checkpoint=str(checkpoint), gan_changes=plain)
-    warm_start(build_model(settings, NORTH), settings)
+    classification.warm_start(classification.build_model(settings, NORTH), settings)
 
 
 def test_missing_checkpoint_and_one_without_use_are_refused(tmp_path: Path) -> None:
     settings = config(gan_checkpoint=str(tmp_path / "nothing"))
     with pytest.raises(FedscanError, match="nothing"):
-        warm_start(build_model(settings, NORTH), settings)
-    with pytest.raises(ConfigError, match=r"^gan-checkpoint: .*/nothing: there is no such folder"):
+        classification.warm_start(classification.build_model(settings, NORTH), settings)
+    with pytest.raises(
+        ConfigError, match=r"^model.gan-checkpoint: .*/nothing: there is no such folder"
+    ):
         check_checkpoint(settings, 3)
     useless = config("slices", gan_checkpoint=str(tmp_path))
     with pytest.raises(ConfigError, match="no effect with classifier 'slices'"):
-        warm_start(build_model(useless, NORTH), useless)
-    with pytest.raises(ConfigError, match=r"^gan-checkpoint has no effect"):
+        classification.warm_start(classification.build_model(useless, NORTH), useless)
+    with pytest.raises(ConfigError, match=r"^model.gan-checkpoint has no effect"):
         check_checkpoint(useless, 3)
     check_checkpoint(config("slices"), 3)
     check_checkpoint(OF_GENERATION, 3)
@@ -282,15 +275,15 @@ def test_missing_checkpoint_and_one_without_use_are_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["slices", "gan-features"])
 def test_released_model_can_be_judged_and_built_again(name: str, tmp_path: Path) -> None:
     settings = config(name)
-    model = build_model(settings, NORTH)
-    released = shared_state(model, settings)
-    found = evaluate(released, lambda split: data(), "test", settings, place=NORTH)
+    model = classification.build_model(settings, NORTH)
+    released = classification.shared_state(model, settings)
+    found = classification.evaluate(released, lambda split: data(), "test", settings, place=NORTH)
     assert found.count == 12 and 0 <= found.metrics["balanced_accuracy"] <= 1
-    save(tmp_path, released, released, settings, round_number=1, place=NORTH)
-    again = build_model(config(name, seed=9), NORTH)
+    classification.save(tmp_path, released, released, settings, round_number=1, place=NORTH)
+    again = classification.build_model(config(name, seed=9), NORTH)
     description = load_model(tmp_path, again)
-    assert description["gan"] == settings.gan and description["gan_changes"] == SMALL_GAN
-    np.testing.assert_array_equal(predict(again, data(), CPU), predict(model, data(), CPU))
+    assert description["gan"] == settings.model.gan and description["gan_changes"] == SMALL_GAN
+    np.testing.assert_array_equal(predicted(again, data()), predicted(model, data()))
 
 
 # A site's own center
@@ -298,23 +291,25 @@ def test_released_model_can_be_judged_and_built_again(name: str, tmp_path: Path)
 
 def test_a_site_is_centered_on_its_training_scans_whatever_is_judged() -> None:
     settings, asked = config("slices", adapt="center"), []
-    model = build_model(settings, NORTH)
+    model = classification.build_model(settings, NORTH)
 
     known = data(8, women=2)
 
-    def load(split: str) -> ImageSet:
+    def load(split: str) -> Dataset:
         asked.append(split)
         return known if split == "train" else data()
 
-    shared = shared_state(model)
-    judged = evaluate(shared, load, "val", settings, place=NORTH)
+    shared = classification.shared_state(model, settings)
+    judged = classification.evaluate(shared, load, "val", settings, place=NORTH)
     assert asked == ["train", "val"]
     assert not any("center" in name for name in shared)
-    features = model.features_of(torch.from_numpy(known.images).unsqueeze(1))
+    features = features_of(model, known)
     model.survey(features, torch.ones(8))
-    assert judged.metrics != score(data(), predict(model, data(), CPU))  # leans to the men
+    assert judged.metrics != score(
+        STUDY, data().labels, predicted(model, data())
+    )  # leans to the men
     model.survey(features, torch.tensor([2.0] * 2 + [2 / 3] * 6))
-    assert judged.metrics == score(data(), predict(model, data(), CPU))
+    assert judged.metrics == score(STUDY, data().labels, predicted(model, data()))
 
 
 @pytest.mark.parametrize("augmented", ["all", "none"])
@@ -322,9 +317,9 @@ def test_training_is_centered_on_all_scans_of_the_site_between_the_sexes(
     augmented: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, seen = config("slices", adapt="center", augment=augmented), []
-    model, classify = build_model(settings, NORTH), SliceClassifier.classify
+    model, classify = classification.build_model(settings, NORTH), SliceClassifier.classify
     known = data(8, women=2)
-    features = model.features_of(torch.from_numpy(known.images).unsqueeze(1))
+    features = features_of(model, known)
     midway = (features[:2].mean(0) + features[2:].mean(0)) / 2
 
     def watched(self, features: Tensor) -> Tensor:
@@ -332,8 +327,8 @@ def test_training_is_centered_on_all_scans_of_the_site_between_the_sexes(
         return classify(self, features)
 
     monkeypatch.setattr(SliceClassifier, "classify", watched)
-    fit(model, known, settings, place=NORTH, round_number=1, private={})
-    assert len(seen) == settings.local_steps
+    classification.fit(model, known, settings, place=NORTH, round_number=1, private={})
+    assert len(seen) == settings.training.local_steps
     for center in seen:  # that on entry: what the weights make of the scans changes meanwhile
         torch.testing.assert_close(center, midway, atol=1e-5, rtol=1e-4)
 
@@ -342,8 +337,8 @@ def test_features_are_in_units_of_what_the_sites_have_found_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings, used = config(), []
-    model, classify = build_model(settings, NORTH), DiscriminatorClassifier.classify
-    features = model.features_of(torch.from_numpy(data().images).unsqueeze(1))
+    model, classify = classification.build_model(settings, NORTH), DiscriminatorClassifier.classify
+    features = features_of(model, data())
     own = features.var(0, correction=0)  # as many women as men
     own = (own + SD_FLOOR**2 * own.mean()).log()
 
@@ -352,16 +347,16 @@ def test_features_are_in_units_of_what_the_sites_have_found_together(
         return classify(self, features)
 
     monkeypatch.setattr(DiscriminatorClassifier, "classify", watched)
-    done = fit(model, data(), settings, place=NORTH, round_number=1, private={})
+    done = classification.fit(model, data(), settings, place=NORTH, round_number=1, private={})
     torch.testing.assert_close(torch.stack(used), own.expand(5, -1), atol=1e-5, rtol=1e-3)
-    shared = shared_state(model, settings)
+    shared = classification.shared_state(model, settings)
     assert not any("variance" in name for name in done.private)
     shared["log_variance"] = torch.full_like(shared["log_variance"], 7.0)
-    load_shared(model, shared)  # what the server made of all sites' own
+    classification.load_shared(model, shared)  # what the server made of all sites' own
     used.clear()
-    fit(model, data(), settings, place=NORTH, round_number=2, private=done.private)
+    classification.fit(model, data(), settings, place=NORTH, round_number=2, private=done.private)
     assert torch.equal(torch.stack(used), torch.full((5, len(own)), 7.0))
-    again = shared_state(model, settings)["log_variance"]
+    again = classification.shared_state(model, settings)["log_variance"]
     torch.testing.assert_close(again, own, atol=1e-5, rtol=1e-3)
 
 
@@ -376,11 +371,11 @@ def test_without_augmentation_frozen_features_are_computed_once_and_learn_the_sa
     )
     settings = config(augment="none", adapt="center")
     trained = []
-    for frozen, times in ((True, 1), (False, 1 + settings.local_steps)):
-        model = build_model(settings, NORTH)
+    for frozen, times in ((True, 1), (False, 1 + settings.training.local_steps)):
+        model = classification.build_model(settings, NORTH)
         model.frozen = frozen  # else nothing differs: no other weight has a gradient
         calls.clear()
-        fit(model, data(), settings, place=NORTH, round_number=1, private={})
+        classification.fit(model, data(), settings, place=NORTH, round_number=1, private={})
         assert len(calls) == times
         trained.append(model.state_dict())
     for name, tensor in trained[0].items():
@@ -388,8 +383,8 @@ def test_without_augmentation_frozen_features_are_computed_once_and_learn_the_sa
 
 
 def test_a_site_of_one_scan_can_be_trained_on() -> None:
-    model, settings = build_model(config(), NORTH), config(batch_size=1)
-    done = fit(model, data(1), settings, place=NORTH, round_number=1, private={})
+    model, settings = classification.build_model(config(), NORTH), config(batch_size=1)
+    done = classification.fit(model, data(1), settings, place=NORTH, round_number=1, private={})
     assert 0 <= done.metrics["loss"] < 10
     assert not model.log_variance.any()
 
@@ -397,9 +392,11 @@ def test_a_site_of_one_scan_can_be_trained_on() -> None:
 @pytest.mark.parametrize("participants", [9, 12])
 def test_a_hospital_tells_no_variance_of_features_over_few_people(participants: int) -> None:
     hospital = replace(NORTH, disclosure=Disclosure())
-    model = build_model(config(), hospital)
+    model = classification.build_model(config(), hospital)
     received = model.log_variance.clone()
-    fit(model, data(participants), config(), place=hospital, round_number=1, private={})
+    classification.fit(
+        model, data(participants), config(), place=hospital, round_number=1, private={}
+    )
     if participants < 10:
         assert torch.equal(model.log_variance, received)
     else:
@@ -408,14 +405,13 @@ def test_a_hospital_tells_no_variance_of_features_over_few_people(participants: 
 
 
 def test_augmentation_is_left_out_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(
-        "common.training.classifier.augment", lambda images, _: calls.append(1) or images
-    )
+    calls, varied = [], variation.variation_of(STUDY)
+    counting = replace(varied, augment=lambda images, _: calls.append(1) or images)
+    monkeypatch.setattr("common.training.classifier.variation_of", lambda study: counting)
     for augmented, expected in (("none", 0), ("all", 5)):
         settings = config("slices", augment=augmented)
-        model = build_model(settings, NORTH)
-        fit(model, data(), settings, place=NORTH, round_number=1, private={})
+        model = classification.build_model(settings, NORTH)
+        classification.fit(model, data(), settings, place=NORTH, round_number=1, private={})
         assert len(calls) == expected
 
 
@@ -423,54 +419,72 @@ def test_a_site_of_one_sex_has_no_center() -> None:
     men = data(8, women=0)
     for adapt in ("none", "center"):
         settings = config("slices", adapt=adapt)
-        model = build_model(settings, NORTH)
-        train = partial(fit, model, men, settings, place=NORTH, round_number=1, private={})
+        model = classification.build_model(settings, NORTH)
+        train = partial(
+            classification.fit, model, men, settings, place=NORTH, round_number=1, private={}
+        )
         if adapt == "none":
             train()
         else:
-            with pytest.raises(DataContractError, match="all training scans are of one sex"):
+            with pytest.raises(
+                DataContractError, match="the training images are not of all classes"
+            ):
                 train()
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "without"),
-    [
-        ("heights", "whole-head", "small"),
-        ("adapt", "center", "small"),
-        ("feature-layer", 1, "small"),
-        ("feature-layer", 1, "slices"),
-        ("features", "tuned", "slices"),
-    ],
-)
-def test_what_a_classifier_does_not_have_is_refused(key: str, value, without: str) -> None:
-    changes = {"model.gan-changes": "", key: value} if without == "small" else {key: value}
-    with pytest.raises(ConfigError, match=f"{key} has no effect with classifier '{without}'"):
-        config(without, **changes)
+@pytest.mark.parametrize(("key", "value"), [("heights", "whole-head"), ("adapt", "center")])
+def test_what_a_classifier_does_not_have_is_refused(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.{key} has no effect with classifier 'small'"):
+        config("small", gan_changes="", **{key: value})
 
 
-def test_a_layer_that_is_not_there_is_refused_before_anything_starts() -> None:
-    assert build_model(config(feature_layer=2), NORTH).head.in_features == LEVELS * 8 * 4 * 2
-    with pytest.raises(ConfigError, match=r"feature-layer 3: .* 16 pixels .* layers 0 to 2"):
-        config(feature_layer=3)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"server-momentum": 0.5}, {"strategy.server-learning-rate": 2.0}],
-    ids=lambda c: next(iter(c)),
-)
-def test_no_step_is_taken_in_a_variance(changes) -> None:
-    with pytest.raises(ConfigError, match="Set both 0"):
-        config(**changes)
-    config("slices", **changes)
+def test_no_step_is_taken_in_a_variance() -> None:
+    with pytest.raises(ConfigError, match=r"server-learning-rate has no place .*Set it 0"):
+        config(server_learning_rate=2.0)
+    config("slices", server_learning_rate=2.0)
     config(server_learning_rate=1.0)
 
 
 def test_a_whole_head_has_the_generated_heights_among_its_own(tiny_cohort, tmp_path) -> None:
+    where = ("north", tiny_cohort / "north", "test")
     few, many = (
-        load_split("north", tiny_cohort / "north", "test", config(heights=heights), tmp_path)
+        classification.open_split(*where, config(heights=heights), tmp_path).images()
         for heights in ("generated", "whole-head")
     )
-    assert many.images.shape[1] == len(WHOLE_HEAD_MM)
+    assert many.shape[2] == len(WHOLE_HEAD_MM)
     place = [WHOLE_HEAD_MM.index(level) for level in LEVELS_MM]
-    np.testing.assert_array_equal(many.images[:, place], few.images)
+    np.testing.assert_array_equal(many[:, :, place], few)
+
+
+# Pictures
+
+
+PICTURES = {
+    "study": "skin-lesions",
+    "model.classifier": "gan-features",
+    "model.gan-changes": "resolution=16 channel-base=128 channel-max=8 z-dim=8 w-dim=8",
+    "training.batch-size": 8,
+    "training.learning-rate": 0.01,
+    "training.augment": "none",
+    "run.rounds": 1,
+    "training.local-steps": 60,
+}
+
+
+def test_a_discriminators_features_tell_pictures_of_eight_classes_apart() -> None:
+    settings = read_run_config(PICTURES)
+    draws, labels = np.random.default_rng(0), np.arange(48) % 8
+    images = draws.uniform(0.0, 0.4, (48, 3, 16, 16)).astype(np.float32)
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 4)
+        image[label % 3, 8 * row : 8 * row + 8, 4 * column : 4 * column + 4] += 0.6
+    pictures = dataset((255 * images).astype(np.uint8), labels)
+    model = classification.build_model(settings, NORTH)
+    classification.fit(model, pictures, settings, place=NORTH, round_number=1, private={})
+    found = model(torch.from_numpy(pictures.images())).argmax(1).numpy()
+    assert (found == labels).mean() > 0.8
+
+
+def test_a_classifier_of_slices_is_refused_for_pictures() -> None:
+    with pytest.raises(ConfigError, match="'slices' is for volumes"):
+        read_run_config({"study": "skin-lesions", "model.classifier": "slices"})

@@ -9,25 +9,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import dataset, run_config
 
 from common.config.run_config import RunConfig
+from common.data.dataset import Dataset
 from common.errors import ConfigError, FedscanError
 from common.evaluation.generation import Moments, frechet_distance
-from common.imaging.slices import LEVELS_MM, SliceSet
-from common.tasks import (
-    Evaluation,
-    Place,
-    generation,
-    generation_grids,
-    generation_networks,
-    generation_quality,
-    load_task,
-)
+from common.imaging.slices import LEVELS_MM
+from common.tasks import generation_grids, generation_networks, generation_quality
+from common.tasks.generation import EMBEDDINGS, W_AVERAGE
+from common.tasks.task import Evaluation, Place, load_task, read_run_config
+from common.training import gan
 from common.training.gan_checkpoint import load_discriminator, load_generator
+from common.training.gan_config import stylegan2
 from common.training.gan_sampling import sample, sample_rows
+from common.training.gan_slices import RealSlices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+generation = load_task("generation")
 SITES = ("island", "north")
 CPU = torch.device("cpu")
 SMALL = (
@@ -44,24 +44,27 @@ TINY = {
 
 
 def config(**changes) -> RunConfig:
-    return RunConfig.from_flower(TINY | {k.replace("_", "-"): v for k, v in changes.items()})
+    return run_config(TINY, **changes)
 
 
 def at(site: str) -> Place:
     return Place(site, SITES, CPU)
 
 
-def slices(site: str, people: int, seed: int) -> SliceSet:
+def slices(site: str, people: int, seed: int) -> Dataset:
     rng = np.random.default_rng(seed)
-    count = people * len(LEVELS_MM)
-    images = rng.uniform(-1, 1, (count, 1, 16, 16)).astype(np.float32)
-    labels = [
-        {"sex": "FM"[person % 2], "height": f"{level:g}", "site": site}
+    images = rng.uniform(0, 1, (people * len(LEVELS_MM), 1, 16, 16)).astype(np.float32)
+    conditions = [
+        {"sex": ("female", "male")[person % 2], "height": f"{level:g}", "site": site}
         for person in range(people)
         for level in LEVELS_MM
     ]
-    ids = [f"sub-{person}" for person in range(people) for _ in LEVELS_MM]
-    return SliceSet(images, tuple(labels), tuple(ids), np.tile(LEVELS_MM, people))
+    persons = [f"sub-{person}" for person in range(people) for _ in LEVELS_MM]
+    return dataset(images, None, persons, conditions)
+
+
+def first_release(run: RunConfig) -> dict[str, torch.Tensor]:
+    return generation.first_release(generation.build_model(run, at("server")), run)
 
 
 def same(one, other) -> bool:
@@ -134,7 +137,7 @@ def test_with_private_discriminators_only_the_generator_travels():
         return SimpleNamespace(metrics={})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation.gan, "fit", stop)
+        patch.setattr(gan, "fit", stop)
         generation.fit(
             again,
             slices("north", 3, 0),
@@ -150,7 +153,7 @@ def test_a_site_interrupted_between_rounds_goes_on_bit_for_bit():
     """p, moments, mean path length and the order of slices: as if it had never stopped."""
     data, run = slices("north", 3, 0), config()
     whole = generation.build_model(run, at("north"))
-    long = config(local_steps=6, num_server_rounds=1)
+    long = config(local_steps=6, rounds=1)
     generation.fit(whole, data, long, place=at("north"), round_number=1, private={})
 
     first = generation.build_model(run, at("north"))
@@ -188,7 +191,7 @@ def test_two_sites_draw_other_latents_and_other_batches():
 
 def test_the_servers_average_is_the_average_of_the_sites_averages():
     run = config()
-    first = generation.first_release(generation.build_model(run, at("server")))
+    first = first_release(run)
     rng = torch.Generator().manual_seed(0)
     sites = [
         {k: v + torch.randn(v.shape, generator=rng) for k, v in first.items()} for _ in range(2)
@@ -209,7 +212,7 @@ def test_the_servers_average_is_the_average_of_the_sites_averages():
 def test_the_same_average_for_a_pool_that_shows_as_many_images():
     rule = {"round_number": 2}
     one, pooled = config(), config(batch_size=8)
-    first = generation.first_release(generation.build_model(one, at("server")))
+    first = first_release(one)
     moved = {name: tensor + 1 for name, tensor in first.items()}
     assert same(
         generation.release(first, moved, one, participants=2, **rule),
@@ -226,13 +229,13 @@ def test_what_a_sites_own_label_means_is_that_sites_alone():
         for k, site in enumerate(SITES)
     }
     generation.align(updates, run)
-    for name in generation.EMBEDDINGS:
-        for state in updates.values():  # columns: F, M, five heights, island, north
+    for name in EMBEDDINGS:
+        for state in updates.values():  # columns: female, male, five heights, island, north
             torch.testing.assert_close(state[name][:, 7], first[name][:, 7] + 1)
             torch.testing.assert_close(state[name][:, 8], first[name][:, 8] + 2)
         for k, site in enumerate(SITES):
             torch.testing.assert_close(updates[site][name][:, :7], first[name][:, :7] + 1 + k)
-    other = next(name for name in first if name not in generation.EMBEDDINGS)
+    other = next(name for name in first if name not in EMBEDDINGS)
     torch.testing.assert_close(updates["north"][other], first[other] + 2)
 
 
@@ -244,7 +247,7 @@ def test_columns_of_sites_whose_names_are_numbers_are_their_own():
     updates = {site: {n: t + int(site) for n, t in first.items()} for site in sites}
     generation.align(updates, run)
     labels = dict(generation_networks.architecture(run, sites).labels)["site"]
-    for name in generation.EMBEDDINGS:
+    for name in EMBEDDINGS:
         for column, site in enumerate(labels):
             torch.testing.assert_close(
                 updates["9"][name][:, 7 + column], first[name][:, 7 + column] + int(site)
@@ -276,7 +279,7 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing():
     before, shared = model.export(), generation.shared_state(model, run)
     name = next(iter(shared))
     for wrong in (
-        {k: v for k, v in shared.items() if k != generation.W_AVERAGE},
+        {k: v for k, v in shared.items() if k != W_AVERAGE},
         {k: v for k, v in shared.items() if k != name},
         {**shared, "generator.more": torch.zeros(1)},
         {**shared, name: torch.zeros(3, 3, 3)},
@@ -290,7 +293,7 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing():
 
 
 def test_the_run_config_decides_budget_seed_and_threads():
-    found = generation_networks.gan_config(config(seed=5, threads=2, batch_size=8))
+    found = stylegan2(config(seed=5, threads=2, batch_size=8))
     assert (found.seed, found.threads, found.batch_size, found.w_dim) == (5, 2, 8, 8)
     assert found.path_weight == 2.0 and found.label_kinds == ("sex", "height", "site")
 
@@ -301,26 +304,27 @@ def test_the_run_config_decides_budget_seed_and_threads():
         ("r1-gama=1", "did you mean 'r1-gamma'"),
         ("r1-gamma", "KEY=VALUE"),
         ("r1-gamma=much", "r1-gamma"),
-        ("training.batch-size=4", "decided by the run config"),
-        ("run.device=cuda", "decided by the run config"),
+        ("batch-size=4", "decided by the run config"),
+        ("device=cuda", "decided by the run config"),
         ("snapshot-every=9", "no effect in a federation"),
-        ("label-kinds=age", "sex, height and site"),
+        ("label-kinds=age", "'age' is none of the conditions of study 'brain-sex': sex, "),
+        ("resolution=512", "slices of scans have 16, 32, 64, 128, 256"),
     ],
 )
 def test_changes_that_are_not_accepted(changes: str, words: str):
     with pytest.raises(ConfigError, match=words):
-        RunConfig.from_flower({"task": "generation", "model.gan-changes": changes})
+        read_run_config({"task": "generation", "model.gan-changes": changes})
 
 
 def test_unknown_preset():
     with pytest.raises(ConfigError, match="tiny-32"):
-        RunConfig.from_flower({"task": "generation", "gan": "huge"})
+        read_run_config({"task": "generation", "model.gan": "huge"})
 
 
 def test_all_sites_have_all_labels_also_those_they_lack():
     networks = generation_networks.architecture(config(), SITES)
     assert dict(networks.labels) == {
-        "sex": ("F", "M"),
+        "sex": ("female", "male"),
         "height": tuple(f"{level:g}" for level in LEVELS_MM),
         "site": SITES,
     }
@@ -331,7 +335,7 @@ def test_all_sites_have_all_labels_also_those_they_lack():
 
 def evaluated(pixels, site: str, people: int, seed: int, **more) -> Evaluation:
     run = config()
-    released = generation.first_release(generation.build_model(run, at("server")))
+    released = first_release(run)
     sets = {split: slices(site, people, seed + k) for k, split in enumerate(("val", "train"))}
     return generation.evaluate(released, sets.__getitem__, "val", run, place=at(site), **more)
 
@@ -362,12 +366,6 @@ def test_merged_distance_is_the_pooled_one(pixels):
     ]
     found = generation.judge(evaluations, config()).whole["frechet_distance"]
     assert found == pytest.approx(frechet_distance(*pooled), rel=1e-6, abs=1e-6)
-
-
-def test_a_participant_of_several_slices_is_listed_once():
-    data = slices("north", 3, 0)
-    assert generation.ids(data) == ["sub-0", "sub-1", "sub-2"]
-    assert generation.participants(data) == 3
 
 
 def test_a_site_tells_moments_and_numbers_and_nothing_of_a_single_slice(pixels):
@@ -490,7 +488,9 @@ def test_real_and_generated_features_of_two_sizes_at_all_sites_are_refused(pixel
 def test_a_copy_is_told_and_the_look_alikes_stay_at_the_site(pixels, tmp_path, monkeypatch):
     training = slices("north", 8, 1)
     monkeypatch.setattr(
-        generation_quality, "pictures", lambda generator, data, seed: training.images[..., ::-1]
+        generation_quality,
+        "pictures",
+        lambda generator, data, seed: 2 * training.images()[..., ::-1] - 1,
     )
     found = evaluated(pixels, "north", 8, 0, records=tmp_path / "records")
     assert found.metrics["copies_flagged"] == 1.0
@@ -506,7 +506,7 @@ def test_what_is_saved_is_what_was_released(tmp_path):
     run, place = config(), at("server")
     model = generation.build_model(run, place)
     shared = generation.shared_state(model, run)
-    released = {name: tensor + 0.1 for name, tensor in generation.first_release(model).items()}
+    released = {name: tensor + 0.1 for name, tensor in generation.first_release(model, run).items()}
     generation.save(tmp_path, released, shared, run, round_number=2, place=place)
     generator, about = load_generator(tmp_path)
     state = generator.state_dict()
@@ -515,15 +515,15 @@ def test_what_is_saved_is_what_was_released(tmp_path):
     discriminator, _ = load_discriminator(tmp_path)
     name = "discriminator.dense.weight"
     assert torch.equal(discriminator.state_dict()["dense.weight"], shared[name])
-    assert sample(generator, 2, {"site": "island", "sex": "F"}).shape == (2, 1, 16, 16)
+    assert sample(generator, 2, {"site": "island", "sex": "female"}).shape == (2, 1, 16, 16)
 
 
 @pytest.mark.parametrize(
     ("kinds", "rows", "columns"),
     [
-        ("sex,height,site", ["F island", "F north", "M island", "M north"], 10),
+        ("sex,height,site", ["female island", "female north", "male island", "male north"], 10),
         ("site", ["island", "north"], 10),
-        ("sex", ["F", "M"], 10),
+        ("sex", ["female", "male"], 10),
         ("none", [], 10),
         ("height", [], 10),
     ],
@@ -536,7 +536,7 @@ def test_a_grid_has_a_row_a_site_and_sex_and_a_column_a_height(kinds, rows, colu
     assert names == rows
     assert {len(row) for row in labels} == {columns}
     assert captions[:2] == (["-9 mm", "0 mm"] if "height" in kinds else [])
-    released = generation.first_release(generation.build_model(run, at("server")))
+    released = first_release(run)
     generation.illustrate(tmp_path, released, run, round_number=7, place=at("server"))
     assert [p.name for p in (tmp_path / "grids").iterdir()] == ["round-0007.png"]
 
@@ -551,29 +551,18 @@ def test_rows_of_one_kind_show_other_people(kinds, people, tmp_path, monkeypatch
 
     monkeypatch.setattr(generation_grids, "sample_rows", recorded)
     run = config(gan_changes=SMALL.replace("sex,height,site", kinds))
-    released = generation.first_release(generation.build_model(run, at("server")))
+    released = first_release(run)
     generation.illustrate(tmp_path, released, run, round_number=1, place=at("server"))
     assert set(shown) == set(range(people))
 
 
 def test_unequal_labels_of_fakes_are_no_clue():
-    data = slices("north", 4, 0)
-    men = replace(data, labels=tuple({**row, "sex": "M"} for row in data.labels))
-    run = config()
-    from common.training.gan_slices import RealSlices
-
+    data, run = slices("north", 4, 0), config()
+    men = replace(data, conditions=tuple({**row, "sex": "male"} for row in data.conditions))
     networks = generation_networks.architecture(run, SITES)
-    reals = RealSlices(men, networks, generation_networks.gan_config(run), CPU)
+    reals = RealSlices(men, networks, stylegan2(run), CPU)
     drawn = reals.draw_labels(64, torch.Generator().manual_seed(0))
     assert {tuple(row[:2].tolist()) for row in drawn} == {(0.0, 1.0)}
-
-
-def test_the_task_has_every_function_of_the_protocol():
-    from common.tasks.task import Task
-
-    wanted = [name for name in vars(Task) if not name.startswith("_")]
-    for task in ("classification", "generation"):
-        assert all(callable(getattr(load_task(task), name)) for name in wanted), task
 
 
 def test_plain_bytes_are_those_of_three_networks_both_ways():
@@ -585,3 +574,50 @@ def test_plain_bytes_are_those_of_three_networks_both_ways():
     }
     weights = 2 * sizes["generator"] + sizes["discriminator"]
     assert generation_quality.plain_bytes(run, SITES) == weights * 4 * 2 * 2
+
+
+# Pictures
+
+
+def test_a_generator_of_pictures_has_the_studys_diagnoses_and_colours():
+    run = read_run_config({"study": "skin-lesions", "task": "generation"})
+    names = run.read_study().label.classes.names
+    networks = generation_networks.architecture(run, SITES)
+    assert networks.channels == 3
+    assert dict(networks.labels) == {"diagnosis": tuple(sorted(names)), "site": SITES}
+    assert generation.images_per_file(run) == 1
+
+
+def test_conditions_that_fedscan_makes_may_be_written_in_any_case():
+    text = """
+name = "own"
+images = { storage = "bids", channels = 1 }
+label = { column = "grade", classes = ["low", "high"] }
+generator = { conditions = ["grade", "Site", "HEIGHT"] }
+"""
+    run = read_run_config({"study": text, "task": "generation"})
+    labels = dict(generation_networks.architecture(run, SITES).labels)
+    assert labels["site"] == SITES and len(labels["height"]) == len(LEVELS_MM)
+
+
+def test_pictures_train_and_make_coloured_pictures_of_a_diagnosis(tmp_path):
+    small = SMALL.replace(" label-kinds=sex,height,site", "")
+    run = config(study="skin-lesions", gan_changes=small, local_steps=1)
+    names = run.read_study().label.classes.names
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (10, 3, 16, 16), dtype=np.uint8)
+    told = [{"diagnosis": names[k % 8], "site": "north"} for k in range(10)]
+    model = generation.build_model(run, at("north"))
+    data = dataset(pixels, conditions=told)
+    done = generation.fit(model, data, run, place=at("north"), round_number=1, private={})
+    assert math.isfinite(done.metrics["loss-generator"])
+    shared = generation.shared_state(model, run)
+    released = generation.release(
+        generation.first_release(model, run), shared, run, round_number=1, participants=1
+    )
+    generation.save(tmp_path, released, shared, run, round_number=1, place=at("north"))
+    generator, _ = load_generator(tmp_path)
+    made = sample(generator, 2, {"diagnosis": "MEL", "site": "island"})
+    assert made.shape == (2, 3, 16, 16)
+    generation.illustrate(tmp_path, released, run, round_number=1, place=at("north"))
+    assert (tmp_path / "grids" / "round-0001.png").is_file()

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from tiny_gan import start, toy_slices
 
 from common import checkpoints
 from common.errors import DivergedError, FedscanError
-from common.imaging.slices import SliceSet
 from common.models import architecture as architecture_module
 from common.training import gan_checkpoint
 from common.training.gan import GanTraining, fit
@@ -191,7 +191,7 @@ class TestSidecar:
     def test_participants_of_pooled_sites_are_counted_by_site(self, trained, tmp_path):
         data = toy_slices()
         ids = tuple(f"sub-{i // 4}" for i in range(10))  # three, and sites alternate
-        save_checkpoint(tmp_path, trained, SliceSet(data.images, data.labels, ids, data.heights_mm))
+        save_checkpoint(tmp_path, trained, replace(data, persons=ids))
         assert json.loads((tmp_path / "gan.json").read_text())["data"]["participants"] == 6
 
     def test_nobody_is_named(self, folder):

@@ -6,8 +6,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from tiny import dataset
 
-from common.imaging.slices import SliceSet
+from common.data.dataset import Dataset
 from common.models.architecture import Architecture
 from common.training.gan import GanTraining
 from common.training.gan_config import GanConfig, label_values
@@ -28,7 +29,7 @@ TINY = GanConfig(
 
 
 @cache
-def toy_slices(count: int = 10, *, channels: int = 1, seed: int = 0) -> SliceSet:
+def toy_slices(count: int = 10, *, channels: int = 1, seed: int = 0) -> Dataset:
     """Blobs off the centre, larger in men; every third slice is a woman's, sites alternate."""
     draws = np.random.default_rng(seed)
     y, x = np.mgrid[-1:1:16j, -1:1:16j]
@@ -37,18 +38,18 @@ def toy_slices(count: int = 10, *, channels: int = 1, seed: int = 0) -> SliceSet
     for image, sex in zip(images, sexes, strict=True):
         centre = draws.normal(0, 0.1, 2) + (0, 0.3)
         width = {"F": 0.3, "M": 0.6}[sex]
-        blob = np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / width**2)
-        image[:] = 2 * blob - 1
-    return SliceSet(
-        images,
-        tuple({"sex": s, "site": ("north", "south")[i % 2]} for i, s in enumerate(sexes)),
-        tuple(f"sub-secret{i}" for i in range(count)),
-        np.zeros(count),
-    )
+        image[:] = np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / width**2)
+    conditions = [{"sex": s, "site": ("north", "south")[i % 2]} for i, s in enumerate(sexes)]
+    return dataset(images, None, [f"sub-secret{i}" for i in range(count)], conditions)
+
+
+def as_seen(data: Dataset) -> np.ndarray:
+    """Images as the networks take them, in [-1, 1]."""
+    return data.images() * 2 - 1
 
 
 def architecture_of(config: GanConfig) -> Architecture:
-    return config.architecture(label_values(toy_slices().labels))
+    return config.architecture(label_values(toy_slices().conditions))
 
 
 def start(*, seed: int = 0, **changes: Any) -> GanTraining:

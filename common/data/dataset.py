@@ -80,14 +80,16 @@ class _Joined:
         index = np.asarray(index, dtype=np.int64)
         ends = np.cumsum([len(part) for part in self.parts])
         home = np.searchsorted(ends, index, side="right")
-        found = None
-        for number in np.unique(home):
-            mine = home == number
-            images = self.parts[number].take(index[mine] - (ends[number] - len(self.parts[number])))
-            if found is None:
-                found = np.empty((len(index), *images.shape[1:]), images.dtype)
-            found[mine] = images
-        return self.parts[0].take(index) if found is None else found
+        if not len(index):
+            return self.parts[0].take(index)
+        first = ends - [len(part) for part in self.parts]
+        read = {k: self.parts[k].take(index[home == k] - first[k]) for k in np.unique(home)}
+        kinds = {images.dtype for images in read.values()}
+        whole = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        found = np.empty((len(index), *self.shape), whole)
+        for k, images in read.items():
+            found[home == k] = images if images.dtype == whole else _in_unit_range(images)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +157,7 @@ class Dataset:
 
     def take(self, index: ArrayLike) -> NDArray[np.float32]:
         """Read some images, (B, *shape) in [0, 1]."""
-        stored = self.pixels.take(index)
-        found = stored.astype(np.float32)
-        return found / np.float32(255) if stored.dtype == np.uint8 else found
+        return _in_unit_range(self.pixels.take(index))
 
     def images(self) -> NDArray[np.float32]:
         """Read all images, (N, *shape) in [0, 1]: for few of them."""
@@ -205,6 +205,14 @@ def pool(sets: Sequence[Dataset]) -> Dataset:
         _Joined(tuple(one.pixels for one in sets)),
         np.concatenate([one.labels for one in sets]),
         tuple(f"{k}/{name}" for k, one in enumerate(sets) for name in one.persons),
-        tuple(conditions for one in sets for conditions in one.conditions),
+        tuple(row for one in sets for row in one.conditions or ({},) * len(one)),
         per_file=sets[0].per_file,
     )
+
+
+def _in_unit_range(stored: NDArray[Pixel]) -> NDArray[np.float32]:
+    """Images as they are stored, a copy of the caller's own, in [0, 1]."""
+    found = stored.astype(np.float32, copy=False)
+    if stored.dtype == np.uint8:
+        found /= np.float32(255)
+    return found

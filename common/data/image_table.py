@@ -33,7 +33,7 @@ UNKNOWN = -1  # index of a condition that a row does not tell
 
 _SPLIT = "split"  # column in which a site may fix the split
 # No person or lesion: rows that hold this do not belong together.
-_NOBODY = frozenset({"", "n/a", "na", "nan", "none", "null", "unknown"})
+NOBODY = frozenset({"", "n/a", "na", "nan", "none", "null", "unknown"})
 _MANY_PEOPLE = 10
 _SHOWN = 5  # of unknown values, in an error that stays at the site
 
@@ -203,7 +203,7 @@ def _understand(table: SiteTable, study: Study, site: str) -> list[_Row]:
         for column, k, values in conditions:
             found = values.index(cells[k])
             is_label = normalise(column) == normalise(study.label.column)
-            if found is None and not is_label and normalise(cells[k]) not in _NOBODY:
+            if found is None and not is_label and normalise(cells[k]) not in NOBODY:
                 note(column, line, cells[k])
             told.append(UNKNOWN if found is None else found)
         if _SPLIT in place:
@@ -212,7 +212,7 @@ def _understand(table: SiteTable, study: Study, site: str) -> list[_Row]:
             except ValueError:
                 note(_SPLIT, line, cells[place[_SPLIT]])
         ids = [(c, cells[place[normalise(c)]]) for c in joined]
-        keys = [(c, value) for c, value in ids if normalise(value) not in _NOBODY]
+        keys = [(c, value) for c, value in ids if normalise(value) not in NOBODY]
         person = next((value for c, value in keys if c == study.groups.person), "")
         file = _file(cells[at[study.images.file]], study, site, line)
         rows.append(_Row(line, file, person, keys, -1 if label is None else label, told, split))

@@ -51,9 +51,11 @@ class Images(_Section):
 
     what: ClassVar[str] = "[images]"
 
-    storage: Literal["bids", "table", "dicom"] = Field(
+    storage: str = Field(
+        pattern="^[a-z][a-z0-9_]{0,63}$",
         description="bids: a BIDS data set; table: pictures that a table lists; dicom: DICOM files "
-        "that a table lists"
+        "that a table lists",
+        json_schema_extra={"accepted": "a module of common/data/readers, as 'bids' or 'table'"},
     )
     table: Text = Field(
         "",
@@ -139,7 +141,7 @@ class Images(_Section):
                     )
             if self.view == "picture":
                 raise ValueError("storage 'bids' holds volumes: set view 'volume' or 'slices'")
-        else:
+        elif self.storage in ("table", "dicom"):
             for key in ("table", "file"):
                 if not getattr(self, key).strip():
                     raise ValueError(f"storage '{self.storage}' needs the key {key}")
@@ -257,7 +259,8 @@ class Generator(_Section):
     @field_validator("conditions", mode="before")
     @classmethod
     def _read_conditions(cls, value: object) -> object:
-        return read_texts(value)
+        made = (SITE, HEIGHT)  # by fedscan, which knows them under these names
+        return tuple(normalise(one) if normalise(one) in made else one for one in read_texts(value))
 
     @field_validator("values", mode="before")
     @classmethod
