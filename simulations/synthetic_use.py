@@ -25,7 +25,8 @@ from common.errors import ConfigError
 from common.imaging.slices import LEVELS_MM
 from common.paths import cache_dir
 from common.seeding import derive_seed
-from common.studies.study import HEIGHT, SITE, Study
+from common.studies.sections import HEIGHT, SITE
+from common.studies.study import Study
 from common.tasks.classification import score
 from common.tasks.task import Place, load_task
 from common.training.classifier import predict

@@ -307,7 +307,7 @@ def test_site_nodes_that_bind_no_site_to_one_node_are_refused(pairs):
 
 
 def test_more_sites_than_are_bound_cannot_be_waited_for():
-    with pytest.raises(ConfigError, match="run.site-nodes binds 1 sites and run.min-sites is 2"):
+    with pytest.raises(ConfigError, match=r"run\.site-nodes binds 1 sites and run\.min-sites is 2"):
         RunConfig.from_flower({"run.site-nodes": "north:1"})
 
 

@@ -130,7 +130,7 @@ def test_a_preset_of_classifiers_can_be_asked_for_generators() -> None:
     plan = load_plan("smoke", {}, {"task": "generation"})
     config = plan.config(Cell("local", "", 0), {})
     assert (config.run.rounds, config.training.batch_size) == (2, 4)  # what suits both stays
-    with pytest.raises(ConfigError, match="data.size has no effect"):
+    with pytest.raises(ConfigError, match=r"data\.size has no effect"):
         load = load_plan("smoke", {}, {"task": "generation", "data.size": 16})
         load.config(Cell("local", "", 0), {})
 

@@ -24,15 +24,8 @@ from common.data.new_study import study_text, write_study
 from common.data.phantoms.lesion_cohorts import write_hospital
 from common.errors import ConfigError
 from common.studies.run_text import run_config_study, run_config_toml
-from common.studies.study import (
-    Generator,
-    Groups,
-    Images,
-    Label,
-    Study,
-    built_in_studies,
-    load_study,
-)
+from common.studies.sections import Generator, Groups, Images, Label
+from common.studies.study import Study, built_in_studies, load_study
 from common.studies.vocabulary import normalise
 from simulations.cli import app
 

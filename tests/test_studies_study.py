@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common.errors import ConfigError, DataContractError
+from common.studies.sections import check_relative
 from common.studies.site_mapping import SiteMapping, load_site_mapping
-from common.studies.study import Study, built_in_studies, check_relative, load_study
+from common.studies.study import Study, built_in_studies, load_study
 from common.studies.vocabulary import Vocabulary, read_vocabulary
 
 RETINA = """

@@ -23,7 +23,7 @@ from common.data.tables import MOST_BYTES as LARGEST_TABLE
 from common.errors import ConfigError
 from common.files import PRIVATE_FILE, make_folder
 from common.imaging.site_files import plain
-from common.studies.study import check_relative
+from common.studies.sections import check_relative
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LARGEST_PICTURE = 2**29  # bytes

@@ -28,8 +28,8 @@ from common.data.tables import (
 )
 from common.errors import ConfigError, DataContractError
 from common.imaging.site_files import plain, read_text
+from common.studies.sections import check_relative
 from common.studies.site_mapping import load_site_mapping
-from common.studies.study import check_relative
 from common.studies.vocabulary import MOST_CATEGORIES, MOST_CHARACTERS, normalise
 
 BIDS_TABLE = "participants.tsv"

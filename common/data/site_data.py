@@ -19,7 +19,8 @@ from common.data import readers
 from common.data.dataset import Dataset, Pixels
 from common.data.image_table import UNKNOWN, ImageTable
 from common.errors import ConfigError
-from common.studies.study import SITE, Study
+from common.studies.sections import SITE
+from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
 

@@ -19,8 +19,8 @@ from typing import Any
 from common.errors import DataContractError
 from common.imaging.site_files import plain, read_text
 from common.imaging.splits import ACCEPTED_SPLITS, parse_split
+from common.studies.sections import Label
 from common.studies.site_mapping import SiteMapping
-from common.studies.study import Label
 from common.studies.vocabulary import normalise
 
 PARTICIPANT = re.compile(r"sub-[A-Za-z0-9][A-Za-z0-9._+-]*")

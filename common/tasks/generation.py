@@ -38,7 +38,7 @@ from common.data.dataset import Dataset
 from common.data.site_data import open_split
 from common.errors import ConfigError, FedscanError
 from common.imaging.slices import LEVELS_MM, RESOLUTIONS
-from common.studies.study import SITE
+from common.studies.sections import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
 from common.tasks.generation_networks import GENERATOR, architecture, load_released

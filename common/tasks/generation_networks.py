@@ -12,7 +12,7 @@ from common.errors import FedscanError
 from common.imaging.slices import LEVELS_MM
 from common.models.architecture import Architecture
 from common.models.stylegan2 import Generator, build
-from common.studies.study import HEIGHT, SITE
+from common.studies.sections import HEIGHT, SITE
 from common.tasks.task import Place, State
 from common.training.gan_config import stylegan2
 from common.training.gan_sampling import sample_rows

@@ -19,7 +19,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from common.errors import ConfigError
 from common.models.architecture import Architecture
 from common.settings import Fraction, NonNegative, Positive, Settings
-from common.studies.study import HEIGHT, SITE
+from common.studies.sections import HEIGHT, SITE
 
 if TYPE_CHECKING:
     from common.config.run_config import RunConfig
