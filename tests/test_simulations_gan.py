@@ -520,7 +520,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
         (["--set", "batchsize=4"], "did you mean 'batch-size'?"),
         (["--set", "resolution=48"], "resolution = 48"),
         (["--set", "resolution=512"], "accepted for slices of scans is one of 16, 32"),
-        (["--labels", "age"], "none, or some of sex, height and site"),
+        (["--labels", "age"], "none, or some of sex, height, site"),
         (["--labels", "sex", "--set", "label-kinds=site"], "give one of them"),
         (["--minutes", "0"], "--minutes 0"),
         (["--extractor", "inception.pt"], "accepted are 'fedscan-brain' and the path"),

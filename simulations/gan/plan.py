@@ -11,7 +11,7 @@ from common.errors import ConfigError, FileError
 from common.reading import read_json, require_plain_tree
 from common.run_folder import MANIFEST
 from simulations import folders
-from simulations.gan.sites import choose_sites
+from simulations.gan.sites import STUDY, choose_sites
 
 if TYPE_CHECKING:
     from common.training.gan_config import GanConfig
@@ -120,7 +120,14 @@ def require_empty(folder: Path) -> None:
 def _require_slices(config: GanConfig) -> None:
     """Refuse networks for other pictures than slices, before a phantom or a cube is made."""
     from common.imaging.slices import RESOLUTIONS
+    from common.studies.study import load_study
 
+    known = load_study(STUDY).generator.conditions
+    if not set(config.label_kinds) <= set(known):
+        raise ConfigError(
+            f"label-kinds = {','.join(config.label_kinds)}: accepted is none, or some of "
+            f"{', '.join(known)}"
+        )
     if config.channels != 1:
         raise ConfigError(
             f"channels = {config.channels}, but slices of scans have 1: add --set channels=1"
