@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MetricRecord
-from torch import Tensor
 
 from common import messages
 from common.config.site_names import SITE_NAME
@@ -17,7 +16,9 @@ from common.errors import FedscanError
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM
 from common.provenance import require_same_source
-from common.tasks.task import Evaluation, State
+from common.rounds import Update
+from common.strategies.strategy import State
+from common.tasks.task import Evaluation
 from common.transport import decode_update
 
 
@@ -50,15 +51,6 @@ MOST_NUMBERS = 1000
 LARGEST_NUMBER = 1e15
 LONGEST_NAME = 200
 LONGEST_REASON = 1000  # characters
-
-
-@dataclass(frozen=True)
-class Update:
-    """A site's training: scans trained on, numbers, and its whole weights."""
-
-    count: int
-    metrics: dict[str, float]
-    state: dict[str, Tensor]
 
 
 def read_identity(reply: Message, label: str, phase: str) -> Identity:

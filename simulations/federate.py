@@ -22,7 +22,7 @@ from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.reading import read_json
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
-from server.selection import due
+from common.selection import due
 from simulations import console
 from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
 

@@ -28,6 +28,7 @@ from common.studies.study import Study
 from common.tasks.task import Evaluation, Fit, Load, Place, State, Task, Verdict
 from common.training.classifier import predict, survey_features, train
 from common.training.gan_config import stylegan2
+from common.training.hooks import Hooks
 
 
 class Classification(Task):
@@ -117,9 +118,8 @@ class Classification(Task):
                 f"model.gan-checkpoint {config.model.gan_checkpoint}: {error}"
             ) from error
 
-    def shared_state(self, model: nn.Module, config: RunConfig | None = None) -> dict[str, Tensor]:
+    def parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's state: all of it, in every classifier."""
-        del config
         return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def load_shared(self, model: nn.Module, state: State) -> None:
@@ -150,6 +150,7 @@ class Classification(Task):
         place: Place,
         round_number: int,
         private: State,
+        hooks: Hooks | None = None,
     ) -> Fit:
         """Train a classifier in place for one round; see :func:`common.training.classifier.train`.
 
@@ -164,6 +165,8 @@ class Classification(Task):
             From 1; the schedule of the learning rate follows it.
         private : mapping of str to Tensor
             What the last call gave back as ``private``; empty at first.
+        hooks : Hooks, optional
+            The strategy's.
 
         Returns
         -------
@@ -196,6 +199,7 @@ class Classification(Task):
             seed=place.seed(config.run.seed, round=round_number, purpose="fit"),
             first_step=(round_number - 1) * config.training.local_steps,
             moments=private,
+            hooks=hooks,
         )
         if received is not None:
             model.log_variance.copy_(

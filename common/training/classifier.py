@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from common.errors import DivergedError
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
+from common.training.hooks import Hooks
 from common.training.variation import variation_of
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def train(
     seed: int,
     first_step: int,
     moments: Mapping[str, Tensor],
+    hooks: Hooks | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     """Train a classifier in place: ``local_steps`` optimizer steps.
 
@@ -100,9 +102,7 @@ def train(
         gradient is left alone.
     data : Dataset
     config : RunConfig
-        Batch size, learning rate, weight decay, label smoothing, augmentation and, with
-        ``strategy.mu`` > 0, the weight μ of FedProx's term μ/2 · ‖w - w₀‖² (Li et al. 2020, eq.
-        2), with w₀ the weights on entry.
+        Batch size, learning rate, weight decay, label smoothing and augmentation.
     device : torch.device
     seed : int
         Of batches, augmentation and what the model drops.
@@ -110,6 +110,8 @@ def train(
         Steps of the run that were made before.
     moments : mapping of str to Tensor
         What the last call gave back; empty at first.
+    hooks : Hooks, optional
+        What a strategy does beside: terms of the loss, changes of the gradient.
 
     Returns
     -------
@@ -129,7 +131,8 @@ def train(
     per_class = torch.from_numpy(class_weights(data.labels, classes)).to(device)
 
     model.to(device).train()
-    start = [p.detach().clone() for p in model.parameters()] if config.strategy.mu else []
+    hooks = hooks or Hooks()
+    hooks.before_round(model)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.training.learning_rate,
@@ -167,13 +170,11 @@ def train(
                 logits, targets, label_smoothing=config.training.label_smoothing, reduction="none"
             )
             loss = per_class[targets] @ each / len(targets)
-            if start:
-                drift = sum(
-                    (p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True)
-                )
-                loss = loss + config.strategy.mu / 2 * drift
+            if (term := hooks.loss(model)) is not None:
+                loss = loss + term
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            hooks.gradient(model)
             optimizer.step()
             losses.append(loss.detach())
     mean_loss = float(torch.stack(losses).mean())

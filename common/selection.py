@@ -5,30 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
 
 from common.errors import AnswerError
 from common.tasks.task import Evaluation, Verdict
 
-Model = TypeVar("Model")
 Evaluations = Mapping[str, Evaluation]
 Judge = Callable[[Evaluations], Verdict]
-
-
-@dataclass
-class BestRound(Generic[Model]):
-    """The round with the lowest validation loss so far, the earlier of two equal ones."""
-
-    round_number: int = 0
-    loss: float = math.inf
-    model: Model | None = None
-
-    def offer(self, round_number: int, loss: float, model: Model) -> bool:
-        """Take a round's model if it is better; say whether it was."""
-        if not loss < self.loss:
-            return False
-        self.round_number, self.loss, self.model = round_number, loss, model
-        return True
 
 
 @dataclass(frozen=True)
@@ -129,54 +111,46 @@ def _is_finite(judge: Judge, site: str, evaluation: Evaluation) -> bool:
     return isinstance(found, Verdict) and math.isfinite(found.loss)
 
 
-class Selection(Generic[Model]):
-    """The best round of a run in which not always the same sites tell how well they fared.
+def is_better(judge: Judge, new: Judged, old: Judged | None) -> bool:
+    """Tell whether a round's model is better than the best so far.
 
-    A loss of other sites is not comparable. So a round is compared with the best so far by the
-    sites that told in both; where no site did, the earlier stays. A site whose loss was no number
-    in one of the two and is one in the other speaks for the latter, unless another site speaks for
-    the former.
+    Not always the same sites tell how well they fared, and a loss of other sites is not comparable.
+    So a round is compared with the best so far by the sites that told in both; where no site did,
+    the earlier stays. A site whose loss was no number in one of the two and is one in the other
+    speaks for the latter, unless another site speaks for the former.
 
     Parameters
     ----------
     judge : callable
+        The task's, of some sites' evaluations.
+    new : Judged
+    old : Judged, optional
+        Of the best round so far, where there is one.
     """
+    if not new.is_finite:
+        return False
+    if old is None:
+        return True
+    recovered = bool(new.evaluations.keys() & old.undefined)
+    lost = bool(old.evaluations.keys() & new.undefined)
+    if recovered != lost:
+        return recovered
+    common = [site for site in new.evaluations if site in old.evaluations]
+    if not common:
+        return False
+    # Where moments came from all sites in one round only, both are judged without them.
+    alike = new.verdict.measure == old.verdict.measure
+    now, before = (_loss(judge, one, common, moments=alike) for one in (new, old))
+    return now < before
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self.best: BestRound[Model] = BestRound()
-        self._chosen: Judged | None = None
 
-    def offer(self, round_number: int, judged: Judged, model: Model) -> bool:
-        """Take a round's model if it is better; say whether it was."""
-        if not judged.is_finite:
-            return False
-        loss, chosen = judged.verdict.loss, self._chosen
-        if chosen and not self._is_better(judged, chosen):
-            return False
-        self.best, self._chosen = BestRound(), judged
-        return self.best.offer(round_number, loss, model)
-
-    def _is_better(self, new: Judged, old: Judged) -> bool:
-        recovered = bool(new.evaluations.keys() & old.undefined)
-        lost = bool(old.evaluations.keys() & new.undefined)
-        if recovered != lost:
-            return recovered
-        common = [site for site in new.evaluations if site in old.evaluations]
-        if not common:
-            return False
-        # Where moments came from all sites in one round only, both are judged without them.
-        alike = new.verdict.measure == old.verdict.measure
-        now, before = (self._loss(one, common, moments=alike) for one in (new, old))
-        return now < before
-
-    def _loss(self, judged: Judged, sites: list[str], *, moments: bool) -> float:
-        if moments and len(sites) == len(judged.evaluations):
-            return judged.verdict.loss
-        chosen = {site: judged.evaluations[site] for site in sites}
-        if not moments:
-            chosen = {site: replace(one, statistics={}) for site, one in chosen.items()}
-        return self._judge(chosen).loss
+def _loss(judge: Judge, judged: Judged, sites: list[str], *, moments: bool) -> float:
+    if moments and len(sites) == len(judged.evaluations):
+        return judged.verdict.loss
+    chosen = {site: judged.evaluations[site] for site in sites}
+    if not moments:
+        chosen = {site: replace(one, statistics={}) for site, one in chosen.items()}
+    return judge(chosen).loss
 
 
 def due(round_number: int, every: int, rounds: int) -> bool:

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import AnswerError
+from common.selection import due, is_better, judge_usable
 from common.tasks.task import Evaluation, Verdict
-from server.selection import Selection, judge_usable
 
 NAN = math.nan
 LOSSES = {"north": 0.5, "south": 0.7, "west": 0.9}
@@ -36,12 +36,18 @@ def evaluations(words: dict[str, str] | None = None, **losses: float) -> dict[st
     }
 
 
+def choose(rule, *rounds: dict[str, Evaluation]) -> int:
+    """Return the number of the best round; 0 where there is none."""
+    best, chosen = 0, None
+    for number, found in enumerate(rounds, start=1):
+        judged = judge_usable(rule, found)
+        if is_better(rule, judged, chosen):
+            best, chosen = number, judged
+    return best
+
+
 def chosen(*rounds: dict[str, float]) -> int:
-    selection = Selection(judge)
-    for number, losses in enumerate(rounds, start=1):
-        selection.offer(number, judge_usable(judge, evaluations(**losses)), number)
-    assert selection.best.model in (selection.best.round_number, None)
-    return selection.best.round_number
+    return choose(judge, *(evaluations(**losses) for losses in rounds))
 
 
 @pytest.mark.parametrize(
@@ -123,11 +129,32 @@ def moments(found):
 
 @pytest.mark.parametrize("silent", [1, 2, 3, None])
 def test_a_site_that_withholds_moments_in_one_round_does_not_freeze_the_choice(silent):
-    selection = Selection(moments)
-    for number, loss in enumerate((0.5, 0.4, 0.3), start=1):
-        found = {
+    rounds = [
+        {
             site: Evaluation(10, {"loss": loss}, {} if number == silent else {"m": 10 * loss})
             for site in ("north", "south")
         }
-        selection.offer(number, judge_usable(moments, found), number)
-    assert selection.best.round_number == 3
+        for number, loss in enumerate((0.5, 0.4, 0.3), start=1)
+    ]
+    assert choose(moments, *rounds) == 3
+
+
+@given(st.lists(st.floats(0, 10) | st.just(NAN), min_size=1, max_size=12))
+def test_best_round_of_one_site_is_the_first_minimum(losses):
+    finite = [loss for loss in losses if loss == loss]
+    expected = losses.index(min(finite)) + 1 if finite else 0
+    assert chosen(*({"north": loss} for loss in losses)) == expected
+
+
+@pytest.mark.parametrize(
+    ("every", "rounds", "expected"),
+    [
+        (1, 3, [1, 2, 3]),
+        (2, 6, [2, 4, 6]),
+        (2, 5, [2, 4, 5]),  # the last round is validated in any case
+        (6, 4, [4]),
+        (3, 3, [3]),
+    ],
+)
+def test_validation_is_due_every_so_many_rounds_and_at_the_end(every, rounds, expected):
+    assert [n for n in range(1, rounds + 1) if due(n, every, rounds)] == expected
