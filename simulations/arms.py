@@ -291,10 +291,9 @@ def pooled_config(config: RunConfig, members: int, centralized_batch: str) -> Ru
         If no training can be had with as large a batch or as many steps.
     """
     # Nobody is averaged with: the server's step along an average has nothing to be a step of.
-    config = config.replace({"strategy.server-learning-rate": 0.0})
-    values = config.to_flower()
+    values = {**config.to_flower(), "strategy.server-learning-rate": 0.0}
     key = "training.batch-size" if centralized_batch == "large" else "training.local-steps"
-    return config.replace({key: values[key] * members})
+    return read_run_config({**values, key: values[key] * members})
 
 
 def _result(

@@ -57,7 +57,7 @@ def test_more_threads_than_granted_are_refused_and_nothing_is_set(
     """What a deployed site has is its machine's: no key of the run grants more."""
     pretend_ray(monkeypatch, initialized=simulated, share={})
     with pytest.raises(ConfigError) as caught:
-        compute_device(RunConfig(threads=threads), Grant(cpus, 0)).__enter__()
+        compute_device(RunConfig.from_flower({"run.threads": threads}), Grant(cpus, 0)).__enter__()
     said = str(caught.value)
     assert f"granted {cpus:g} CPUs" in said
     assert (f'client-resources-num-cpus={threads}"' in said) == simulated
@@ -68,20 +68,20 @@ def test_more_threads_than_granted_are_refused_and_nothing_is_set(
 @pytest.mark.parametrize("cpus", [0.0, 0.5, 1.0])
 def test_one_thread_is_always_granted(cpus):
     """Ray's shares may be fractions, and a thread cannot."""
-    with compute_device(RunConfig(threads=1), Grant(cpus, 0)) as device:
+    with compute_device(RunConfig.from_flower({"run.threads": 1}), Grant(cpus, 0)) as device:
         assert device == CPU
 
 
 @pytest.mark.parametrize("cpus", [2.0, 8.0])
 def test_threads_are_those_of_the_run_whatever_was_granted(cpus):
-    with compute_device(RunConfig(threads=2), Grant(cpus, 0)):
+    with compute_device(RunConfig.from_flower({"run.threads": 2}), Grant(cpus, 0)):
         assert torch.get_num_threads() == 2
 
 
 def test_the_c_library_is_told_to_keep_freed_memory(monkeypatch):
     told = []
     monkeypatch.setattr(resources, "keep_freed_memory", lambda: told.append("keep"))
-    with compute_device(RunConfig(), Grant(1, 0)):
+    with compute_device(RunConfig.from_flower({}), Grant(1, 0)):
         assert told == ["keep"]
 
 
@@ -91,32 +91,32 @@ def test_the_c_library_is_told_to_keep_freed_memory(monkeypatch):
 @pytest.mark.parametrize("gpus", [0.0, 0.5, 1.0])
 def test_without_cuda_the_device_is_the_cpu(monkeypatch, gpus):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with compute_device(RunConfig(), Grant(1, gpus)) as device:
+    with compute_device(RunConfig.from_flower({}), Grant(1, gpus)) as device:
         assert device == CPU
 
 
 def test_without_a_share_the_gpu_is_not_touched(cuda):
-    with compute_device(RunConfig(), Grant(1, 0)) as device:
+    with compute_device(RunConfig.from_flower({}), Grant(1, 0)) as device:
         assert device == CPU
     assert cuda == []
 
 
 def test_run_on_cpus_does_not_touch_the_gpu(cuda):
-    with compute_device(RunConfig(device="cpu"), Grant(1, 1)) as device:
+    with compute_device(RunConfig.from_flower({"run.device": "cpu"}), Grant(1, 1)) as device:
         assert device == CPU
     assert cuda == []
 
 
 @pytest.mark.parametrize(("share", "fraction"), [(0.25, 0.25), (1.0, 1.0), (2.0, 1.0)])
 def test_memory_is_limited_to_the_share_and_freed_after(cuda, share, fraction):
-    with compute_device(RunConfig(), Grant(1, share)) as device:
+    with compute_device(RunConfig.from_flower({}), Grant(1, share)) as device:
         assert device.type == "cuda"
         assert cuda == [("fraction", fraction)]
     assert cuda == [("fraction", fraction), ("empty",)]
 
 
 def test_memory_is_freed_also_when_the_work_fails(cuda):
-    with pytest.raises(ZeroDivisionError), compute_device(RunConfig(), Grant(1, 0.5)):
+    with pytest.raises(ZeroDivisionError), compute_device(RunConfig.from_flower({}), Grant(1, 0.5)):
         raise ZeroDivisionError
     assert cuda[-1] == ("empty",)
 
@@ -152,7 +152,7 @@ def test_gpu_is_shared_limited_and_given_back():
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()  # by tests before this one; not this call's to give back
     try:
-        with compute_device(RunConfig(), Grant(1, share)) as device:
+        with compute_device(RunConfig.from_flower({}), Grant(1, share)) as device:
             work = torch.ones(2**24, device=device)  # 64 MiB
             assert float(work.sum()) == 2**24
             with pytest.raises(torch.cuda.OutOfMemoryError):

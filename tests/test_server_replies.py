@@ -204,7 +204,7 @@ def lost(folder: Path) -> list[tuple[int, str, str]]:
 def test_round_that_a_site_has_lost_is_the_others_alone(tmp_path):
     south = FailingSite("south", round_number=1, mark=True, how=lambda m: broken(m, "south"))
     grid = InProcessGrid(nodes(ScriptedSite("north"), south))
-    folder = run(tmp_path, grid, num_server_rounds=1)
+    folder = run(tmp_path, grid, rounds=1)
     (north,) = [
         messages.unpack(reply.content[ARRAYS])
         for reply in grid.replies

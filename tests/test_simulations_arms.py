@@ -124,7 +124,7 @@ def test_each_model_is_plain_training_with_the_lowest_validation_loss(
                 model, data, run, place=place, round_number=number, private=private
             ).private
             if number in (2, 4, 5):
-                states[number] = classification.shared_state(model)
+                states[number] = classification.shared_state(model, run)
                 scans = pool([load(site, "val") for site in members])
                 study = config.read_study()
                 found = predict(model, scans, study, cpu)
