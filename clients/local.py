@@ -31,7 +31,7 @@ from common.local_round import first_weights, train_one_round
 from common.paths import cache_dir, site_records
 from common.sites import Site, locate_site
 from common.strategies.strategy import with_prefix
-from common.tasks.task import Place, Task, load_task, read_run_config, roster, survey
+from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey
 from common.transport import encode_update, received, to_keep
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ MOST_SITES = 10_000  # as many as `min-sites` accepts
 RESIDUAL, REFERENCE, LARGEST = "residual/", "reference/", "largest-update/"
 
 
-class Workplace:
+class SiteClient:
     """One site during one message: its configuration, its folder, its task.
 
     Parameters
@@ -213,14 +213,14 @@ class Workplace:
         require_first_weights(self.site.name, weights, expected, approved)
 
     @contextlib.contextmanager
-    def _place(self, message: Message) -> Iterator[Place]:
+    def _place(self, message: Message) -> Iterator[SiteContext]:
         sites = tuple(map(str, message.content[messages.CONFIG]["sites"]))
         usable = len(sites) <= MOST_SITES and all(map(SITE_NAME.fullmatch, sites))
         if not usable or self.site.name not in sites or len(set(sites)) < len(sites):
             raise ConfigError("the order's list of sites is not usable: it names each site once")
         with compute_device(self.config, granted()) as device:
             secret = site_secret(self.site.name) if self.policy.private_seed else ""
-            yield Place(self.site.name, sites, device, self.policy.disclosure, secret)
+            yield SiteContext(self.site.name, sites, device, self.policy.disclosure, secret)
 
     def _data(self, split: str) -> Any:
         """Load a split, and refuse data that are not those with which the run began."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from common.config.run_config import RunConfig
     from common.data.dataset import Dataset
-    from common.tasks.task import Place, Task
+    from common.tasks.task import SiteContext, Task
 
 # Parts of a site's private state: the task's, the strategy's, parameters that do not travel.
 TASK, STRATEGY, OWN = "task/", "strategy/", "own/"
@@ -56,7 +56,7 @@ def train_one_round(
     *,
     received: State,
     private: State,
-    place: Place,
+    place: SiteContext,
     round_number: int,
 ) -> LocalRound:
     """Train a site's model for one round.
@@ -73,7 +73,7 @@ def train_one_round(
         The server's weights and the strategy's further arrays.
     private : mapping of str to Tensor
         What the last round at this site gave; empty at first.
-    place : Place
+    place : SiteContext
     round_number : int
         From 1.
     """

@@ -21,7 +21,7 @@ from common.incidents import Incidents
 from common.metrics_log import UPDATE_NORM, WHOLE
 from common.selection import Judged, due, is_better
 from common.strategies.strategy import SiteUpdate, State, join, load_strategy, split
-from common.tasks.task import Evaluation, Place, Verdict, load_task
+from common.tasks.task import Evaluation, SiteContext, ValidationResult, load_task
 
 # A child of Flower's logger, so that lines reach its console and `flwr run --stream`.
 log = logging.getLogger("flwr.fedscan")
@@ -137,7 +137,7 @@ class Sites(Protocol):
         """Write metrics to the run's log."""
 
 
-def begin(config: RunConfig, place: Place) -> RunState:
+def begin(config: RunConfig, place: SiteContext) -> RunState:
     """Return the state of a run before its first round."""
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
     model = task.build_model(config, place)
@@ -147,7 +147,7 @@ def begin(config: RunConfig, place: Place) -> RunState:
 
 
 def run_rounds(
-    state: RunState, config: RunConfig, sites: Sites, *, place: Place, folder: Path
+    state: RunState, config: RunConfig, sites: Sites, *, place: SiteContext, folder: Path
 ) -> Result:
     """Do the rounds that are not done yet; keep the best round's model, and test it.
 
@@ -157,7 +157,7 @@ def run_rounds(
         Of :func:`begin`, or of a run that goes on. Modified in place.
     config : RunConfig
     sites : Sites
-    place : Place
+    place : SiteContext
         Where weights are put together.
     folder : Path
         For the model and its pictures.
@@ -188,7 +188,9 @@ def run_rounds(
         return Result(best.round, best.fits, test, "validation")
     if state.is_known:
         raise DivergedError("no round had a finite validation loss: the run has diverged")
-    log.warning("No site has told how well any round fared: the last round's model it is")
+    log.warning(
+        "No site has reported how well any round fared: the result is the last round's model"
+    )
     test = _evaluate(rounds, state.released, "test", state, sites)
     return Result(rounds, state.fits, test, "last round")
 
@@ -245,13 +247,13 @@ def _validate(
     config: RunConfig,
     sites: Sites,
     *,
-    place: Place,
+    place: SiteContext,
     folder: Path,
 ) -> None:
     """Have a round's released state judged, and keep it where it is the best so far."""
     task = load_task(config.task)
 
-    def judge(evaluations: Mapping[str, Evaluation]) -> Verdict:
+    def judge(evaluations: Mapping[str, Evaluation]) -> ValidationResult:
         return task.judge(evaluations, config)
 
     judged = _evaluate(number, state.released, "val", state, sites)
@@ -263,7 +265,7 @@ def _validate(
     if chosen or not state.is_known:
         # At once: what ends the run early must not take the best generator with it.
         task.save(folder, state.released, state.shared, config, round_number=number, place=place)
-    words = judged.verdict.words if judged.verdict else "no site tells how well it fared"
+    words = judged.merged.words if judged.merged else "no site tells how well it fared"
     log.info("Round %d/%d: %s", number, config.run.rounds, words)
     task.illustrate(folder, state.released, config, round_number=number, place=place)
 
@@ -274,7 +276,7 @@ def _evaluate(
     judged = sites.evaluate(number, released, split_name, state)
     usable = judged.evaluations
     sites.record(number, split_name, {name: (e.count, e.metrics) for name, e in usable.items()})
-    if judged.verdict:
+    if judged.merged:
         count = sum(one.count for one in usable.values())
-        sites.record(number, split_name, {WHOLE: (count, judged.verdict.whole)})
+        sites.record(number, split_name, {WHOLE: (count, judged.merged.whole)})
     return judged

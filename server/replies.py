@@ -1,4 +1,4 @@
-"""What sites answer, taken apart: whatever is wrong with it is told in that site's name."""
+"""What sites answer, taken apart: whatever is wrong is reported in that site's name."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ def read_evaluation(
 def unusable(site: str, phase: str, error: Exception | str) -> SiteFailure:
     """Say in a site's name that its answer cannot be used, and why."""
     why = error if isinstance(error, str | FedscanError) else f"{type(error).__name__}: {error}"
-    told = messages.printable(str(why)[:LONGEST_REASON])
-    return SiteFailure(Failure(site, phase, f"its answer is not usable: {told}", ""))
+    reason = messages.printable(str(why)[:LONGEST_REASON])
+    return SiteFailure(Failure(site, phase, f"its answer is not usable: {reason}", ""))
 
 
 @contextlib.contextmanager

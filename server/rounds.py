@@ -23,10 +23,10 @@ from common.rounds import Measured, Result, RunState, Update, begin, log, run_ro
 from common.run_folder import RunFolder
 from common.selection import Judged, judge_usable
 from common.strategies.strategy import State
-from common.tasks.task import Evaluation, Place, Verdict, load_task
+from common.tasks.task import Evaluation, SiteContext, ValidationResult, load_task
 from common.transport import broadcast, received, to_keep
+from server.participants import Participants
 from server.replies import TRAINING, SiteFailure, read_evaluation, read_update, unusable
-from server.roll_call import RollCall
 
 
 def federate(grid: Grid, config: RunConfig, *, run_id: str) -> None:
@@ -57,31 +57,31 @@ def federate(grid: Grid, config: RunConfig, *, run_id: str) -> None:
 
 def _federate(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     began = time.monotonic()
-    roll_call = RollCall(grid, config)
-    place = Place("server", tuple(roll_call.sites), torch.device("cpu"))
+    participants = Participants(grid, config)
+    place = SiteContext("server", tuple(participants.sites), torch.device("cpu"))
     state = begin(config, place)
     folder.write_manifest(
-        {name: {**site.counts, "device": site.device} for name, site in roll_call.sites.items()},
+        {name: {**site.counts, "device": site.device} for name, site in participants.sites.items()},
         fingerprint(state.shared),
     )
-    log.info("Sites: %s. Run folder: %s", ", ".join(roll_call.sites), folder.path)
-    sites = RemoteSites(roll_call, config, folder, began)
+    log.info("Sites: %s. Run folder: %s", ", ".join(participants.sites), folder.path)
+    sites = RemoteSites(participants, config, folder, began)
     result = run_rounds(state, config, sites, place=place, folder=folder.path)
     folder.write_summary(
-        {"run_id": folder.run_id, **_summary(result, state, config, roll_call, began)}
+        {"run_id": folder.run_id, **_summary(result, state, config, participants, began)}
     )
     log.info("Tested the model of round %d. Done: %s", result.round, folder.path)
 
 
 def _summary(
-    result: Result, state: RunState, config: RunConfig, roll_call: RollCall, began: float
+    result: Result, state: RunState, config: RunConfig, participants: Participants, began: float
 ) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {}
-    if result.test.verdict:
+    if result.test.merged:
         whole, found = load_task(config.task).summary(
             result.test.evaluations,
-            result.test.verdict,
+            result.test.merged,
             result.fits,
             config,
             round_number=result.round,
@@ -99,7 +99,7 @@ def _summary(
         **whole,
         "sites": {
             name: {**site.counts, **found.get(name, {}), **state.incidents.of(name)}
-            for name, site in roll_call.sites.items()
+            for name, site in participants.sites.items()
         },
     }
 
@@ -109,7 +109,7 @@ class RemoteSites:
 
     Parameters
     ----------
-    roll_call : RollCall
+    participants : Participants
     config : RunConfig
     folder : RunFolder
     began : float
@@ -117,11 +117,11 @@ class RemoteSites:
     """
 
     def __init__(
-        self, roll_call: RollCall, config: RunConfig, folder: RunFolder, began: float
+        self, participants: Participants, config: RunConfig, folder: RunFolder, began: float
     ) -> None:
         self.config, self.folder, self.began = config, folder, began
-        self.task, self.roll_call = load_task(config.task), roll_call
-        self.names = tuple(roll_call.sites)
+        self.task, self.participants = load_task(config.task), participants
+        self.names = tuple(participants.sites)
 
     def train(self, number: int, weights: State, state: RunState) -> dict[str, Update]:
         """Order every site to train, and read what can be used of the replies.
@@ -137,7 +137,7 @@ class RemoteSites:
         replies, failures = self._ask(messages.TRAIN, number, message, "train", state)
         updates: dict[str, Update] = {}
         for name, reply in replies.items():
-            scans = self.roll_call.sites[name].counts[TRAINING]
+            scans = self.participants.sites[name].counts[TRAINING]
             try:
                 updates[name] = read_update(reply, name, phase, weights, encoding, scans)
             except SiteFailure as failure:
@@ -160,7 +160,7 @@ class RemoteSites:
         phase = f"{messages.EVALUATE} ({split}), round {number}"
         found: dict[str, Evaluation] = {}
         for name, reply in replies.items():
-            counts = self.roll_call.sites[name].counts
+            counts = self.participants.sites[name].counts
             most = counts[f"n_{split}"] * self.task.images_per_file(self.config)
             try:
                 one = read_evaluation(reply, name, phase, counts, most)
@@ -168,9 +168,7 @@ class RemoteSites:
                 found[name] = one
             except SiteFailure as failure:
                 failures[name] = failure
-        judged = judge_usable(
-            self._verdict, {name: one for name, one in found.items() if one.count}
-        )
+        judged = judge_usable(self._merge, {name: one for name, one in found.items() if one.count})
         failures |= {name: unusable(name, phase, why) for name, why in judged.refused.items()}
         self._leave_out(number, split, failures, state)
         if len(failures) == len(self.names) and not judged.disagree:
@@ -189,7 +187,7 @@ class RemoteSites:
             ]
         )
 
-    def _verdict(self, evaluations: Mapping[str, Evaluation]) -> Verdict:
+    def _merge(self, evaluations: Mapping[str, Evaluation]) -> ValidationResult:
         return self.task.judge(evaluations, self.config)
 
     def _leave_out(
@@ -214,7 +212,9 @@ class RemoteSites:
             timeout=self.config.run.reply_timeout,
         )
         statistics = _statistics_bytes(self.config) if kind == messages.EVALUATE else 0
-        replies, unreadable = self.roll_call.ask(f"{kind} ({split})", compose, number, statistics)
+        replies, unreadable = self.participants.ask(
+            f"{kind} ({split})", compose, number, statistics
+        )
         down = sum(len(array.data) for array in arrays.values())
         up = dict.fromkeys(self.names, 0)
         up |= {name: messages.payload_bytes(reply) for name, reply in replies.items()}

@@ -32,7 +32,7 @@ from common.rounds import Measured, RunState, Update, begin, run_rounds
 from common.run_folder import METRICS, SUMMARY
 from common.selection import Judged
 from common.strategies.strategy import State
-from common.tasks.task import Place, load_task, read_run_config
+from common.tasks.task import SiteContext, load_task, read_run_config
 from simulations.plan import PRETRAINING, USE, Cell
 from simulations.results import COLUMNS
 
@@ -110,8 +110,8 @@ def run_cell(work: Work) -> pd.DataFrame:
     else:
         rows = [row for site in work.local for row in _own(work, site)]
     identity = {**asdict(work.cell), "seconds": round(time.monotonic() - began, 1)}
-    told = [{**identity, "status": "done", **row} for row in rows]
-    return pd.DataFrame(told, columns=COLUMNS)
+    whole = [{**identity, "status": "done", **row} for row in rows]
+    return pd.DataFrame(whole, columns=COLUMNS)
 
 
 def _own(work: Work, site: str) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ def _alone(work: Work, trained_on: str, members: list[str]) -> list[dict[str, An
     """
     config = pooled_config(work.config, len(members), work.centralized_batch)
     with compute_device(config, granted()) as device:
-        place = Place(trained_on, tuple(work.sites), device)
+        place = SiteContext(trained_on, tuple(work.sites), device)
         folder = Path(work.folder) / trained_on
         records = Path(work.records), Path(work.cell.name) / trained_on
         folders = {site: Path(path) for site, path in work.sites.items()}
@@ -148,7 +148,7 @@ def train_in_place(
     folders: Mapping[str, Path],
     config: RunConfig,
     *,
-    place: Place,
+    place: SiteContext,
     folder: Path,
     records: tuple[Path, Path],
 ) -> list[dict[str, Any]]:
@@ -162,7 +162,7 @@ def train_in_place(
     folders : mapping of str to Path
         Each site's data.
     config : RunConfig
-    place : Place
+    place : SiteContext
         Its site is the model's name in the results.
     folder : Path
         For the model, its log and its summary.
@@ -185,7 +185,7 @@ def train_in_place(
     result = run_rounds(begin(config, place), config, sites, place=place, folder=folder)
     test = result.test
     whole, each = load_task(config.task).summary(
-        test.evaluations, test.verdict, result.fits, config, round_number=result.round
+        test.evaluations, test.merged, result.fits, config, round_number=result.round
     )
     write_json(folder / SUMMARY, {"best_round": result.round, **whole, "sites": each})
     return sites.rows
@@ -200,7 +200,7 @@ class SitesInPlace:
         folders: Mapping[str, Path],
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         log: Path,
         records: tuple[Path, Path],
     ) -> None:
@@ -249,9 +249,9 @@ class SitesInPlace:
                 place=self._at(site),
                 records=above / site / below if split == "test" else None,
             )
-        verdict = self.task.judge(found, self.config)
-        undefined = frozenset() if math.isfinite(verdict.loss) else frozenset(found)
-        return Judged(verdict, found, undefined=undefined)
+        merged = self.task.judge(found, self.config)
+        undefined = frozenset() if math.isfinite(merged.loss) else frozenset(found)
+        return Judged(merged, found, undefined=undefined)
 
     def record(self, number: int, split: str, measured: Measured) -> None:
         """Write the curves to the model's log, and all that is a result to its rows."""
@@ -278,7 +278,7 @@ class SitesInPlace:
     def _load(self, site: str, split: str) -> Dataset:
         return self.task.open_split(site, self.folders[site], split, self.config, cache_dir())
 
-    def _at(self, site: str) -> Place:
+    def _at(self, site: str) -> SiteContext:
         return replace(self.place, site=site)
 
 
@@ -334,8 +334,8 @@ def _federated(work: Work) -> list[dict[str, Any]]:
             continue
         if row.split == "test" or (row.split == "val" and row.name in CURVES):
             rounds = summary["rounds"] if row.split == "test" else row.round
-            told = _result(POOL, row, config, rounds, participants=count)
-            rows.append(told | (spent if row.split == "test" else {}))
+            found = _result(POOL, row, config, rounds, participants=count)
+            rows.append(found | (spent if row.split == "test" else {}))
     run_folder.rename(run_folder.with_name(POOL))
     for site in work.sites:
         records = Path(work.records) / site

@@ -114,14 +114,14 @@ def check_checkpoint(config: RunConfig, sites: int) -> None:
 
     from common.imaging.bids import list_sites
     from common.tasks.classification import build_model, warm_start
-    from common.tasks.task import Place
+    from common.tasks.task import SiteContext
 
     cohort = (
         list_sites(Path(config.data.cohort_dir))
         if config.data.cohort_dir
         else phantom_cohort(config.study).subjects(sites)
     )
-    place = Place("", tuple(sorted(cohort)), torch.device("cpu"))
+    place = SiteContext("", tuple(sorted(cohort)), torch.device("cpu"))
     try:
         warm_start(build_model(config, place), config)
     except ConfigError:

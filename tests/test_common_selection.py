@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import AnswerError
 from common.selection import due, is_better, judge_usable
-from common.tasks.task import Evaluation, Verdict
+from common.tasks.task import Evaluation, ValidationResult
 
 NAN = math.nan
 LOSSES = {"north": 0.5, "south": 0.7, "west": 0.9}
@@ -25,7 +25,7 @@ def judge(evaluations):
             raise ValueError("a number that brings bad luck")
     total = sum(one.count for one in evaluations.values())
     loss = sum(one.metrics["loss"] * one.count for one in evaluations.values()) / total
-    return Verdict(loss, {}, "")
+    return ValidationResult(loss, {}, "")
 
 
 def evaluations(words: dict[str, str] | None = None, **losses: float) -> dict[str, Evaluation]:
@@ -89,7 +89,7 @@ def test_what_one_site_tells_keeps_nobody_else_from_being_judged(bad):
     found = judge_usable(judge, evaluations(**LOSSES | {"south": bad}))
     assert list(found.evaluations) == ["north", "west"]
     assert list(found.refused) == ["south"]
-    assert found.verdict.loss == pytest.approx(0.7)
+    assert found.merged.loss == pytest.approx(0.7)
 
 
 def test_site_that_judges_by_other_means_than_most_is_left_out():
@@ -100,7 +100,7 @@ def test_site_that_judges_by_other_means_than_most_is_left_out():
 
 def test_where_no_means_are_those_of_most_nothing_is_told_and_nobody_blamed_alone():
     found = judge_usable(judge, evaluations({"south": "1"}, north=0.5, south=0.6))
-    assert (found.verdict, found.evaluations, found.disagree) == (None, {}, True)
+    assert (found.merged, found.evaluations, found.disagree) == (None, {}, True)
     assert list(found.refused) == ["north", "south"]
 
 
@@ -111,20 +111,22 @@ def test_what_is_sound_by_itself_and_not_together_is_not_told_and_ends_nothing()
         return judge(evaluations)
 
     found = judge_usable(quarrel, evaluations(**LOSSES))
-    assert (found.verdict, found.disagree, list(found.refused)) == (None, True, list(LOSSES))
+    assert (found.merged, found.disagree, list(found.refused)) == (None, True, list(LOSSES))
 
 
 def test_losses_that_are_no_numbers_anywhere_are_the_verdict():
     found = judge_usable(judge, evaluations(north=NAN, south=NAN))
-    assert math.isnan(found.verdict.loss)
+    assert math.isnan(found.merged.loss)
     assert (found.refused, found.undefined) == ({}, {"north", "south"})
 
 
 def moments(found):
     """A large measure of moments where all sites tell some, else a small one of losses."""
     if all(one.statistics for one in found.values()):
-        return Verdict(sum(one.statistics["m"] for one in found.values()), {}, "", "moments")
-    return Verdict(sum(one.metrics["loss"] for one in found.values()), {}, "", "losses")
+        return ValidationResult(
+            sum(one.statistics["m"] for one in found.values()), {}, "", "moments"
+        )
+    return ValidationResult(sum(one.metrics["loss"] for one in found.values()), {}, "", "losses")
 
 
 @pytest.mark.parametrize("silent", [1, 2, 3, None])

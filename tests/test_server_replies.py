@@ -31,7 +31,7 @@ from common.disclosure import WITHHELD
 from common.errors import ProvenanceError
 from common.messages import ARRAYS, EVALUATE, FAILURE, HELLO, IDENTITY, METRICS, TRAIN
 from common.metrics_log import UNUSABLE, read_rows
-from server import exchange, roll_call
+from server import exchange, participants
 from server.replies import SiteFailure
 
 pytestmark = pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
@@ -42,7 +42,7 @@ SOUTH = "108"  # the second node, before it has said its name
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(roll_call, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(participants, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(exchange, "time", Clock())
 
 

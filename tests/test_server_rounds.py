@@ -27,11 +27,12 @@ from common.errors import ConfigError, FedscanError, ProvenanceError
 from common.messages import EVALUATE, HELLO, TRAIN, Failure
 from common.metrics_log import UNUSABLE, UPDATE_NORM, read_rows
 from common.paths import cache_dir
-from common.tasks.task import Evaluation, Place, load_task
+from common.tasks.task import Evaluation, SiteContext, load_task
 from common.transport import broadcast, encode_update, received, to_keep
-from server import exchange, roll_call
-from server.roll_call import SiteFailure
+from server import exchange, participants
+from server.participants import SiteFailure
 from server.rounds import federate
+from simulations.arms import train_in_place
 
 pytestmark = pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
 
@@ -63,7 +64,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(roll_call, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(participants, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(exchange, "time", Clock())
 
 
@@ -486,7 +487,7 @@ def test_too_few_sites_in_time_end_the_run_before_a_question(tmp_path):
 def test_site_that_connects_late_is_waited_for(tmp_path, monkeypatch):
     grid = InProcessGrid(nodes(ScriptedSite("north")))
     monkeypatch.setattr(
-        roll_call.time, "sleep", lambda _: grid.nodes.update({9: ScriptedSite("south")})
+        participants.time, "sleep", lambda _: grid.nodes.update({9: ScriptedSite("south")})
     )
     folder = run(tmp_path, grid, connect_timeout=600.0)
     assert list(json.loads((folder / "manifest.json").read_text())["sites"]) == ["north", "south"]
@@ -500,7 +501,7 @@ def test_more_sites_than_needed_all_take_part(tmp_path):
 
 def test_enough_sites_start_the_run_even_where_time_is_too_short_to_settle(tmp_path, monkeypatch):
     """Waiting for more sites than min-sites is a courtesy, which no timeout turns into an error."""
-    monkeypatch.setattr(roll_call, "SETTLE_SECONDS", 30.0)
+    monkeypatch.setattr(participants, "SETTLE_SECONDS", 30.0)
     grid = InProcessGrid(nodes(ScriptedSite("north"), ScriptedSite("south")))
     assert (run(tmp_path, grid) / "summary.json").exists()
 
@@ -808,7 +809,7 @@ def test_federation_of_one_site_is_plain_training(tmp_path, tiny_cohort, client_
         if message.content[messages.CONFIG]["split"] == "val"
     ]
 
-    task, place = load_task(config.task), Place("north", ("north",), torch.device("cpu"))
+    task, place = load_task(config.task), SiteContext("north", ("north",), torch.device("cpu"))
     scans = task.open_split("north", tiny_cohort / "north", "train", config, cache_dir())
     model, private = task.build_model(config), {}
     for round_number, federated in enumerate(validated, start=1):
@@ -823,6 +824,17 @@ def test_federation_of_one_site_is_plain_training(tmp_path, tiny_cohort, client_
         for name, weight in model.state_dict().items():
             assert torch.equal(weight, federated[name])
     assert len(validated) == 3
+
+    train_in_place(  # the local arm of a comparison
+        {"north": ["north"]},
+        {"north": tiny_cohort / "north"},
+        config,
+        place=place,
+        folder=tmp_path / "local",
+        records=(tmp_path / "records", Path("local")),
+    )
+    results = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "local")]
+    assert results[0] == results[1]
 
 
 def flat(state: dict[str, torch.Tensor]) -> torch.Tensor:

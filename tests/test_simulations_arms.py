@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from common.config.run_config import RunConfig, known_keys
+from common.data.dataset import pool
 from common.errors import ConfigError
 from common.paths import cache_dir
-from common.data.dataset import pool
 from common.tasks.classification import score
-from common.tasks.task import Place, load_task
+from common.tasks.task import SiteContext, load_task
 from common.training.classifier import predict
 from simulations.arms import POOL, Work, pooled_config, run_cell
 from simulations.plan import Cell
@@ -116,7 +116,7 @@ def test_each_model_is_plain_training_with_the_lowest_validation_loss(
 
     for trained_on, members in pools.items():
         run = config.replace({"training.batch-size": 4 * len(members)})
-        place = Place(trained_on, tuple(given.sites), cpu)
+        place = SiteContext(trained_on, tuple(given.sites), cpu)
         data = pool([load(site, "train") for site in members])
         model, private, losses, states = classification.build_model(run), {}, {}, {}
         for number in range(1, 6):

@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_server_rounds import InProcessGrid, clients, run_config, simulated
 
 import common.strategies
+from common import messages
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.rounds import RunState, Update, run_rounds
@@ -24,7 +26,8 @@ from common.strategies.strategy import (
     strategy_names,
     weighted_mean,
 )
-from common.tasks.task import Evaluation, Place, Verdict, load_task, read_run_config
+from common.tasks.task import Evaluation, SiteContext, ValidationResult, load_task, read_run_config
+from server.rounds import federate
 from simulations.arms import train_in_place
 
 FIRST = {"a": torch.tensor([1.0, 2.0]), "scalar": torch.tensor(3.0)}
@@ -153,10 +156,8 @@ class Median(Strategy):
         return state
 
     def aggregate(self, updates, weights, state, *, participants, rate):
-        median = {
-            name: torch.stack([update.weights[name] for update in updates.values()]).median(0).values
-            for name in weights
-        }
+        sites = [update.weights for update in updates.values()]
+        median = {n: torch.stack([site[n] for site in sites]).median(0).values for n in weights}
         return median, dict(next(iter(updates.values())).arrays)
 
 
@@ -187,12 +188,30 @@ def test_one_file_is_a_strategy(median, tiny_cohort: Path, session_cache, tmp_pa
         {"a": ["north"], "b": ["island"], "c": ["north", "island"]},
         {site: tiny_cohort / site for site in ("island", "north")},
         config,
-        place=Place("all", ("island", "north"), torch.device("cpu")),
+        place=SiteContext("all", ("island", "north"), torch.device("cpu")),
         folder=tmp_path / "all",
         records=(tmp_path / "records", Path("run")),
     )
     assert {row["tested_on"] for row in rows if row["split"] == "test"} >= {"island", "north"}
     assert (tmp_path / "all" / "model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
+@pytest.mark.parametrize("transport", ["float32", "int8"])
+def test_further_arrays_of_a_strategy_travel_in_messages(
+    median, transport, tiny_cohort: Path, session_cache, tmp_path, monkeypatch
+):
+    """Each site finds what the server has made of its last answer: the strategy itself asserts."""
+    monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
+    config = run_config(
+        tmp_path, rounds=2, name=median, transport=transport, cohort_dir=str(tiny_cohort)
+    )
+    grid = InProcessGrid(clients(simulated(), config)[0])
+    federate(grid, config, run_id="run")
+    orders = [m for m in grid.requests if m.metadata.message_type == messages.TRAIN]
+    assert all("strategy/rounds" in order.content[messages.ARRAYS] for order in orders)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 # The loop of rounds, with sites that do next to nothing
@@ -219,7 +238,7 @@ class StubSites:
         self.asked.append((split, number))
         loss = abs(float(released["w"]) - 3.0)  # best after the second round
         found = {site: Evaluation(5, {"loss": loss}) for site in self.names}
-        return Judged(Verdict(loss, {}, ""), found)
+        return Judged(ValidationResult(loss, {}, ""), found)
 
     def record(self, number, split, measured):
         pass
@@ -234,7 +253,7 @@ def stub_task(monkeypatch) -> list[int]:
         release=lambda previous, shared, config, **named: dict(shared),
         save=lambda *arguments, round_number, place: saved.append(round_number),
         illustrate=lambda *arguments, **named: None,
-        judge=lambda found, config: Verdict(
+        judge=lambda found, config: ValidationResult(
             sum(one.metrics["loss"] for one in found.values()), {}, ""
         ),
         server_learning_rate=lambda participants: 1.0,
@@ -247,7 +266,7 @@ def start() -> RunState:
     return RunState({"w": torch.zeros(1)}, {"w": torch.zeros(1)}, {})
 
 
-HERE = Place("server", ("east", "west"), torch.device("cpu"))
+HERE = SiteContext("server", ("east", "west"), torch.device("cpu"))
 
 
 def test_rounds_go_on_from_where_sites_have_brought_the_weights(stub_task, tmp_path):

@@ -38,7 +38,7 @@ from common.tasks.classification import (
     summary,
     survey,
 )
-from common.tasks.task import Evaluation, Fit, Place, Task, load_task
+from common.tasks.task import Evaluation, Fit, SiteContext, Task, load_task
 from common.training import classifier_augment
 from common.training.classifier import MOMENTS, _Batches, cosine, predict
 from common.training.classifier_augment import SHIFT_VOXELS, augment
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 SITES = ("island", "north")
-NORTH, ISLAND = (Place(site, SITES, CPU) for site in ("north", "island"))
+NORTH, ISLAND = (SiteContext(site, SITES, CPU) for site in ("north", "island"))
 SIDE = 16
 TINY = {
     "data.size": SIDE,
@@ -84,7 +84,7 @@ def train(
     *,
     model: nn.Module | None = None,
     round_number: int = 1,
-    place: Place = NORTH,
+    place: SiteContext = NORTH,
     private: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Fit]:
     run = run or config()
@@ -179,7 +179,7 @@ def test_batch_may_be_larger_than_the_data(data):
 def test_same_seed_is_the_same_bits_and_another_seed_is_not(data):
     start = shared_state(build_model(config()))
 
-    def from_start(seed: int = 1, place: Place = NORTH, round_number: int = 1):
+    def from_start(seed: int = 1, place: SiteContext = NORTH, round_number: int = 1):
         model = build_model(config())
         load_shared(model, start)
         run = config(seed=seed, num_server_rounds=10**5)  # rounds differ little by the schedule
@@ -558,9 +558,9 @@ def test_loss_of_all_sites_is_the_mean_over_scans(sites):
 
 
 def test_verdict_names_every_site_and_has_no_metric_of_the_whole():
-    verdict = judge(evaluations([(0.5, 1), (0.1, 3)]), config())
-    assert verdict.words == "validation loss 0.200, balanced accuracy 0 0.62, 1 0.62"
-    assert verdict.whole == {}
+    merged = judge(evaluations([(0.5, 1), (0.1, 3)]), config())
+    assert merged.words == "validation loss 0.200, balanced accuracy 0 0.62, 1 0.62"
+    assert merged.whole == {}
     assert math.isnan(judge(evaluations([(float("nan"), 1), (0.1, 3)]), config()).loss)
 
 
@@ -590,8 +590,8 @@ def test_roster_is_everybody_with_label_and_split(tiny_cohort):
 
 def test_summary_has_each_sites_metrics_and_nothing_of_the_whole():
     found = evaluations([(0.5, 1), (0.1, 3)])
-    verdict, fits = judge(found, config()), {"0": {"loss": 9.0}, "1": {"loss": 9.0}}
-    whole, sites = summary(found, verdict, fits, config(), round_number=1)
+    merged, fits = judge(found, config()), {"0": {"loss": 9.0}, "1": {"loss": 9.0}}
+    whole, sites = summary(found, merged, fits, config(), round_number=1)
     assert whole == {}
     assert sites == {site: {"n_test": one.count, **one.metrics} for site, one in found.items()}
     sites["0"]["loss"] = 7.0

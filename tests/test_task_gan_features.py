@@ -34,7 +34,7 @@ from common.tasks.classification import (
     warm_start,
 )
 from common.tasks.generation_networks import architecture, gan_config
-from common.tasks.task import Place
+from common.tasks.task import SiteContext
 from common.training import classifier_augment
 from common.training.classifier import predict
 from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 SITES = ("island", "north")
-NORTH = Place("north", SITES, CPU)
+NORTH = SiteContext("north", SITES, CPU)
 LEVELS = len(LEVELS_MM)
 SMALL_GAN = "resolution=16 channel-base=128 channel-max=8 z-dim=8 w-dim=8 label-kinds=sex,site"
 TINY = {
@@ -218,7 +218,10 @@ def test_another_site_continues_with_what_was_shared() -> None:
 def test_untrained_control_is_the_seeds_and_the_same_at_every_site() -> None:
     one = build_model(config(), NORTH)
     warm_start(one, config())
-    same, other = build_model(config(), Place("x", SITES, CPU)), build_model(config(seed=1), NORTH)
+    same, other = (
+        build_model(config(), SiteContext("x", SITES, CPU)),
+        build_model(config(seed=1), NORTH),
+    )
     assert all(torch.equal(v, same.state_dict()[k]) for k, v in one.state_dict().items())
     assert not torch.equal(one.from_image.weight, other.from_image.weight)
 

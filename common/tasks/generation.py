@@ -44,7 +44,7 @@ from common.studies.study import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
 from common.tasks.generation_networks import GENERATOR, architecture, load_released
-from common.tasks.task import Evaluation, Fit, Load, Place, State, Task, Verdict
+from common.tasks.task import Evaluation, Fit, Load, SiteContext, State, Task, ValidationResult
 from common.training import gan
 from common.training.gan_checkpoint import save_checkpoint
 from common.training.gan_config import stylegan2
@@ -90,7 +90,7 @@ class Generation(Task):
                 f"{', '.join(study.generator.conditions) or 'it has none'}"
             )
 
-    def build_model(self, config: RunConfig, place: Place) -> GanTraining:
+    def build_model(self, config: RunConfig, place: SiteContext) -> GanTraining:
         """Begin a training with the run's initial weights, the same at every site."""
         networks = architecture(config, place.sites)
         return GanTraining.start(stylegan2(config), networks, device=place.device)
@@ -210,7 +210,7 @@ class Generation(Task):
         data: Dataset,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         round_number: int,
         private: State,
         hooks: Hooks | None = None,
@@ -239,7 +239,7 @@ class Generation(Task):
         split: str,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         records: Path | None = None,
     ) -> Evaluation:
         """Judge a generator; see :func:`common.tasks.generation_quality.evaluate`."""
@@ -247,7 +247,7 @@ class Generation(Task):
             released, load, split, config, place=place, records=records
         )
 
-    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
         """Merge the sites' moments; see :func:`common.tasks.generation_quality.judge`."""
         return generation_quality.judge(evaluations, config)
 
@@ -259,7 +259,7 @@ class Generation(Task):
         config: RunConfig,
         *,
         round_number: int,
-        place: Place,
+        place: SiteContext,
     ) -> None:
         """Write ``gan.json`` and its tensors: what ``fedscan generate`` and ``project`` read."""
         model = self.build_model(config, place)
@@ -276,7 +276,7 @@ class Generation(Task):
         config: RunConfig,
         *,
         round_number: int,
-        place: Place,
+        place: SiteContext,
     ) -> None:
         """Write a grid of pictures; see :func:`common.tasks.generation_grids.illustrate`."""
         illustrate(folder, released, config, round_number=round_number, place=place)
@@ -284,7 +284,7 @@ class Generation(Task):
     def summary(
         self,
         evaluations: Mapping[str, Evaluation],
-        verdict: Verdict,
+        merged: ValidationResult,
         fits: Mapping[str, Mapping[str, float]],
         config: RunConfig,
         *,
@@ -292,7 +292,7 @@ class Generation(Task):
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Return the block ``generation`` of the whole, and under each site."""
         return generation_quality.summary(
-            evaluations, verdict, fits, config, round_number=round_number
+            evaluations, merged, fits, config, round_number=round_number
         )
 
     def learning_rates(self, config: RunConfig) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ValidationResult:
     """What all sites' evaluations say together.
 
     Parameters
@@ -88,7 +88,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Place:
+class SiteContext:
     """Where something is computed: which site or pool, among which sites, on what device.
 
     Parameters
@@ -135,7 +135,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def build_model(self, config: RunConfig, place: Place) -> Any:
+    def build_model(self, config: RunConfig, place: SiteContext) -> Any:
         """Build the model with the run's initial weights, the same wherever it is built."""
 
     def warm_start(self, model: Any, config: RunConfig) -> None:  # noqa: B027
@@ -216,7 +216,7 @@ class Task(ABC):
         data: Dataset,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         round_number: int,
         private: State,
         hooks: Hooks | None = None,
@@ -234,13 +234,13 @@ class Task(ABC):
         split: str,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         records: Path | None = None,
     ) -> Evaluation:
         """Judge the released state on one split; ``records`` is for what stays at the site."""
 
     @abstractmethod
-    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
         """Merge the sites' evaluations."""
 
     @abstractmethod
@@ -252,7 +252,7 @@ class Task(ABC):
         config: RunConfig,
         *,
         round_number: int,
-        place: Place,
+        place: SiteContext,
     ) -> None:
         """Write what is released, and what is needed to build it again."""
 
@@ -263,7 +263,7 @@ class Task(ABC):
         config: RunConfig,
         *,
         round_number: int,
-        place: Place,
+        place: SiteContext,
     ) -> None:
         """Leave pictures of a round's released state, where there is something to see."""
 
@@ -271,7 +271,7 @@ class Task(ABC):
     def summary(
         self,
         evaluations: Mapping[str, Evaluation],
-        verdict: Verdict,
+        merged: ValidationResult,
         fits: Mapping[str, Mapping[str, float]],
         config: RunConfig,
         *,

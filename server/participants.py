@@ -34,7 +34,7 @@ class Participant:
     device: str
 
 
-class RollCall:
+class Participants:
     """The sites of one run, ordered by name, which is stable where Flower's node ids are random.
 
     Parameters
