@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,6 +27,7 @@ from common.strategies.strategy import (
     strategy_names,
     weighted_mean,
 )
+from common.tasks import generation_quality
 from common.tasks.task import Evaluation, SiteContext, ValidationResult, load_task, read_run_config
 from server.rounds import federate
 from simulations.arms import train_in_place
@@ -212,6 +214,53 @@ def test_further_arrays_of_a_strategy_travel_in_messages(
     orders = [m for m in grid.requests if m.metadata.message_type == messages.TRAIN]
     assert all("strategy/rounds" in order.content[messages.ARRAYS] for order in orders)
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+GENERATION = {
+    "task": "generation",
+    "model.gan-changes": "resolution=16 channel-max=8 z-dim=8 w-dim=8 label-kinds=sex,site",
+    "strategy.share": "generator",
+}
+
+
+@pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
+@pytest.mark.parametrize(
+    "values",
+    [{"data.size": 16, "strategy.name": "fedprox", "strategy.mu": 1.0}, GENERATION],
+    ids=["fedprox", "private discriminators"],
+)
+def test_sites_in_one_process_learn_the_same_bits_as_sites_asked_by_messages(
+    values, tiny_cohort: Path, session_cache, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
+    pixels = SimpleNamespace(
+        name="pixels",
+        hash="0" * 64,
+        features=lambda images: np.asarray(images, float).reshape(len(images), -1)[:, 100:112],
+        identity=lambda: {"name": "pixels", "hash": "0" * 64},
+    )
+    monkeypatch.setattr(generation_quality, "_extractor", lambda name: pixels)
+    config = read_run_config(
+        {
+            **{"run.rounds": 2, "run.evaluate-every": 1, "run.output-dir": str(tmp_path)},
+            **{"training.local-steps": 2, "training.batch-size": 4},
+            "data.cohort-dir": str(tiny_cohort),
+            **values,
+        }
+    )
+    federate(InProcessGrid(clients(simulated(), config)[0]), config, run_id="run")
+    sites = ("island", "north")
+    train_in_place(
+        {site: [site] for site in sites},
+        {site: tiny_cohort / site for site in sites},
+        config,
+        place=SiteContext("all", sites, torch.device("cpu")),
+        folder=tmp_path / "here",
+        records=(tmp_path / "own records", Path("here")),
+    )
+    (one,), (other,) = (list((tmp_path / f).glob("*.safetensors")) for f in ("run", "here"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 # The loop of rounds, with sites that do next to nothing
