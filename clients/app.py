@@ -13,23 +13,23 @@ app = ClientApp(mods=[guard])
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Say who the site is and how many scans it has."""
-    return _workplace(context).hello(message)
+    return _site_client(context).hello(message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on the site's own scans for one round."""
-    return _workplace(context).train(message)
+    return _site_client(context).train(message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Judge the global model on the site's own scans."""
-    return _workplace(context).evaluate(message)
+    return _site_client(context).evaluate(message)
 
 
-def _workplace(context: Context):
+def _site_client(context: Context):
     # Late: a deployed site starts a process for every message, and a refused one needs no torch.
-    from clients.local import Workplace
+    from clients.local import SiteClient
 
-    return Workplace(context)
+    return SiteClient(context)

@@ -27,9 +27,11 @@ from common.config.run_config import RunConfig
 from common.config.site_names import SITE_NAME
 from common.errors import ConfigError, DataContractError, FedscanError
 from common.evaluation.extractor import DEFAULTS
+from common.local_round import first_weights, train_one_round
 from common.paths import cache_dir, site_records
 from common.sites import Site, locate_site
-from common.tasks.task import Place, Task, load_task, read_run_config, roster, survey
+from common.strategies.strategy import with_prefix
+from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey
 from common.transport import encode_update, received, to_keep
 
 if TYPE_CHECKING:
@@ -38,12 +40,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("flwr.fedscan")
 
 MOST_SITES = 10_000  # as many as `min-sites` accepts
-# Parts of a site's private state: the task's, what the transport owes, the weights received, and
-# the norms of the site's own largest updates.
-TASK, RESIDUAL, REFERENCE, LARGEST = "task/", "residual/", "reference/", "largest-update/"
+# Parts of a site's private state, beside those of its training: what the transport owes, the
+# weights received, and the norms of the site's own largest updates.
+RESIDUAL, REFERENCE, LARGEST = "residual/", "reference/", "largest-update/"
 
 
-class Workplace:
+class SiteClient:
     """One site during one message: its configuration, its folder, its task.
 
     Parameters
@@ -106,9 +108,9 @@ class Workplace:
         before = self.state.load(number - 1)
         self.state.require_same_data(self._config_digest)
         sent = messages.unpack(message.content[messages.ARRAYS])
-        last = _with_prefix(before, REFERENCE)
+        last = with_prefix(before, REFERENCE)
         reference = received(sent, to_keep(last, config.transport))
-        largest = _with_prefix(before, LARGEST)
+        largest = with_prefix(before, LARGEST)
         data = self._data("train")
         with self._place(message) as place:
             model = self.task.build_model(config, place)
@@ -119,30 +121,29 @@ class Workplace:
             self.state.require_one_order(
                 f"{messages.TRAIN}, round {number}", digest_of_order(sent, place.sites)
             )
-            self.task.load_shared(model, reference)
-            fit = self.task.fit(
+            done = train_one_round(
+                self.task,
                 model,
                 data,
                 config,
+                received=reference,
+                private=before,
                 place=place,
                 round_number=number,
-                private=_with_prefix(before, TASK),
             )
-            trained = self.task.shared_state(model, config)
         update, residual = encode_update(
-            trained, reference, _with_prefix(before, RESIDUAL), config.transport
+            done.sent, reference, with_prefix(before, RESIDUAL), config.transport
         )
         parts = {
-            TASK: fit.private,
             RESIDUAL: residual,
             REFERENCE: reference,
-            LARGEST: largest_updates(trained, reference, largest),
+            LARGEST: largest_updates(done.sent, reference, largest),
         }
         kept = {prefix + name: part[name] for prefix, part in parts.items() for name in part}
-        self.state.save(number, kept)
+        self.state.save(number, done.private | kept)
         seen = config.training.local_steps * config.training.batch_size
         shown = min(data.people, seen // self.task.images_per_file(config))
-        metrics = self.policy.disclosure.training(fit.metrics, shown)
+        metrics = self.policy.disclosure.training(done.metrics, shown)
         return messages.update_reply(message, data.files, metrics, update)
 
     def evaluate(self, message: Message) -> Message:
@@ -168,7 +169,7 @@ class Workplace:
             # An average over time lies between the weights of all rounds so far.
             lag = number if self.task.averages_over_time else 1
             self._require_explained(
-                released, _with_prefix(trained, REFERENCE), _with_prefix(trained, LARGEST), lag
+                released, with_prefix(trained, REFERENCE), with_prefix(trained, LARGEST), lag
             )
             self.state.require_one_order(f"{split}, round {number}", asked)
         records = site_records(self.site.name) / self.state.run_id if split == "test" else None
@@ -207,19 +208,19 @@ class Workplace:
         """Refuse a run's first weights unless they are its seed's, or approved."""
         if self.site.simulated:  # on the server's machine, with its files, and of one owner
             self.task.warm_start(model, self.config)
-        expected = self.task.shared_state(model, self.config)
+        expected = first_weights(self.task, model, self.config)
         approved = self.policy.approved_weights
         require_first_weights(self.site.name, weights, expected, approved)
 
     @contextlib.contextmanager
-    def _place(self, message: Message) -> Iterator[Place]:
+    def _place(self, message: Message) -> Iterator[SiteContext]:
         sites = tuple(map(str, message.content[messages.CONFIG]["sites"]))
         usable = len(sites) <= MOST_SITES and all(map(SITE_NAME.fullmatch, sites))
         if not usable or self.site.name not in sites or len(set(sites)) < len(sites):
             raise ConfigError("the order's list of sites is not usable: it names each site once")
         with compute_device(self.config, granted()) as device:
             secret = site_secret(self.site.name) if self.policy.private_seed else ""
-            yield Place(self.site.name, sites, device, self.policy.disclosure, secret)
+            yield SiteContext(self.site.name, sites, device, self.policy.disclosure, secret)
 
     def _data(self, split: str) -> Any:
         """Load a split, and refuse data that are not those with which the run began."""
@@ -269,11 +270,3 @@ def _with_own_extractor(
             "its file, name it when you start the SuperNode: --node-config 'extractor=\"/path\" …'"
         )
     return config
-
-
-def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }

@@ -91,7 +91,7 @@ class SiteState:
         if round_number == 0:
             return {}
         folder = self._round(round_number)
-        with self._told(f"the state of round {round_number} cannot be read"):
+        with self._public_errors(f"the state of round {round_number} cannot be read"):
             if not self._whole(round_number):
                 whole = sorted(filter(self._whole, self._rounds()))
                 kept = ", ".join(map(str, whole)) or "none"
@@ -140,7 +140,7 @@ class SiteState:
         _require_round(round_number, least=1)
         folder = self._round(round_number)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        with self._told(f"the private state of round {round_number} cannot be saved"):
+        with self._public_errors(f"the private state of round {round_number} cannot be saved"):
             try:
                 self._make(folder)
                 save_snapshot(folder, NAME, tensors, self._about(round_number))
@@ -185,8 +185,10 @@ class SiteState:
         about = f"the record of the data with which run {self.run_id} began"
         kept = self._read(DATA, about)
         if not kept and not begins:
-            told = f"site '{self.site}': {about} is missing"
-            raise FedscanError(f"{told} in {self.folder}. {WAY_OUT}", public=f"{told}. {WAY_OUT}")
+            message = f"site '{self.site}': {about} is missing"
+            raise FedscanError(
+                f"{message} in {self.folder}. {WAY_OUT}", public=f"{message}. {WAY_OUT}"
+            )
         for name, digest in digests.items():
             if kept.get(name, digest) != digest:
                 raise self._changed(name)
@@ -256,7 +258,7 @@ class SiteState:
 
     def end(self) -> None:
         """Remove the run's state, as :meth:`remove`, and remember that the run has ended."""
-        with self._told("the end of the run cannot be kept"):
+        with self._public_errors("the end of the run cannot be kept"):
             self._make(self.folder.parent)
             write_atomically(self._ended, b"")
         self.remove()
@@ -271,7 +273,7 @@ class SiteState:
         """
         problem = "the private state of the run that has ended cannot be removed"
         # None may have been saved, or another process may be removing it.
-        with self._told(problem), contextlib.suppress(FileNotFoundError):
+        with self._public_errors(problem), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.folder)
         with contextlib.suppress(OSError):  # not empty, most of the time
             self.folder.parent.rmdir()
@@ -284,7 +286,7 @@ class SiteState:
     def _read(self, name: str, about: str) -> dict[str, str]:
         """Read a record of digests; empty where nothing is kept."""
         path = self.folder / name
-        with self._told(f"{about} cannot be read"):
+        with self._public_errors(f"{about} cannot be read"):
             try:
                 text = path.read_bytes()
             except FileNotFoundError:
@@ -292,13 +294,13 @@ class SiteState:
         try:
             return {str(key): str(digest) for key, digest in json.loads(text).items()}
         except (ValueError, AttributeError, RecursionError) as error:  # no JSON, or no object
-            told = f"site '{self.site}': {about} is damaged"
+            message = f"site '{self.site}': {about} is damaged"
             raise FedscanError(
-                f"{told} ({path}). {WAY_OUT}", public=f"{told}. {WAY_OUT}"
+                f"{message} ({path}). {WAY_OUT}", public=f"{message}. {WAY_OUT}"
             ) from error
 
     def _write(self, name: str, digests: Mapping[str, str], about: str) -> None:
-        with self._told(f"{about} cannot be saved"):
+        with self._public_errors(f"{about} cannot be saved"):
             self._make(self.folder)
             text = json.dumps(digests, indent=2)
             write_atomically(self.folder / name, text.encode())
@@ -349,16 +351,16 @@ class SiteState:
         return (self._round(number) / f"{NAME}.json").is_file()
 
     @contextlib.contextmanager
-    def _told(self, problem: str) -> Iterator[None]:
+    def _public_errors(self, problem: str) -> Iterator[None]:
         """Tell an error of the file system so that the server learns the kind, not the place."""
         try:
             yield
         except OSError as error:
-            told = f"site '{self.site}': {problem} in its folder of records"
+            message = f"site '{self.site}': {problem} in its folder of records"
             advice = "Let the site make room there and allow reading and writing, then try again"
             raise FedscanError(
-                f"{told} ({error}). {advice}",
-                public=f"{told} ({error.strerror or type(error).__name__}). {advice}",
+                f"{message} ({error}). {advice}",
+                public=f"{message} ({error.strerror or type(error).__name__}). {advice}",
             ) from error
 
 
@@ -378,8 +380,8 @@ def site_secret(site: str) -> str:
             write_atomically(path, secrets.token_hex(SECRET_BYTES).encode())
         return path.read_text(encoding="ascii")
     except (OSError, ValueError) as error:
-        told = f"site '{site}': its secret for seeds cannot be read or made"
-        raise FedscanError(f"{told} ({path}: {error})", public=told) from error
+        message = f"site '{site}': its secret for seeds cannot be read or made"
+        raise FedscanError(f"{message} ({path}: {error})", public=message) from error
 
 
 def _require_round(number: int, least: int) -> None:

@@ -1,4 +1,4 @@
-"""What sites answer, taken apart: whatever is wrong with it is told in that site's name."""
+"""What sites answer, taken apart: whatever is wrong is reported in that site's name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MetricRecord
-from torch import Tensor
 
 from common import messages
 from common.config.site_names import SITE_NAME
@@ -17,7 +16,9 @@ from common.errors import FedscanError
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM
 from common.provenance import require_same_source
-from common.tasks.task import Evaluation, State
+from common.rounds import Update
+from common.strategies.strategy import State
+from common.tasks.task import Evaluation
 from common.transport import decode_update
 
 
@@ -50,15 +51,6 @@ MOST_NUMBERS = 1000
 LARGEST_NUMBER = 1e15
 LONGEST_NAME = 200
 LONGEST_REASON = 1000  # characters
-
-
-@dataclass(frozen=True)
-class Update:
-    """A site's training: scans trained on, numbers, and its whole weights."""
-
-    count: int
-    metrics: dict[str, float]
-    state: dict[str, Tensor]
 
 
 def read_identity(reply: Message, label: str, phase: str) -> Identity:
@@ -167,8 +159,8 @@ def read_evaluation(
 def unusable(site: str, phase: str, error: Exception | str) -> SiteFailure:
     """Say in a site's name that its answer cannot be used, and why."""
     why = error if isinstance(error, str | FedscanError) else f"{type(error).__name__}: {error}"
-    told = messages.printable(str(why)[:LONGEST_REASON])
-    return SiteFailure(Failure(site, phase, f"its answer is not usable: {told}", ""))
+    reason = messages.printable(str(why)[:LONGEST_REASON])
+    return SiteFailure(Failure(site, phase, f"its answer is not usable: {reason}", ""))
 
 
 @contextlib.contextmanager

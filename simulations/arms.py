@@ -7,11 +7,12 @@ scans and reads the test scans once, when training is over.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,17 @@ import pandas as pd
 
 from clients.resources import compute_device, granted
 from common.config.run_config import RunConfig
-from common.data.dataset import pool
+from common.data.dataset import Dataset, pool
 from common.errors import DivergedError
 from common.files import make_folder, write_atomically, write_json
+from common.local_round import train_one_round
 from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
 from common.paths import cache_dir
+from common.rounds import Measured, RunState, Update, begin, run_rounds
 from common.run_folder import METRICS, SUMMARY
-from common.tasks.task import Evaluation, Place, State, Verdict, load_task, read_run_config
-from server.selection import BestRound, due
+from common.selection import Judged
+from common.strategies.strategy import State
+from common.tasks.task import SiteContext, load_task, read_run_config
 from simulations.plan import PRETRAINING, USE, Cell
 from simulations.results import COLUMNS
 
@@ -106,8 +110,8 @@ def run_cell(work: Work) -> pd.DataFrame:
     else:
         rows = [row for site in work.local for row in _own(work, site)]
     identity = {**asdict(work.cell), "seconds": round(time.monotonic() - began, 1)}
-    told = [{**identity, "status": "done", **row} for row in rows]
-    return pd.DataFrame(told, columns=COLUMNS)
+    whole = [{**identity, "status": "done", **row} for row in rows]
+    return pd.DataFrame(whole, columns=COLUMNS)
 
 
 def _own(work: Work, site: str) -> list[dict[str, Any]]:
@@ -129,117 +133,153 @@ def _alone(work: Work, trained_on: str, members: list[str]) -> list[dict[str, An
     participant.
     """
     config = pooled_config(work.config, len(members), work.centralized_batch)
-    folder = Path(work.folder) / trained_on
     with compute_device(config, granted()) as device:
-        training = _Training(work, config, Place(trained_on, tuple(work.sites), device), folder)
-        rows = training.run(members)
-        return rows + training.test()
+        place = SiteContext(trained_on, tuple(work.sites), device)
+        folder = Path(work.folder) / trained_on
+        records = Path(work.records), Path(work.cell.name) / trained_on
+        folders = {site: Path(path) for site, path in work.sites.items()}
+        return train_in_place(
+            {trained_on: members}, folders, config, place=place, folder=folder, records=records
+        )
 
 
-class _Training:
-    """A model that is trained in one place.
+def train_in_place(
+    participants: Mapping[str, Sequence[str]],
+    folders: Mapping[str, Path],
+    config: RunConfig,
+    *,
+    place: SiteContext,
+    folder: Path,
+    records: tuple[Path, Path],
+) -> list[dict[str, Any]]:
+    """Run all rounds in this process, and test the selected model at every site.
 
     Parameters
     ----------
-    work : Work
+    participants : mapping of str to sequence of str
+        Whose images each participant trains on: a pool of sites, or a site by itself. With several
+        participants it is a federation without messages.
+    folders : mapping of str to Path
+        Each site's data.
     config : RunConfig
-        With the steps and images of the pool.
-    place : Place
+    place : SiteContext
+        Its site is the model's name in the results.
     folder : Path
-        The model's own.
+        For the model, its log and its summary.
+    records : (Path, Path)
+        The folder above all sites' own records, and the model's folder in each.
+
+    Returns
+    -------
+    list of dict
+        Rows of results.
+
+    Raises
+    ------
+    DivergedError
+        If no round had a finite validation loss.
     """
+    sites = SitesInPlace(
+        participants, folders, config, place=place, log=folder / METRICS, records=records
+    )
+    result = run_rounds(begin(config, place), config, sites, place=place, folder=folder)
+    test = result.test
+    whole, each = load_task(config.task).summary(
+        test.evaluations, test.merged, result.fits, config, round_number=result.round
+    )
+    write_json(folder / SUMMARY, {"best_round": result.round, **whole, "sites": each})
+    return sites.rows
 
-    def __init__(self, work: Work, config: RunConfig, place: Place, folder: Path) -> None:
-        self.work, self.config, self.place, self.folder = work, config, place, folder
-        self.task = load_task(config.task)
-        self.best: BestRound[tuple[State, State, dict[str, float]]] = BestRound()
 
-    def run(self, members: list[str]) -> list[dict[str, Any]]:
-        """Do every round, and keep the best on the members' validation scans."""
-        task, config, place = self.task, self.config, self.place
-        train = pool([self._load(site, "train") for site in members])
-        validation = {site: self._load(site, "val") for site in members}
-        log = MetricsLog(self.folder / METRICS)
-        model, private = task.build_model(config, place), {}
-        task.warm_start(model, config)
-        released = task.first_release(model, config)
-        rows: list[dict[str, Any]] = []
-        began = time.monotonic()
-        for number in range(1, config.run.rounds + 1):
-            fit = task.fit(model, train, config, place=place, round_number=number, private=private)
-            private = fit.private
-            shared = task.shared_state(model, config)
-            released = task.release(released, shared, config, round_number=number, participants=1)
-            if not due(number, config.run.evaluate_every, config.run.rounds):
-                continue
-            found = {
-                site: task.evaluate(
-                    released,
-                    lambda split, site=site, data=data: (
-                        data if split == "val" else self._load(site, split)
-                    ),
-                    "val",
-                    config,
-                    place=self._at(site),
-                )
-                for site, data in validation.items()
-            }
-            verdict = task.judge(found, config)
-            self.best.offer(number, verdict.loss, (released, shared, fit.metrics))
-            seconds = round(time.monotonic() - began, 3)
-            curve = _curve(found, verdict, number, "val", seconds)
-            log.append(curve)
-            rows += [_result(place.site, row, config, number) for row in curve]
-            task.illustrate(self.folder, released, config, round_number=number, place=place)
-        if self.best.model is None:
-            raise DivergedError("no round had a finite validation loss: the run has diverged")
-        return rows
+class SitesInPlace:
+    """Sites of this process as the loop of rounds sees them; see :func:`train_in_place`."""
 
-    def test(self) -> list[dict[str, Any]]:
-        """Read the test scans of every site, once, and judge the selected model by them."""
-        task, config, place, number = self.task, self.config, self.place, self.best.round_number
-        released, shared, fit_metrics = self.best.model
-        task.save(self.folder, released, shared, config, round_number=number, place=place)
-        found = {
-            site: task.evaluate(
-                released,
-                partial(self._load, site),
-                "test",
-                config,
-                place=self._at(site),
-                records=Path(self.work.records) / site / self.work.cell.name / place.site,
-            )
-            for site in self.work.sites
+    def __init__(
+        self,
+        participants: Mapping[str, Sequence[str]],
+        folders: Mapping[str, Path],
+        config: RunConfig,
+        *,
+        place: SiteContext,
+        log: Path,
+        records: tuple[Path, Path],
+    ) -> None:
+        self.config, self.folders, self.place, self.records = config, folders, place, records
+        self.task, self.log = load_task(config.task), MetricsLog(log)
+        self.names = tuple(sorted(participants))
+        members = {site for sites in participants.values() for site in sites}
+        self.data = {
+            name: pool([self._load(site, "train") for site in participants[name]])
+            for name in self.names
         }
-        verdict = task.judge(found, config)
-        whole, sites = task.summary(
-            found, verdict, {place.site: fit_metrics}, config, round_number=number
-        )
-        write_json(self.folder / SUMMARY, {"best_round": number, **whole, "sites": sites})
-        rows = _curve(found, verdict, number, "test", 0.0)
-        return [_result(place.site, row, config, config.run.rounds) for row in rows]
+        self.validation = {site: self._load(site, "val") for site in folders if site in members}
+        self.models = {name: self.task.build_model(config, self._at(name)) for name in self.names}
+        self.rows: list[dict[str, Any]] = []
+        self.began = time.monotonic()
 
-    def _load(self, site: str, split: str) -> Any:
-        return self.task.open_split(
-            site, Path(self.work.sites[site]), split, self.config, cache_dir()
-        )
+    def train(self, number: int, weights: State, state: RunState) -> dict[str, Update]:
+        """Train one participant after the other."""
+        updates = {}
+        for name in self.names:
+            done = train_one_round(
+                self.task,
+                self.models[name],
+                self.data[name],
+                self.config,
+                received=weights,
+                private=state.private.get(name, {}),
+                place=self._at(name),
+                round_number=number,
+            )
+            state.private[name] = done.private
+            updates[name] = Update(self.data[name].files, done.metrics, done.sent)
+        return updates
 
-    def _at(self, site: str) -> Place:
+    def evaluate(self, number: int, released: State, split: str, state: RunState) -> Judged:
+        """Judge at the participants' sites, or, on test scans, at all; these are read now."""
+        del state
+        found = {}
+        for site in self.validation if split == "val" else self.folders:
+            above, below = self.records
+            found[site] = self.task.evaluate(
+                released,
+                partial(self._opened, site),
+                split,
+                self.config,
+                place=self._at(site),
+                records=above / site / below if split == "test" else None,
+            )
+        merged = self.task.judge(found, self.config)
+        undefined = frozenset() if math.isfinite(merged.loss) else frozenset(found)
+        return Judged(merged, found, undefined=undefined)
+
+    def record(self, number: int, split: str, measured: Measured) -> None:
+        """Write the curves to the model's log, and all that is a result to its rows."""
+        if split == "train":
+            return
+        seconds = round(time.monotonic() - self.began, 3)
+        rows = [
+            Row(number, site, split, name, value, count, seconds)
+            for site, (count, metrics) in measured.items()
+            for name, value in metrics.items()
+            if split == "test" or name in CURVES
+        ]
+        if split == "val":
+            self.log.append(rows)
+        rounds = number if split == "val" else self.config.run.rounds
+        participants = len(self.names)
+        self.rows += [
+            _result(self.place.site, row, self.config, rounds, participants) for row in rows
+        ]
+
+    def _opened(self, site: str, split: str) -> Dataset:
+        return self.validation[site] if split == "val" else self._load(site, split)
+
+    def _load(self, site: str, split: str) -> Dataset:
+        return self.task.open_split(site, self.folders[site], split, self.config, cache_dir())
+
+    def _at(self, site: str) -> SiteContext:
         return replace(self.place, site=site)
-
-
-def _curve(
-    found: Mapping[str, Evaluation], verdict: Verdict, number: int, split: str, seconds: float
-) -> list[Row]:
-    """Turn evaluations into rows of a metrics log; of a validation, what is kept of it."""
-    count = sum(one.count for one in found.values())
-    rows = [
-        Row(number, site, split, name, value, one.count, seconds)
-        for site, one in found.items()
-        for name, value in one.metrics.items()
-    ]
-    rows += [Row(number, POOL, split, name, v, count, seconds) for name, v in verdict.whole.items()]
-    return [row for row in rows if split == "test" or row.name in CURVES]
 
 
 def pooled_config(config: RunConfig, members: int, centralized_batch: str) -> RunConfig:
@@ -250,9 +290,10 @@ def pooled_config(config: RunConfig, members: int, centralized_batch: str) -> Ru
     ConfigError
         If no training can be had with as large a batch or as many steps.
     """
-    values = config.to_flower()
+    # Nobody is averaged with: the server's step along an average has nothing to be a step of.
+    values = {**config.to_flower(), "strategy.server-learning-rate": 0.0}
     key = "training.batch-size" if centralized_batch == "large" else "training.local-steps"
-    return config.replace({key: values[key] * members})
+    return read_run_config({**values, key: values[key] * members})
 
 
 def _result(
@@ -293,8 +334,8 @@ def _federated(work: Work) -> list[dict[str, Any]]:
             continue
         if row.split == "test" or (row.split == "val" and row.name in CURVES):
             rounds = summary["rounds"] if row.split == "test" else row.round
-            told = _result(POOL, row, config, rounds, participants=count)
-            rows.append(told | (spent if row.split == "test" else {}))
+            found = _result(POOL, row, config, rounds, participants=count)
+            rows.append(found | (spent if row.split == "test" else {}))
     run_folder.rename(run_folder.with_name(POOL))
     for site in work.sites:
         records = Path(work.records) / site

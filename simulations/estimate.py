@@ -68,11 +68,11 @@ def step_seconds(config: RunConfig, sites: int) -> float:
     """Time optimizer steps of one site, after some that warm up."""
     import torch
 
-    from common.tasks.task import Place, load_task
+    from common.tasks.task import SiteContext, load_task
 
     task = load_task(config.task)
     torch.set_num_threads(config.run.threads)
-    place = Place("0", tuple(str(k) for k in range(sites)), torch.device("cpu"))
+    place = SiteContext("0", tuple(str(k) for k in range(sites)), torch.device("cpu"))
     model, data = task.build_model(config, place), _random_images(config, place.sites)
     count = PROBE_STEPS[config.task]
 

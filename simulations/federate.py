@@ -22,7 +22,7 @@ from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.reading import read_json
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
-from server.selection import due
+from common.selection import due
 from simulations import console
 from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
 
@@ -117,14 +117,14 @@ def check_checkpoint(config: RunConfig, sites: int) -> None:
     import torch
 
     from common.imaging.bids import list_sites
-    from common.tasks.task import Place, load_task
+    from common.tasks.task import SiteContext, load_task
 
     cohort = (
         list_sites(Path(config.data.cohort_dir))
         if config.data.cohort_dir
         else phantom_cohort(config.study).subjects(sites)
     )
-    place = Place("", tuple(sorted(cohort)), torch.device("cpu"))
+    place = SiteContext("", tuple(sorted(cohort)), torch.device("cpu"))
     task = load_task(config.task)
     try:
         task.warm_start(task.build_model(config, place), config)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.config.run_config import OF_CLASSIFICATION, RunConfig, flatten
 from common.errors import ConfigError
+from common.strategies.strategy import load_strategy, strategy_names
 from common.tasks.task import read_run_config
 from common.training.gan_config import stylegan2
 from simulations.contrasts import reference_of
@@ -20,7 +21,6 @@ from simulations.contrasts import reference_of
 Values = dict[str, bool | int | float | str]
 
 ARMS = ("centralized", "local", "federated")
-STRATEGIES = ("fedavg", "fedprox")
 PRETRAINING, USE = "pretraining", "use"  # cells that are no arm: what goes before, and after
 VARIANT = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 PRESETS = Path(__file__).parent / "presets"
@@ -38,7 +38,6 @@ SHARED = (
     *("run.device", "run.threads", "run.seed"),
     *("model.gan", "model.gan-changes", "model.extractor"),
 )
-FEDPROX_MU = 0.01  # when fedprox is compared and no strategy.mu is set; of Li et al.'s grid
 
 
 class Plan(BaseModel):
@@ -47,7 +46,8 @@ class Plan(BaseModel):
     Parameters
     ----------
     arms, strategies
-        What is compared. Strategies concern the federated arm alone: Flower's, or variants.
+        What is compared. Strategies concern the federated arm alone: of common/strategies, or
+        variants.
     variants : dict of str to dict
         Strategies by a name of one's own, each with the run-config values in which it differs; its
         ``model.gan-changes`` are told after those of ``run``.
@@ -98,12 +98,13 @@ class Plan(BaseModel):
 
     @model_validator(mode="after")
     def _strategies_are_known(self) -> Plan:
+        strategies = strategy_names()
         for name in self.variants:
             if not VARIANT.fullmatch(name):
                 raise ValueError(f"variant '{name}': accepted are lower-case letters, digits, '-'")
-            if name in (*STRATEGIES, *ARMS):
+            if name in (*strategies, *ARMS):
                 raise ValueError(f"variant '{name}': that name is taken. Give it one of its own")
-        known = [*STRATEGIES, *self.variants]
+        known = [*strategies, *self.variants]
         if unknown := [name for name in self.strategies if name not in known]:
             raise ValueError(f"strategy '{unknown[0]}': accepted are {', '.join(known)}")
         if lost := [name for name in self.pretrained if name not in self.variants]:
@@ -177,15 +178,32 @@ class Plan(BaseModel):
             "model.gan-changes" in own and "model.gan-changes" in values
         ):  # of a key told twice the last holds
             own["model.gan-changes"] = f"{values['model.gan-changes']} {own['model.gan-changes']}"
-        values |= own
-        values["strategy.name"] = "fedprox" if cell.strategy == "fedprox" else "fedavg"
-        if cell.strategy == "fedprox":
-            values["strategy.mu"] = self.run.get("strategy.mu", FEDPROX_MU)
-        else:
-            values["strategy.mu"] = 0.0
+        name = own.get("strategy.name", cell.strategy)
+        name = name if name in strategy_names() else "fedavg"
+        # What concerns one strategy alone is left to that one's cells.
+        values = {key: value for key, value in values.items() if key not in _own_options()}
+        values |= {key: self.run.get(key, usual) for key, usual in _options_of(name).items()}
+        values |= {**own, "strategy.name": name}
         if cell.strategy in self.pretrained:
             values["model.gan-checkpoint"] = features
         return read_run_config(values)
+
+
+def _options_of(strategy: str) -> Values:
+    """Return what a strategy alone has among the run config's keys, with a usual value each."""
+    return {
+        f"strategy.{name.replace('_', '-')}": value
+        for name, value in load_strategy(strategy).options.items()
+    }
+
+
+def _own_options() -> dict[str, list[str]]:
+    """Return the keys that are not every strategy's, with the strategies that have them."""
+    found: dict[str, list[str]] = {}
+    for strategy in strategy_names():
+        for key in _options_of(strategy):
+            found.setdefault(key, []).append(strategy)
+    return found
 
 
 def _of_pictures_use(values: Values) -> Values:
@@ -251,8 +269,10 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
             for fault in error.errors()
         ]
         raise ConfigError("comparison: " + "\ncomparison: ".join(faults)) from None
-    if "strategy.mu" in plan.run and "fedprox" not in plan.strategies:
-        raise ConfigError("--set strategy.mu has no effect without --strategies fedprox")
+    for key, owners in _own_options().items():
+        if key in plan.run and not set(owners) & set(plan.strategies):
+            wanted = " or ".join(owners)
+            raise ConfigError(f"--set {key} has no effect without --strategies {wanted}")
     if plan.pretraining and "model.gan-checkpoint" in run:
         raise ConfigError(
             f"--set model.gan-checkpoint: preset '{preset}' compares features of generators that "

@@ -28,7 +28,7 @@ from common.seeding import derive_seed
 from common.studies.sections import HEIGHT, SITE
 from common.studies.study import Study
 from common.tasks.classification import score
-from common.tasks.task import Place, load_task
+from common.tasks.task import SiteContext, load_task
 from common.training.classifier import predict
 from common.training.gan_sampling import load_generator, sample_rows
 from simulations.results import CHOSEN, USE_COLUMNS
@@ -153,7 +153,7 @@ def use_of_synthetic(
             f"site '{poor}' with {list(amounts)} synthetic participants: accepted are a site of "
             f"{', '.join(folders)} and amounts from 1"
         )
-    place = Place(poor, tuple(sorted(folders)), device or torch.device("cpu"))
+    place = SiteContext(poor, tuple(sorted(folders)), device or torch.device("cpu"))
     trainings = _Trainings(config.replace({"run.seed": seed}), place)
     real = trainings.load(folders, poor, "train")
     validation = trainings.load(folders, poor, "val")
@@ -208,11 +208,11 @@ class _Trainings:
     Parameters
     ----------
     config : RunConfig
-    place : Place
+    place : SiteContext
         By whose site's name batches are drawn.
     """
 
-    def __init__(self, config: RunConfig, place: Place) -> None:
+    def __init__(self, config: RunConfig, place: SiteContext) -> None:
         self.config, self.place = config, place
         self.task, self.study = load_task(config.task), config.read_study()
 

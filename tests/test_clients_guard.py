@@ -263,7 +263,7 @@ def test_folder_that_may_not_be_looked_at_is_not_told(deployed, monkeypatch):
 
     monkeypatch.setattr(Path, "is_dir", denied)
     with pytest.raises(PermissionError, match="secret"):
-        site_name(deployed, RunConfig())
+        site_name(deployed, RunConfig.from_flower({}))
     failure = messages.failure_in(app(asked(messages.HELLO), context(deployed)))
     assert failure.site == "north"
     assert_keeps_secrets(failure)

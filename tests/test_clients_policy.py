@@ -14,7 +14,7 @@ from clients.app import app
 from clients.orders import require_explained
 from clients.policy import SIMULATED, SitePolicy
 from common import messages
-from common.config.run_config import RunConfig
+from common.config.run_config import RunConfig, known_keys
 from common.errors import ConfigError, FedscanError
 from common.fingerprint import fingerprint
 from common.messages import EVALUATE, HELLO, TRAIN
@@ -31,7 +31,8 @@ def folders(monkeypatch, session_cache, tmp_path) -> None:
 
 
 def run(**changes: object) -> RunConfig:
-    return RunConfig.from_flower(TINY | {key.replace("_", "-"): v for key, v in changes.items()})
+    keys = {key.rpartition(".")[2].replace("-", "_"): key for key in known_keys()}
+    return RunConfig.from_flower(TINY | {keys[name]: value for name, value in changes.items()})
 
 
 @pytest.fixture
@@ -76,14 +77,14 @@ OUT_OF_BOUNDS = [
     ),
     ({"training.learning-rate": 0.02}, "training.learning-rate = 0.02"),
     ({"training.learning-rate": 1e-7}, "training.learning-rate = 1e-07"),
-    ({"augment": "none"}, "augment is off (require-augmentation)"),
+    ({"training.augment": "none"}, "training.augment is off (require-augmentation)"),
     ({"run.rounds": 1001}, "run.rounds = 1001, accepted is 1000 or fewer"),
     ({"task": "generation", "training.batch-size": 2}, "training.batch-size = 2"),
-    ({"strategy": "fedprox", "strategy.mu": 1e12}, "strategy.mu = 1e+12"),
-    ({"task": "generation", "model.gan-changes": "training.augment=off"}, "training.augment = off"),
+    ({"strategy.name": "fedprox", "strategy.mu": 1e12}, "strategy.mu = 1e+12"),
+    ({"task": "generation", "model.gan-changes": "augment=off"}, "augment = off"),
     (
-        {"task": "generation", "model.gan-changes": "training.augment=fixed augment-p=1e-9"},
-        "training.augment = fixed",
+        {"task": "generation", "model.gan-changes": "augment=fixed augment-p=1e-9"},
+        "augment = fixed",
     ),
     ({"task": "generation", "model.gan-changes": "augment-steps=b"}, "augment-steps = b"),
     ({"task": "generation", "model.gan-changes": "ada-target=1"}, "ada-target = 1"),

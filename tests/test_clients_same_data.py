@@ -22,7 +22,7 @@ from common.config.run_config import RunConfig
 from common.errors import DataContractError, FedscanError
 from common.imaging import bids
 from common.messages import EVALUATE, HELLO, TRAIN, Failure
-from common.tasks import classification
+from common.tasks.task import load_task
 from server.rounds import federate
 
 pytestmark = pytest.mark.usefixtures("one_thread", "task_identity")
@@ -146,7 +146,9 @@ def scan_is_gone(hospital: Hospital) -> None:
 def test_participants_who_change_in_mid_run_end_it(hospital, change, order, monkeypatch):
     change(hospital)
     opened = []
-    monkeypatch.setattr(classification, "load_split", lambda *args: opened.append(args))
+    monkeypatch.setattr(
+        load_task("classification"), "open_split", lambda *args: opened.append(args)
+    )
     assert_refused(hospital.answer(*order), CHANGED)
     assert not opened  # no scan is, before the refusal
     assert SiteState("north", 7).load(1)  # the way back stays open
@@ -227,11 +229,10 @@ def test_simulation_reads_tables_and_scans_as_often_as_its_processes_need(
 ):
     """A site stays in its actor's memory: nothing but what the test needs is read anew."""
     loaded, read = [], []
-    for name, calls in (("load_split", loaded), ("roster", read)):
-        really = getattr(classification, name)
-        monkeypatch.setattr(
-            classification, name, lambda *a, r=really, c=calls: (c.append(a[:3]), r(*a))[1]
-        )
+    task = load_task("classification")
+    for owner, name, calls in ((task, "open_split", loaded), (local, "roster", read)):
+        really = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, r=really, c=calls: (c.append(a[:3]), r(*a))[1])
     config = run_config(tmp_path / "runs", cohort_dir=str(tiny_cohort))
     federate(InProcessGrid(clients(simulated(), config)[0]), config, run_id="run")
     assert len(loaded) == 2 * 3  # two sites, three splits

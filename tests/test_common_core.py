@@ -30,7 +30,7 @@ from common.predictions import save_predictions
 from common.provenance import require_same_source, source_hash
 from common.run_folder import RunFolder
 from common.seeding import derive_seed
-from common.tasks.task import Place, load_task
+from common.tasks.task import SiteContext, load_task
 
 AXES = st.dictionaries(
     st.from_regex(r"(?!seed\b)[a-z]{1,8}", fullmatch=True),
@@ -520,7 +520,7 @@ def test_run_folder_holds_what_is_needed_to_repeat_the_run(tmp_path):
     assert manifest["source_hash"] == source_hash()
     assert manifest["sites"] == {"north": {"n_train": 8}}
     state = small_model().state_dict()
-    place = Place("server", ("north",), torch.device("cpu"))
+    place = SiteContext("server", ("north",), torch.device("cpu"))
     load_task(config.task).save(folder.path, state, state, config, round_number=5, place=place)
     described = load_model(folder.path, small_model())
     assert (described["round"], described["image_size"]) == (5, 16)

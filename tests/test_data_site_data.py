@@ -18,7 +18,7 @@ from common.data.site_data import open_split, read_table, reader_of, storages
 from common.errors import ConfigError, DataContractError
 from common.imaging.splits import SPLITS
 from common.studies.study import Study, read_study
-from common.tasks.task import Place, load_task, read_run_config, roster, survey
+from common.tasks.task import SiteContext, load_task, read_run_config, roster, survey
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,8 +80,8 @@ SHORT = {
 }
 
 
-def place(site: str) -> Place:
-    return Place(site, (site,), torch.device("cpu"))
+def place(site: str) -> SiteContext:
+    return SiteContext(site, (site,), torch.device("cpu"))
 
 
 # A storage of one's own

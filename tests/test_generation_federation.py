@@ -19,7 +19,7 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.messages import EVALUATE, TRAIN
 from common.tasks import generation_quality
-from common.tasks.task import Place, load_task
+from common.tasks.task import SiteContext, load_task
 from common.transport import received, to_keep
 from server.rounds import federate
 
@@ -87,7 +87,7 @@ def test_private_state_never_is_in_a_message(
     config = of(tmp_path / "runs", tiny_cohort, share=share, transport=transport)
     grid, kept = federated(config, monkeypatch)
     assert sorted(kept) == list(SITES)
-    place = Place("server", SITES, torch.device("cpu"))
+    place = SiteContext("server", SITES, torch.device("cpu"))
     shared = set(generation.shared_state(generation.build_model(config, place), config))
     scales = {f"{name}/scale" for name in shared} if transport == "int8" else set()
     private = {
@@ -152,19 +152,19 @@ def order(kind: str, **changes) -> messages.Message:
 def test_a_list_of_sites_that_cannot_be_is_refused(sites, tiny_cohort, tmp_path) -> None:
     config = of(tmp_path, tiny_cohort)
     _, contexts = clients([{"partition-id": 0, "num-partitions": 2}], config)
-    place = Place("server", SITES, torch.device("cpu"))
+    place = SiteContext("server", SITES, torch.device("cpu"))
     state = generation.shared_state(generation.build_model(config, place), config)
     message = order(TRAIN, sites=sites, arrays=messages.pack(state))
-    local.Workplace(contexts[0]).hello(order(messages.HELLO))
+    local.SiteClient(contexts[0]).hello(order(messages.HELLO))
     with pytest.raises(ConfigError, match="list of sites"):
-        local.Workplace(contexts[0]).train(message)
+        local.SiteClient(contexts[0]).train(message)
 
 
 def test_a_model_is_judged_on_validation_and_test_scans_only(tiny_cohort, tmp_path) -> None:
     config = of(tmp_path, tiny_cohort)
     _, contexts = clients([{"partition-id": 0, "num-partitions": 2}], config)
     with pytest.raises(ConfigError, match="'val' or 'test'"):
-        local.Workplace(contexts[0]).evaluate(order(EVALUATE, split="train"))
+        local.SiteClient(contexts[0]).evaluate(order(EVALUATE, split="train"))
 
 
 def test_the_servers_word_opens_no_file_of_an_extractor_at_a_hospital(
@@ -174,5 +174,5 @@ def test_the_servers_word_opens_no_file_of_an_extractor_at_a_hospital(
     node = {"site": "north", "data-dir": str(tiny_cohort / "north")}
     _, contexts = clients([node, {**node, "extractor": "/own/network.pt"}], config)
     with pytest.raises(ConfigError, match="name it when you start the SuperNode"):
-        local.Workplace(contexts[0])
-    assert local.Workplace(contexts[1]).config.model.extractor == "/own/network.pt"
+        local.SiteClient(contexts[0])
+    assert local.SiteClient(contexts[1]).config.model.extractor == "/own/network.pt"

@@ -25,7 +25,7 @@ from test_server_rounds import Clock, ScriptedSite, nodes, rounds_lost, run
 
 from common import messages
 from common.messages import ARRAYS, METRICS, TRAIN
-from server import exchange, roll_call
+from server import exchange, participants
 from server.incoming import Bounds
 
 pytestmark = pytest.mark.usefixtures("task_identity")
@@ -36,7 +36,7 @@ WEIGHTS = {"a": torch.zeros(500, 100), "b": torch.ones(3)}
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(exchange, "time", Clock())
-    monkeypatch.setattr(roll_call, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(participants, "SETTLE_SECONDS", 0.0)
 
 
 # A reply as a SuperLink holds it

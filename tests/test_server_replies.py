@@ -31,7 +31,7 @@ from common.disclosure import WITHHELD
 from common.errors import ProvenanceError
 from common.messages import ARRAYS, EVALUATE, FAILURE, HELLO, IDENTITY, METRICS, TRAIN
 from common.metrics_log import UNUSABLE, read_rows
-from server import exchange, roll_call
+from server import exchange, participants
 from server.replies import SiteFailure
 
 pytestmark = pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
@@ -42,7 +42,7 @@ SOUTH = "108"  # the second node, before it has said its name
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(roll_call, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(participants, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(exchange, "time", Clock())
 
 
@@ -204,7 +204,7 @@ def lost(folder: Path) -> list[tuple[int, str, str]]:
 def test_round_that_a_site_has_lost_is_the_others_alone(tmp_path):
     south = FailingSite("south", round_number=1, mark=True, how=lambda m: broken(m, "south"))
     grid = InProcessGrid(nodes(ScriptedSite("north"), south))
-    folder = run(tmp_path, grid, num_server_rounds=1)
+    folder = run(tmp_path, grid, rounds=1)
     (north,) = [
         messages.unpack(reply.content[ARRAYS])
         for reply in grid.replies

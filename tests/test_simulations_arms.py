@@ -12,15 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.config.run_config import RunConfig
+from common.config.run_config import RunConfig, known_keys
+from common.data.dataset import pool
 from common.errors import ConfigError
 from common.paths import cache_dir
-from common.tasks.task import Place, classification
+from common.tasks.classification import score
+from common.tasks.task import SiteContext, load_task
 from common.training.classifier import predict
 from simulations.arms import POOL, Work, pooled_config, run_cell
 from simulations.plan import Cell
 from simulations.results import COLUMNS
 
+classification = load_task("classification")
 TINY = {"run.rounds": 2, "training.local-steps": 3, "training.batch-size": 4, "data.size": 16}
 
 
@@ -32,7 +35,8 @@ def work(tiny_cohort: Path, session_cache: Path, tmp_path: Path, monkeypatch: py
     def compose(
         arm: str, sites: tuple[str, ...] = ("island", "north"), batch: str = "large", **run
     ):
-        changed = {key.replace("_", "-"): value for key, value in run.items()}
+        keys = {key.rpartition(".")[2].replace("-", "_"): key for key in known_keys()}
+        changed = {keys[name]: value for name, value in run.items()}
         return Work(
             cell=Cell(arm, "", 0),
             run=RunConfig.from_flower(TINY | changed).to_flower(),
@@ -82,8 +86,8 @@ def test_a_pools_configuration_is_validated() -> None:
         {"task": "generation", "training.batch-size": 2, "training.local-steps": 5}
     )
     assert pooled_config(config, 1, "large") == config
-    assert pooled_config(config, 2, "large").batch_size == 4
-    assert pooled_config(config, 3, "small").local_steps == 15
+    assert pooled_config(config, 2, "large").training.batch_size == 4
+    assert pooled_config(config, 3, "small").training.local_steps == 15
     with pytest.raises(ConfigError):
         pooled_config(config, 3, "large")
 
@@ -102,28 +106,29 @@ def test_each_model_is_plain_training_with_the_lowest_validation_loss(
     arm: str, work, tmp_path: Path
 ) -> None:
     """Whatever validates in between: what fit gives, round after round, is what is tested."""
-    given = work(arm, num_server_rounds=5, evaluate_every=2)
+    given = work(arm, rounds=5, evaluate_every=2)
     rows = run_cell(given)
     config, cpu = given.config, torch.device("cpu")
     pools = {POOL: ["island", "north"]} if arm == "centralized" else {s: [s] for s in given.sites}
 
     def load(site: str, split: str):
-        return classification.load_split(site, Path(given.sites[site]), split, config, cache_dir())
+        return classification.open_split(site, Path(given.sites[site]), split, config, cache_dir())
 
     for trained_on, members in pools.items():
-        run = config.model_copy(update={"batch_size": 4 * len(members)})
-        place = Place(trained_on, tuple(given.sites), cpu)
-        data = classification.pool([load(site, "train") for site in members])
+        run = config.replace({"training.batch-size": 4 * len(members)})
+        place = SiteContext(trained_on, tuple(given.sites), cpu)
+        data = pool([load(site, "train") for site in members])
         model, private, losses, states = classification.build_model(run), {}, {}, {}
         for number in range(1, 6):
             private = classification.fit(
                 model, data, run, place=place, round_number=number, private=private
             ).private
             if number in (2, 4, 5):
-                states[number] = classification.shared_state(model)
-                scans = classification.pool([load(site, "val") for site in members])
-                found = predict(model, scans, cpu)
-                losses[number] = classification.score(scans, found)["loss"]
+                states[number] = classification.shared_state(model, run)
+                scans = pool([load(site, "val") for site in members])
+                study = config.read_study()
+                found = predict(model, scans, study, cpu)
+                losses[number] = score(study, scans.labels, found)["loss"]
         best = min(losses, key=losses.get)
         folder = Path(given.folder) / trained_on
         saved = load_file(folder / "model.safetensors")
@@ -143,7 +148,7 @@ def test_no_test_scan_is_opened_before_training_and_selection_are_over(
     arm: str, work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    load, fit = classification.load_split, classification.fit
+    load, fit = classification.open_split, classification.fit
 
     def spy_load(site, data_dir, split, config, cache):
         events.append(f"load {split} {site}")
@@ -153,7 +158,7 @@ def test_no_test_scan_is_opened_before_training_and_selection_are_over(
         events.append("fit")
         return fit(*arguments, **named)
 
-    monkeypatch.setattr(classification, "load_split", spy_load)
+    monkeypatch.setattr(classification, "open_split", spy_load)
     monkeypatch.setattr(classification, "fit", spy_fit)
     sites = ("north",) if arm == "local" else ("island", "north")
     run_cell(work(arm, sites))
@@ -190,5 +195,11 @@ def test_predictions_stay_in_each_sites_own_records(work, tmp_path: Path) -> Non
             "north/predictions.csv",
         }
         frame = pd.read_csv(folder / "north" / "predictions.csv")
-        assert list(frame.columns) == ["scan", "label", "probability"]
+        assert list(frame.columns) == [
+            "scan",
+            "person",
+            "label",
+            "probability.female",
+            "probability.male",
+        ]
         assert len(frame) == 4

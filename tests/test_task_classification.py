@@ -23,7 +23,7 @@ from common.errors import FedscanError
 from common.predictions import save_predictions
 from common.studies.study import read_study
 from common.tasks.classification import score
-from common.tasks.task import Evaluation, Fit, Place, load_task, roster, survey
+from common.tasks.task import Evaluation, Fit, SiteContext, load_task, roster, survey
 from common.training import classifier_augment
 from common.training.classifier import MOMENTS, _Batches, cosine, predict
 from common.training.classifier_augment import SHIFT_VOXELS, augment
@@ -34,7 +34,7 @@ classification = load_task("classification")
 STUDY = read_study("brain-sex")
 CPU = torch.device("cpu")
 SITES = ("island", "north")
-NORTH, ISLAND = (Place(site, SITES, CPU) for site in ("north", "island"))
+NORTH, ISLAND = (SiteContext(site, SITES, CPU) for site in ("north", "island"))
 SIDE = 16
 TINY = {
     "data.size": SIDE,
@@ -71,7 +71,7 @@ def train(
     *,
     model: nn.Module | None = None,
     round_number: int = 1,
-    place: Place = NORTH,
+    place: SiteContext = NORTH,
     private: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Fit]:
     run = run or config()
@@ -168,7 +168,7 @@ def test_batch_may_be_larger_than_the_data(data):
 def test_same_seed_is_the_same_bits_and_another_seed_is_not(data):
     start = classification.shared_state(classification.build_model(config()))
 
-    def from_start(seed: int = 1, place: Place = NORTH, round_number: int = 1):
+    def from_start(seed: int = 1, place: SiteContext = NORTH, round_number: int = 1):
         model = classification.build_model(config())
         classification.load_shared(model, start)
         run = config(seed=seed, rounds=10**5)  # rounds differ little by the schedule

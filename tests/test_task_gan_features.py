@@ -26,7 +26,7 @@ from common.models.slice_classifier import (
 from common.studies.study import read_study
 from common.tasks.classification import score
 from common.tasks.generation_networks import architecture
-from common.tasks.task import Place, load_task, read_run_config
+from common.tasks.task import SiteContext, load_task, read_run_config
 from common.training import classifier_augment, variation
 from common.training.classifier import features_of, predict
 from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
@@ -41,7 +41,7 @@ classification = load_task("classification")
 STUDY = read_study("brain-sex")
 CPU = torch.device("cpu")
 SITES = ("island", "north")
-NORTH = Place("north", SITES, CPU)
+NORTH = SiteContext("north", SITES, CPU)
 LEVELS = len(LEVELS_MM)
 SMALL_GAN = "resolution=16 channel-base=128 channel-max=8 z-dim=8 w-dim=8 label-kinds=sex,site"
 TINY = {
@@ -207,7 +207,7 @@ def test_untrained_control_is_the_seeds_and_the_same_at_every_site() -> None:
     one = classification.build_model(config(), NORTH)
     classification.warm_start(one, config())
     same, other = (
-        classification.build_model(config(), Place("x", SITES, CPU)),
+        classification.build_model(config(), SiteContext("x", SITES, CPU)),
         classification.build_model(config(seed=1), NORTH),
     )
     assert all(torch.equal(v, same.state_dict()[k]) for k, v in one.state_dict().items())

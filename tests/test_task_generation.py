@@ -18,7 +18,7 @@ from common.evaluation.generation import Moments, frechet_distance
 from common.imaging.slices import LEVELS_MM
 from common.tasks import generation_grids, generation_networks, generation_quality
 from common.tasks.generation import EMBEDDINGS, W_AVERAGE
-from common.tasks.task import Evaluation, Place, load_task, read_run_config
+from common.tasks.task import Evaluation, SiteContext, load_task, read_run_config
 from common.training import gan
 from common.training.gan_checkpoint import load_discriminator, load_generator
 from common.training.gan_config import stylegan2
@@ -47,8 +47,8 @@ def config(**changes) -> RunConfig:
     return run_config(TINY, **changes)
 
 
-def at(site: str) -> Place:
-    return Place(site, SITES, CPU)
+def at(site: str) -> SiteContext:
+    return SiteContext(site, SITES, CPU)
 
 
 def slices(site: str, people: int, seed: int) -> Dataset:
@@ -242,7 +242,7 @@ def test_what_a_sites_own_label_means_is_that_sites_alone():
 def test_columns_of_sites_whose_names_are_numbers_are_their_own():
     """Labels are sorted as numbers, sites as words: 10 comes before 9 among the updates."""
     run, sites = config(), ("10", "9")
-    place = Place("server", sites, CPU)
+    place = SiteContext("server", sites, CPU)
     first = generation.shared_state(generation.build_model(run, place), run)
     updates = {site: {n: t + int(site) for n, t in first.items()} for site in sites}
     generation.align(updates, run)
@@ -383,11 +383,11 @@ def test_a_site_tells_moments_and_numbers_and_nothing_of_a_single_slice(pixels):
 
 def test_too_few_slices_for_a_covariance_are_judged_by_the_kernel_distance(pixels):
     found = {"island": evaluated(pixels, "island", 2, 0)}
-    verdict = generation.judge(found, config())
-    assert "frechet_distance" not in verdict.whole
-    assert verdict.loss == found["island"].metrics["kernel_distance"]
-    assert "too few" in verdict.words
-    whole, sites = generation.summary(found, verdict, {}, config(), round_number=2)
+    merged = generation.judge(found, config())
+    assert "frechet_distance" not in merged.whole
+    assert merged.loss == found["island"].metrics["kernel_distance"]
+    assert "too few" in merged.words
+    whole, sites = generation.summary(found, merged, {}, config(), round_number=2)
     assert whole["generation"]["frechet_distance"] is None
     assert sites["island"]["generation"]["frechet_distance"] is None
     assert sites["island"]["generation"]["kernel_distance"] is not None
@@ -397,11 +397,11 @@ def test_where_a_site_withholds_its_moments_rounds_are_selected_by_kernel_distan
     found = {site: evaluated(pixels, site, 8, k) for k, site in enumerate(SITES)}
     assert generation.judge(found, config()).measure == "Fréchet"
     island = replace(found["island"], statistics={})
-    verdict = generation.judge({**found, "island": island}, config())
-    assert verdict.measure == "kernel"
-    assert verdict.loss == np.mean([one.metrics["kernel_distance"] for one in found.values()])
-    assert "frechet_distance" not in verdict.whole
-    assert "moments withheld" in verdict.words
+    merged = generation.judge({**found, "island": island}, config())
+    assert merged.measure == "kernel"
+    assert merged.loss == np.mean([one.metrics["kernel_distance"] for one in found.values()])
+    assert "frechet_distance" not in merged.whole
+    assert "moments withheld" in merged.words
 
 
 def test_of_three_sites_the_one_with_other_features_is_told(pixels):
@@ -423,8 +423,8 @@ def test_a_site_without_the_distance_that_rounds_are_selected_by_is_told(pixels)
 def test_the_summary_has_what_is_promised_of_the_whole_and_of_each_site(pixels):
     found = {site: evaluated(pixels, site, 6, k) for k, site in enumerate(SITES)}
     fits = {"island": {"p": 0.2}, "north": {"p": 0.1}}
-    verdict = generation.judge(found, config())
-    whole, sites = generation.summary(found, verdict, fits, config(), round_number=2)
+    merged = generation.judge(found, config())
+    whole, sites = generation.summary(found, merged, fits, config(), round_number=2)
     promised = {
         *("extractor", "frechet_distance", "kernel_distance", "precision", "recall"),
         *("images_seen", "p_ada"),

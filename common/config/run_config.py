@@ -172,7 +172,7 @@ class RunConfig(Settings):
         return self.run.rounds * self.training.local_steps
 
     def _check_combinations(self, study: Study) -> None:
-        faults = [*self._of_sites(), *self._of_task(), *self._of_classifier(), *self._of_strategy()]
+        faults = [*self._of_sites(), *self._of_task(), *self._of_classifier()]
         if faults:
             raise ConfigError("\n".join(f"{self.what}: {fault}" for fault in faults))
 
@@ -215,18 +215,6 @@ class RunConfig(Settings):
                 "features' variance is averaged, no step is taken in it. Set it 0"
             )
         return found
-
-    def _of_strategy(self) -> list[str]:
-        name, mu = self.strategy.name, self.strategy.mu
-        if name == "fedprox" and mu == 0:
-            return ["strategy 'fedprox' needs strategy.mu above 0; with 0 it is 'fedavg'"]
-        if name != "fedprox" and mu != 0:
-            return [f"strategy.mu has no effect with strategy '{name}': set it 0"]
-        if name == "fedprox" and self.strategy.server_learning_rate:
-            return ["strategy.server-learning-rate needs strategy 'fedavg'"]
-        if self.task == "generation" and name == "fedprox":
-            return ["task 'generation' has no strategy 'fedprox': accepted is 'fedavg'"]
-        return []
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,9 +25,10 @@ from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
 from common.studies.study import Study
-from common.tasks.task import Evaluation, Fit, Load, Place, State, Task, Verdict
+from common.tasks.task import Evaluation, Fit, Load, SiteContext, State, Task, ValidationResult
 from common.training.classifier import predict, survey_features, train
 from common.training.gan_config import stylegan2
+from common.training.hooks import Hooks
 
 
 class Classification(Task):
@@ -63,7 +64,7 @@ class Classification(Task):
                 f"side: accepted are {', '.join(map(str, RESOLUTIONS))}"
             )
 
-    def build_model(self, config: RunConfig, place: Place | None = None) -> nn.Module:
+    def build_model(self, config: RunConfig, place: SiteContext | None = None) -> nn.Module:
         """Build the model with the run's initial weights, the same wherever it is built.
 
         Raises
@@ -132,9 +133,8 @@ class Classification(Task):
                 f"model.gan-checkpoint {config.model.gan_checkpoint}: {error}"
             ) from error
 
-    def shared_state(self, model: nn.Module, config: RunConfig | None = None) -> dict[str, Tensor]:
+    def parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's state: all of it, in every classifier."""
-        del config
         return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def load_shared(self, model: nn.Module, state: State) -> None:
@@ -162,9 +162,10 @@ class Classification(Task):
         data: Dataset,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         round_number: int,
         private: State,
+        hooks: Hooks | None = None,
     ) -> Fit:
         """Train a classifier in place for one round; see :func:`common.training.classifier.train`.
 
@@ -173,12 +174,14 @@ class Classification(Task):
         model : nn.Module
         data : Dataset
         config : RunConfig
-        place : Place
+        place : SiteContext
             Its site decides batches and augmentation, together with the run's seed and the round.
         round_number : int
             From 1; the schedule of the learning rate follows it.
         private : mapping of str to Tensor
             What the last call gave back as ``private``; empty at first.
+        hooks : Hooks, optional
+            The strategy's.
 
         Returns
         -------
@@ -211,6 +214,7 @@ class Classification(Task):
             seed=place.seed(config.run.seed, round=round_number, purpose="fit"),
             first_step=(round_number - 1) * config.training.local_steps,
             moments=private,
+            hooks=hooks,
         )
         if received is not None:
             model.log_variance.copy_(
@@ -226,7 +230,7 @@ class Classification(Task):
         split: str,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         records: Path | None = None,
     ) -> Evaluation:
         """Judge weights on one split.
@@ -237,7 +241,7 @@ class Classification(Task):
         load : callable
         split : str
         config : RunConfig
-        place : Place
+        place : SiteContext
         records : Path, optional
             Folder for ``predictions.csv``, one row per image, which stays at the site.
         """
@@ -264,7 +268,7 @@ class Classification(Task):
             fewest=min(map(len, people)),
         )
 
-    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
         """Mean loss over all sites' images; on a few dozen accuracy moves in steps of percents.
 
         Accuracies are reported, not chosen by.
@@ -294,7 +298,7 @@ class Classification(Task):
             if "balanced_accuracy" in one.metrics  # which a site withholds where a class is small
         )
         said = f", balanced accuracy {accuracies}" if accuracies else ""
-        return Verdict(loss, {}, f"validation loss {loss:.3f}{said}")
+        return ValidationResult(loss, {}, f"validation loss {loss:.3f}{said}")
 
     def save(
         self,
@@ -304,7 +308,7 @@ class Classification(Task):
         config: RunConfig,
         *,
         round_number: int,
-        place: Place,
+        place: SiteContext,
     ) -> None:
         """Write ``model.safetensors`` and ``model.json``."""
         del shared, place
@@ -332,14 +336,14 @@ class Classification(Task):
     def summary(
         self,
         evaluations: Mapping[str, Evaluation],
-        verdict: Verdict,
+        merged: ValidationResult,
         fits: Mapping[str, Mapping[str, float]],
         config: RunConfig,
         *,
         round_number: int,
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Return nothing of the whole, and under each site its metrics."""
-        del verdict, fits, config, round_number
+        del merged, fits, config, round_number
         return {}, {site: {**one.metrics, "n_test": one.count} for site, one in evaluations.items()}
 
     def learning_rates(self, config: RunConfig) -> dict[str, float]:

@@ -6,7 +6,8 @@ What happens to each piece of its state between rounds, and why:
 state                         rule
 ============================  ==================================================================
 parameters of G and D         averaged (FedGAN, arXiv 2006.07228); with ``share = generator``
-                              each site keeps its own D (as in MD-GAN, arXiv 1811.03850)
+                              the strategy leaves each site its own D (as in MD-GAN, arXiv
+                              1811.03850)
 columns of a site's label     each site's own, of the embeddings in G and D: see :func:`align`
 average of G over time        kept at the server, from the averaged G: it is linear, so the
                               sites' would give the same and cost as many bytes as G
@@ -26,6 +27,7 @@ labels of fakes               from a site's own slices: another mix would be a c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,13 @@ from common.studies.sections import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
 from common.tasks.generation_networks import GENERATOR, architecture, load_released
-from common.tasks.task import Evaluation, Fit, Load, Place, State, Task, Verdict
+from common.tasks.task import Evaluation, Fit, Load, SiteContext, State, Task, ValidationResult
 from common.training import gan
 from common.training.gan_checkpoint import save_checkpoint
 from common.training.gan_config import stylegan2
 from common.training.gan_losses import ema_beta
 from common.training.gan_state import GanTraining
+from common.training.hooks import Hooks
 
 DISCRIMINATOR = "discriminator."
 W_AVERAGE = "generator.mapping.w_average"
@@ -60,6 +63,7 @@ class Generation(Task):
     """One generator for all sites; see the module."""
 
     averages_over_time = True
+    takes_hooks = False  # two networks and four phases: which loss a term belongs to is not said
 
     def check(self, config: RunConfig) -> None:
         """Refuse networks that do not suit the study.
@@ -86,17 +90,23 @@ class Generation(Task):
                 f"{', '.join(study.generator.conditions) or 'it has none'}"
             )
 
-    def build_model(self, config: RunConfig, place: Place) -> GanTraining:
+    def build_model(self, config: RunConfig, place: SiteContext) -> GanTraining:
         """Begin a training with the run's initial weights, the same at every site."""
         networks = architecture(config, place.sites)
         return GanTraining.start(stylegan2(config), networks, device=place.device)
 
-    def shared_state(self, model: GanTraining, config: RunConfig) -> dict[str, Tensor]:
-        """Return G, its average w and, unless sites keep theirs, D."""
-        state = model.export("parameters")
-        if config.strategy.share == "generator":
-            state = {name: tensor for name, tensor in state.items() if name.startswith(GENERATOR)}
-        return {**state, W_AVERAGE: model.generator.mapping.w_average.detach().cpu().clone()}
+    def parameters(self, model: GanTraining) -> dict[str, Tensor]:
+        """Return G, D and G's average w."""
+        w_average = model.generator.mapping.w_average.detach().cpu().clone()
+        return {**model.export("parameters"), W_AVERAGE: w_average}
+
+    def server_learning_rate(self, participants: int) -> float:
+        """Return √K of K sites.
+
+        Adam's steps are as long as the noise of a site's gradients allows, averaging K sites
+        divides that noise by √K, and a longer step makes use of it.
+        """
+        return math.sqrt(participants)
 
     def load_shared(self, model: GanTraining, state: State) -> None:
         """Take over what the sites share; a discriminator that does not travel stays as it is."""
@@ -137,9 +147,9 @@ class Generation(Task):
     def first_release(self, model: GanTraining, config: RunConfig) -> dict[str, Tensor]:
         """Return the initial generator, with which the average over time begins."""
         del config
-        state = model.export("parameters")
-        state = {name: tensor for name, tensor in state.items() if name.startswith(GENERATOR)}
-        return {**state, W_AVERAGE: model.generator.mapping.w_average.detach().cpu().clone()}
+        return {
+            n: tensor for n, tensor in self.parameters(model).items() if n.startswith(GENERATOR)
+        }
 
     def release(
         self,
@@ -200,34 +210,27 @@ class Generation(Task):
         data: Dataset,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         round_number: int,
         private: State,
+        hooks: Hooks | None = None,
     ) -> Fit:
         """Train G and D in place for one round; see :func:`common.training.gan.fit`.
 
         Returns
         -------
         Fit
-            Metrics as of ``gan.fit``. Private: Adam's moments, p, the mean path length and, with
-            ``share = generator``, the site's discriminator.
+            Metrics as of ``gan.fit``. Private: Adam's moments, p and the mean path length.
         """
-        state = dict(private)
-        if config.strategy.share == "generator" and state:
-            parameters = model.export("parameters")
-            own = {name: state.pop(name) for name in _discriminator(model) if name in state}
-            model.load({**parameters, **own}, "parameters")
-        if state:
-            model.load(state, "private")
+        del hooks
+        if private:
+            model.load(dict(private), "private")
         model.steps = (round_number - 1) * config.training.local_steps
         model.images_seen = model.steps * config.training.batch_size
         # One seed for all rounds: the order of slices goes on where the last round stopped.
         seed = place.seed(config.run.seed, purpose="fit")
         done = gan.fit(model, data, steps=config.training.local_steps, seed=seed)
-        kept = model.export("private")
-        if config.strategy.share == "generator":
-            kept |= _discriminator(model)
-        return Fit(done.metrics, kept)
+        return Fit(done.metrics, model.export("private"))
 
     def evaluate(
         self,
@@ -236,7 +239,7 @@ class Generation(Task):
         split: str,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         records: Path | None = None,
     ) -> Evaluation:
         """Judge a generator; see :func:`common.tasks.generation_quality.evaluate`."""
@@ -244,7 +247,7 @@ class Generation(Task):
             released, load, split, config, place=place, records=records
         )
 
-    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
         """Merge the sites' moments; see :func:`common.tasks.generation_quality.judge`."""
         return generation_quality.judge(evaluations, config)
 
@@ -256,7 +259,7 @@ class Generation(Task):
         config: RunConfig,
         *,
         round_number: int,
-        place: Place,
+        place: SiteContext,
     ) -> None:
         """Write ``gan.json`` and its tensors: what ``fedscan generate`` and ``project`` read."""
         model = self.build_model(config, place)
@@ -273,7 +276,7 @@ class Generation(Task):
         config: RunConfig,
         *,
         round_number: int,
-        place: Place,
+        place: SiteContext,
     ) -> None:
         """Write a grid of pictures; see :func:`common.tasks.generation_grids.illustrate`."""
         illustrate(folder, released, config, round_number=round_number, place=place)
@@ -281,7 +284,7 @@ class Generation(Task):
     def summary(
         self,
         evaluations: Mapping[str, Evaluation],
-        verdict: Verdict,
+        merged: ValidationResult,
         fits: Mapping[str, Mapping[str, float]],
         config: RunConfig,
         *,
@@ -289,7 +292,7 @@ class Generation(Task):
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Return the block ``generation`` of the whole, and under each site."""
         return generation_quality.summary(
-            evaluations, verdict, fits, config, round_number=round_number
+            evaluations, merged, fits, config, round_number=round_number
         )
 
     def learning_rates(self, config: RunConfig) -> dict[str, float]:

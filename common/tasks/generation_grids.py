@@ -12,14 +12,14 @@ from common.models.architecture import Architecture
 from common.models.stylegan2 import Generator
 from common.seeding import derive_seed
 from common.tasks.generation_networks import generator_of
-from common.tasks.task import Place, State
+from common.tasks.task import SiteContext, State
 from common.training.gan_sampling import combinations, sample_rows
 
 COLUMNS = 10  # pictures in a row
 
 
 def illustrate(
-    folder: Path, released: State, config: RunConfig, *, round_number: int, place: Place
+    folder: Path, released: State, config: RunConfig, *, round_number: int, place: SiteContext
 ) -> None:
     """Write ``grids/round-NNNN.png``: sites and sexes by heights, with fixed latents.
 

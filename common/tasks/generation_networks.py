@@ -13,7 +13,7 @@ from common.imaging.slices import LEVELS_MM
 from common.models.architecture import Architecture
 from common.models.stylegan2 import Generator, build
 from common.studies.sections import HEIGHT, SITE
-from common.tasks.task import Place, State
+from common.tasks.task import SiteContext, State
 from common.training.gan_config import stylegan2
 from common.training.gan_sampling import sample_rows
 
@@ -33,7 +33,7 @@ def architecture(config: RunConfig, sites: Sequence[str]) -> Architecture:
     return stylegan2(config).architecture(values)
 
 
-def generator_of(released: State, config: RunConfig, place: Place) -> Generator:
+def generator_of(released: State, config: RunConfig, place: SiteContext) -> Generator:
     """Build the released generator, on the place's device."""
     networks = architecture(config, place.sites)
     generator = build(networks, 0)[0]

@@ -28,7 +28,7 @@ from common.models.stylegan2 import Generator, build
 from common.paths import cache_dir
 from common.seeding import derive_seed
 from common.tasks.generation_networks import architecture, generator_of, pictures
-from common.tasks.task import Evaluation, Load, Place, State, Verdict
+from common.tasks.task import Evaluation, Load, SiteContext, State, ValidationResult
 from common.training.gan_config import stylegan2
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def evaluate(
     split: str,
     config: RunConfig,
     *,
-    place: Place,
+    place: SiteContext,
     records: Path | None = None,
 ) -> Evaluation:
     """Judge a generator by pictures with the labels of a site's slices, one a slice.
@@ -63,7 +63,7 @@ def evaluate(
     load : callable
     split : str
     config : RunConfig
-    place : Place
+    place : SiteContext
     records : Path, optional
         Folder at the site. Where it is given, it is also tested whether the generator copies the
         site's training slices, and the strongest look-alikes are kept there as a figure.
@@ -108,7 +108,7 @@ def extractor_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
     """Merge the sites' moments: the Fréchet distance of all, without a feature leaving a site.
 
     Rounds are selected by it; where images are too few for a covariance, or a site keeps its
@@ -139,10 +139,12 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
             if not math.isfinite(one.metrics.get("kernel_distance", math.nan)):
                 raise AnswerError(site, "it tells no kernel distance, by which rounds are selected")
         why = "too few slices" if moments else "moments withheld"
-        return Verdict(kernel, whole, f"{said}; no Fréchet distance of all sites: {why}", "kernel")
+        return ValidationResult(
+            kernel, whole, f"{said}; no Fréchet distance of all sites: {why}", "kernel"
+        )
     whole["frechet_distance"] = frechet_distance(*moments)
     said = f"Fréchet distance {whole['frechet_distance']:.2f}, {said}"
-    return Verdict(whole["frechet_distance"], whole, said, "Fréchet")
+    return ValidationResult(whole["frechet_distance"], whole, said, "Fréchet")
 
 
 def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
@@ -179,7 +181,7 @@ def merged_moments(evaluations: Mapping[str, Evaluation], kind: str) -> Moments:
 
 def summary(
     evaluations: Mapping[str, Evaluation],
-    verdict: Verdict,
+    merged: ValidationResult,
     fits: Mapping[str, Mapping[str, float]],
     config: RunConfig,
     *,
@@ -208,9 +210,9 @@ def summary(
     ps = [values["p"] for values in fits.values() if "p" in values]
     whole = {
         "extractor": extractor,
-        "frechet_distance": verdict.whole.get("frechet_distance"),
-        **{name: verdict.whole.get(f"{name}_mean") for name in TOLD[1:]},
-        "frechet_distance_mean_over_sites": verdict.whole.get("frechet_distance_mean"),
+        "frechet_distance": merged.whole.get("frechet_distance"),
+        **{name: merged.whole.get(f"{name}_mean") for name in TOLD[1:]},
+        "frechet_distance_mean_over_sites": merged.whole.get("frechet_distance_mean"),
         "images_seen": seen * max(1, len(fits)),
         "p_ada": float(np.mean(ps)) if ps else None,
     }

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from common.data.site_data import read_table, reader_of
 from common.disclosure import EVERYTHING, Disclosure
-from common.errors import DataContractError
+from common.errors import ConfigError, DataContractError
 from common.imaging.splits import SPLITS
 from common.seeding import derive_seed
+from common.strategies.strategy import State, load_strategy, strategy_names
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
     from common.config.run_config import RunConfig
     from common.data.dataset import Dataset
-
-State = Mapping[str, "Tensor"]
+    from common.training.hooks import Hooks
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ValidationResult:
     """What all sites' evaluations say together.
 
     Parameters
@@ -89,7 +89,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Place:
+class SiteContext:
     """Where something is computed: which site or pool, among which sites, on what device.
 
     Parameters
@@ -125,6 +125,7 @@ class Task(ABC):
 
     statistics: tuple[str, ...] = ()  # names, among the shared state, of statistics over people
     averages_over_time = False  # whether what is released is an average of past rounds' weights
+    takes_hooks = True  # whether a strategy can step into its training
 
     def check(self, config: RunConfig) -> None:  # noqa: B027
         """Refuse a run config that the task's networks do not accept.
@@ -135,7 +136,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def build_model(self, config: RunConfig, place: Place) -> Any:
+    def build_model(self, config: RunConfig, place: SiteContext) -> Any:
         """Build the model with the run's initial weights, the same wherever it is built."""
 
     def warm_start(self, model: Any, config: RunConfig) -> None:  # noqa: B027
@@ -146,8 +147,18 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def parameters(self, model: Any) -> dict[str, Tensor]:
+        """Return copies of all of the model's state that sites might share, float32."""
+
     def shared_state(self, model: Any, config: RunConfig) -> dict[str, Tensor]:
-        """Return the part of the model's state that sites share, float32."""
+        """Return the part of the model's state that sites share, as the strategy says."""
+        shares = load_strategy(config.strategy.name).shares
+        return {n: tensor for n, tensor in self.parameters(model).items() if shares(n, config)}
+
+    def server_learning_rate(self, participants: int) -> float:
+        """Return the server's learning rate that suits so many sites, where none is set."""
+        del participants
+        return 1.0
 
     @abstractmethod
     def load_shared(self, model: Any, state: State) -> None:
@@ -206,11 +217,15 @@ class Task(ABC):
         data: Dataset,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         round_number: int,
         private: State,
+        hooks: Hooks | None = None,
     ) -> Fit:
-        """Train in place for one round's steps; ``private`` is what the last round gave back."""
+        """Train in place for one round's steps; ``private`` is what the last round gave back.
+
+        ``hooks`` are the strategy's, which a task without :attr:`takes_hooks` is never given.
+        """
 
     @abstractmethod
     def evaluate(
@@ -220,13 +235,13 @@ class Task(ABC):
         split: str,
         config: RunConfig,
         *,
-        place: Place,
+        place: SiteContext,
         records: Path | None = None,
     ) -> Evaluation:
         """Judge the released state on one split; ``records`` is for what stays at the site."""
 
     @abstractmethod
-    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> Verdict:
+    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
         """Merge the sites' evaluations."""
 
     @abstractmethod
@@ -238,7 +253,7 @@ class Task(ABC):
         config: RunConfig,
         *,
         round_number: int,
-        place: Place,
+        place: SiteContext,
     ) -> None:
         """Write what is released, and what is needed to build it again."""
 
@@ -249,7 +264,7 @@ class Task(ABC):
         config: RunConfig,
         *,
         round_number: int,
-        place: Place,
+        place: SiteContext,
     ) -> None:
         """Leave pictures of a round's released state, where there is something to see."""
 
@@ -257,7 +272,7 @@ class Task(ABC):
     def summary(
         self,
         evaluations: Mapping[str, Evaluation],
-        verdict: Verdict,
+        merged: ValidationResult,
         fits: Mapping[str, Mapping[str, float]],
         config: RunConfig,
         *,
@@ -322,7 +337,7 @@ def load_task(name: str) -> Task:
 
 
 def read_run_config(run_config: Mapping[str, Any]) -> RunConfig:
-    """Validate Flower's flat run config, also by the rules of its task.
+    """Validate Flower's flat run config, also by the rules of its task and its strategy.
 
     Raises
     ------
@@ -333,5 +348,13 @@ def read_run_config(run_config: Mapping[str, Any]) -> RunConfig:
 
     config = RunConfig.from_flower(run_config)
     reader_of(config.read_study())
-    load_task(config.task).check(config)
+    task, strategy = load_task(config.task), load_strategy(config.strategy.name)
+    strategy.check(config)
+    if strategy.has_hooks and not task.takes_hooks:
+        able = [name for name in strategy_names() if not load_strategy(name).has_hooks]
+        raise ConfigError(
+            f"run config: task '{config.task}' has no strategy '{strategy.name}': accepted is one "
+            f"of {', '.join(able)}"
+        )
+    task.check(config)
     return config

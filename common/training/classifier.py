@@ -20,6 +20,7 @@ from common.errors import DivergedError
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
 from common.training.balanced_batches import BalancedBatches
+from common.training.hooks import Hooks
 from common.training.variation import variation_of
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def train(
     seed: int,
     first_step: int,
     moments: Mapping[str, Tensor],
+    hooks: Hooks | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     """Train a classifier in place: ``local_steps`` optimizer steps.
 
@@ -102,9 +104,7 @@ def train(
         gradient is left alone.
     data : Dataset
     config : RunConfig
-        Batch size, learning rate, weight decay, label smoothing, augmentation and, with
-        ``strategy.mu`` > 0, the weight μ of FedProx's term μ/2 · ‖w - w₀‖² (Li et al. 2020, eq.
-        2), with w₀ the weights on entry.
+        Batch size, learning rate, weight decay, label smoothing and augmentation.
     device : torch.device
     seed : int
         Of batches, augmentation and what the model drops.
@@ -112,6 +112,8 @@ def train(
         Steps of the run that were made before.
     moments : mapping of str to Tensor
         What the last call gave back; empty at first.
+    hooks : Hooks, optional
+        What a strategy does beside: terms of the loss, changes of the gradient.
 
     Returns
     -------
@@ -136,7 +138,8 @@ def train(
         batches, in_loss = iter(BalancedBatches(data.labels, size, rng)), torch.ones_like(per_class)
 
     model.to(device).train()
-    start = [p.detach().clone() for p in model.parameters()] if config.strategy.mu else []
+    hooks = hooks or Hooks()
+    hooks.before_round(model)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.training.learning_rate,
@@ -173,13 +176,11 @@ def train(
                 logits, targets, label_smoothing=config.training.label_smoothing, reduction="none"
             )
             loss = in_loss[targets] @ each / len(targets)
-            if start:
-                drift = sum(
-                    (p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True)
-                )
-                loss = loss + config.strategy.mu / 2 * drift
+            if (term := hooks.loss(model)) is not None:
+                loss = loss + term
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            hooks.gradient(model)
             optimizer.step()
             losses.append(loss.detach())
     mean_loss = float(torch.stack(losses).mean())

@@ -12,7 +12,7 @@ from statistics import median
 
 from torch import Tensor
 
-from common.tasks.task import State
+from common.strategies.strategy import State
 
 MOST_TIMES = 100  # a site with so many times the others' median of scans is told of
 

@@ -11,12 +11,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common import messages
+from common.bounds import MOST_TIMES, outsized
 from common.config.run_config import RunConfig
 from common.config.site_names import SITE_NAME
 from common.errors import ConfigError
 from common.evaluation.generation import require_one_extractor
 from common.messages import Failure
-from server.bounds import MOST_TIMES, outsized
 from server.exchange import exchange
 from server.replies import TRAINING, SiteFailure, read_identity, unusable
 
@@ -34,7 +34,7 @@ class Participant:
     device: str
 
 
-class RollCall:
+class Participants:
     """The sites of one run, ordered by name, which is stable where Flower's node ids are random.
 
     Parameters

@@ -5,30 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
 
 from common.errors import AnswerError
-from common.tasks.task import Evaluation, Verdict
+from common.tasks.task import Evaluation, ValidationResult
 
-Model = TypeVar("Model")
 Evaluations = Mapping[str, Evaluation]
-Judge = Callable[[Evaluations], Verdict]
-
-
-@dataclass
-class BestRound(Generic[Model]):
-    """The round with the lowest validation loss so far, the earlier of two equal ones."""
-
-    round_number: int = 0
-    loss: float = math.inf
-    model: Model | None = None
-
-    def offer(self, round_number: int, loss: float, model: Model) -> bool:
-        """Take a round's model if it is better; say whether it was."""
-        if not loss < self.loss:
-            return False
-        self.round_number, self.loss, self.model = round_number, loss, model
-        return True
+Judge = Callable[[Evaluations], ValidationResult]
 
 
 @dataclass(frozen=True)
@@ -37,10 +19,10 @@ class Judged:
 
     Parameters
     ----------
-    verdict : Verdict or None
+    merged : ValidationResult or None
         None where nobody tells anything that can be used.
     evaluations : dict of str to Evaluation
-        Those that the verdict is of, by site.
+        Those that it is made of, by site.
     refused : dict of str to str
         Why each of the others is left out.
     undefined : frozenset of str
@@ -49,7 +31,7 @@ class Judged:
         Whether the sites tell what cannot be put together, and none has most on its side.
     """
 
-    verdict: Verdict | None
+    merged: ValidationResult | None
     evaluations: dict[str, Evaluation]
     refused: dict[str, str] = field(default_factory=dict)
     undefined: frozenset[str] = frozenset()
@@ -58,7 +40,7 @@ class Judged:
     @property
     def is_finite(self) -> bool:
         """Whether the sites give a loss that is a number."""
-        return self.verdict is not None and math.isfinite(self.verdict.loss)
+        return self.merged is not None and math.isfinite(self.merged.loss)
 
 
 def judge_usable(judge: Judge, evaluations: Evaluations) -> Judged:
@@ -66,7 +48,7 @@ def judge_usable(judge: Judge, evaluations: Evaluations) -> Judged:
 
     A site is left out if `judge` refuses what it tells, if it judges by other means than most
     sites (its ``words`` differ), or if its own loss is no number while others' are. Where all
-    sites' losses are no numbers, that is the verdict.
+    sites' losses are no numbers, that is the result.
 
     Parameters
     ----------
@@ -82,7 +64,7 @@ def judge_usable(judge: Judge, evaluations: Evaluations) -> Judged:
     disagree = bool(refused) and not usable
     while usable:
         try:
-            verdict = judge(usable)
+            merged = judge(usable)
         except AnswerError as error:
             refused[error.site] = str(error)
             del usable[error.site]
@@ -95,12 +77,12 @@ def judge_usable(judge: Judge, evaluations: Evaluations) -> Judged:
             refused |= found
             usable = {site: one for site, one in usable.items() if site not in refused}
             continue
-        if math.isfinite(verdict.loss):
-            return Judged(verdict, usable, refused)
+        if math.isfinite(merged.loss):
+            return Judged(merged, usable, refused)
         finite = {site: one for site, one in usable.items() if _is_finite(judge, site, one)}
         undefined = frozenset(usable.keys() - finite.keys())
         if not finite or not undefined:
-            return Judged(verdict, usable, refused, undefined)
+            return Judged(merged, usable, refused, undefined)
         refused |= dict.fromkeys(sorted(undefined), "its loss is no number")
         return Judged(judge(finite), finite, refused, undefined)
     return Judged(None, {}, refused, disagree=disagree)
@@ -117,7 +99,7 @@ def _odd_words(evaluations: Evaluations) -> set[str]:
     return set(evaluations) - (most if 2 * len(most) > len(evaluations) else set())
 
 
-def _alone(judge: Judge, site: str, evaluation: Evaluation) -> Verdict | str:
+def _alone(judge: Judge, site: str, evaluation: Evaluation) -> ValidationResult | str:
     try:
         return judge({site: evaluation})
     except Exception as error:  # whatever it is, it is of what this site tells
@@ -126,57 +108,49 @@ def _alone(judge: Judge, site: str, evaluation: Evaluation) -> Verdict | str:
 
 def _is_finite(judge: Judge, site: str, evaluation: Evaluation) -> bool:
     found = _alone(judge, site, evaluation)
-    return isinstance(found, Verdict) and math.isfinite(found.loss)
+    return isinstance(found, ValidationResult) and math.isfinite(found.loss)
 
 
-class Selection(Generic[Model]):
-    """The best round of a run in which not always the same sites tell how well they fared.
+def is_better(judge: Judge, new: Judged, old: Judged | None) -> bool:
+    """Tell whether a round's model is better than the best so far.
 
-    A loss of other sites is not comparable. So a round is compared with the best so far by the
-    sites that told in both; where no site did, the earlier stays. A site whose loss was no number
-    in one of the two and is one in the other speaks for the latter, unless another site speaks for
-    the former.
+    Not always the same sites report a loss, and a loss of other sites is not comparable. So a round
+    is compared with the best so far by the sites that reported in both; where no site did, the
+    earlier stays. A site whose loss was no number in one of the two and is one in the other speaks
+    for the latter, unless another site speaks for the former.
 
     Parameters
     ----------
     judge : callable
+        The task's, of some sites' evaluations.
+    new : Judged
+    old : Judged, optional
+        Of the best round so far, where there is one.
     """
+    if not new.is_finite:
+        return False
+    if old is None:
+        return True
+    recovered = bool(new.evaluations.keys() & old.undefined)
+    lost = bool(old.evaluations.keys() & new.undefined)
+    if recovered != lost:
+        return recovered
+    common = [site for site in new.evaluations if site in old.evaluations]
+    if not common:
+        return False
+    # Where moments came from all sites in one round only, both are judged without them.
+    alike = new.merged.measure == old.merged.measure
+    now, before = (_loss(judge, one, common, moments=alike) for one in (new, old))
+    return now < before
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self.best: BestRound[Model] = BestRound()
-        self._chosen: Judged | None = None
 
-    def offer(self, round_number: int, judged: Judged, model: Model) -> bool:
-        """Take a round's model if it is better; say whether it was."""
-        if not judged.is_finite:
-            return False
-        loss, chosen = judged.verdict.loss, self._chosen
-        if chosen and not self._is_better(judged, chosen):
-            return False
-        self.best, self._chosen = BestRound(), judged
-        return self.best.offer(round_number, loss, model)
-
-    def _is_better(self, new: Judged, old: Judged) -> bool:
-        recovered = bool(new.evaluations.keys() & old.undefined)
-        lost = bool(old.evaluations.keys() & new.undefined)
-        if recovered != lost:
-            return recovered
-        common = [site for site in new.evaluations if site in old.evaluations]
-        if not common:
-            return False
-        # Where moments came from all sites in one round only, both are judged without them.
-        alike = new.verdict.measure == old.verdict.measure
-        now, before = (self._loss(one, common, moments=alike) for one in (new, old))
-        return now < before
-
-    def _loss(self, judged: Judged, sites: list[str], *, moments: bool) -> float:
-        if moments and len(sites) == len(judged.evaluations):
-            return judged.verdict.loss
-        chosen = {site: judged.evaluations[site] for site in sites}
-        if not moments:
-            chosen = {site: replace(one, statistics={}) for site, one in chosen.items()}
-        return self._judge(chosen).loss
+def _loss(judge: Judge, judged: Judged, sites: list[str], *, moments: bool) -> float:
+    if moments and len(sites) == len(judged.evaluations):
+        return judged.merged.loss
+    chosen = {site: judged.evaluations[site] for site in sites}
+    if not moments:
+        chosen = {site: replace(one, statistics={}) for site, one in chosen.items()}
+    return judge(chosen).loss
 
 
 def due(round_number: int, every: int, rounds: int) -> bool:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from server.bounds import bounded_votes, longest_norms, outsized, shortened, update_norms
+from common.bounds import bounded_votes, longest_norms, outsized, shortened, update_norms
 
 VOTES = st.lists(st.floats(1e-3, 1e7), min_size=2, max_size=8).map(
     lambda votes: {f"site-{number}": vote for number, vote in enumerate(votes)}

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import AnswerError
-from common.tasks.task import Evaluation, Verdict
-from server.selection import Selection, judge_usable
+from common.selection import due, is_better, judge_usable
+from common.tasks.task import Evaluation, ValidationResult
 
 NAN = math.nan
 LOSSES = {"north": 0.5, "south": 0.7, "west": 0.9}
@@ -25,7 +25,7 @@ def judge(evaluations):
             raise ValueError("a number that brings bad luck")
     total = sum(one.count for one in evaluations.values())
     loss = sum(one.metrics["loss"] * one.count for one in evaluations.values()) / total
-    return Verdict(loss, {}, "")
+    return ValidationResult(loss, {}, "")
 
 
 def evaluations(words: dict[str, str] | None = None, **losses: float) -> dict[str, Evaluation]:
@@ -36,12 +36,18 @@ def evaluations(words: dict[str, str] | None = None, **losses: float) -> dict[st
     }
 
 
+def choose(rule, *rounds: dict[str, Evaluation]) -> int:
+    """Return the number of the best round; 0 where there is none."""
+    best, chosen = 0, None
+    for number, found in enumerate(rounds, start=1):
+        judged = judge_usable(rule, found)
+        if is_better(rule, judged, chosen):
+            best, chosen = number, judged
+    return best
+
+
 def chosen(*rounds: dict[str, float]) -> int:
-    selection = Selection(judge)
-    for number, losses in enumerate(rounds, start=1):
-        selection.offer(number, judge_usable(judge, evaluations(**losses)), number)
-    assert selection.best.model in (selection.best.round_number, None)
-    return selection.best.round_number
+    return choose(judge, *(evaluations(**losses) for losses in rounds))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,7 @@ def test_what_one_site_tells_keeps_nobody_else_from_being_judged(bad):
     found = judge_usable(judge, evaluations(**LOSSES | {"south": bad}))
     assert list(found.evaluations) == ["north", "west"]
     assert list(found.refused) == ["south"]
-    assert found.verdict.loss == pytest.approx(0.7)
+    assert found.merged.loss == pytest.approx(0.7)
 
 
 def test_site_that_judges_by_other_means_than_most_is_left_out():
@@ -94,7 +100,7 @@ def test_site_that_judges_by_other_means_than_most_is_left_out():
 
 def test_where_no_means_are_those_of_most_nothing_is_told_and_nobody_blamed_alone():
     found = judge_usable(judge, evaluations({"south": "1"}, north=0.5, south=0.6))
-    assert (found.verdict, found.evaluations, found.disagree) == (None, {}, True)
+    assert (found.merged, found.evaluations, found.disagree) == (None, {}, True)
     assert list(found.refused) == ["north", "south"]
 
 
@@ -105,29 +111,52 @@ def test_what_is_sound_by_itself_and_not_together_is_not_told_and_ends_nothing()
         return judge(evaluations)
 
     found = judge_usable(quarrel, evaluations(**LOSSES))
-    assert (found.verdict, found.disagree, list(found.refused)) == (None, True, list(LOSSES))
+    assert (found.merged, found.disagree, list(found.refused)) == (None, True, list(LOSSES))
 
 
 def test_losses_that_are_no_numbers_anywhere_are_the_verdict():
     found = judge_usable(judge, evaluations(north=NAN, south=NAN))
-    assert math.isnan(found.verdict.loss)
+    assert math.isnan(found.merged.loss)
     assert (found.refused, found.undefined) == ({}, {"north", "south"})
 
 
 def moments(found):
     """A large measure of moments where all sites tell some, else a small one of losses."""
     if all(one.statistics for one in found.values()):
-        return Verdict(sum(one.statistics["m"] for one in found.values()), {}, "", "moments")
-    return Verdict(sum(one.metrics["loss"] for one in found.values()), {}, "", "losses")
+        return ValidationResult(
+            sum(one.statistics["m"] for one in found.values()), {}, "", "moments"
+        )
+    return ValidationResult(sum(one.metrics["loss"] for one in found.values()), {}, "", "losses")
 
 
 @pytest.mark.parametrize("silent", [1, 2, 3, None])
 def test_a_site_that_withholds_moments_in_one_round_does_not_freeze_the_choice(silent):
-    selection = Selection(moments)
-    for number, loss in enumerate((0.5, 0.4, 0.3), start=1):
-        found = {
+    rounds = [
+        {
             site: Evaluation(10, {"loss": loss}, {} if number == silent else {"m": 10 * loss})
             for site in ("north", "south")
         }
-        selection.offer(number, judge_usable(moments, found), number)
-    assert selection.best.round_number == 3
+        for number, loss in enumerate((0.5, 0.4, 0.3), start=1)
+    ]
+    assert choose(moments, *rounds) == 3
+
+
+@given(st.lists(st.floats(0, 10) | st.just(NAN), min_size=1, max_size=12))
+def test_best_round_of_one_site_is_the_first_minimum(losses):
+    finite = [loss for loss in losses if loss == loss]
+    expected = losses.index(min(finite)) + 1 if finite else 0
+    assert chosen(*({"north": loss} for loss in losses)) == expected
+
+
+@pytest.mark.parametrize(
+    ("every", "rounds", "expected"),
+    [
+        (1, 3, [1, 2, 3]),
+        (2, 6, [2, 4, 6]),
+        (2, 5, [2, 4, 5]),  # the last round is validated in any case
+        (6, 4, [4]),
+        (3, 3, [3]),
+    ],
+)
+def test_validation_is_due_every_so_many_rounds_and_at_the_end(every, rounds, expected):
+    assert [n for n in range(1, rounds + 1) if due(n, every, rounds)] == expected

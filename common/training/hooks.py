@@ -1,0 +1,47 @@
+"""Where a strategy may step into a site's training, without knowing how the task trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Arrays = dict[str, "Tensor"]
+
+
+class Hooks:
+    """What happens around and in one round of a site's training; by default nothing.
+
+    One object lives for one round of one site, so it may keep what it needs in attributes.
+    """
+
+    def before_round(self, model: nn.Module) -> None:
+        """See the model, on the device of the training, before the first optimizer step."""
+
+    def loss(self, model: nn.Module) -> Tensor | None:
+        """Return a scalar that is added to the loss of a batch; None adds nothing."""
+        del model
+        return None
+
+    def gradient(self, model: nn.Module) -> None:
+        """Change the gradients of a batch in place, between ``backward`` and the step."""
+
+    def after_round(self, trained: Mapping[str, Tensor]) -> tuple[Arrays, Arrays]:
+        """Say what beside the weights goes to the server, and what stays for the next round.
+
+        Parameters
+        ----------
+        trained : mapping of str to Tensor
+            The shared weights after the round, on the CPU.
+
+        Returns
+        -------
+        sent : dict of str to Tensor
+            Values for the strategy's further arrays: all of those that came with the order.
+        private : dict of str to Tensor
+            Kept at the site, and given to the next round's hooks.
+        """
+        del trained
+        return {}, {}
