@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common.evaluation.brain_network import FEATURES, BrainNetwork
 from safetensors.torch import save, save_file
 
 from common.errors import ConfigError, FedscanError
 from common.evaluation import brain_training, degradations, validate_extractor
 from common.evaluation import extractor as extractor_module
-from common.evaluation.brain_network import FEATURES, BrainNetwork
 from common.evaluation.extractor import (
     DEFAULT,
     Extractor,
