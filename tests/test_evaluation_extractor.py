@@ -61,7 +61,7 @@ def judged(request: pytest.FixtureRequest, session_cache: Path) -> Judged:
     else:
         network = skin.make_network(lesions=5, steps=200)
         extractor = Extractor(request.param, "ab" * 32, network, channels=3)
-        sizes = {"north": 240, "south": 120, "island": 24}
+        sizes = {"north": 200, "south": 180, "island": 20}
         cohort = skin.validation_pictures(64, session_cache, sizes)
     steps = recipe(request.param).validation_steps
     rows = validate_extractor.validate(extractor, *cohort, steps)
