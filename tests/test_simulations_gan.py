@@ -66,7 +66,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def quick_extractor() -> Iterator[None]:
     """Make the feature extractor in a second: too little training to judge, enough to name."""
-    from common.evaluation import brain_training
+    from common.evaluation.extractors import brain as brain_training
 
     with pytest.MonkeyPatch.context() as patch:
         make = functools.partial(brain_training.make_network, subjects=4, steps=2)
@@ -523,7 +523,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
         (["--labels", "age"], "none, or some of sex, height, site"),
         (["--labels", "sex", "--set", "label-kinds=site"], "give one of them"),
         (["--minutes", "0"], "--minutes 0"),
-        (["--extractor", "inception.pt"], "accepted are 'fedscan-brain' and the path"),
+        (["--extractor", "inception.pt"], "accepted are 'fedscan-brain', 'fedscan-skin' and"),
         (["--cohort", "nowhere"], "nowhere"),
     ],
 )

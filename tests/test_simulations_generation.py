@@ -25,8 +25,8 @@ TINY = [
 @pytest.fixture(scope="module")
 def quick_extractor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A feature extractor made in a second: too little training to judge, enough to name."""
-    from common.evaluation import brain_training
     from common.evaluation.extractor import load_extractor
+    from common.evaluation.extractors import brain as brain_training
 
     cache = tmp_path_factory.mktemp("extractor")
     with pytest.MonkeyPatch.context() as patch:

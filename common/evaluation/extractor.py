@@ -1,12 +1,13 @@
 """Feature extractors by name or by file, each with a hash that says exactly which network it is.
 
-The default, `DEFAULT`, is the project's own: code (`common.evaluation.brain_training`) makes it in
-about half a minute when first asked for, and the cache keeps it. It is trained on phantom scans
-made by code, which deform one template (MNI152, an average of healthy volunteers), never on a scan
-of a real patient, and it is validated on phantoms only. It knows heads, sharp edges and where what
-belongs, but no lesion, no real artefact and nothing else that phantoms lack, and may be blind to
-them. Whoever judges pictures of a real cohort by it learns how near they are in what it knows, and
-no more; for more, give a network trained on real scans as a file (``--extractor FILE`` on the
+The defaults, `DEFAULTS`, are the project's own: ``fedscan-brain`` for axial slices of heads and
+``fedscan-skin`` for colour photographs of skin lesions. Each is made by code, a module of
+`common.evaluation.extractors`, in about half a minute when first asked for, and the cache keeps it.
+They are trained on phantoms made by code, never on a picture of a real patient, with other seeds,
+people and instruments than any cohort's, and they are validated on phantoms only. They know what
+their module says and may be blind to what phantoms lack, such as real artefacts. Whoever judges
+pictures of a real cohort by them learns how near they are in what the extractor knows, and no
+more; for more, give a network trained on real pictures as a file (``--extractor FILE`` on the
 command line, a path for `load_extractor`). The file may be:
 
 - *safetensors*: weights of the project's own architecture, such as a copy of another machine's
@@ -28,7 +29,9 @@ import math
 import os
 import zipfile
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,13 +40,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ConfigError, FedscanError, FileError
-from common.evaluation.brain_network import SIZE, BrainNetwork
+from common.evaluation.extractors.network import MARKS, SIZE, PlaceNetwork
 from common.evaluation.image_statistics import check_shape
 from common.files import PRIVATE_FILE, make_folder, write_atomically, write_json
 from common.reading import read_bytes, read_json
 
-DEFAULT = "fedscan-brain"
-DEFAULTS = (DEFAULT,)
+DEFAULTS = ("fedscan-brain", "fedscan-skin")  # each a module of `common.evaluation.extractors`
+DEFAULT = DEFAULTS[0]
 FOREIGN_SIZE, FOREIGN_CHANNELS = 299, 3  # Inception's, unless a file beside says otherwise
 SMALLEST_SIZE, LARGEST_SIZE = 16, 1024  # pixels a side that a file beside may ask for
 LARGEST_FILE = 2 * 2**30  # bytes: far above any network that turns slices into features
@@ -66,7 +69,7 @@ class Extractor:
     Parameters
     ----------
     name : str
-        `DEFAULT`, or the file's name.
+        One of `DEFAULTS`, or the file's name.
     hash : str
         SHA-256 of the file's bytes, hexadecimal.
     network : nn.Module
@@ -110,7 +113,7 @@ class Extractor:
         found = []
         for part in images.split(_BATCH):
             fitted = self._fit(part.clamp(-1, 1))
-            if isinstance(network, BrainNetwork):
+            if isinstance(network, PlaceNetwork):
                 found.append(network.features(fitted))
             else:
                 found.append(_first_tensor(network(fitted)).flatten(1).double())
@@ -138,7 +141,7 @@ class Extractor:
         images = _checked(images)
         network = self.network.to(images.device)
         fitted = self._fit(images)
-        if isinstance(network, BrainNetwork):
+        if isinstance(network, PlaceNetwork):
             return network.maps(fitted)
         output = _first_tensor(network(fitted))
         return [output if output.ndim == 4 else output.flatten(1)[:, :, None, None]]
@@ -173,111 +176,112 @@ def load_extractor(name_or_path: str | Path = DEFAULT, cache: Path | None = None
     Parameters
     ----------
     name_or_path : str or Path
-        `DEFAULT`, trained on phantoms only, or a TorchScript or safetensors file of at most 2 GiB.
+        One of `DEFAULTS`, or a TorchScript or safetensors file of at most 2 GiB.
         What a TorchScript network wants is read from a JSON file of its name with ``.json``
         appended, where there is one: ``size`` (299; 16 to 1024), ``channels`` (3; 1 or 3) and
         ``range`` ([-1, 1]).
     cache : Path, optional
-        Folder in which the default extractor is kept; by default the user's.
+        Folder in which the default extractors are kept; by default the user's.
 
     Raises
     ------
     ConfigError
         No such name or file, or a file that is not accepted.
     """
-    if str(name_or_path) == DEFAULT:
+    if (name := str(name_or_path)) in DEFAULTS:
         from common.paths import cache_dir
 
-        return _default(cache_dir() if cache is None else Path(cache))
+        return _default(name, cache_dir() if cache is None else Path(cache))
     path = Path(name_or_path)
     if not path.is_file():
         raise ConfigError(
-            f"extractor '{name_or_path}': accepted are '{DEFAULT}' and the path of a TorchScript "
-            "or safetensors file",
+            f"extractor '{name_or_path}': accepted are {', '.join(map(repr, DEFAULTS))} and the "
+            "path of a TorchScript or safetensors file",
             public="the feature extractor does not exist",
         )
     raw = _read(path)
     digest = _sha256(raw)
     if zipfile.is_zipfile(io.BytesIO(raw)):
         return _torchscript(path, raw, digest)
-    network = _from_safetensors(raw)
-    if network is None:
+    if (own := _own(path.name, raw)) is None:
         raise _refused(path, "it is neither TorchScript nor weights of the project's own network")
-    return Extractor(path.name, digest, network)
+    return own
 
 
-def _default(cache: Path) -> Extractor:
+def recipe(name: str) -> ModuleType:
+    """Module that makes and validates the default extractor of this name."""
+    return import_module(f"common.evaluation.extractors.{name.removeprefix('fedscan-')}")
+
+
+def _default(name: str, cache: Path) -> Extractor:
     """From the cache, or made under a lock: who comes second waits and finds it there."""
     from filelock import FileLock
 
     folder = cache / "extractors"
-    weights = folder / f"{DEFAULT}-{_recipe()}.safetensors"
-    if (found := _cached(weights)) is not None:
+    version = recipe(name).version()
+    weights = folder / f"{name}-{version}.safetensors"
+    if (found := _cached(name, weights)) is not None:
         return found
     try:
         make_folder(folder)
         with FileLock(weights.with_suffix(".lock"), mode=PRIVATE_FILE):
-            if (found := _cached(weights)) is None:
-                raw = _make()
+            if (found := _cached(name, weights)) is None:
+                raw = _make(name)
                 write_atomically(weights, raw)
-                about = {"name": DEFAULT, "recipe": _recipe(), "sha256": _sha256(raw)}
+                about = {"name": name, "recipe": version, "sha256": _sha256(raw)}
                 write_json(weights.with_suffix(".json"), {**about, "torch": torch.__version__})
-                found = _cached(weights)
+                found = _cached(name, weights)
     except OSError as error:
         _log.warning("the extractor cannot be kept in the cache (%s): made anew", error.strerror)
         found = None
-    if found is None:
-        raw = _make()
-        found = Extractor(DEFAULT, _sha256(raw), _from_safetensors(raw))
-    return found
+    return _own(name, _make(name)) if found is None else found
 
 
-def _make() -> bytes:
-    """Make the default extractor's file."""
+def _make(name: str) -> bytes:
+    """Make a default extractor's file."""
     from safetensors.torch import save
 
-    from common.evaluation.brain_training import make_network
-
-    _log.info("making the feature extractor %s, once: about half a minute", DEFAULT)
-    return save(make_network().state_dict())
+    _log.info("making the feature extractor %s, once: about half a minute", name)
+    return save(recipe(name).make_network().state_dict())
 
 
-def _recipe() -> str:
-    """Version of everything in the code that decides the default extractor's weights."""
-    from common.evaluation.brain_training import RECIPE_VERSION
-    from common.imaging.cohorts import PHANTOM_VERSION
-    from common.imaging.prepare import PREPARE_VERSION
-
-    return f"r{RECIPE_VERSION}-p{PHANTOM_VERSION}-v{PREPARE_VERSION}"
-
-
-def _cached(weights: Path) -> Extractor | None:
-    """The default extractor from its two files, or None where one is absent or damaged."""
+def _cached(name: str, weights: Path) -> Extractor | None:
+    """A default extractor from its two files, or None where one is absent or damaged."""
     try:
         raw = read_bytes(weights, limit=LARGEST_FILE)
         about = read_json(weights.with_suffix(".json"))
     except (FileNotFoundError, FileError):
         return None
-    digest = _sha256(raw)
-    if about.get("sha256") != digest:
-        return None
+    return _own(name, raw) if about.get("sha256") == _sha256(raw) else None
+
+
+def _own(name: str, raw: bytes) -> Extractor | None:
+    """Extractor of the project's own network with these weights, or None for other bytes."""
     network = _from_safetensors(raw)
-    return None if network is None else Extractor(DEFAULT, digest, network)
+    if network is None:
+        return None
+    return Extractor(name, _sha256(raw), network, channels=network.channels)
 
 
-def _from_safetensors(raw: bytes) -> BrainNetwork | None:
+def _from_safetensors(raw: bytes) -> PlaceNetwork | None:
     """The project's own network with these weights, or None if they are not its weights."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
-        network = BrainNetwork()
     try:
-        network.load_state_dict(load(raw))
-    except (SafetensorError, RuntimeError, KeyError):
+        weights = load(raw)
+    except SafetensorError:
         return None
-    finite = all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
-    return network.eval().requires_grad_(False) if finite else None
+    for channels in MARKS:
+        with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
+            network = PlaceNetwork(channels)
+        try:
+            network.load_state_dict(weights)
+        except (RuntimeError, KeyError):
+            continue
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
+        return network.eval().requires_grad_(False) if finite else None
+    return None
 
 
 def _read(path: Path) -> bytes:
