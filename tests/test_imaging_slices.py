@@ -11,7 +11,7 @@ import pytest
 from common.data.dataset import Dataset, pool
 from common.data.site_data import open_split
 from common.errors import ConfigError, DataContractError
-from common.evaluation import brain_training
+from common.evaluation.extractors import brain
 from common.imaging.bids import read_site
 from common.imaging.prepare import FIELD_OF_VIEW_MM
 from common.imaging.slices import LEVELS_MM, axial_slices
@@ -88,8 +88,8 @@ def test_every_slice_holds_much_brain(north):
 
 def test_what_the_extractor_learns_from_has_air_at_minus_one(monkeypatch):
     """As what it judges: slices are kept in [0, 1], and networks see [-1, 1]."""
-    monkeypatch.setattr(brain_training, "SCANNERS", brain_training.SCANNERS[:1])
-    images = brain_training.training_slices(4)
+    monkeypatch.setattr(brain, "SCANNERS", brain.SCANNERS[:1])
+    images = brain.training_pictures(4)
     assert images.min() == -1
     assert 0.5 < images.max() <= 1
     assert 0.3 < (images < -0.9).mean() < 0.9
