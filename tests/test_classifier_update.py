@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.config.run_config import RunConfig
-from common.imaging.bids import read_site
-from common.imaging.prepare import ImageSet, load_images
-from common.models.classifier import CLASSES, StandardizeHead, build_classifier
+from common.data.dataset import Dataset
+from common.data.site_data import open_split
+from common.models.classifier import StandardizeHead, build_classifier
+from common.studies.study import read_study
 from common.training.classifier import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 48
+CLASSES = 2
 OPEN = 50.0  # GroupNorm's offset, in SDs
 CONFIDENT = 11.5  # logits of ±11.5: a gradient of about 1e-10 times the features
 EPSILON = 1e-8  # AdamW's
@@ -52,15 +54,15 @@ class LayerOverPlaces(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def scan(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
-    index = read_site(tiny_cohort / "north", "north")
+def scan(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     cache = tmp_path_factory.mktemp("cache")
-    found = load_images(index, "test", image_size=SIZE, cache=cache)
-    return ImageSet(found.images[:1], found.labels[:1], found.ids[:1])
+    study = read_study("brain-sex")
+    found = open_split(study, "north", tiny_cohort / "north", "test", size=SIZE, cache=cache)
+    return found.subset([0])
 
 
-def at_half_resolution(scan: ImageSet) -> Tensor:
-    images = torch.from_numpy(scan.images).unsqueeze(1)
+def at_half_resolution(scan: Dataset) -> Tensor:
+    images = torch.from_numpy(scan.images())
     return F.avg_pool3d(StandardizeHead()(images), 2)[0, 0]
 
 
@@ -87,13 +89,13 @@ def prepare_for_reading(model: nn.Module, label: int) -> None:
     model.head.bias[label] = CONFIDENT
 
 
-def features_in_update(model: nn.Module, scan: ImageSet) -> Tensor:
+def features_in_update(model: nn.Module, scan: Dataset) -> Tensor:
     """Return what the head saw of the scan, up to scale, from its weights before and after."""
     config = RunConfig.from_flower(
         {
             "training.local-steps": 1,
             "training.batch-size": 1,
-            "augment": "none",
+            "training.augment": "none",
             "training.weight-decay": 0.0,
         }
         | {"data.size": SIZE, "run.rounds": 100_000}
@@ -152,7 +154,7 @@ def test_the_small_classifiers_layer_gives_a_scan_away_no_finer_than_its_grid(sc
     The layer holds 27 cells x 32 channels of a scan, 864 numbers. The average of many brains, which
     anybody has, correlates with a scan more than such a grid does.
     """
-    model = build_classifier("small", image_size=SIZE, seed=0)
+    model = build_classifier("small", image_size=SIZE, classes=CLASSES, seed=0)
     prepare_for_reading(model, int(scan.labels[0]))
     truth = at_half_resolution(scan)
     features = features_in_update(model, scan)
