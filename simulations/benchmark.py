@@ -80,7 +80,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 def question(plan: Plan, base: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a comparison asks: of its manifest, all that knows nothing of the sites' data."""
     config = _usual(plan, base)
-    mus = [plan.config(cell, base).proximal_mu for cell in plan.cells()]
+    mus = [plan.config(cell, base).strategy.mu for cell in plan.cells()]
     return {
         # FedProx's μ, where a cell uses it, whichever cell's configuration is shown.
         "config": {**config.to_flower(), "strategy.mu": max(mus)},
@@ -306,7 +306,7 @@ class Benchmark:
     def _rounds(self, cell: Cell) -> int:
         """Rounds of all models that a cell trains."""
         models = len(self._local) if cell.arm == "local" else 1
-        return models * self.plan.config(cell, self.base).num_server_rounds
+        return models * self.plan.config(cell, self.base).run.rounds
 
     @property
     def _local(self) -> list[str]:

@@ -268,7 +268,7 @@ def _at_site(
         for metric in how.measures:
             values = by_seed(rows[rows["metric"] == metric])
             resampled = {s: one[metric] for (k, s), one in samples.items() if k == key}
-            why = "" if values else _reason(name, site, metric, rows, found, positive)
+            why = "" if values else _reason(name, site, metric, how, rows, found, positive)
             if values or metric in set(rows["metric"]) or found is not None:
                 measured[site, name, metric] = Repeated(values, resampled, why)
     return measured
@@ -278,6 +278,7 @@ def _reason(
     name: str,
     site: str,
     metric: str,
+    how: Judged,
     rows: pd.DataFrame,
     found: Predictions | None,
     positive: str | None,
@@ -288,7 +289,7 @@ def _reason(
         return f"no test image of {one}"
     if metric not in set(rows["metric"]):
         return f"withheld by {site}"
-    return f"{name} has no defined {metric} at {site}"
+    return f"{name} has no defined {how.measures[metric].words} at {site}"
 
 
 def _over_all(
@@ -346,13 +347,13 @@ def _differences(
     for contrast, pair in pairs.items():
         names = [model(one) for one in pair]
         for place in every:
-            for metric in how.measures:
+            for metric, measure in how.measures.items():
                 parts = [
                     measured.get(
                         (place, name, metric),
                         Repeated(
                             {},
-                            missing=f"{name} has no {metric} at {place}"
+                            missing=f"{name} has no {measure.words} at {place}"
                             if (place, name) in tested
                             else f"{name} has no test result at {place}",
                         ),
@@ -362,7 +363,7 @@ def _differences(
                 one = Repeated.combine(parts, [1.0, -1.0])
                 direct = all((part.values and not part.sites) for part in parts)
                 if place == WHOLE and not direct:
-                    if how.measures[metric].pool != "mean":
+                    if measure.pool != "mean":
                         continue
                     one = Repeated.over_sites({s: found[s, contrast, metric] for s in places})
                 found[place, contrast, metric] = one

@@ -236,7 +236,9 @@ def test_positions_follow_values() -> None:
     assert root.attrib["aria-label"] == "Test AUROC. Local only 0.70, interval 0.50 to 1.00."
     uses = [(float(e.attrib["x"]), e.attrib["style"]) for e in root.iter("use") if "x" in e.attrib]
     dots = [x for x, style in uses if "opacity" in style]
-    left, *_, right = sorted(x for x, style in uses if "--local" in style and "opacity" not in style)
+    left, *_, right = sorted(
+        x for x, style in uses if "--local" in style and "opacity" not in style
+    )
     assert [(x - left) / (right - left) for x in dots] == pytest.approx([0.2, 0.6], abs=1e-4)
 
 
@@ -451,7 +453,9 @@ class TestBudget:
     def test_limits_speak_of_pooling_where_it_is_compared(self) -> None:
         about = {"phantoms": True, "counts": {}, "seeds": 5, "has_p": False}
         assert "centralized" not in " ".join(words.limits(words.Nouns(), **about, budget=None))
-        assert "centralized-batch = small" in " ".join(words.limits(words.Nouns(), **about, budget={}))
+        assert "centralized-batch = small" in " ".join(
+            words.limits(words.Nouns(), **about, budget={})
+        )
 
     def test_limits_say_only_of_few_repetitions_that_they_are_few(self) -> None:
         about = {"phantoms": True, "counts": {}, "has_p": False, "budget": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -55,7 +56,11 @@ def benchmark(probabilities, *, arms=(LOCAL, CENTRALIZED, FEDAVG), seeds=1, labe
                         test | {"metric": m, "value": v, "status": "done"}
                         for m, v in evaluated(labels.tobytes(), p.tobytes()).items()
                     ]
-                    scans = {"scan": np.arange(len(p)), "person": np.arange(len(p)), "label": labels}
+                    scans = {
+                        "scan": np.arange(len(p)),
+                        "person": np.arange(len(p)),
+                        "label": labels,
+                    }
                     scans |= {"probability.healthy": 1 - p, "probability.ill": p}
                     sides[site].append(pd.DataFrame(cell | scans))
     return pd.DataFrame(rows), {site: pd.concat(frames) for site, frames in sides.items()}
@@ -107,6 +112,88 @@ def test_weighted_metrics_of_one_class_are_those_of_the_evaluation(only):
     for metric, value in classification_metrics(labels, p).items():
         assert found[metric][0] == pytest.approx(value, nan_ok=True), metric
     assert math.isnan(found["auroc"][0])
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32), k=st.integers(3, 5), size=st.integers(6, 40), ties=st.booleans())
+def test_weighted_metrics_of_many_classes_equal_those_of_repeated_images(seed, k, size, ties):
+    rng = np.random.default_rng(seed)
+    labels, names = np.append(np.arange(k), rng.integers(0, k, size - k)), list("abcde"[:k])
+    p = rng.dirichlet(np.ones(k), size)
+    if ties:  # eighths, of which sums stay exact
+        p = rng.multinomial(8, np.full(k, 1 / k), size=size) / 8
+    weights = resampling_weights(labels, 2, rng, persons=np.arange(size) // 2)
+    found = weighted_metrics(labels, p, weights, names, "b")
+    for row, counts in enumerate(weights.astype(int)):
+        y, q = np.repeat(labels, counts), np.repeat(p, counts, axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn's, of classes that a sample lacks
+            expected = classification_metrics(y, q, names, "b")
+        assert set(found) == set(expected)
+        for metric, value in expected.items():
+            assert found[metric][row] == pytest.approx(value, abs=1e-9, nan_ok=True), metric
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), persons=st.integers(1, 12), images=st.integers(1, 40))
+def test_a_person_is_drawn_with_all_images_or_none(seed, persons, images):
+    rng = np.random.default_rng(seed)
+    labels, whose = rng.integers(0, 3, images), rng.integers(0, persons, images)
+    weights = resampling_weights(labels, 5, rng, whose)
+    for person in np.unique(whose):
+        assert (weights[:, whose == person].T == weights[:, whose == person][:, :1].T).all()
+    drawn = [weights[:, whose == person][:, 0] for person in np.unique(whose)]
+    assert (np.sum(drawn, axis=0) == len(np.unique(whose))).all()
+
+
+def test_copies_of_a_persons_image_do_not_narrow_an_interval():
+    """Twice the images of the same people tell nothing more of people."""
+    results, sides = benchmark(noisy)
+    twice = {
+        site: pd.concat([frame, frame.assign(scan=frame["scan"] + SCANS)])
+        for site, frame in sides.items()
+    }
+    one, two = (
+        run((results, found))["scores"]["island"]["local"]["loss"]
+        for found in (sides, twice)
+    )
+    assert (one["low"], one["high"]) == pytest.approx((two["low"], two["high"]))
+    for frame in twice.values():
+        frame["person"] = frame["scan"]
+    three = run((results, twice))["scores"]["island"]["local"]["loss"]
+    assert three["high"] - three["low"] < 0.85 * (one["high"] - one["low"])
+
+
+def test_many_classes_have_scores_curves_and_counts():
+    rng, names = np.random.default_rng(0), ("a", "b", "c")
+    labels = np.repeat([0, 1, 2], [20, 8, 2])
+    p = rng.dirichlet(np.ones(3), SCANS) + np.eye(3)[labels]
+    p /= p.sum(axis=1, keepdims=True)
+    cell = {"arm": "centralized", "strategy": "", "seed": 0, "trained_on": "all"}
+    test = cell | {"tested_on": "island", "split": "test", "status": "done", "n": SCANS}
+    told = classification_metrics(labels, p, names, "c")
+    results = pd.DataFrame([test | {"metric": m, "value": v} for m, v in told.items()])
+    scans = {"scan": np.arange(SCANS), "person": np.arange(SCANS) // 2, "label": labels}
+    frame = pd.DataFrame(cell | scans | {f"probability.{n}": p[:, c] for c, n in enumerate(names)})
+    found = run((results, {"island": frame}), positive="c")
+    json.dumps(found, allow_nan=False)
+    scores = found["scores"]["island"]["centralized"]
+    assert set(told) == set(scores)
+    assert all(record["low"] is not None for record in scores.values())
+    assert found["counts"]["island"] == {"images": {"a": 20, "b": 8, "c": 2}, "persons": 15}
+    curves = found["curves"]["island"]["centralized"]
+    assert np.sum(curves["confusion"], axis=1).tolist() == [20, 8, 2]
+    decided = p.argmax(axis=1)
+    assert curves["confusion"] == sk.confusion_matrix(labels, decided).tolist()
+    assert curves["roc"][-1] == 1.0 and np.all(np.diff(curves["roc"]) >= 0)
+    assert sum(n for n, _, _ in curves["calibration"]) == SCANS
+
+
+def test_a_withheld_measure_says_so():
+    results, sides = benchmark(noisy)
+    kept = results[~((results["metric"] == "auroc") & (results["arm"] == "federated"))]
+    record = run((kept, sides))["scores"]["north"]["federated/fedavg"]["auroc"]
+    assert (record["mean"], record["low"], record["note"]) == (None, None, "withheld by north")
 
 
 def test_resampling_keeps_the_number_of_scans_of_each_class():
@@ -464,7 +551,7 @@ def test_one_class_leaves_auroc_undefined_and_the_rest_defined():
     assert scores["auroc"]["mean"] is scores["auroc"]["low"] is None
     assert scores["balanced_accuracy"]["low"] is not None
     record = found["differences"]["island"]["federated - local"]["auroc"]
-    assert record["mean"] is None and "auroc" in record["note"]
+    assert record["mean"] is None and "AUROC" in record["note"]
     json.dumps(found, allow_nan=False)
 
 

@@ -295,9 +295,9 @@ class Content:
     def _differences(self) -> Iterator[dict[str, Any]]:
         for name in self.summary["leading"]:
             limits = figures.difference_limits(self.differences, name)
-            contrasts = {
+            contrasts = {  # not every one is told over all sites
                 contrast: None
-                for where in self.places
+                for where in [*self.places[1:], WHOLE]
                 for contrast, found in mapping(self.differences.get(where)).items()
                 if is_number(mapping(mapping(found).get(name)).get("mean"))
             }

@@ -129,6 +129,8 @@ def differences_table(
         for contrast, found in mapping(differences.get(where)).items():
             if any(is_number(mapping(one).get("mean")) for one in found.values()):
                 rows.setdefault(contrast, {})[where] = found
+    order = list(mapping(differences.get(places[-1])))
+    rows = {c: rows[c] for c in sorted(rows, key=lambda c: order.index(c) if c in order else 99)}
     every = [found for at in rows.values() for found in at.values()]
     known = [m for m in names if any(m in found for found in every)]
     with_p = any(is_number(mapping(found.get(m)).get("p")) for found in every for m in known)
