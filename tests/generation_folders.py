@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.imaging.pictures import write_grid
 from common.data.dataset import Dataset, InMemory
+from common.imaging.pictures import write_grid
 from common.imaging.slices import LEVELS_MM
 from common.studies.study import load_study
 from simulations.report import samples

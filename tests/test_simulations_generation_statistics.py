@@ -122,8 +122,8 @@ def test_a_headline_tells_what_a_distance_may_hide() -> None:
     headline = summarized(table(values))["headline"]["gain_of_data_poor_site"]
     assert headline["verdict"] == "no significant difference"
     assert headline["sentence"].endswith(
-        " Recall differs by +0.10 (0.04 to 0.15), precision differs by -0.07 (-0.21 to 0.08); above "
-        "zero is better."
+        " Recall differs by +0.10 (0.04 to 0.15), precision differs by -0.07 (-0.21 to 0.08); "
+        "above zero is better."
     )
 
 

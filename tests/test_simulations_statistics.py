@@ -154,8 +154,7 @@ def test_copies_of_a_persons_image_do_not_narrow_an_interval():
         for site, frame in sides.items()
     }
     one, two = (
-        run((results, found))["scores"]["island"]["local"]["loss"]
-        for found in (sides, twice)
+        run((results, found))["scores"]["island"]["local"]["loss"] for found in (sides, twice)
     )
     assert (one["low"], one["high"]) == pytest.approx((two["low"], two["high"]))
     for frame in twice.values():

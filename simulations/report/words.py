@@ -252,9 +252,9 @@ def limits(
     )
     if has_p:
         yield (
-            f"p-values speak of chance in training on these test {nouns.images} alone, not of other "
-            "people, and are not corrected for the number of sites and metrics. There is none for the "
-            "scores themselves, only for paired differences."
+            f"p-values speak of chance in training on these test {nouns.images} alone, not of "
+            "other people, and are not corrected for the number of sites and metrics. There is "
+            "none for the scores themselves, only for paired differences."
         )
     elif seeds < SEEDS_FOR_P:
         yield (
