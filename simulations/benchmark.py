@@ -17,20 +17,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError, FileError
 from common.files import make_folder, write_atomically, write_json
 from common.machine import processor, usable_cpus
-from common.paths import cache_dir
 from common.provenance import PACKAGES, source_hash, versions
 from common.reading import read_json, require_plain_tree
-from common.tasks.task import load_task, survey
+from common.tasks.task import survey
 from simulations import console
 from simulations.arms import POOL, Work
 from simulations.cell_progress import CellProgress
+from simulations.collect import (
+    RESULTS,
+    SAMPLES,
+    SUMMARY,
+    read_rows_of,
+    summarize_cells,
+    write_samples,
+)
 from simulations.folders import in_words, locked, require_empty
 from simulations.launch import (
     SHARED_NETWORK,
@@ -39,19 +45,13 @@ from simulations.launch import (
     process_group,
 )
 from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan
-from simulations.results import COLUMNS, USE_NUMBERS, USE_TEXTS, read_predictions, read_table
+from simulations.results import COLUMNS
 from simulations.schedule import MISSING, STATUS, status_of
 
-RESULTS, SUMMARY, MANIFEST, SAMPLES = (
-    "results.csv",
-    "summary.json",
-    "manifest.json",
-    "samples.npz",
-)
+MANIFEST = "manifest.json"
 WORK = "work.json"  # what the scheduler is to do; there only while it does
 STATE = "state"  # a federation's, at its sites, while it runs
 FINAL = ("done", "diverged")  # running such a cell again would end in the same way
-SAMPLE_SCANS = 6
 POLL_SECONDS = 1.0
 
 
@@ -80,7 +80,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 def question(plan: Plan, base: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a comparison asks: of its manifest, all that knows nothing of the sites' data."""
     config = _usual(plan, base)
-    mus = [plan.config(cell, base).proximal_mu for cell in plan.cells()]
+    mus = [plan.config(cell, base).strategy.mu for cell in plan.cells()]
     return {
         # FedProx's μ, where a cell uses it, whichever cell's configuration is shown.
         "config": {**config.to_flower(), "strategy.mu": max(mus)},
@@ -306,7 +306,7 @@ class Benchmark:
     def _rounds(self, cell: Cell) -> int:
         """Rounds of all models that a cell trains."""
         models = len(self._local) if cell.arm == "local" else 1
-        return models * self.plan.config(cell, self.base).num_server_rounds
+        return models * self.plan.config(cell, self.base).run.rounds
 
     @property
     def _local(self) -> list[str]:
@@ -358,108 +358,36 @@ class Benchmark:
         return [one for one in wanted if one[1] in made]
 
     def _collect(self) -> None:
-        """Write results, summary and sample scans from the cells' folders."""
+        """Write results, summary and sample images from the cells' folders."""
         cells = self.plan.cells()
-        parts = [self._table(cell) for cell in cells if (self._cell(cell) / RESULTS).is_file()]
+        parts = [
+            read_rows_of(self.folder, cell)
+            for cell in cells
+            if (self._cell(cell) / RESULTS).is_file()
+        ]
         order = ["arm", "strategy", "seed", "trained_on", "split", "rounds", "tested_on", "metric"]
         results = pd.concat(parts)[COLUMNS].sort_values(order, kind="stable", ignore_index=True)
         write_atomically(self.folder / RESULTS, results.to_csv(index=False).encode())
         manifest = read_json(self.folder / MANIFEST)
         manifest["seconds"] = round(float(_cell_seconds(results).sum()), 1)
         write_json(self.folder / MANIFEST, manifest)
-        if self.config.task == "generation":
-            summary = self._summarize_generation(results, manifest)
-        else:
-            summary = self._summarize_predictions(results, self._poor)
+        every = [cell for stage in self.plan.stages() for cell in stage]
+        summary = summarize_cells(
+            self.folder,
+            self.plan,
+            self.config,
+            self.sites,
+            results,
+            poor_site=self._poor,
+            used=[c for c in every if c.arm == USE and self._status(c) == "done"],
+        )
         summary["unfinished"] = [
             {"arm": cell.arm, "seed": cell.seed, "status": self._status(cell)}
-            for stage in self.plan.stages()
-            for cell in stage
+            for cell in every
             if cell.arm in (PRETRAINING, USE) and self._status(cell) not in ("done", MISSING)
         ]  # cells that the results do not know
         write_json(self.folder / SUMMARY, summary)
-        self._write_samples()
-
-    def _summarize_predictions(self, results: pd.DataFrame, poor_site: str) -> dict[str, Any]:
-        from simulations.statistics import summarize
-
-        predictions = {site: self._predictions(site) for site in self.sites}
-        for site, frame in predictions.items():
-            write_atomically(
-                self._records / site / "predictions.csv",
-                frame.to_csv(index=False).encode(),
-            )
-        return summarize(
-            results,
-            predictions,
-            poor_site=poor_site,
-            reference_strategy=self.plan.reference_strategy or None,
-            contrasts=self.plan.compared_contrasts,
-        )
-
-    def _summarize_generation(
-        self, results: pd.DataFrame, manifest: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Summarize, also what the pictures are good for, where that was tried."""
-        from simulations.generation_statistics import summarize_generation, summarize_use
-
-        plain = {}
-        for cell in self.plan.cells():
-            path = self._cell(cell) / POOL / SUMMARY
-            if cell.arm == "federated" and path.is_file():
-                found = read_json(path, self.folder).get("bytes_plain")
-                if isinstance(found, int | float) and found > 0:
-                    plain[cell.strategy, cell.seed] = float(found)
-        summary = summarize_generation(results, manifest, plain_bytes=plain)
-        used = [
-            self._table(cell, numbers=USE_NUMBERS, texts=USE_TEXTS)
-            for stage in self.plan.stages()
-            for cell in stage
-            if cell.arm == USE and self._status(cell) == "done"
-        ]
-        (self.folder / "use.csv").unlink(missing_ok=True)
-        if used:
-            table = pd.concat(used, ignore_index=True)
-            write_atomically(self.folder / "use.csv", table.to_csv(index=False).encode())
-            summary["use"] = summarize_use(table)
-        return summary
-
-    def _table(self, cell: Cell, **columns: Any) -> pd.DataFrame:
-        """Read the rows that a cell left."""
-        remedy = f"Remove {self._cell(cell)}, and --resume trains it again"
-        return read_table(self._cell(cell) / RESULTS, self.folder, remedy=remedy, **columns)
-
-    def _predictions(self, site: str) -> pd.DataFrame:
-        parts = []
-        for cell in self.plan.cells():
-            for path in sorted((self._records / site / cell.name).glob("*/predictions.csv")):
-                identity = {"arm": cell.arm, "strategy": cell.strategy, "seed": cell.seed}
-                frame = read_predictions(path, self.folder)
-                parts.append(frame.assign(**identity, trained_on=path.parent.name))
-        columns = ["arm", "strategy", "seed", "trained_on", "scan", "label", "probability"]
-        return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
-
-    def _write_samples(self) -> None:
-        """Keep a few training slices a site, for the report: axis 0 to the right, 1 to the front.
-
-        For generation as its pictures are laid out; else the middle slice of a few scans.
-        """
-        import io
-
-        from simulations.report.samples import SITE, laid_out, pictured
-
-        task = load_task(self.config.task)
-        strips = {}
-        for site, path in self.sites.items():
-            data = task.open_split(site, Path(path), "train", self.config, cache_dir())
-            if self.config.task == "generation":
-                strips[site] = laid_out(data)
-                continue
-            scans = data.take(np.arange(min(len(data), SAMPLE_SCANS)))
-            strips[site] = np.ascontiguousarray(pictured(scans))
-        file = io.BytesIO()
-        np.savez_compressed(file, **{f"{SITE}{site}": strip for site, strip in strips.items()})
-        write_atomically(self.folder / SAMPLES, file.getvalue())
+        write_samples(self.folder / SAMPLES, self.sites, self.config)
 
 
 def _cell_seconds(results: pd.DataFrame) -> pd.Series:

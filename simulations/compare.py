@@ -19,6 +19,7 @@ from simulations.contrasts import QUESTIONS
 from simulations.estimate import estimate_seconds
 from simulations.federate import check_extractor, count_sites, prepare_phantoms
 from simulations.launch import Resources
+from simulations.measures import measure
 from simulations.plan import Plan, load_plan, presets
 from simulations.schedule import STATUS, status_of
 
@@ -108,50 +109,48 @@ def unfinished(folder: Path) -> list[str]:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print every model's test result in a table, and the headline."""
-    if summary.get("task") == "generation":
-        _show_distances(summary)
-    else:
-        sites = summary["scores"]
-        models = list(dict.fromkeys(model for site in sites.values() for model in site))
-        table = _table("Balanced accuracy on test scans, 95 % interval", models)
-        for site, scores in sites.items():
-            cells = [scores.get(m, {}).get("balanced_accuracy") for m in models]
-            table.add_row(site, *(_interval(cell, 3, 2) for cell in cells))
-        console.out.print(table)
+    """Print every model's leading test results in tables, who copies, and the headlines."""
+    names = summary["leading"]
+    for name in names if summary["task"] == "generation" else names[:1]:
+        _show_scores(summary, name)
+    for one in summary["copies"]:
+        console.out.print(
+            f"{one['model']}, seed {one['seed']}: flagged as copying training images of "
+            f"{one['site']}; the site keeps the look-alikes",
+            soft_wrap=True,
+            markup=False,
+        )
     compared = {name.partition("/")[0] for name in summary["cells"]["by_model"]}
     for key, arms in QUESTIONS.items():
         if arms <= compared:
             console.out.print(summary["headline"][key]["sentence"], soft_wrap=True, markup=False)
 
 
-def _show_distances(summary: dict[str, Any]) -> None:
-    """Print the distances of every generator, over all sites and at each; then who copies."""
-    from simulations.generation_statistics import DISTANCES, NAMES
-    from simulations.report.words import sentence
-
-    models = list(summary["models"])
-    for metric in DISTANCES:
-        table = _table(
-            f"{sentence(NAMES[metric])} to real test slices, 95 % interval", models, "tested at"
-        )
-        digits = 2 if metric == DISTANCES[0] else 3  # and one less of the ends, to fit a terminal
-        for place, scores in summary["scores"].items():
-            cells = [scores.get(model, {}).get(metric) for model in models]
-            if any(cells):
-                table.add_row(place, *(_interval(cell, digits, digits - 1) for cell in cells))
-        if table.row_count:
-            console.out.print(table)
-    for one in summary["copies"]:
-        console.out.print(
-            f"{one['model']}, seed {one['seed']}: flagged as copying training slices of "
-            f"{one['site']}; the site keeps the look-alikes",
-            soft_wrap=True,
-            markup=False,
-        )
+def _show_scores(summary: dict[str, Any], name: str) -> None:
+    """Print a measure of every model at every place; a site's own model stands for the local."""
+    scores, one = summary["scores"], measure(name)
+    places = {
+        where: {m: found for m, all_ in models.items() if (found := all_.get(name))}
+        for where, models in scores.items()
+    }
+    shown = [m for m in summary["models"] if any(m in found for found in places.values())]
+    if "local" in places["all"]:  # every site has its own
+        shown = [m for m in shown if not m.startswith("local at ")]
+    table = _table(
+        f"{one.words[:1].upper()}{one.words[1:]} on test images, 95 % interval",
+        shown,
+        "tested at",
+    )
+    digits = one.digits[0] + (0 if one.pool == "whole" or one.digits[0] > 2 else 1)
+    for where, found in places.items():
+        if any(m in found for m in shown):
+            cells = [found.get(m) for m in shown]
+            table.add_row(where, *(_interval(cell, digits, digits - 1) for cell in cells))
+    if table.row_count:
+        console.out.print(table)
 
 
-def _table(title: str, models: list[str], places: str = "site") -> Table:
+def _table(title: str, models: list[str], places: str) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")

@@ -208,10 +208,11 @@ def _own_options() -> dict[str, list[str]]:
 
 def _of_pictures_use(values: Values) -> Values:
     """Let classifiers see images as generators make them, where nothing else is asked for."""
-    run = RunConfig.from_flower({key: values[key] for key in SHARED if key in values})
+    shared = {key: values[key] for key in SHARED if key in values}
+    run = RunConfig.from_flower({**shared, "task": "generation"})
     if run.read_study().images.view != "picture":
         return {"model.classifier": "slices", **values}
-    return {"data.size": stylegan2(run.replace({"task": "generation"})).resolution, **values}
+    return {"data.size": stylegan2(run).resolution, **values}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import FileError
+from common.predictions import PROBABILITY
 from common.reading import LARGEST_TABLE, read_bytes
 
 COLUMNS = [
@@ -22,7 +23,7 @@ NUMBERS = tuple(name for name in COLUMNS if name not in TEXTS)
 USE_COLUMNS = ["seed", "row", "site", "metric", "value", "n"]  # of the pictures' use
 CHOSEN = "synthetic_participants"  # a metric there: the amount that validation chose
 USE_TEXTS = ("row", "site", "metric")
-PREDICTIONS = {"scan": "int64", "label": "int64", "probability": "float64"}
+PREDICTIONS = ("scan", "person", "label")
 USE_NUMBERS = tuple(name for name in USE_COLUMNS if name not in USE_TEXTS)
 
 
@@ -114,9 +115,14 @@ def read_predictions(path: Path, root: Path) -> pd.DataFrame:
     remedy = "Remove the cell's folder in cells, and --resume trains it again"
     raw = read_bytes(path, root, limit=LARGEST_TABLE, remedy=remedy)
     try:
-        table = pd.read_csv(io.BytesIO(raw))[list(PREDICTIONS)].astype(PREDICTIONS)
+        table = pd.read_csv(io.BytesIO(raw))
+        told = [name for name in table.columns if name.startswith(PROBABILITY)]
+        types = dict.fromkeys(PREDICTIONS, "int64") | dict.fromkeys(told, "float64")
+        table = table[list(types)].astype(types)
     except (ValueError, KeyError, OverflowError) as error:
         raise FileError(path, f"holds no predictions ({error})", remedy) from None
-    if not table["probability"].between(0, 1).all():
+    if len(told) < 2 or not ((table[told] >= 0) & (table[told] <= 1)).all(axis=None):
         raise FileError(path, "holds probabilities that are none", remedy)
+    if not table["label"].between(0, len(told) - 1).all():
+        raise FileError(path, "holds labels that are no class", remedy)
     return table

@@ -12,10 +12,12 @@ import pandas as pd
 
 from common.evaluation.classification import classification_metrics
 from simulations.results import NUMBERS, TEXTS
-from simulations.statistics import summarize
+from simulations.summary import summarize
 
 MODELS = (("centralized", ""), ("local", ""), ("federated", "fedavg"))
 SITES = {"island": 4, "north": 40, "south": 24}  # validation scans
+SEXES = ("female", "male")
+LESIONS = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 
 
 def make_folder(
@@ -28,10 +30,22 @@ def make_folder(
     n_test: int = 24,
     failed: tuple[tuple[str, str, int, str], ...] = (),
     samples: dict[str, np.ndarray] | None = None,
+    classes: tuple[str, ...] = SEXES,
+    study: str = "brain-sex",
+    draws: int = 200,
 ) -> Path:
-    """Write a benchmark's folder as random models would leave it; the statistics are real."""
-    rng = np.random.default_rng(3)
+    """Write a benchmark's folder as random models would leave it; the statistics are real.
+
+    Of more than two classes the first is positive, the second is the most frequent, the first site
+    has no test image of the last, and every second image is of the same person as the one before.
+    """
+    rng, k = np.random.default_rng(3), len(classes)
     labels = {site: np.arange(n_test) % 2 for site in sites}
+    if k > 2:
+        frequent = np.repeat(np.arange(k), [4, 10] + [2] * (k - 2))
+        labels = {site: np.resize(frequent, n_test) for site in sites}
+        labels[next(iter(sites))] = np.resize(frequent[:-2], n_test)
+    named, positive = (list(classes), classes[0]) if k > 2 else (None, None)
     rows, predictions = [], {site: [] for site in sites}
 
     def add(**values: object) -> None:
@@ -60,21 +74,34 @@ def make_folder(
                             add(**{**cell, **spent, **where, "metric": metric, "value": value})
                 for site, truth in labels.items():
                     skill = 0.6 if arm == "local" and site == "island" else 1.8
-                    logits = skill * (2 * truth - 1) + rng.normal(size=n_test) * 1.5
-                    probabilities = 1 / (1 + np.exp(-logits))
-                    for metric, value in classification_metrics(truth, probabilities).items():
+                    if k == 2:
+                        logits = skill * (2 * truth - 1) + rng.normal(size=n_test) * 1.5
+                        said = np.stack([0 * logits, logits], axis=1)
+                    else:
+                        said = 2 * skill * np.eye(k)[truth] + rng.normal(size=(n_test, k))
+                    probabilities = np.exp(said) / np.exp(said).sum(axis=1, keepdims=True)
+                    told = classification_metrics(truth, probabilities, named, positive)
+                    for metric, value in told.items():
                         where = {"tested_on": site, "split": "test"}
                         add(**cell, **spent, **where, metric=metric, value=value)
-                    columns = {"scan": range(n_test), "label": truth, "probability": probabilities}
+                    persons = np.arange(n_test) // (1 if k == 2 else 2)
+                    columns = {"scan": range(n_test), "person": persons, "label": truth}
+                    columns |= {
+                        f"probability.{name}": probabilities[:, c] for c, name in enumerate(classes)
+                    }
                     key = {k: cell[k] for k in ("arm", "strategy", "seed")}
                     predictions[site].append(
                         pd.DataFrame(columns).assign(**key, trained_on=trained_on)
                     )
     results = pd.DataFrame(rows).reindex(columns=[*TEXTS, *NUMBERS])
     tables = {site: pd.concat(found) for site, found in predictions.items() if found}
-    summary = summarize(results, tables, poor_site=next(iter(sites)), draws=200)
+    summary = summarize(
+        results, tables, poor_site=next(iter(sites)), positive=positive, draws=draws
+    )
     manifest = {
         "config": {
+            "study": study,
+            "task": "classification",
             "data.cohort-dir": "",
             "run.output-dir": "",
             "training.batch-size": 16,

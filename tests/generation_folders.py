@@ -9,16 +9,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.data.dataset import Dataset, InMemory
 from common.imaging.pictures import write_grid
-from common.imaging.slices import LEVELS_MM, SliceSet
-from simulations.generation_statistics import summarize_generation
+from common.imaging.slices import LEVELS_MM
+from common.studies.study import load_study
 from simulations.report import samples
 from simulations.results import NUMBERS, TEXTS
+from simulations.summary import summarize
 
 SITES = {"island": 20, "north": 200, "south": 120}  # people; the first is poor
 MODELS = (("centralized", "", "all"), ("federated", "fedavg", "all"), ("local", "", "island"))
 LEVEL = {"centralized": 5.0, "federated": 7.0, "local": 40.0}  # of the last distances
 EXTRACTOR = {"name": "fedscan-brain-r1-p3-v1", "hash": "ab" * 32}
+STUDY = load_study("brain-sex")
+SEXES = STUDY.label.classes.names
 Paint = Callable[[int, np.random.Generator, float], np.ndarray]
 
 
@@ -31,24 +35,25 @@ def noise(count: int, rng: np.random.Generator, blur: float) -> np.ndarray:
 def write_grids(
     folder: Path, rounds: list[int], rng: np.random.Generator, paint: Paint, sites: list[str]
 ) -> None:
-    names = [f"{sex} {site}".strip() for sex in samples.SEXES for site in sites]
+    names = [f"{sex} {site}".strip() for sex in SEXES for site in sites]
     for number in rounds:
         rows = [paint(10, rng, 1 - number / rounds[-1]) for _ in names]
         path = folder / "grids" / f"round-{number:04d}.png"
-        write_grid(path, rows, names=names, captions=samples.CAPTIONS)
+        write_grid(path, rows, names=names, captions=samples.captions(STUDY))
 
 
-def slices(count: int, site: str, rng: np.random.Generator, paint: Paint) -> SliceSet:
+def slices(count: int, site: str, rng: np.random.Generator, paint: Paint) -> Dataset:
     """Slices of people, women and men by turns."""
     levels = list(LEVELS_MM)
     images = np.concatenate([paint(len(levels), rng, 0.0) for _ in range(count)])
-    labels = tuple(
-        {"sex": "FM"[k % 2], "height": f"{level:g}", "site": site}
+    conditions = tuple(
+        {"sex": SEXES[k % 2], "height": f"{level:g}", "site": site}
         for k in range(count)
         for level in levels
     )
-    ids = tuple(f"sub-{k}" for k in range(count) for _ in levels)
-    return SliceSet(images, labels, ids, np.tile(levels, count))
+    persons = tuple(f"sub-{k}" for k in range(count) for _ in levels)
+    labels = np.repeat(np.arange(count) % 2, len(levels))
+    return Dataset(InMemory((images + 1) / 2), labels, persons, conditions)
 
 
 def measures(arm: str, own: bool, rng: np.random.Generator, progress: float) -> dict[str, float]:
@@ -128,6 +133,7 @@ def make_comparison(
         "description": "Does a small hospital gain by joining?",
         "config": {
             "task": "generation",
+            "study": "brain-sex",
             "data.cohort-dir": "",
             "gan": "tiny-32",
             "training.batch-size": 8,
@@ -148,12 +154,18 @@ def make_comparison(
         "machine": {"cpus": 2, "gpus_per_cell": 0.0, "processor": "a processor"},
     }
     plain = {("fedavg", seed): 300e6 for seed in range(seeds)}
-    summary = summarize_generation(results, manifest, plain_bytes=plain)
+    summary = summarize(
+        results,
+        task="generation",
+        poor_site=manifest["poor_site"],
+        sites=list(sites),
+        plain_bytes=plain,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     results.to_csv(folder / "results.csv", index=False)
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    kept = {site: samples.laid_out(slices(4, site, rng, paint)) for site in sites}
+    kept = {site: samples.laid_out(slices(4, site, rng, paint), STUDY) for site in sites}
     np.savez(folder / "samples.npz", **kept)
     if use:
         _use(rng, seeds).to_csv(folder / "use.csv", index=False)
@@ -207,7 +219,8 @@ def make_run(folder: Path, *, rounds: int = 12, paint: Paint = noise, ended: boo
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text)
     counts = {s: {"n_train": n, "n_val": 8, "n_test": 60, "left_out": 0} for s, n in SITES.items()}
-    config = {"task": "generation", "data.cohort-dir": "", "strategy": "fedavg", "seed": 0}
+    config = {"task": "generation", "study": "brain-sex", "data.cohort-dir": ""}
+    config |= {"strategy.name": "fedavg", "run.seed": 0}
     manifest = {"run_id": "17", "config": config, "sites": counts, "source_hash": "01" * 32}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     write_grids(folder, evaluated, rng, paint, list(SITES))

@@ -16,16 +16,18 @@ import pytest
 from bars import Told
 from benchmark_folders import Page
 from browser import Browser
-from generation_folders import SITES, make_comparison, make_run, noise, slices
+from generation_folders import SITES, STUDY, make_comparison, make_run, noise, slices
 from PIL import Image
 
 from common.config.run_config import RunConfig
+from common.data.dataset import Dataset, InMemory
 from common.errors import FedscanError
 from common.files import write_json
 from common.metrics_log import Row
-from simulations import benchmark, compare, console, estimate, federate
+from common.studies.study import load_study
+from simulations import benchmark, collect, compare, console, estimate, federate
 from simulations.plan import Plan, load_plan, presets
-from simulations.report import document, figures, generation_words, pictures, samples
+from simulations.report import document, generation_words, looks, pictures, samples
 from simulations.report.document import read_results, write_report
 from simulations.schedule import end_cell
 
@@ -50,6 +52,10 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
+def real_images(stacks: dict[str, np.ndarray]) -> dict | None:
+    return pictures.real_images(stacks, {"study": "brain-sex"})
+
+
 def rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -58,12 +64,12 @@ def test_every_part_that_was_promised_is_there(page: Page) -> None:
     headings = {a["id"] for a in page.all("h2")}
     expected = ("results", "pictures", "curves", "use", "copying", "costs", "budget")
     assert headings == {*expected, "provenance", "limits"}
-    assert "At island, the federated generator was better than" in page.text
-    assert "Over all sites, the federated generator was worse than" in page.text
+    assert "At island, joining lowered the Fréchet distance by" in page.text
+    assert "Over all sites together, the Fréchet distance was" in page.text
     assert "Student's t over 3 repetitions" in page.text
     assert "35.3 % of the bytes" in page.text
     assert "fedscan-brain-r1-p3-v1 (abababababab)" in page.text
-    assert "Too few validation slices for it at island" in page.text
+    assert "Too few validation scans for it at island" in page.text
     for limit in ("The scans are phantoms", "was trained on phantoms", "Moments of few slices"):
         assert limit in page.text
 
@@ -88,24 +94,27 @@ def test_cells_before_and_after_that_failed_are_noticed(copy: Path) -> None:
     rewrite(copy / "summary.json", unfinished=lost)
     page = Page(write_report(copy).read_text())
     assert "Not every training ended well" in page.text
-    assert "Use of synthetic scans, seed 1: error." in page.text
+    assert "Use of synthetic images, seed 1: error." in page.text
     assert "Pretraining, seed 0: timeout." in page.text
 
 
 def test_the_configuration_shows_what_variants_override(copy: Path) -> None:
-    variants = {"int8": {"transport": "int8", "extractor": "/home/someone/net.pt"}, "b": {"x": 1}}
+    variants = {
+        "int8": {"transport": "int8", "model.extractor": "/home/someone/net.pt"},
+        "b": {"x": 1},
+    }
     differing = {"int8": variants["int8"], "use": {"classifier": "slices"}, "plain": {}}
     plan = {"variants": variants, "pretrained": ["int8"]}
     rewrite(copy / "manifest.json", plan=plan, differing=differing)
     text = Page(write_report(copy).read_text()).text
-    assert "int8 transport = int8, extractor = net.pt, features of the pretraining" in text
+    assert "int8 transport = int8, model.extractor = net.pt, features of the pretraining" in text
     assert "use classifier = slices" in text
     assert "plain nothing" in text
     assert "someone" not in text
 
 
 def test_figures_and_tables_are_numbered_in_reading_order(page: Page) -> None:
-    for kind, count in (("Figure", 6), ("Table", 7)):
+    for kind, count in (("Figure", 7), ("Table", 7)):
         numbers = re.findall(rf"{kind} (\d+)\. ", page.text)
         assert numbers == [str(k + 1) for k in range(count)]
     assert len(page.all("table")) == 7
@@ -116,7 +125,7 @@ def test_pictures_are_real_ones_every_arm_and_rounds(folder: Path, page: Page) -
     assert alts[0] == "Real training slices of island, north, south"
     assert [alt for alt in alts if "as it was tested" in alt] == [
         f"Pictures by the generator {name}, as it was tested"
-        for name in ("Centralized", "Federated", "Local only (of island)")
+        for name in ("Centralized", "Federated (FedAvg)", "Local only (of island)")
     ]
     rounds = [int(alt.split()[-1]) for alt in alts if "after round" in alt]
     assert rounds == [6, 12, 18]
@@ -128,11 +137,13 @@ def test_pictures_are_real_ones_every_arm_and_rounds(folder: Path, page: Page) -
 def test_distances_are_told_in_words(page: Page) -> None:
     told = [str(a["aria-label"]) for a in page.all("svg") if a.get("role") == "img"]
     shown = [words for words in told if words.startswith("Test Fréchet distance, logarithmic")]
-    assert len(shown) == 2  # all sites together and the poor site
+    assert len(shown) == 4  # all sites together and each
     assert re.search(r"Local only \(of island\) \d+\.\d, interval \d+\.\d to \d+\.\d", shown[0])
-    curves = [words for words in told if words.startswith("Validation kernel distance at island")]
+    curves = [
+        words for words in told if words.startswith("Validation kernel distance at site island")
+    ]
     assert len(curves) == 1
-    assert "Local only (of island) ends at" in curves[0]
+    assert "Local only ends at" in curves[0]
     whole = next(words for words in told if "Validation Fréchet distance at all sites" in words)
     assert "Local only" not in whole  # it is validated at its own site alone
 
@@ -141,7 +152,7 @@ def test_generators_that_copy_are_named_with_the_site(tmp_path: Path) -> None:
     flagged = (("local", 0, "island"), ("local", 1, "island"))
     folder = make_comparison(tmp_path / "c", seeds=2, rounds=12, flagged=flagged)
     page = Page(write_report(folder).read_text())
-    line = "Local only (of island): flagged as copying training slices of island in 2 repetitions"
+    line = "Local only: flagged as copying training images of island in 2 repetitions"
     assert line in page.text
     assert "2 of 2" in page.text
     notice = next(words for words in page.words if "flagged as copying" in words)
@@ -179,7 +190,7 @@ def test_missing_parts_are_left_out(copy: Path, name: str) -> None:
     alts = [str(a["alt"]) for a in page.all("img")]
     assert any("Real" in alt for alt in alts) == (name != "samples.npz")
     assert any("Pictures by" in alt for alt in alts) == (name != "cells")
-    assert ("Use of synthetic scans" in page.text) == (name != "use.csv")
+    assert ("Use of synthetic images" in page.text) == (name != "use.csv")
     if name == "use.csv":
         rewrite(copy / "manifest.json", plan={"use": {"task": "classification"}})
         assert generation_words.NO_USE in Page(write_report(copy).read_text()).text
@@ -190,7 +201,7 @@ def test_an_empty_summary_is_computed_from_the_results(copy: Path, page: Page) -
     (copy / "cells" / "federated-fedavg-seed0" / "all" / "summary.json").write_text("{}")
     again = Page(write_report(copy).read_text())
     assert len(again.all("table")) == len(page.all("table"))
-    assert "At island, the federated generator was better than" in again.text
+    assert "At island, joining lowered the Fréchet distance by" in again.text
     (copy / "manifest.json").write_text(json.dumps({"config": {"task": "generation"}}))
     assert "Distances to real test slices" in Page(write_report(copy).read_text()).text
 
@@ -214,8 +225,8 @@ def test_results_without_distances_do_not_break_it(copy: Path) -> None:
     kept.to_csv(copy / "results.csv", index=False)
     (copy / "summary.json").write_text("{}")
     page = Page(write_report(copy).read_text())
-    assert "holds no pair of generators to compare" in page.text
-    assert "no validation distance" in page.text
+    assert "has no Fréchet distance at island" in page.text
+    assert "no validation metrics" in page.text
     assert "No site has tested whether" in page.text
 
 
@@ -223,9 +234,9 @@ def test_one_repetition_and_failed_cells(tmp_path: Path) -> None:
     failed = (("centralized", 0),)
     folder = make_comparison(tmp_path / "c", seeds=1, rounds=12, failed=failed, use=False)
     page = Page(write_report(folder).read_text())
-    assert "One repetition has no interval" in page.text
+    assert "there are no intervals" in page.text
     assert "Centralized, seed 0: error." in page.text
-    assert "one repetition has no interval" in page.text
+    assert "no interval, as there is 1 repetition" in page.text
     everything = tuple((arm, 0) for arm in ("centralized", "federated", "local"))
     folder = make_comparison(tmp_path / "d", seeds=1, rounds=12, failed=everything, use=False)
     assert "No model ended well" in Page(write_report(folder).read_text()).text
@@ -242,18 +253,28 @@ def test_scans_of_people_are_called_so(copy: Path) -> None:
 
 def test_real_slices_keep_their_place_and_stand_upright() -> None:
     data = slices(5, "north", np.random.default_rng(0), noise)
-    stack = samples.laid_out(data)
-    rows = samples.rows(stack)
-    men = [k for k, label in enumerate(data.labels) if label["sex"] == "M"]
-    np.testing.assert_allclose(rows["M"], data.images[men][:10], atol=1e-6)
-    one = data.subset([label["sex"] == "F" and name == "sub-0" for label, name in
-                       zip(data.labels, data.ids, strict=True)])  # fmt: skip
-    alone = samples.rows(samples.laid_out(one))
-    assert list(alone) == ["F"]  # of one woman, the second's places are air
-    assert (alone["F"][5:] == -1).all() and alone["F"][:5].max() > 0
-    assert samples.rows(stack[:7]) == {}
+    stack = samples.laid_out(data, STUDY)
+    rows = samples.rows(stack, STUDY)
+    men = data.take(np.flatnonzero(data.labels == 1)[:10])
+    np.testing.assert_allclose(rows["male"], 2 * men - 1, atol=1e-6)
+    one = data.subset([k for k, name in enumerate(data.persons) if name == "sub-0"])
+    alone = samples.rows(samples.laid_out(one, STUDY), STUDY)
+    assert list(alone) == ["female"]  # of one woman, the second's places are air
+    assert (alone["female"][5:] == -1).all() and alone["female"][:5].max() > 0
+    assert samples.rows(stack[:7], STUDY) == {}
     # As in every samples.npz: the front right pixel lies at the end of both axes.
-    np.testing.assert_allclose(2 * stack[0, -1, -1] - 1, data.images[0, 0, 0, -1], atol=1e-6)
+    np.testing.assert_allclose(stack[0, -1, -1], data.take([0])[0, 0, 0, -1], atol=1e-6)
+
+
+def test_real_pictures_keep_their_class_and_colour() -> None:
+    study = load_study("skin-lesions")
+    images = np.random.default_rng(0).random((5, 3, 8, 8), dtype=np.float32)
+    labels, persons = np.array([0, 1, 1, 1, 7]), ("a", "b", "b", "c", "a")
+    stack = samples.laid_out(Dataset(InMemory(images), labels, persons), study)
+    assert stack.shape == (8 * samples.PICTURES, 8, 8, 3)
+    rows = samples.rows(stack, study)
+    assert list(rows) == ["MEL", "NV", "SCC"]
+    np.testing.assert_allclose(rows["NV"][:2], 2 * images[[1, 3]] - 1, atol=1e-6)  # two people
 
 
 def test_stages_hold_the_first_the_last_and_the_released() -> None:
@@ -266,13 +287,13 @@ def test_stages_hold_the_first_the_last_and_the_released() -> None:
 
 
 def test_real_slices_are_a_picture() -> None:
-    stack = samples.laid_out(slices(4, "north", np.random.default_rng(0), noise))
-    found = pictures.real_slices({"north": stack, "south": stack})
+    stack = samples.laid_out(slices(4, "north", np.random.default_rng(0), noise), STUDY)
+    found = real_images({"north": stack, "south": stack})
     picture = Image.open(io.BytesIO(base64.b64decode(found["uri"].partition(",")[2])))
     assert picture.size == (found["width"], found["height"])
     assert picture.mode == "L"
-    assert pictures.real_slices({}) is None
-    assert pictures.real_slices({"north": stack[:6]}) is None
+    assert real_images({}) is None
+    assert real_images({"north": stack[:6]}) is None
 
 
 def test_a_run_has_a_report_of_its_own(run_folder: Path) -> None:
@@ -283,7 +304,9 @@ def test_a_run_has_a_report_of_its_own(run_folder: Path) -> None:
     rounds = [str(a["alt"]).split()[-1] for a in page.all("img")]
     assert rounds == ["3", "6", "9", "12"]
     for site in SITES:
-        assert any(f"at {site} over 12 rounds" in str(a.get("aria-label")) for a in page.all("svg"))
+        assert any(
+            f"at site {site} over 12 rounds" in str(a.get("aria-label")) for a in page.all("svg")
+        )
 
 
 def test_a_run_under_way_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
@@ -301,8 +324,8 @@ def test_a_copying_run_is_noticed(tmp_path: Path) -> None:
     summary["sites"]["island"]["generation"]["copies_flagged"] = 1.0
     (folder / "summary.json").write_text(json.dumps(summary))
     text = Page(write_report(folder).read_text()).text
-    assert "The generator is flagged as copying training slices of island." in text
-    assert "training slices of north." not in text
+    assert "The generator is flagged as copying training images of island." in text
+    assert "training images of north." not in text
 
 
 def test_a_run_that_classifies_has_no_report(tmp_path: Path) -> None:
@@ -377,9 +400,9 @@ def test_the_terminal_shows_distances(
     summary["copies"] = [{"model": "local at island", "seed": 2, "site": "island"}]
     compare.show(summary)
     told = lines.getvalue()
-    assert "Fréchet distance to real test slices" in told
+    assert "Fréchet distance on test images" in told
     assert "local at island, seed 2: flagged as copying" in told
-    assert "the federated generator was worse than" in told
+    assert "the Fréchet distance was" in told
     console.show_run(json.loads((run_folder / "summary.json").read_text()))
     assert re.search(r"all +│ +340 │ +900 │", lines.getvalue())
 
@@ -457,21 +480,21 @@ def test_a_comparison_of_generators_collects_no_predictions(
         write_json(made._cell(cell) / "all" / "summary.json", {"bytes_plain": 212e6})
     first, second = plan.stages()[-1]
     made._cell(first).mkdir(parents=True)
-    use = pd.read_csv(folder / "use.csv").query("run.seed == 0")
+    use = pd.read_csv(folder / "use.csv").query("seed == 0")
     use.to_csv(made._cell(first) / "results.csv", index=False)
     write_json(made._cell(first) / "status.json", {"status": "done"})
     end_cell(made._cell(second), second, "error", "why")
     shutil.copy(folder / "manifest.json", tmp_path / "out" / "manifest.json")
     task = SimpleNamespace(
-        load_split=lambda site, *_: slices(4, site, np.random.default_rng(0), noise)
+        open_split=lambda site, *_: slices(4, site, np.random.default_rng(0), noise)
     )
-    monkeypatch.setattr(benchmark, "load_task", lambda name: task)
+    monkeypatch.setattr(collect, "load_task", lambda name: task)
     made._collect()
     out = tmp_path / "out"
     assert list(out.rglob("predictions.csv")) == []
     summary = json.loads((out / "summary.json").read_text())
     assert summary["seeds"] == [0, 1]
-    assert summary["costs"]["federated"]["share_of_plain_bytes"] == pytest.approx(0.5)
+    assert summary["costs"]["federated/fedavg"]["share_of_plain_bytes"] == pytest.approx(0.5)
     assert set(pd.read_csv(out / "use.csv")["seed"]) == {0}
     assert summary["use"][0]["row"] == "local real only"
     assert summary["unfinished"] == [{"arm": "use", "seed": 1, "status": "error"}]
@@ -490,9 +513,9 @@ def test_no_two_models_of_a_comparison_look_alike(preset):
     plan = load_plan(preset, {}, {})
     models = [("centralized", ""), ("local", "")]
     models += [("federated", name) for name in {*plan.strategies, *plan.variants}]
-    looks = [figures.series(*model) for model in models]
-    assert len({(one.colour, one.marker, one.dash) for one in looks}) == len(looks)
-    assert len({(one.marker, one.dash) for one in looks}) == len(looks)  # in grey, too
+    found = [looks.series(*model) for model in models]
+    assert len({(one.colour, one.marker, one.dash) for one in found}) == len(found)
+    assert len({(one.marker, one.dash) for one in found}) == len(found)  # in grey, too
 
 
 def test_a_report_is_its_owners_alone(folder, run_folder):
@@ -510,7 +533,7 @@ def test_damaged_samples_are_told(tmp_path):
         try:  # read all the same, or told in words: nothing else
             document._read_samples(tmp_path)
         except FedscanError as error:
-            told += "Delete it to report without scans" in str(error)
+            told += "Delete it to report without images" in str(error)
     assert told > 10
 
 

@@ -167,7 +167,7 @@ def test_another_question_is_refused_before_phantoms_are_made(
 @pytest.mark.parametrize("preset", ["generation", "gan-domain-adaptation"])
 def test_a_missing_extractor_is_refused_before_anything_starts(preset: str, tmp_path: Path) -> None:
     """Also where classifiers, which have none, come last in the plan."""
-    run = {"extractor": str(tmp_path / "nix.pt")}
+    run = {"model.extractor": str(tmp_path / "nix.pt")}
     request = compare.Request(preset, {}, run, None, 3, tmp_path / "out", 0.0, 60.0)
     with pytest.raises(ConfigError, match=r"extractor '.*nix\.pt'"):
         compare.compare(request, resume=False, dry_run=True)
@@ -251,28 +251,29 @@ def test_another_plan_is_not_resumed(tiny_cohort: Path, tmp_path: Path) -> None:
     plan = load_plan("gan-domain-adaptation", {}, {})
     begin(plan, resume=False)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["reference"] == "gan-frozen" and len(manifest["contrasts"]) == 6
-    assert manifest["plan"]["variants"]["gan-tuned"]["features"] == "tuned"
-    assert manifest["config"]["classifier"] == "slices"  # of no variant
+    assert manifest["reference"] == "gan-frozen" and len(manifest["contrasts"]) == 4
+    frozen = manifest["plan"]["variants"]["gan-frozen"]
+    assert frozen["model.classifier"] == "gan-features"
+    assert manifest["config"]["model.classifier"] == "slices"  # of no variant
     begin(plan, resume=True)
-    variants = {**plan.variants, "gan-tuned": {"classifier": "gan-features"}}
+    variants = {**plan.variants, "gan-frozen": {"model.classifier": "gan-features"}}
     with pytest.raises(ConfigError, match=r"differs in plan \(variants\)"):
         begin(plan.model_copy(update={"variants": variants}), resume=True)
 
 
 def test_the_manifest_tells_where_configurations_differ(tiny_cohort: Path, tmp_path: Path) -> None:
     sites = {site: tiny_cohort / site for site in ("island", "north")}
-    plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "gan-tuned"]}, {})
+    plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "gan-frozen"]}, {})
     told = Benchmark(plan, sites, {}, tmp_path)._differing()
-    assert told.keys() == {"pretraining", "scratch", "gan-tuned"}
+    assert told.keys() == {"pretraining", "scratch", "gan-frozen"}
     assert told["scratch"] == {}
-    assert told["gan-tuned"] == {
-        **{"classifier": "gan-features", "features": "tuned", "training.learning-rate": 3e-4}
+    assert told["gan-frozen"] == {
+        **{"model.classifier": "gan-features", "training.learning-rate": 3e-4}
     }
     # Also what suits the task and stands in no table of the preset.
     assert (
         told["pretraining"]["training.batch-size"] == 4
-        and told["pretraining"]["weighting"] == "uniform"
+        and told["pretraining"]["strategy.weighting"] == "uniform"
     )
 
 

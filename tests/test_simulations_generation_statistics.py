@@ -8,11 +8,17 @@ import pandas as pd
 import pytest
 
 from common.errors import FedscanError
-from simulations.generation_statistics import interval, summarize_generation, summarize_use
-from simulations.report.generation_tables import use_table
+from common.evaluation.statistics import Repeated
+from simulations.report.generation_blocks import use_table
 from simulations.results import CHOSEN, NUMBERS, TEXTS
+from simulations.summary import summarize, summarize_use
 
-MANIFEST = {"poor_site": "island", "sites": {"island": {}, "north": {}}}
+SITES = ("island", "north")
+
+
+def summarized(results: pd.DataFrame, **options: object) -> dict:
+    about = {"task": "generation", "poor_site": "island", "sites": SITES}
+    return summarize(results, **about, **options)
 
 
 def table(values: dict[tuple[str, str, str], list[float]], **extra: object) -> pd.DataFrame:
@@ -31,7 +37,7 @@ def table(values: dict[tuple[str, str, str], list[float]], **extra: object) -> p
 
 
 def test_three_seeds_have_students_interval() -> None:
-    found = interval({0: 1.0, 1: 2.0, 2: 3.0})
+    found = Repeated({0: 1.0, 1: 2.0, 2: 3.0}).record()
     half = 4.302653 / math.sqrt(3)  # t of 97.5 % with 2 degrees of freedom; s = 1
     assert found["mean"] == 2.0
     assert (found["low"], found["high"]) == pytest.approx((2 - half, 2 + half), abs=1e-5)
@@ -39,10 +45,10 @@ def test_three_seeds_have_students_interval() -> None:
 
 
 def test_one_seed_has_none_and_says_so() -> None:
-    found = interval({0: 1.0})
+    found = Repeated({0: 1.0}).record()
     assert found["low"] is found["high"] is None
     assert "no interval" in found["note"]
-    assert interval({})["mean"] is None
+    assert Repeated({}).record()["mean"] is None
 
 
 def test_the_whole_is_measured_over_all_slices_where_it_can_be() -> None:
@@ -57,13 +63,13 @@ def test_the_whole_is_measured_over_all_slices_where_it_can_be() -> None:
         ("federated", "island", "authenticity"): [0.5, 0.5],  # north has not judged it
         ("federated", "island", "recall"): [math.nan, 0.1],
     }
-    summary = summarize_generation(table(values), MANIFEST)
+    summary = summarized(table(values))
     scores = summary["scores"]
-    whole = {measure: one["mean"] for measure, one in scores["all"]["federated"].items()}
+    whole = {measure: one["mean"] for measure, one in scores["all"]["federated/fedavg"].items()}
     expected = {"frechet_distance": 4.5, "precision": 0.6, "coverage": 0.5, "copies_flagged": 0.5}
     assert whole == pytest.approx(expected)
-    assert scores["island"]["federated"]["recall"]["seeds"] == 1
-    assert summary["copies"] == [{"model": "federated", "seed": 1, "site": "island"}]
+    assert scores["island"]["federated/fedavg"]["recall"]["seeds"] == 1
+    assert summary["copies"] == [{"model": "federated/fedavg", "seed": 1, "site": "island"}]
 
 
 def test_differences_are_taken_within_a_seed() -> None:
@@ -71,11 +77,12 @@ def test_differences_are_taken_within_a_seed() -> None:
         ("federated", "island", "frechet_distance"): [10.0, 20.0, 30.0],
         ("local", "island", "frechet_distance"): [11.0, 22.0],
     }
-    summary = summarize_generation(table(values), MANIFEST)
-    found = summary["differences"]["federated - local"]["island"]["frechet_distance"]
+    summary = summarized(table(values))
+    found = summary["differences"]["island"]["federated - local"]["frechet_distance"]
     assert found["values"] == {"0": -1.0, "1": -2.0}
     assert found["mean"] == -1.5
-    assert summary["differences"]["federated - centralized"] == {}
+    missing = summary["differences"]["island"]["federated - centralized"]["frechet_distance"]
+    assert missing["note"] == "centralized has no test result at island"
     assert summary["headline"]["loss_against_pooling"]["value"] is None
     assert "cannot be told" in summary["headline"]["loss_against_pooling"]["sentence"]
 
@@ -94,11 +101,12 @@ def test_a_verdict_needs_an_interval_without_zero(federated: list[float], verdic
         ("federated", "all", "frechet_distance"): federated,
         ("centralized", "all", "frechet_distance"): [2.0, 2.0, 2.0],
     }
-    headline = summarize_generation(table(values), MANIFEST)["headline"]["loss_against_pooling"]
+    headline = summarized(table(values))["headline"]["loss_against_pooling"]
     assert headline["verdict"] == verdict
     differs = verdict != "no significant difference"
-    said = f"was {verdict} than the" if differs else "did not differ significantly from the"
-    assert said in headline["sentence"]
+    assert ("no significant difference" in headline["sentence"]) != differs
+    relation = "lower" if sum(federated) < 6 else "higher"
+    assert f"{relation} with federation than with all data" in headline["sentence"]
     assert differs == (not headline["low"] <= 0 <= headline["high"])
 
 
@@ -111,11 +119,11 @@ def test_a_headline_tells_what_a_distance_may_hide() -> None:
         ("federated", "island", "precision"): [0.5, 0.5, 0.5],
         ("local", "island", "precision"): [0.6, 0.5, 0.6],
     }
-    headline = summarize_generation(table(values), MANIFEST)["headline"]["gain_of_data_poor_site"]
+    headline = summarized(table(values))["headline"]["gain_of_data_poor_site"]
     assert headline["verdict"] == "no significant difference"
     assert headline["sentence"].endswith(
-        " The federated generator's recall differs by +0.10 (0.04 to 0.15), its precision by "
-        "-0.07 (-0.21 to 0.08); above zero is better."
+        " Recall differs by +0.10 (0.04 to 0.15), precision differs by -0.07 (-0.21 to 0.08); "
+        "above zero is better."
     )
 
 
@@ -124,11 +132,11 @@ def test_one_repetition_claims_nothing() -> None:
         ("federated", "all", "frechet_distance"): [1.0],
         ("centralized", "all", "frechet_distance"): [2.0],
     }
-    headline = summarize_generation(table(values), MANIFEST)["headline"]["loss_against_pooling"]
+    headline = summarized(table(values))["headline"]["loss_against_pooling"]
     assert headline["verdict"] is None
     assert "1.00 lower" in headline["sentence"]
     assert "no interval" in headline["sentence"]
-    assert "worse" not in headline["sentence"]
+    assert headline["excludes_zero"] is None
 
 
 def test_too_few_slices_for_frechet_leave_the_kernel_distance() -> None:
@@ -136,9 +144,9 @@ def test_too_few_slices_for_frechet_leave_the_kernel_distance() -> None:
         ("federated", "island", "kernel_distance"): [0.1, 0.2],
         ("local", "island", "kernel_distance"): [0.9, 0.8],
     }
-    headline = summarize_generation(table(values), MANIFEST)["headline"]["gain_of_data_poor_site"]
+    headline = summarized(table(values))["headline"]["gain_of_data_poor_site"]
     assert headline["metric"] == "kernel_distance"
-    assert headline["value"] == pytest.approx(-0.7)
+    assert headline["value"] == pytest.approx(0.7)  # a lower distance is a gain
 
 
 def test_bytes_are_compared_with_the_plain_exchange_where_it_is_known() -> None:
@@ -146,19 +154,19 @@ def test_bytes_are_compared_with_the_plain_exchange_where_it_is_known() -> None:
         ("federated", "all", "frechet_distance"): [1.0, 1.0],
         ("centralized", "all", "frechet_distance"): [1.0, 1.0],
     }
-    costs = summarize_generation(table(values), MANIFEST)["costs"]
-    assert costs["federated"]["share_of_plain_bytes"] is None
+    costs = summarized(table(values))["costs"]
+    assert costs["federated/fedavg"]["share_of_plain_bytes"] is None
     plain = {("fedavg", 0): 80.0, ("fedavg", 1): 160.0}
-    costs = summarize_generation(table(values), MANIFEST, plain_bytes=plain)["costs"]
-    assert costs["federated"]["share_of_plain_bytes"] == pytest.approx((0.5 + 0.25) / 2)
-    assert costs["federated"]["repetitions"] == 2
+    costs = summarized(table(values), plain_bytes=plain)["costs"]
+    assert costs["federated/fedavg"]["share_of_plain_bytes"] == pytest.approx((0.5 + 0.25) / 2)
+    assert costs["federated/fedavg"]["repetitions"] == 2
     assert "share_of_plain_bytes" not in costs["centralized"]
 
 
-def test_strategies_are_named_where_there_are_several() -> None:
+def test_every_federated_model_is_named_by_its_strategy() -> None:
     one = table({("federated", "all", "frechet_distance"): [1.0]})
     other = one.assign(strategy="own-discriminator")
-    summary = summarize_generation(pd.concat([one, other], ignore_index=True), MANIFEST)
+    summary = summarized(pd.concat([one, other], ignore_index=True))
     assert set(summary["models"]) == {"federated/fedavg", "federated/own-discriminator"}
     assert summary["reference_strategy"] == "fedavg"
 
@@ -181,24 +189,34 @@ def several() -> pd.DataFrame:
 
 
 def test_further_strategies_are_set_against_the_reference() -> None:
-    found = summarize_generation(several(), MANIFEST)["differences"]
-    assert list(found) == ["federated - local", "federated - centralized", "int8 - fedavg"]
-    further = found["int8 - fedavg"]
-    assert list(further) == ["all", "island", "north"]
-    assert further["all"]["frechet_distance"]["values"] == {"0": 2.0, "1": 2.0}
-    assert further["island"]["kernel_distance"]["mean"] == 2.0
-    assert further["north"] == {}
+    found = summarized(several())["differences"]
+    assert list(found) == ["all", "island", "north"]
+    assert list(found["island"]) == [
+        "federated - local",
+        "federated - centralized",
+        "int8 - fedavg",
+    ]
+    whole = found["all"]["int8 - fedavg"]["frechet_distance"]
+    assert whole["values"] == {"0": 2.0, "1": 2.0}
+    assert found["island"]["int8 - fedavg"]["kernel_distance"]["mean"] == 2.0
+    assert found["north"]["int8 - fedavg"]["kernel_distance"]["mean"] is None
 
 
 def test_the_reference_and_the_pairs_can_be_named() -> None:
-    named = {"reference": "int8", "contrasts": [["fedavg", "local"], ["int8", "local"]]}
-    summary = summarize_generation(several(), {**MANIFEST, **named})
-    found = summary["differences"]
+    named = [["fedavg", "local"], ["int8", "local"]]
+    summary = summarized(several(), reference_strategy="int8", contrasts=named)
+    found = summary["differences"]["island"]
     assert list(found) == ["federated - centralized", "fedavg - local", "int8 - local"]
-    assert list(found["fedavg - local"]) == ["island"]
-    assert found["fedavg - local"]["island"]["kernel_distance"]["mean"] == -8.0
+    assert found["fedavg - local"]["kernel_distance"]["mean"] == -8.0
     assert summary["reference_strategy"] == "int8"
-    assert summary["headline"]["gain_of_data_poor_site"]["value"] == -6.0
+    assert summary["headline"]["gain_of_data_poor_site"]["value"] == 6.0
+
+
+def test_one_site_of_several_is_no_mean_over_sites() -> None:
+    values = {("local", place, "kernel_distance"): [9.0] for place in SITES}
+    values |= {("federated", place, "kernel_distance"): [1.0] for place in SITES}
+    found = summarized(table(values))["differences"]["all"]["federated - local"]
+    assert found["kernel_distance"]["mean"] is None  # north has no generator of its own
 
 
 def test_means_over_sites_are_no_frechet_distance_of_all_and_one_flag_is_enough() -> None:
@@ -208,7 +226,7 @@ def test_means_over_sites_are_no_frechet_distance_of_all_and_one_flag_is_enough(
         ("federated", "island", "copies_flagged"): [1.0, 0.0],
         ("federated", "north", "copies_flagged"): [0.0],  # of seed 1 it has not judged
     }
-    whole = summarize_generation(table(values), MANIFEST)["scores"]["all"]["federated"]
+    whole = summarized(table(values))["scores"]["all"]["federated/fedavg"]
     assert list(whole) == ["copies_flagged"]
     assert whole["copies_flagged"]["values"] == {"0": 1.0, "1": 0.0}
 
@@ -216,7 +234,7 @@ def test_means_over_sites_are_no_frechet_distance_of_all_and_one_flag_is_enough(
 def test_failed_cells_are_counted_and_in_no_mean() -> None:
     good = table({("centralized", "all", "frechet_distance"): [1.0, 3.0]})
     lost = table({("centralized", "", ""): [math.nan]}).assign(seed=2, status="error")
-    summary = summarize_generation(pd.concat([good, lost], ignore_index=True), MANIFEST)
+    summary = summarized(pd.concat([good, lost], ignore_index=True))
     assert summary["scores"]["all"]["centralized"]["frechet_distance"]["mean"] == 2.0
     assert (
         summary["cells"]["note"]
@@ -226,7 +244,7 @@ def test_failed_cells_are_counted_and_in_no_mean() -> None:
 
 def test_all_cells_failed() -> None:
     lost = table({("centralized", "", ""): [math.nan]}).assign(status="error")
-    summary = summarize_generation(lost, MANIFEST)
+    summary = summarized(lost)
     assert summary["models"] == {}
     assert summary["headline"]["gain_of_data_poor_site"]["value"] is None
 
@@ -234,7 +252,7 @@ def test_all_cells_failed() -> None:
 def test_a_number_that_is_there_twice_is_refused() -> None:
     rows = table({("centralized", "all", "frechet_distance"): [1.0]})
     with pytest.raises(FedscanError, match="twice"):
-        summarize_generation(pd.concat([rows, rows]), MANIFEST)
+        summarized(pd.concat([rows, rows]))
 
 
 def test_use_of_pictures_keeps_the_order_of_rows() -> None:

@@ -8,6 +8,7 @@ import pytest
 from processes import fedscan
 
 from common.errors import ConfigError
+from common.training.gan_config import stylegan2
 from simulations.compare import Request, compare
 from simulations.plan import FEDPROX_MU, Cell, load_plan, presets
 
@@ -17,7 +18,7 @@ def test_every_preset_is_a_plan_with_a_description_and_valid_cells(name: str) ->
     plan = load_plan(name, {}, {})
     assert plan.description
     for cell in (cell for stage in plan.stages() for cell in stage):
-        assert plan.config(cell, {}, features="/features").seed == cell.seed
+        assert plan.config(cell, {}, features="/features").run.seed == cell.seed
     for variant in plan.variants:  # also those that the preset leaves to `--strategies`
         assert plan.config(Cell("federated", variant, 0), {}, features="/features")
 
@@ -43,23 +44,20 @@ def test_what_goes_before_and_after_has_stages_of_its_own() -> None:
 def test_only_pretrained_variants_begin_with_the_features_of_the_pretraining() -> None:
     plan = load_plan("gan-domain-adaptation", {}, {})
     begins = {
-        name: plan.config(Cell("federated", name, 0), {}, features="/there").gan_checkpoint
+        name: plan.config(Cell("federated", name, 0), {}, features="/there").model.gan_checkpoint
         for name in plan.strategies
     }
     assert begins == {
         "scratch": "",
         "untrained-frozen": "",
-        "untrained-tuned": "",
         "gan-frozen": "/there",
-        "gan-tuned": "/there",
     }
     # The control differs in nothing else.
-    for kind in ("frozen", "tuned"):
-        one, other = (
-            plan.config(Cell("federated", f"{start}-{kind}", 0), {}, features="/there")
-            for start in ("gan", "untrained")
-        )
-        assert one.model_copy(update={"gan_checkpoint": ""}) == other
+    one, other = (
+        plan.config(Cell("federated", f"{start}-frozen", 0), {}, features="/there")
+        for start in ("gan", "untrained")
+    )
+    assert one.replace({"model.gan-checkpoint": ""}) == other
 
 
 @pytest.mark.parametrize(
@@ -100,23 +98,24 @@ def test_a_preset_of_several_stages_refuses_settings_that_take_its_sense(
 def test_generators_before_classifiers_take_nothing_of_how_those_are_trained() -> None:
     run = {
         "training.batch-size": 16,
-        "weighting": "images",
+        "strategy.weighting": "images",
         "transport": "int8",
         "run.evaluate-every": 7,
     }
     plain, changed = (
         load_plan("gan-domain-adaptation", {}, values).config(Cell("pretraining", "", 1), {})
-        for values in ({}, {**run, "threads": 2})
+        for values in ({}, {**run, "run.threads": 2})
     )
-    assert (plain.batch_size, plain.weighting, plain.evaluate_every) == (4, "uniform", 15)
-    assert changed == plain.model_copy(update={"threads": 2})
+    assert (plain.training.batch_size, plain.strategy.weighting) == (4, "uniform")
+    assert plain.run.evaluate_every == 15
+    assert changed == plain.replace({"run.threads": 2})
 
 
 @pytest.mark.parametrize(
     ("overrides", "begun"),
     [
         ({}, True),
-        ({"strategies": ["gan-tuned"]}, True),
+        ({"strategies": ["gan-frozen"]}, True),
         ({"strategies": ["scratch", "untrained-frozen"]}, False),
         ({"arms": ["local"]}, False),
     ],
@@ -142,7 +141,7 @@ def test_a_variant_keeps_the_changes_that_hold_for_all() -> None:
         {"model.gan-changes": "diversity-weight=0 label-kinds=sex"},
     )
     plain, own = (
-        plan.config(Cell("federated", strategy, 0), {}).stylegan2()
+        stylegan2(plan.config(Cell("federated", strategy, 0), {}))
         for strategy in ("fedavg", "by-site")
     )
     assert (plain.diversity_weight, plain.label_kinds) == (0.0, ("sex",))
@@ -156,13 +155,13 @@ def test_a_preset_may_be_given_its_own_task() -> None:
 
 def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() -> None:
     run = {
-        **{"share": "generator", "weighting": "distance", "transport": "int8"},
-        **{"strategy.server-learning-rate": 2.0, "server-momentum": 0.5, "run.evaluate-every": 7},
+        **{"strategy.share": "generator", "strategy.weighting": "images", "transport": "int8"},
+        **{"strategy.server-learning-rate": 2.0, "run.evaluate-every": 7},
         **{"run.rounds": 9, "training.local-steps": 9, "training.batch-size": 8},
     }
     shared = {
-        "threads": 2,
-        "device": "cpu",
+        "run.threads": 2,
+        "run.device": "cpu",
         "model.gan-changes": "resolution=64",
         "run.reply-timeout": 9.0,
     }
@@ -173,14 +172,15 @@ def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() ->
     kept = {key: value for key, value in changed.to_flower().items() if key not in shared}
     assert kept == {k: v for k, v in plain.to_flower().items() if k not in shared}
     assert {key: changed.to_flower()[key] for key in shared} == shared
-    assert (changed.seed, changed.min_sites, changed.cohort_dir) == (1, 3, "/there")
+    assert (changed.run.seed, changed.run.min_sites) == (1, 3)
+    assert changed.data.cohort_dir == "/there"
 
 
 def test_one_strategy_stands_for_federation_and_pairs_need_both() -> None:
     plan = load_plan("gan-domain-adaptation", {}, {})
     assert plan.reference_strategy == "gan-frozen"
-    assert plan.compared_contrasts == plan.contrasts and len(plan.contrasts) == 6
-    plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "gan-tuned"]}, {})
+    assert plan.compared_contrasts == plan.contrasts and len(plan.contrasts) == 4
+    plan = load_plan("gan-domain-adaptation", {"strategies": ["scratch", "untrained-frozen"]}, {})
     assert plan.reference_strategy == "scratch"
     assert plan.compared_contrasts == [["scratch", "local"]]
     assert load_plan("default", {"arms": ["local"]}, {}).reference_strategy == ""
@@ -201,7 +201,7 @@ def test_a_pool_with_an_impossible_batch_is_refused_before_anything_starts(
         },
         **{"sites": 3, "out": tmp_path / "out", "gpus_per_cell": 0.0, "cell_timeout": 9.0},
     )
-    with pytest.raises(ConfigError, match=r"arm 'centralized', 3 × batch-size: .*6"):
+    with pytest.raises(ConfigError, match=r"arm 'centralized', 3 × training.batch-size: .*6"):
         compare(request, resume=False, dry_run=dry_run)
     assert not list(tmp_path.iterdir())
 
@@ -218,16 +218,16 @@ def test_cells_are_arms_times_seeds_and_strategies_concern_the_federated_arm_onl
 def test_repetitions_may_begin_beyond_the_seeds_that_a_recipe_was_chosen_on() -> None:
     plan = load_plan("gan-domain-adaptation", {"seeds": 2, "first-seed": 5}, {})
     assert [{cell.seed for cell in stage} for stage in plan.stages()] == [{5, 6}] * 2
-    assert {plan.config(cell, {}).seed for cell in plan.cells()} == {5, 6}
+    assert {plan.config(cell, {}).run.seed for cell in plan.cells()} == {5, 6}
 
 
 def test_only_fedprox_cells_have_a_proximal_term() -> None:
     plan = load_plan("default", {"strategies": ["fedavg", "fedprox"]}, {})
-    assert plan.config(Cell("federated", "fedprox", 0), {}).proximal_mu == FEDPROX_MU
-    assert plan.config(Cell("federated", "fedavg", 0), {}).proximal_mu == 0
-    assert plan.config(Cell("local", "", 0), {}).proximal_mu == 0
+    assert plan.config(Cell("federated", "fedprox", 0), {}).strategy.mu == FEDPROX_MU
+    assert plan.config(Cell("federated", "fedavg", 0), {}).strategy.mu == 0
+    assert plan.config(Cell("local", "", 0), {}).strategy.mu == 0
     plan = load_plan("default", {"strategies": ["fedprox"]}, {"strategy.mu": 0.3})
-    assert plan.config(Cell("federated", "fedprox", 0), {}).proximal_mu == 0.3
+    assert plan.config(Cell("federated", "fedprox", 0), {}).strategy.mu == 0.3
 
 
 def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
@@ -245,13 +245,18 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
         ("default", {"seeds": 0}, {}, "seeds = 0"),
         ("default", {"first-seed": -1}, {}, "first-seed = -1"),
         ("default", {"centralized-batch": "huge"}, {}, "'huge'"),
-        ("default", {}, {"seed": 1}, "--seeds"),
-        ("default", {}, {"strategy": "fedprox"}, "--strategies"),
+        ("default", {}, {"run.seed": 1}, "--seeds"),
+        ("default", {}, {"strategy.name": "fedprox"}, "--strategies"),
         ("default", {}, {"data.cohort-dir": "/elsewhere"}, "--cohort"),
         ("default", {}, {"run.min-sites": 1}, "every site"),
         ("default", {}, {"strategy.mu": 0.1}, "no effect"),
         ("default", {"arms": ["local"], "strategies": ["fedprox"]}, {}, "without the arm"),
-        ("default", {}, {"classifier": "slices", "adapt": "center"}, "leave centralized out"),
+        (
+            "default",
+            {},
+            {"model.classifier": "slices", "model.adapt": "center"},
+            "leave centralized out",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(preset: str, overrides: dict, run: dict, expected: str) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from benchmark_folders import MODELS, Page, make_folder
+from benchmark_folders import LESIONS, MODELS, SITES, Page, make_folder
 from browser import Browser
 from PIL import Image
 
 from common.errors import ConfigError, FedscanError
-from simulations.report import charts, figures, svg, tables, words
+from simulations.report import charts, figures, looks, pictures, tables, words
 from simulations.report.document import read_results, write_report
-from simulations.report.tables import data_size, duration
+from simulations.report.tables import data_size, duration, told
 
 HOSTILE = "<img src=x onerror=alert(1)>&'\"{{ 7*7 }}"
 
@@ -46,14 +46,15 @@ def test_every_part_that_was_promised_is_there(page: Page) -> None:
         "results",
         "curves",
         "matrix",
-        "scans",
+        "samples",
+        "classes",
         "costs",
         "budget",
         "provenance",
         "limits",
     }
     assert "At island, joining" in page.text
-    assert "95 % bootstrap intervals over seeds and test scans" in page.text
+    assert "95 % bootstrap intervals over seeds and persons" in page.text
     assert "3 repetitions" in page.text
     assert "224 kB a site and round" not in page.text  # 20 149 200 bytes in 6 rounds of 3 sites:
     assert "1.12 MB a site and round" in page.text
@@ -67,9 +68,10 @@ def test_every_figure_is_told_in_words(page: Page) -> None:
         labelled = attributes.get("role") == "img" and attributes.get("aria-label")
         assert labelled or attributes.get("aria-hidden") == "true"
     images = words_of_images(page)
-    # Two metrics and two curves at three sites, two contrasts.
-    assert len(images) == 2 * 3 + 2 * 3 + 2
-    assert all(re.search(r"\d\.\d\d", words) for words in images)
+    # Two metrics at three sites and all, two curves at three, two contrasts; three confusion
+    # matrices, a ROC and a calibration curve a site.
+    assert len(images) == 2 * 4 + 2 * 3 + 2 + 3 * (3 + 2)
+    assert all(re.search(r"\d\.\d\d|\d%", words) for words in images)
     scans = page.all("img")
     assert len(scans) == 3
     assert all("training scans of site" in str(a["alt"]) for a in scans)
@@ -84,8 +86,9 @@ def test_headings_and_tables_are_in_order(page: Page) -> None:
     assert all(a.get("scope") for a in page.all("th"))
     assert page.all("html")[0]["lang"] == "en"
     assert any(a.get("name") == "viewport" for a in page.all("meta"))
-    numbers = re.findall(r"(?:Figure|Table) (\d)\. ", page.text)
-    assert sorted(numbers) == sorted("123456" * 2)
+    for kind, count in (("Figure", 11), ("Table", 6)):
+        numbers = re.findall(rf"{kind} (\d+)\. ", page.text)
+        assert numbers == [str(k + 1) for k in range(count)]
 
 
 def test_nothing_points_outside_the_file(folder: Path, page: Page) -> None:
@@ -139,21 +142,21 @@ def test_one_arm_alone(tmp_path: Path) -> None:
     assert "no comparison of the arms: it is of local" in page.text
     assert "Paired differences" not in page.text
     assert "no samples.npz" in page.text
-    assert len(words_of_images(page)) == 2 * 3 + 2 * 3
+    assert len(words_of_images(page)) == 2 * 4 + 2 * 3 + 3 * (1 + 2)
 
 
 def test_variants_have_their_names_and_one_stands_for_federation(tmp_path: Path) -> None:
-    models = (("local", ""), ("federated", "scratch"), ("federated", "gan-tuned"))
+    models = (("local", ""), ("federated", "scratch"), ("federated", "gan-frozen"))
     text = Page(write_report(make_folder(tmp_path / "b", models=models, seeds=2)).read_text()).text
-    assert "From scratch − GAN, tuned".replace(" ", " ") in text
-    assert "balanced accuracy of Federated (GAN, tuned)" in text
+    assert "From scratch − GAN, frozen".replace(" ", " ") in text
+    assert "balanced accuracy of Federated (GAN, frozen)" in text
     assert "Federated − centralized" not in text  # no such arm
 
 
 def test_one_repetition_is_called_one(tmp_path: Path) -> None:
     page = Page(write_report(make_folder(tmp_path / "b", seeds=1)).read_text())
     assert "means over" not in page.text
-    assert "95 % bootstrap intervals over test scans" in page.text
+    assert "95 % bootstrap intervals over persons" in page.text
     assert "One repetition: the intervals" in page.text
 
 
@@ -179,9 +182,8 @@ def test_a_summary_without_parts_leaves_them_out(tmp_path: Path) -> None:
     (folder / "summary.json").write_text("{}")
     (folder / "manifest.json").write_text("{}")
     page = Page(write_report(folder).read_text())
-    assert "The summary holds no headline" in page.text
-    assert "there are no intervals" in page.text
-    assert len(words_of_images(page)) == 2 * 3 + 2 * 3  # means still come from the results
+    assert "Student's t intervals over seeds" in page.text  # the results hold no predictions
+    assert len(words_of_images(page)) == 2 * 4 + 2 * 3 + 2
 
 
 @pytest.mark.parametrize("name", ["results.csv", "summary.json", "manifest.json"])
@@ -220,31 +222,35 @@ def test_scans_of_people_are_called_so(folder: Path, tmp_path: Path) -> None:
     assert "someone" not in page.text
 
 
-def marks(drawn: str) -> list[tuple[str, dict[str, str]]]:
-    """Every element of a figure, read as XML: so it is well-formed, too."""
-    return [(e.tag, e.attrib) for e in ElementTree.fromstring(drawn).iter()]
+AXIS = charts.Axis("AUROC", (0.5, 1.0))
 
 
-def one_site(values: list[float], low: float, high: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Results and scores of a local model at site a."""
-    base = {"arm": "local", "strategy": "", "metric": "auroc"}
-    where = {"trained_on": "a", "tested_on": "a", "split": "test", "status": "done"}
-    results = pd.DataFrame(
-        [{**base, **where, "seed": seed, "value": value} for seed, value in enumerate(values)]
-    )
-    interval = {"site": "a", "mean": float(np.mean(values)), "low": low, "high": high}
-    return results, pd.DataFrame([{**base, **interval}])
+def estimate(*values: float, low: float, high: float) -> charts.Estimate:
+    mean = float(np.mean(values))
+    return charts.Estimate("Local only", "", "local", "^", mean, low, high, values)
 
 
 def test_positions_follow_values() -> None:
-    results, scores = one_site([0.6, 0.8], 0.5, 1.0)
-    drawn = figures.comparison(results, scores, "a", "auroc", (0.5, 1.0))
-    elements = marks(drawn)
-    dots = [float(a["cx"]) for name, a in elements if name == "circle"]
-    whiskers = [a for name, a in elements if name == "line" and a.get("stroke-width") == "2"]
-    left, right = float(whiskers[0]["x1"]), float(whiskers[0]["x2"])
+    drawn = charts.estimates((estimate(0.6, 0.8, low=0.5, high=1.0),), AXIS, "Test AUROC")
+    root = ElementTree.fromstring(drawn)
+    assert root.attrib["aria-label"] == "Test AUROC. Local only 0.70, interval 0.50 to 1.00."
+    uses = [(float(e.attrib["x"]), e.attrib["style"]) for e in root.iter("use") if "x" in e.attrib]
+    dots = [x for x, style in uses if "opacity" in style]
+    left, *_, right = sorted(
+        x for x, style in uses if "--local" in style and "opacity" not in style
+    )
     assert [(x - left) / (right - left) for x in dots] == pytest.approx([0.2, 0.6], abs=1e-4)
-    assert "Local only 0.70, interval 0.50 to 1.00" in elements[0][1]["aria-label"]
+
+
+def test_a_chart_has_no_colour_of_its_own_and_no_id_twice(folder: Path) -> None:
+    page = write_report(folder).read_text()
+    svgs = re.findall(r"<svg.*?</svg>", page, flags=re.S)
+    assert not any(re.search(r"#[0-9a-f]{6}\b", svg) for svg in svgs)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for svg in svgs:
+        ElementTree.fromstring(svg)
+        assert set(re.findall(r'href="#([^"]+)"', svg)) <= set(re.findall(r' id="([^"]+)"', svg))
 
 
 @pytest.mark.parametrize(
@@ -262,53 +268,86 @@ def test_long_names_take_two_lines_and_no_more(name: str, lines: list[str]) -> N
     assert charts.two_lines(name) == lines
 
 
-def test_a_name_of_two_lines_is_drawn_in_its_row() -> None:
-    one = charts.Series("federated", "a", "Federated", "untrained, frozen", "#000", "circle", "")
-    axis = charts.Axis("x", (0, 1), [0, 1], str)
-    drawn = charts.estimates([charts.Estimate(one, 0.5)], axis, "x")
-    lines = re.findall(r'y="([\d.]+)"[^>]*>(Federated|untrained,|frozen)<', drawn)
-    heights = [float(y) for y, _ in lines]
-    assert [name for _, name in lines] == ["Federated", "untrained,", "frozen"]
-    assert 4 < heights[0] < heights[1] < heights[2] < 4 + charts.ROW
-
-
 def test_figures_are_pure() -> None:
-    results, scores = one_site([0.6, 0.8], 0.5, 1.0)
-    before = results.copy(), scores.copy()
-    drawn = [figures.comparison(results, scores, "a", "auroc", (0.4, 1.0)) for _ in range(2)]
-    assert drawn[0] == drawn[1]
-    pd.testing.assert_frame_equal(results, before[0])
-    pd.testing.assert_frame_equal(scores, before[1])
+    rows = (estimate(0.6, 0.8, low=0.5, high=1.0),)
+    first = charts.estimates(rows, AXIS, "x")
+    charts.estimates.cache_clear()
+    assert charts.estimates(rows, AXIS, "x") == first
 
 
 def test_arms_differ_in_marker_and_dash() -> None:
-    looks = [figures.series(*model) for model in (*MODELS, ("federated", "fedprox"))]
+    found = [looks.series(*model) for model in (*MODELS, ("federated", "fedprox"))]
     for key in ("marker", "dash", "colour"):
-        assert len({getattr(look, key) for look in looks}) == len(looks)
+        assert len({getattr(look, key) for look in found}) == len(found)
 
 
 def test_limits_hold_what_they_show() -> None:
-    assert figures.axis_limits([0.83, 0.97, float("nan")], "auroc") == (0.4, 1.0)
-    assert figures.axis_limits([0.3], "auroc") == (0.3, 1.0)
-    assert figures.axis_limits([], "auroc") == (0.4, 1.0)
-    low, high = figures.axis_limits([0.1, 7.0], "loss")
-    assert 0 < low < 0.1
-    assert high > 7.0
-    assert figures.difference_limits([-0.13, 0.2]) == (-0.2, 0.2)
-    assert svg.log_ticks((0.19, 1.05)) == [0.2, 0.5, 1.0]
-    assert svg.count_ticks(30) == [0, 10, 20, 30]
-    assert svg.count_ticks(6) == [0, 2, 4, 6]
+    def limits(*means: float) -> tuple[float, float]:
+        scores = [{str(k): {"auroc": {"mean": value}} for k, value in enumerate(means)}]
+        return figures.estimate_axis(scores, "auroc", 0.5).limits
+
+    assert limits(0.83, 0.97) == (0.4, 1.0)
+    assert limits(0.3) == (0.3, 1.0)
+    assert limits() == (0.4, 1.0)
+    low, high = figures.curve_axis(pd.Series([0.1, 7.0]), "loss", 0.7).limits
+    assert 0 < low < 0.1 and high > 7.0
+    record = {"mean": 0.1, "low": -0.13, "high": 0.19}
+    low, high = figures.difference_limits({"north": {"a - b": {"auroc": record}}}, "auroc")
+    assert low < -0.13 and high > 0.19
 
 
-def test_scans_stand_upright() -> None:
-    """The front right voxel is at the top right of the picture."""
-    slices = np.zeros((1, 8, 8))
-    slices[0, 7, 7] = 1.0
-    uri, width, height = figures.scan_strip(slices)
-    picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
-    assert picture.size == (width, height) == (32, 32)
-    assert picture.getpixel((31, 0)) == 255
-    assert picture.getpixel((0, 0)) == picture.getpixel((31, 31)) == 0
+@pytest.mark.parametrize("colour", [False, True])
+def test_samples_stand_upright(colour: bool) -> None:
+    """The front right voxel, or the upper right pixel, is at the top right of the picture."""
+    slices = np.zeros((1, 8, 8, 3) if colour else (1, 8, 8))
+    slices[0, 7, 7] = [1.0, 0.5, 0.0] if colour else 1.0
+    strip = pictures.strip(slices)
+    picture = Image.open(io.BytesIO(base64.b64decode(strip["uri"].partition(",")[2])))
+    assert picture.size == (strip["width"], strip["height"]) == (32, 32)
+    assert picture.getpixel((31, 0)) == ((255, 128, 0) if colour else 255)
+    assert not np.any(picture.getpixel((0, 0))) and not np.any(picture.getpixel((31, 31)))
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    samples = {site: rng.random((4, 8, 8, 3), dtype=np.float32) for site in SITES}
+    options = {"classes": LESIONS, "study": "skin-lesions", "seeds": 2, "rounds": 2, "n_test": 48}
+    folder = tmp_path_factory.mktemp("lesions") / "b"
+    return make_folder(folder, samples=samples, draws=100, **options)
+
+
+def test_many_classes_are_told_one_by_one(lesions: Path) -> None:
+    page = Page(write_report(lesions).read_text())
+    for site in SITES:
+        assert f"Classes at {site}" in page.text
+    for kind in ("Confusion matrix of", "ROC curves at", "Calibration at"):
+        assert any(words.startswith(kind) for words in words_of_images(page))
+    matrix = next(w for w in words_of_images(page) if w.startswith("Confusion matrix of"))
+    assert re.search(r"Rightly recognised: MEL \d+%, NV \d+%", matrix)
+    assert "ROC curves of MEL" in page.text  # the positive class
+    assert "MEL (n = " in page.text and "of 24 persons" in page.text
+
+
+def test_what_is_not_measured_says_why(lesions: Path) -> None:
+    page = Page(write_report(lesions).read_text())
+    assert "SCC (n = 0)" in page.text
+    assert page.text.count("no test image of SCC") == 3 * 3  # three models, three measures
+
+
+def test_words_are_the_studys(lesions: Path) -> None:
+    page = Page(write_report(lesions).read_text())
+    visible = page.text.lower()
+    assert "test pictures" in visible and "how well diagnosis is recognised" in visible
+    for word in ("scans", "sex", "slice", "brain"):
+        assert not re.search(rf"\b{word}\b", visible), word
+
+
+def test_pictures_are_in_colour(lesions: Path) -> None:
+    first = Page(write_report(lesions).read_text()).all("img")[0]
+    picture = Image.open(io.BytesIO(base64.b64decode(str(first["src"]).partition(",")[2])))
+    assert picture.mode == "RGB"
+    assert "pictures, for training, of site" in str(first["alt"])
 
 
 def test_sizes_and_times_read_well() -> None:
@@ -321,8 +360,8 @@ def test_sizes_and_times_read_well() -> None:
         "1.00 MB",
     ]
     assert [duration(s) for s in (94.5, 812, 7200)] == ["94 s", "14 min", "2.0 h"]
-    assert figures.signed_number(-0.034) == "−0.03"
-    assert figures.signed_number(-0.001) == "0.00"
+    assert told("auroc", -0.034, signed=True) == "−0.03"
+    assert told("auroc", -0.001, signed=True) == "0.00"
 
 
 @pytest.mark.browser
@@ -413,13 +452,15 @@ class TestBudget:
 
     def test_limits_speak_of_pooling_where_it_is_compared(self) -> None:
         about = {"phantoms": True, "counts": {}, "seeds": 5, "has_p": False}
-        assert "centralized" not in " ".join(words.limits(**about, budget=None))
-        assert "centralized-batch = small" in " ".join(words.limits(**about, budget={}))
+        assert "centralized" not in " ".join(words.limits(words.Nouns(), **about, budget=None))
+        assert "centralized-batch = small" in " ".join(
+            words.limits(words.Nouns(), **about, budget={})
+        )
 
     def test_limits_say_only_of_few_repetitions_that_they_are_few(self) -> None:
         about = {"phantoms": True, "counts": {}, "has_p": False, "budget": None}
         for seeds, few, narrow in ((2, True, True), (5, True, False), (8, False, False)):
-            told = " ".join(words.limits(**about, seeds=seeds))
+            told = " ".join(words.limits(words.Nouns(), **about, seeds=seeds))
             assert ("so few repetitions" in told) == few
             assert ("too narrow" in told) == narrow
 
@@ -428,5 +469,5 @@ class TestBudget:
         assert found == ["< 0.001", "0.001", "0.031", "–"]
 
     def test_a_manifest_that_lacks_parts_is_told_of_as_far_as_it_goes(self) -> None:
-        assert "optimizer steps of batch-size images" in words.budget({}, 3)
+        assert "optimizer steps of training.batch-size images" in words.budget({}, 3)
         assert "Not so" not in words.budget({**UNEQUAL, "config": {}}, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,13 +17,9 @@ from sklearn import metrics as sk
 
 from common.errors import FedscanError
 from common.evaluation.classification import METRICS, classification_metrics
-from simulations.bootstrap import (
-    Repeated,
-    resampling_weights,
-    signed_rank_p,
-    weighted_metrics,
-)
-from simulations.statistics import summarize
+from common.evaluation.resampling import resampling_weights, weighted_metrics
+from common.evaluation.statistics import Repeated, signed_rank_p, student
+from simulations.summary import summarize
 
 SITES = ("island", "north", "south")
 LOCAL, CENTRALIZED = ("local", ""), ("centralized", "")
@@ -59,7 +56,12 @@ def benchmark(probabilities, *, arms=(LOCAL, CENTRALIZED, FEDAVG), seeds=1, labe
                         test | {"metric": m, "value": v, "status": "done"}
                         for m, v in evaluated(labels.tobytes(), p.tobytes()).items()
                     ]
-                    scans = {"scan": np.arange(len(p)), "label": labels, "probability": p}
+                    scans = {
+                        "scan": np.arange(len(p)),
+                        "person": np.arange(len(p)),
+                        "label": labels,
+                    }
+                    scans |= {"probability.healthy": 1 - p, "probability.ill": p}
                     sides[site].append(pd.DataFrame(cell | scans))
     return pd.DataFrame(rows), {site: pd.concat(frames) for site, frames in sides.items()}
 
@@ -112,6 +114,87 @@ def test_weighted_metrics_of_one_class_are_those_of_the_evaluation(only):
     assert math.isnan(found["auroc"][0])
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32), k=st.integers(3, 5), size=st.integers(6, 40), ties=st.booleans())
+def test_weighted_metrics_of_many_classes_equal_those_of_repeated_images(seed, k, size, ties):
+    rng = np.random.default_rng(seed)
+    labels, names = np.append(np.arange(k), rng.integers(0, k, size - k)), list("abcde"[:k])
+    p = rng.dirichlet(np.ones(k), size)
+    if ties:  # eighths, of which sums stay exact
+        p = rng.multinomial(8, np.full(k, 1 / k), size=size) / 8
+    weights = resampling_weights(labels, 2, rng, persons=np.arange(size) // 2)
+    found = weighted_metrics(labels, p, weights, names, "b")
+    for row, counts in enumerate(weights.astype(int)):
+        y, q = np.repeat(labels, counts), np.repeat(p, counts, axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn's, of classes that a sample lacks
+            expected = classification_metrics(y, q, names, "b")
+        assert set(found) == set(expected)
+        for metric, value in expected.items():
+            assert found[metric][row] == pytest.approx(value, abs=1e-9, nan_ok=True), metric
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), persons=st.integers(1, 12), images=st.integers(1, 40))
+def test_a_person_is_drawn_with_all_images_or_none(seed, persons, images):
+    rng = np.random.default_rng(seed)
+    labels, whose = rng.integers(0, 3, images), rng.integers(0, persons, images)
+    weights = resampling_weights(labels, 5, rng, whose)
+    for person in np.unique(whose):
+        assert (weights[:, whose == person].T == weights[:, whose == person][:, :1].T).all()
+    drawn = [weights[:, whose == person][:, 0] for person in np.unique(whose)]
+    assert (np.sum(drawn, axis=0) == len(np.unique(whose))).all()
+
+
+def test_copies_of_a_persons_image_do_not_narrow_an_interval():
+    """Twice the images of the same people tell nothing more of people."""
+    results, sides = benchmark(noisy)
+    twice = {
+        site: pd.concat([frame, frame.assign(scan=frame["scan"] + SCANS)])
+        for site, frame in sides.items()
+    }
+    one, two = (
+        run((results, found))["scores"]["island"]["local"]["loss"] for found in (sides, twice)
+    )
+    assert (one["low"], one["high"]) == pytest.approx((two["low"], two["high"]))
+    for frame in twice.values():
+        frame["person"] = frame["scan"]
+    three = run((results, twice))["scores"]["island"]["local"]["loss"]
+    assert three["high"] - three["low"] < 0.85 * (one["high"] - one["low"])
+
+
+def test_many_classes_have_scores_curves_and_counts():
+    rng, names = np.random.default_rng(0), ("a", "b", "c")
+    labels = np.repeat([0, 1, 2], [20, 8, 2])
+    p = rng.dirichlet(np.ones(3), SCANS) + np.eye(3)[labels]
+    p /= p.sum(axis=1, keepdims=True)
+    cell = {"arm": "centralized", "strategy": "", "seed": 0, "trained_on": "all"}
+    test = cell | {"tested_on": "island", "split": "test", "status": "done", "n": SCANS}
+    told = classification_metrics(labels, p, names, "c")
+    results = pd.DataFrame([test | {"metric": m, "value": v} for m, v in told.items()])
+    scans = {"scan": np.arange(SCANS), "person": np.arange(SCANS) // 2, "label": labels}
+    frame = pd.DataFrame(cell | scans | {f"probability.{n}": p[:, c] for c, n in enumerate(names)})
+    found = run((results, {"island": frame}), positive="c")
+    json.dumps(found, allow_nan=False)
+    scores = found["scores"]["island"]["centralized"]
+    assert set(told) == set(scores)
+    assert all(record["low"] is not None for record in scores.values())
+    assert found["counts"]["island"] == {"images": {"a": 20, "b": 8, "c": 2}, "persons": 15}
+    curves = found["curves"]["island"]["centralized"]
+    assert np.sum(curves["confusion"], axis=1).tolist() == [20, 8, 2]
+    decided = p.argmax(axis=1)
+    assert curves["confusion"] == sk.confusion_matrix(labels, decided).tolist()
+    assert curves["roc"][-1] == 1.0 and np.all(np.diff(curves["roc"]) >= 0)
+    assert sum(n for n, _, _ in curves["calibration"]) == SCANS
+
+
+def test_a_withheld_measure_says_so():
+    results, sides = benchmark(noisy)
+    kept = results[~((results["metric"] == "auroc") & (results["arm"] == "federated"))]
+    record = run((kept, sides))["scores"]["north"]["federated/fedavg"]["auroc"]
+    assert (record["mean"], record["low"], record["note"]) == (None, None, "withheld by north")
+
+
 def test_resampling_keeps_the_number_of_scans_of_each_class():
     labels = np.array([0] * 3 + [1] * 11)
     weights = resampling_weights(labels, 500, np.random.default_rng(0))
@@ -161,8 +244,7 @@ def test_no_difference_at_all_has_p_one():
 
 def test_identical_arms_differ_by_exactly_nothing():
     found = run(benchmark(lambda _, k, site: noisy("same", k, site), seeds=6))
-    every = [*found["differences"].values(), found["differences_over_sites"]]
-    for contrast in [contrast for part in every for contrast in part.values()]:
+    for contrast in [one for part in found["differences"].values() for one in part.values()]:
         for metric in METRICS:
             record = contrast[metric]
             assert (record["mean"], record["low"], record["high"]) == (0, 0, 0), metric
@@ -194,7 +276,7 @@ def test_a_shift_of_two_scans_a_class_in_every_seed():
     gain = found["differences"]["island"]["federated - local"]["balanced_accuracy"]
     assert gain["mean"] == pytest.approx(2 / 15)
     assert gain["p"] == 0.03125 and gain["note"] is None
-    assert (gain["seeds"], gain["over"]) == (6, "seeds and test scans")
+    assert (gain["seeds"], gain["over"]) == (6, "seeds and persons")
     # The difference of a pair is 1 for 2 of 15 scans and 0 else: mean of two binomials over 30.
     spread = math.sqrt(2 / 15 * 13 / 15 / 30)
     assert gain["low"] == pytest.approx(2 / 15 - 1.96 * spread, abs=0.04)
@@ -220,7 +302,7 @@ def test_the_interval_of_a_binomial_is_close_to_the_normal_approximation():
     assert record["mean"] == pytest.approx(share)
     assert record["low"] == pytest.approx(share - half, abs=0.006)
     assert record["high"] == pytest.approx(share + half, abs=0.006)
-    assert (record["n"], record["seeds"], record["over"]) == (n, 1, "test scans")
+    assert (record["n"], record["seeds"], record["over"]) == (n, 1, "persons")
 
 
 def test_the_interval_of_seeds_alone_is_the_percentile_interval_of_their_mean():
@@ -271,13 +353,14 @@ def test_every_number_is_there_and_fits_json(five_seeds):
     found = json.loads(json.dumps(five_seeds, allow_nan=False))
     models = {"local", "centralized", "federated/fedavg", "federated/fedprox"}
     contrasts = {"federated - local", "federated - centralized", "fedprox - fedavg"}
-    assert set(found["scores"]) == set(found["differences"]) == set(SITES)
+    assert set(found["scores"]) == set(found["differences"]) == {"all", *SITES}
     for site in SITES:
-        assert set(found["scores"][site]) == models
+        others = {f"local at {other}" for other in SITES if other != site}
+        assert set(found["scores"][site]) == models | others
         assert set(found["differences"][site]) == contrasts
         for record in found["scores"][site]["local"].values():
             assert record["low"] <= record["high"] and record["n"] == SCANS
-    assert set(found["differences_over_sites"]) == contrasts
+    assert set(found["differences"]["all"]) == contrasts
     assert found["seeds"] == [0, 1, 2, 3, 4] and found["reference_strategy"] == "fedavg"
 
 
@@ -289,7 +372,7 @@ def test_differences_are_those_of_the_means(five_seeds):
         assert found[name]["auroc"]["mean"] == pytest.approx(fedavg - means[other])
     fedprox = found["fedprox - fedavg"]["auroc"]["mean"]
     assert fedprox == pytest.approx(means["federated/fedprox"] - fedavg)
-    over = five_seeds["differences_over_sites"]["fedprox - fedavg"]["auroc"]
+    over = five_seeds["differences"]["all"]["fedprox - fedavg"]["auroc"]
     each = [five_seeds["differences"][s]["fedprox - fedavg"]["auroc"]["mean"] for s in SITES]
     assert over["mean"] == pytest.approx(np.mean(each)) and over["sites"] == list(SITES)
 
@@ -312,7 +395,7 @@ def test_headline_is_taken_from_the_differences_and_says_how_sure_it_is(five_see
     if verb == "raised":
         assert f"(95 % CI {span}; 5 repetitions)" in gain["sentence"]
     loss = five_seeds["headline"]["loss_against_pooling"]
-    over = five_seeds["differences_over_sites"]["federated - centralized"]["balanced_accuracy"]
+    over = five_seeds["differences"]["all"]["federated - centralized"]["balanced_accuracy"]
     assert (loss["value"], loss["low"]) == (-over["mean"], -over["high"])
 
 
@@ -357,16 +440,18 @@ def test_tables_read_back_from_csv_give_the_same_summary(tmp_path):
     assert rounded(run((table, read))) == rounded(run((results, sides)))
 
 
-def test_cross_site_matrix_has_every_model_on_every_site():
+def test_every_model_is_told_at_every_site():
     def say(model, k, site):
         return right(15 if site == "north" else 12 + k)
 
-    matrix = run(benchmark(say, seeds=2))["cross_site"]
-    assert len(matrix) == 9 + 3 + 3
-    by_pair = {(r["arm"], r["trained_on"], r["tested_on"]): r for r in matrix}
-    assert by_pair["local", "island", "north"]["balanced_accuracy"] == 1.0
-    assert by_pair["local", "south", "island"]["balanced_accuracy"] == pytest.approx(12.5 / 15)
-    assert by_pair["federated", "all", "south"]["seeds"] == 2
+    scores = run(benchmark(say, seeds=2))["scores"]
+    assert sum(len(scores[site]) for site in SITES) == 9 + 3 + 3
+    told = {key: scores[key[1]][key[0]]["balanced_accuracy"] for key in [
+        ("local at island", "north"), ("local at south", "island"), ("federated/fedavg", "south")
+    ]}  # fmt: skip
+    assert told["local at island", "north"]["mean"] == 1.0
+    assert told["local at south", "island"]["mean"] == pytest.approx(12.5 / 15)
+    assert told["federated/fedavg", "south"]["seeds"] == 2
 
 
 def test_local_means_the_sites_own_model():
@@ -421,7 +506,7 @@ def test_a_difference_takes_the_repetitions_that_both_arms_have():
     found = run((results[~(lost & (results["seed"] == 0))], sides))
     seeds = {s: found["differences"][s]["federated - local"]["f1"]["seeds"] for s in SITES}
     assert seeds == {"island": 2, "north": 3, "south": 3}
-    over = found["differences_over_sites"]["federated - local"]["f1"]
+    over = found["differences"]["all"]["federated - local"]["f1"]
     assert over["seeds"] == 2 and over["sites"] == list(SITES) and over["low"] < over["high"]
     assert found["headline"]["loss_against_pooling"]["seeds"] == 3
 
@@ -452,10 +537,10 @@ def test_a_site_without_test_scans_is_left_out_of_the_mean_over_sites_by_name():
     results, sides = benchmark(noisy, seeds=2)
     del sides["south"]
     found = run((results[results["tested_on"] != "south"], sides))
-    assert found["scores"]["south"]["local"]["auroc"]["mean"] is None
-    record = found["differences_over_sites"]["federated - local"]["auroc"]
+    assert found["scores"]["south"] == {}
+    record = found["differences"]["all"]["federated - local"]["auroc"]
     assert record["sites"] == ["island", "north"] and record["mean"] is not None
-    assert record["note"].endswith("without south")
+    assert "without south" in record["note"]
 
 
 def test_one_class_leaves_auroc_undefined_and_the_rest_defined():
@@ -465,17 +550,20 @@ def test_one_class_leaves_auroc_undefined_and_the_rest_defined():
     assert scores["auroc"]["mean"] is scores["auroc"]["low"] is None
     assert scores["balanced_accuracy"]["low"] is not None
     record = found["differences"]["island"]["federated - local"]["auroc"]
-    assert record["mean"] is None and "auroc" in record["note"]
-    assert found["cross_site"][0]["auroc"] is None
+    assert record["mean"] is None and "AUROC" in record["note"]
     json.dumps(found, allow_nan=False)
 
 
-def test_without_predictions_there_are_means_and_no_intervals():
+def test_without_predictions_intervals_are_over_seeds_alone():
     results, _ = benchmark(noisy, seeds=6)
-    found = run((results, {}))
+    record = run((results, {}))["differences"]["north"]["federated - centralized"]["loss"]
+    low, high = student(list(record["values"].values()))
+    assert (record["low"], record["high"], record["over"]) == (low, high, "seeds")
+    assert 0 < record["p"] <= 1
+    found = run((results[results["seed"] == 0], {}))
     record = found["differences"]["north"]["federated - centralized"]["loss"]
-    assert record["mean"] is not None and record["low"] is None and 0 < record["p"] <= 1
-    assert record["note"] == "no interval: the predictions of the test scans are missing"
+    assert record["mean"] is not None and record["low"] is None
+    assert record["note"].endswith("one repetition: no interval")
     gain = found["headline"]["gain_of_data_poor_site"]
     assert gain["excludes_zero"] is None and "no interval" in gain["sentence"]
 
@@ -497,7 +585,7 @@ def test_models_that_were_not_tested_on_the_same_scans_are_refused(flaw):
         frame = frame.iloc[:-1]
     else:
         frame.loc[len(frame) - 1, "label"] = 0
-    with pytest.raises(FedscanError, match=r"'north'.*same scans"):
+    with pytest.raises(FedscanError, match=r"'north'.*same images"):
         run((results, sides | {"north": frame}))
 
 
@@ -515,8 +603,8 @@ def test_named_pairs_are_told_instead_of_every_strategy_against_the_reference():
     named = [["fedavg", "fedprox"], ["fedprox", "local"]]
     found = run(tables, reference_strategy="fedprox", contrasts=named)
     names = ["federated - centralized", "fedavg - fedprox", "fedprox - local"]
-    for part in (*found["differences"].values(), found["differences_over_sites"]):
-        assert list(part) == names
+    for place in SITES:
+        assert list(found["differences"][place]) == names
     other = run(tables)
     for site in SITES:
         one, two = (f["differences"][site] for f in (found, other))

@@ -13,11 +13,13 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.imaging.slices import LEVELS_MM
 from common.models.stylegan2 import Generator
-from common.tasks import classification
-from common.tasks.generation_networks import architecture, gan_config
+from common.studies.study import load_study
+from common.tasks.generation_networks import architecture
+from common.tasks.task import Place, load_task
 from common.training.classifier import predict
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_generator, save_checkpoint
+from common.training.gan_config import stylegan2
 from simulations import synthetic_use
 from simulations.results import USE_COLUMNS
 from simulations.synthetic_use import synthetic_people, use_of_synthetic
@@ -28,7 +30,7 @@ SITES = ("island", "north")
 LEVELS = len(LEVELS_MM)
 TINY_GAN = "resolution=16 channel-base=64 channel-max=4 z-dim=8 w-dim=8 label-kinds=sex,height,site"
 TINY = {
-    "classifier": "slices",
+    "model.classifier": "slices",
     "model.gan-changes": TINY_GAN,
     "training.batch-size": 4,
     "run.rounds": 2,
@@ -36,14 +38,19 @@ TINY = {
 }
 
 
-def config(**changes) -> RunConfig:
-    return RunConfig.from_flower(TINY | {k.replace("_", "-"): v for k, v in changes.items()})
+STUDY = load_study("brain-sex")
+classification = load_task("classification")
+
+
+def config(changes: dict | None = None) -> RunConfig:
+    return RunConfig.from_flower(TINY | (changes or {}))
 
 
 def write_gan(folder: Path, changes: str = TINY_GAN, seed: int = 0) -> Path:
-    settings = config(task="generation", classifier="small", gan_changes=changes, seed=seed)
+    about = {"task": "generation", "model.classifier": "auto", "model.gan-changes": changes}
+    settings = config({**about, "run.seed": seed})
     training = GanTraining.start(
-        gan_config(settings), architecture(settings, SITES), device=torch.device("cpu")
+        stylegan2(settings), architecture(settings, SITES), device=torch.device("cpu")
     )
     save_checkpoint(folder, training)
     return folder
@@ -77,31 +84,39 @@ def test_half_are_women_and_a_stack_is_one_latent(generator: Generator, monkeypa
         return np.full((len(rows), 1, 16, 16), 3.0, np.float32)
 
     monkeypatch.setattr(synthetic_use, "sample_rows", spy)
-    people = synthetic_people(generator, "north", 6, seed=0)
+    people = synthetic_people(generator, STUDY, "north", 6, seed=0)
     assert people.labels.tolist() == [0, 1] * 3 and people.labels.dtype == np.int64
     assert asked["numbers"] == [person for person in range(6) for _ in range(LEVELS)]
     for k, row in enumerate(asked["rows"]):
         person, level = divmod(k, LEVELS)
-        assert row == {"sex": "FM"[person % 2], "height": f"{LEVELS_MM[level]:g}", "site": "north"}
-    assert people.images.shape == (6, LEVELS, 16, 16)
-    assert (people.images == 1).all()  # what leaves the range is clipped
+        assert row == {
+            "sex": ("female", "male")[person % 2],
+            "height": f"{LEVELS_MM[level]:g}",
+            "site": "north",
+        }
+    assert people.shape == (1, LEVELS, 16, 16)
+    assert (people.take(range(6)) == 1).all()  # what leaves the range is clipped
 
 
 def test_images_are_what_the_classifier_takes(generator: Generator) -> None:
-    people = synthetic_people(generator, "north", 4, seed=0)
-    assert people.images.dtype == np.float32
-    assert 0 <= people.images.min() < people.images.max() <= 1
-    model = classification.build_model(config())
-    assert len(predict(model, people, torch.device("cpu"))) == 4
+    people = synthetic_people(generator, STUDY, "north", 4, seed=0)
+    images = people.take(range(4))
+    assert images.dtype == np.float32
+    assert 0 <= images.min() < images.max() <= 1
+    place = Place("north", SITES, torch.device("cpu"))
+    model = classification.build_model(config(), place)
+    assert len(predict(model, people, STUDY, torch.device("cpu"))) == 4
 
 
 def test_few_are_the_first_of_many_and_seeds_and_sites_differ(generator: Generator) -> None:
-    many = synthetic_people(generator, "north", 8, seed=0).images
+    many = synthetic_people(generator, STUDY, "north", 8, seed=0).take(range(8))
     np.testing.assert_allclose(
-        synthetic_people(generator, "north", 3, seed=0).images, many[:3], atol=1e-6
+        synthetic_people(generator, STUDY, "north", 3, seed=0).take(range(3)), many[:3], atol=1e-6
     )
     for site, seed in (("island", 0), ("north", 1)):
-        assert not np.allclose(synthetic_people(generator, site, 8, seed=seed).images, many)
+        assert not np.allclose(
+            synthetic_people(generator, STUDY, site, 8, seed=seed).take(range(8)), many
+        )
 
 
 @pytest.mark.parametrize(
@@ -111,13 +126,13 @@ def test_few_are_the_first_of_many_and_seeds_and_sites_differ(generator: Generat
 def test_missing_kind_of_label_is_said(kinds: str, said: str, tmp_path: Path) -> None:
     plain = load_generator(write_gan(tmp_path, TINY_GAN.replace("sex,height,site", kinds)))[0]
     with pytest.raises(ConfigError, match=said) as raised:
-        synthetic_people(plain, "north", 2, seed=0)
+        synthetic_people(plain, STUDY, "north", 2, seed=0)
     assert "label-kinds=sex,height,site" in str(raised.value)
 
 
 def test_unknown_site_is_said(generator: Generator) -> None:
     with pytest.raises(ConfigError, match="no site 'moon': it was trained with island, north"):
-        synthetic_people(generator, "moon", 2, seed=0)
+        synthetic_people(generator, STUDY, "moon", 2, seed=0)
 
 
 # Their use
@@ -178,7 +193,7 @@ def test_test_scans_are_read_once_and_last_and_steps_are_the_same(
     folders, gans, monkeypatch
 ) -> None:
     events: list[str] = []
-    load, fit = classification.load_split, classification.fit
+    load, fit = classification.open_split, classification.fit
 
     def spy_load(site, data_dir, split, settings, cache):
         events.append(f"{split} {site}")
@@ -188,7 +203,7 @@ def test_test_scans_are_read_once_and_last_and_steps_are_the_same(
         events.append(f"fit {round_number} of {len(data.labels)}")
         return fit(model, data, settings, place=place, round_number=round_number, private=private)
 
-    monkeypatch.setattr(classification, "load_split", spy_load)
+    monkeypatch.setattr(classification, "open_split", spy_load)
     monkeypatch.setattr(classification, "fit", spy_fit)
     one = {"a GAN": gans["a GAN"]}
     use_of_synthetic(folders, one, "island", config(), seed=0, amounts=(2, 4))
@@ -202,13 +217,17 @@ def test_test_scans_are_read_once_and_last_and_steps_are_the_same(
 def test_unfit_settings_are_refused(folders, gans) -> None:
     with pytest.raises(ConfigError, match="'small' has no use"):
         use_of_synthetic(
-            folders, gans, "island", config(classifier="small", gan_changes=""), seed=0
+            folders,
+            gans,
+            "island",
+            config({"model.classifier": "small", "model.gan-changes": ""}),
+            seed=0,
         )
     with pytest.raises(ConfigError, match="site 'moon'"):
         use_of_synthetic(folders, gans, "moon", config(), seed=0)
-    for settings in ({"heights": "whole-head"}, {"adapt": "center"}):
+    for settings in ({"model.heights": "whole-head"}, {"model.adapt": "center"}):
         with pytest.raises(ConfigError, match=f"{next(iter(settings))} = '"):
-            use_of_synthetic(folders, gans, "island", config(**settings), seed=0)
+            use_of_synthetic(folders, gans, "island", config(settings), seed=0)
 
 
 def test_a_generator_that_makes_no_such_people_has_no_row(

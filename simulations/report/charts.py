@@ -1,34 +1,83 @@
-"""Charts without knowledge of what they show: rows of estimates, curves over rounds, their axes."""
+"""Charts as inline SVG, by Matplotlib: pure functions, the same input gives the same bytes.
+
+A figure is made of panels, one a place, so that it reads as well on a phone as on paper. Texts take
+the page's font, colours are variables of its style sheet, so a chart follows the page into dark
+mode. Every panel is an image to assistive technology, with its numbers in words.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import io
 import math
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from markupsafe import Markup
+import numpy as np
+from markupsafe import Markup, escape
 
-from simulations.report import svg
-from simulations.report.svg import WIDTH, Limits
+from simulations.report.looks import COLOURS, DASHES, Series
 
-ROW = 42  # height of a row of estimates
-LINE = 13  # height of a line of small text
-LETTERS = 13  # of a name beside a row
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 360  # points, about a phone's width in CSS pixels
+ROW, LETTERS = 42, 13  # height of a row of estimates; letters of a name beside it
+INK, SOFT, RULE, PAPER, ACCENT = "#16202a", "#55626f", "#d5dce3", "#fefefe", "#0067a7"
+VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper", ACCENT: "accent"} | {
+    value: name for name, value in COLOURS.items()
+}
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedscan",
+    "font.size": 11.5,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": SOFT,
+    "axes.labelsize": 11.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "patch.linewidth": 0,
+}
 
 
 @dataclass(frozen=True)
-class Series:
-    """One model of a comparison, and how it is drawn."""
+class Axis:
+    """An axis of values: its name, limits, scale, how a value is told, where chance lies."""
 
-    arm: str
-    strategy: str
+    name: str
+    limits: tuple[float, float]
+    number: Callable[[float], str] = "{:.2f}".format
+    log: bool = False
+    chance: float = math.nan
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A row: a label, a mean, its interval (NaN for none) and the values that it is the mean of."""
+
     label: str
     note: str
     colour: str
     marker: str
-    dash: str
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+    values: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -37,184 +86,153 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """An axis of values.
-
-    Parameters
-    ----------
-    name : str
-    limits : (low, high)
-    ticks : sequence of float
-    number : callable
-        Turns a value into words.
-    log : bool
-    chance : float
-        Where a dotted line stands; NaN for none.
-    """
-
-    name: str
-    limits: Limits
-    ticks: Sequence[float]
-    number: Callable[[float], str]
-    log: bool = False
-    chance: float = math.nan
-
-    @property
-    def shows_chance(self) -> bool:
-        """Whether the dotted line is within the limits."""
-        return self.limits[0] <= self.chance <= self.limits[1]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A series' mean, its interval (NaN for none) and the values that it is the mean of."""
+class Line:
+    """A curve; ``low`` and ``high`` bound its band, and may be empty."""
 
     series: Series
-    mean: float
-    low: float = math.nan
-    high: float = math.nan
-    values: Sequence[float] = field(default=())
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
 
-def estimates(rows: Sequence[Estimate], axis: Axis, words: str) -> Markup:
-    """Draw estimates, a row each: mean, interval and single values.
+def _chart(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Markup]:
+    """Turn what draws a figure and tells it in words into one that returns an ``<svg>``."""
 
-    Parameters
-    ----------
-    rows : sequence of Estimate
-    axis : Axis
-    words : str
-        What is shown, for who cannot see it; the numbers follow it.
+    @functools.lru_cache(maxsize=512)
+    @functools.wraps(draw)
+    def drawn(*args: Any, **options: Any) -> Markup:
+        import matplotlib as mpl
 
-    Returns
-    -------
-    Markup
-        An ``<svg>``.
-    """
-    left, right, top = 90, 274, 4
-    bottom = top + ROW * len(rows)
-    at = svg.scale(axis.limits, (left, right), log=axis.log)
-    parts = value_axis(axis, (left, right), (top, bottom))
-    if axis.shows_chance:
-        parts.append(svg.line(at(axis.chance), top, at(axis.chance), bottom, class_="chance"))
+        with mpl.rc_context(STYLE):
+            figure, words = draw(*args, **options)
+            stream = io.StringIO()
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        return _inline(stream.getvalue(), words)
+
+    return drawn
+
+
+@_chart
+def estimates(rows: tuple[Estimate, ...], axis: Axis, words: str) -> tuple[Figure, str]:
+    """Draw estimates, a row each: mean, interval and single values."""
+    height = 4 + ROW * max(1, len(rows))
+    figure, ax, page = _panel(height + 38, (90, 274), (4, height))
+    _value_axis(ax, "x", axis)
+    ax.set_ylim(len(rows) or 1, 0)
+    ax.set_yticks([])
+    ax.set_xlabel(axis.name)
+    if axis.limits[0] <= axis.chance <= axis.limits[1]:
+        ax.axvline(axis.chance, color=SOFT, linestyle=(0, (1, 2)), clip_on=False)
     told = []
     for index, row in enumerate(rows):
-        y, one = top + ROW * (index + 0.5), row.series
-        notes = two_lines(one.note)
-        first = y + 4 - LINE / 2 * len(notes)  # baselines about the row's middle
-        parts.append(svg.text(one.label, 0, first, "label"))
-        for line, note in enumerate(notes, start=1):
-            parts.append(svg.text(note, 0, first + 2 + LINE * line, "small"))
-        for value in row.values if len(row.values) > 1 else []:
-            dot = {"cx": at(value), "cy": y + 12, "r": 2.2, "fill": one.colour, "opacity": 0.6}
-            parts.append(svg.tag("circle", **dot))
-        numbers = (row.mean, row.low, row.high)
-        drawn, said = estimate(numbers, (one.marker, one.colour), y, at, axis.number)
-        parts += drawn
-        told.append(f"{one.name} {said}")
-    return svg.panel(bottom + 36, f"{words}. {'; '.join(told) or 'No result'}.", parts)
+        y, colour = index + 0.5, COLOURS.get(row.colour, row.colour)
+        middle = 4 + ROW * y
+        notes = two_lines(row.note)
+        for line, text in enumerate([shortened(row.label), *notes]):
+            at = middle + 4 - 6.5 * len(notes) + 14 * line
+            page.text(0, at, text, fontsize=11 if line else 13, color=SOFT if line else INK)
+        if len(row.values) > 1:
+            ax.scatter(_inside(row.values, axis), [y + 0.28] * len(row.values), s=14, c=colour,
+                       alpha=0.6, linewidths=0, clip_on=False)  # fmt: skip
+        if not math.isfinite(row.mean):
+            page.text(WIDTH, middle + 4, "no result", ha="right", color=SOFT)
+            told.append(f"{row.name} no result")
+            continue
+        number, said = axis.number, f"{row.name} {axis.number(row.mean)}"
+        if math.isfinite(row.low) and math.isfinite(row.high):
+            ends = _inside((row.low, row.high), axis)
+            ax.plot(ends, [y, y], color=colour, linewidth=2, marker="|", markersize=9,
+                    markeredgewidth=2, clip_on=False)  # fmt: skip
+            span = f"{number(row.low)} to {number(row.high)}"
+            page.text(WIDTH, middle + 13, span, ha="right", color=SOFT, fontsize=11)
+            said += f", interval {span}"
+        ax.plot(_inside((row.mean,), axis), [y], color=colour, marker=row.marker, markersize=10,
+                markeredgecolor=PAPER, clip_on=False)  # fmt: skip
+        page.text(WIDTH, middle - 3, number(row.mean), ha="right", fontsize=14, weight="bold")
+        told.append(said)
+    return figure, f"{words}. {'; '.join(told) or 'No result'}."
 
 
-def estimate(
-    numbers: tuple[float, float, float],
-    look: tuple[str, str],
-    y: float,
-    at: Callable[[float], float],
-    number: Callable[[float], str],
-    *,
-    between: str = "–",
-) -> tuple[list[Markup], str]:
-    """Draw marker (of shape and colour ``look``), whisker and numbers of a row; say it in words."""
-    mean, low, high = map(float, numbers)
-    if not math.isfinite(mean):
-        return [svg.text("no result", WIDTH, y + 4, "small", "end")], "no result"
-    parts, told = [], number(mean)
-    if math.isfinite(low) and math.isfinite(high):
-        span = f"{number(low)}{between}{number(high)}"
-        parts.append(svg.whisker(at(low), at(high), y, look[1]))
-        parts.append(svg.text(span, WIDTH, y + 12, "small", "end"))
-        told += f", interval {number(low)} to {number(high)}"
-    parts.append(svg.marker(look[0], at(mean), y, 5.5, look[1]))
-    parts.append(svg.text(number(mean), WIDTH, y - 3, "value", "end"))
-    return parts, told
+@_chart
+def lines(curves: tuple[Line, ...], axis: Axis, words: str) -> tuple[Figure, str]:
+    """Draw one line a series over the rounds, with its band."""
+    figure, ax, _ = _panel(212, (38, WIDTH - 8), (10, 172))
+    last = max((max(one.x) for one in curves), default=1)
+    ax.set_xlim(0, last)
+    ax.xaxis.set_major_locator(_ticks(integer=True))
+    ax.set_xlabel("round")
+    _value_axis(ax, "y", axis)
+    if axis.limits[0] <= axis.chance <= axis.limits[1]:
+        ax.axhline(axis.chance, color=SOFT, linestyle=(0, (1, 2)), clip_on=False)
+    told = []
+    for one in curves:
+        if one.low:
+            bounds = (_inside(one.low, axis), _inside(one.high, axis))
+            ax.fill_between(one.x, *bounds, color=COLOURS[one.series.colour], alpha=0.15,
+                            clip_on=False)  # fmt: skip
+        _stroke(ax, one.series, one.x, _inside(one.y, axis), max(1, math.ceil(len(one.x) / 5)))
+        told.append(f"{one.series.name} ends at {axis.number(one.y[-1])}")
+    return figure, f"{words.replace('{last}', f'{last:g}')}. {'; '.join(told) or 'No curve'}."
 
 
-def lines(
-    curves: Mapping[Series, pd.DataFrame], axis: Axis, words: str, *, ends: str = "No curve"
-) -> Markup:
-    """Draw one line a series over the rounds.
-
-    Parameters
-    ----------
-    curves : mapping of Series to DataFrame
-        Columns mean, min, max and count (over repetitions) by round; the band is their range.
-    axis : Axis
-    words : str
-        What is shown, for who cannot see it; ``{last}`` becomes the last round.
-    ends : str
-        What is said where there is no curve.
-
-    Returns
-    -------
-    Markup
-        An ``<svg>``.
-    """
-    left, right, top, bottom = 32, WIDTH - 6, 10, 172
-    last = max((int(frame.index.max()) for frame in curves.values()), default=1)
-    at_x = svg.scale((0, last), (left, right))
-    at_y = svg.scale(axis.limits, (bottom, top), log=axis.log)
-    parts = []
-    for tick in axis.ticks:
-        y = at_y(tick)
-        parts.append(svg.line(left, y, right, y, class_="grid"))
-        parts.append(svg.text(f"{tick:g}", left - 6, y + 4, "small", "end"))
-    for tick in svg.count_ticks(last):
-        parts.append(svg.text(f"{tick}", at_x(tick), bottom + 17, "small", "middle"))
-    if axis.shows_chance:
-        chance = at_y(axis.chance)
-        parts.append(svg.line(left, chance, right, chance, class_="chance"))
-        parts.append(svg.text("chance", right, chance - 4, "small", "end"))
-    drawn, told = [], []
-    for one, frame in curves.items():
-        across = [at_x(r) for r in frame.index]
-        points = list(zip(across, map(at_y, frame["mean"]), strict=True))
-        if (frame["count"] > 1).any():
-            upper = zip(across, map(at_y, frame["max"]), strict=True)
-            lower = zip(across, map(at_y, frame["min"]), strict=True)
-            band = svg.path([*upper, *reversed(list(lower))], closed=True)
-            parts.append(svg.tag("path", d=band, fill=one.colour, opacity=0.15))
-        drawn.append(stroke(svg.path(points), one))
-        every = max(1, math.ceil(len(points) / 5))
-        drawn += [svg.marker(one.marker, *p, 3.6, one.colour) for p in points[every - 1 :: every]]
-        told.append(f"{one.name} ends at {axis.number(frame['mean'].iloc[-1])}")
-    parts += [*drawn, svg.text("round", (left + right) / 2, bottom + 33, "small", "middle")]
-    said = f"{words.replace('{last}', str(last))}. {'; '.join(told) or ends}."
-    return svg.panel(bottom + 38, said, parts)
+@_chart
+def unit_square(
+    curves: tuple[Line, ...], names: tuple[str, str], words: str, *, points: bool = False
+) -> tuple[Figure, str]:
+    """Draw curves within [0, 1]² with the diagonal: ROC or reliability curves."""
+    figure, ax, _ = _panel(304, (44, 304), (8, 264))
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
+    ax.plot([0, 1], [0, 1], color=SOFT, linestyle=(0, (1, 2)), linewidth=1, clip_on=False)
+    ax.set_xlabel(names[0])
+    ax.set_ylabel(names[1])
+    for one in curves:
+        _stroke(ax, one.series, one.x, one.y, 1 if points else len(one.x) // 4)
+    return figure, words
 
 
-def value_axis(axis: Axis, across: Limits, down: Limits) -> list[Markup]:
-    """Return vertical grid lines with their numbers, and the axis' name."""
-    at = svg.scale(axis.limits, across, log=axis.log)
-    parts = [svg.text(axis.name, sum(across) / 2, down[1] + 32, "small", "middle")]
-    for tick in axis.ticks:
-        parts.append(svg.line(at(tick), down[0], at(tick), down[1], class_="grid"))
-        label = f"{tick + 0.0:.1f}" if max(map(abs, axis.limits)) <= 1 else f"{tick + 0.0:g}"
-        label = label.replace("-", "−")
-        parts.append(svg.text(label, at(tick), down[1] + 16, "small", "middle"))
-    return parts
+@_chart
+def confusion(
+    counts: tuple[tuple[int, ...], ...], classes: tuple[str, ...], words: str
+) -> tuple[Figure, str]:
+    """Draw a confusion matrix, shaded by the share of each true class, with counts in its cells."""
+    k, numbers = len(classes), np.array(counts)
+    left, side = 64, min(52, 290 / k)
+    figure, ax, _ = _panel(side * k + 78, (left, left + side * k), (4, 4 + side * k))
+    share = numbers / np.maximum(numbers.sum(axis=1, keepdims=True), 1)
+    ax.grid(False)
+    ax.set_xlim(0, k)
+    ax.set_ylim(k, 0)
+    for (row, column), value in np.ndenumerate(numbers):
+        shade = 0.62 * float(share[row, column])
+        ax.add_patch(_rectangle(column, row, shade))
+        if value and k <= 12:
+            size = 13 if k < 5 else 11 if value < 1000 else 9
+            ax.text(column + 0.5, row + 0.5, f"{value}", ha="center", va="center", fontsize=size)
+    centers, names = np.arange(k) + 0.5, [shortened(name, 9) for name in classes]
+    size = 11 if k <= 12 else max(3.0, 130 / k)
+    ax.set_xticks(centers, names, rotation=90 if k > 3 else 0, fontsize=size)
+    ax.set_yticks(centers, names, fontsize=size)
+    ax.set_xlabel("decided for")
+    right = [f"{name} {share[c, c]:.0%}" for c, name in enumerate(classes) if numbers[c].any()]
+    return figure, f"{words}. Rightly recognised: {', '.join(right) or 'none'}."
 
 
+@functools.lru_cache(maxsize=64)
 def legend_key(one: Series) -> Markup:
     """Draw the line and marker that stand beside a model's name in a legend."""
-    drawn = [stroke("M1 7H33", one), svg.marker(one.marker, 17, 7, 4.5, one.colour)]
-    size = {"viewBox": "0 0 34 14", "width": 34, "height": 14}
-    return svg.tag("svg", *drawn, **size, aria_hidden="true")
-
-
-def stroke(d: str, one: Series) -> Markup:
-    """Draw a path as the series' line."""
-    look = {"fill": "none", "stroke": one.colour, "stroke_width": 2, "stroke_linejoin": "round"}
-    return svg.tag("path", d=d, **look, stroke_dasharray=one.dash or "none")
+    colour = f"var(--{one.colour})"
+    shape = {
+        "o": '<circle cx="17" cy="7" r="4.5"/>',
+        "s": '<path d="M13 3H21V11H13Z"/>',
+        "^": '<path d="M17 2L22 11H12Z"/>',
+        "D": '<path d="M17 1L23 7L17 13L11 7Z"/>',
+    }[one.marker]
+    return Markup(
+        '<svg viewBox="0 0 34 14" width="34" height="14" aria-hidden="true"><path d="M1 7H33" '
+        'stroke="{c}" stroke-width="2" stroke-dasharray="{d}"/><g fill="{c}">{s}</g></svg>'
+    ).format(c=colour, d=one.dash or "none", s=Markup(shape))
 
 
 def two_lines(name: str) -> list[str]:
@@ -223,6 +241,82 @@ def two_lines(name: str) -> list[str]:
     return [shortened(line) for line in (first, " ".join(rest)) if line]
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, most: int = LETTERS) -> str:
     """Return a name that fits beside a row."""
-    return name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _panel(
+    height: float, across: tuple[float, float], down: tuple[float, float]
+) -> tuple[Figure, Axes, Axes]:
+    """Return a figure, axes of data at a place in points, and axes in points for words beside."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 72, height / 72))
+    page = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
+    page.set_axis_off()
+    box = (across[0], height - down[1], across[1] - across[0], down[1] - down[0])
+    ax = figure.add_axes((box[0] / WIDTH, box[1] / height, box[2] / WIDTH, box[3] / height))
+    return figure, ax, page
+
+
+def _value_axis(ax: Axes, which: str, axis: Axis) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax.set(**{f"{which}lim": axis.limits})
+    one = ax.xaxis if which == "x" else ax.yaxis
+    if axis.log:
+        ax.set(**{f"{which}scale": "log"})
+        wide = axis.limits[1] / axis.limits[0] > 100
+        one.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        one.set_minor_locator(NullLocator())
+    else:
+        one.set_major_locator(_ticks())
+    one.set_major_formatter(FuncFormatter(lambda value, _: f"{value + 0.0:g}".replace("-", "−")))
+
+
+def _ticks(**options: Any) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, steps=[1, 2, 5, 10], **options)
+
+
+def _stroke(ax: Axes, one: Series, x: Sequence[float], y: Sequence[float], every: int) -> None:
+    line = (0, DASHES[one.dash]) if DASHES[one.dash] else "-"
+    ax.plot(x, y, color=COLOURS[one.colour], linestyle=line, linewidth=2, marker=one.marker,
+            markersize=7, markeredgecolor=PAPER, clip_on=False,
+            markevery=(min(every - 1, len(x) - 1) if every else 0, max(every, 1)))  # fmt: skip
+
+
+def _rectangle(x: float, y: float, alpha: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), 1, 1, facecolor=ACCENT, alpha=round(alpha, 3), clip_on=False)
+
+
+def _inside(values: Sequence[float], axis: Axis) -> list[float]:
+    """Values beyond the limits stop at the edge."""
+    return [min(max(value, axis.limits[0]), axis.limits[1]) for value in values]
+
+
+def _inline(svg: str, words: str) -> Markup:
+    """Make a part of a page of Matplotlib's file: its font and colours, ids that occur once."""
+    box = re.search(r'viewBox="([^"]+)"', svg)
+    inner = svg[svg.index("</metadata>") + len("</metadata>") : svg.rindex("</svg>")]
+    used = hashlib.sha256((words + svg).encode()).hexdigest()[:10]
+    linked = set(re.findall(r'href="#([^"]+)"', inner))
+    inner = re.sub(
+        r' id="([^"]+)"',
+        lambda found: f' id="{used}{found[1]}"' if found[1] in linked else "",
+        inner,
+    )
+    inner = inner.replace('xlink:href="#', f'href="#{used}')
+    inner = re.sub(r' clip-path="[^"]*"|<style.*?</style>|<!--.*?-->', "", inner, flags=re.S)
+    inner = re.sub(r"<clipPath.*?</clipPath>|<defs>\s*</defs>", "", inner, flags=re.S)
+    inner = re.sub(r" font-family: [^;\"]+;| transform=\"rotate\(-0 [^\"]*\"", "", inner)
+    for colour, name in VARIABLES.items():
+        inner = inner.replace(colour, f"var(--{name})")
+    inner = re.sub(r"\s*\n\s*", " ", inner)
+    return Markup('<svg class="figure" viewBox="{}" role="img" aria-label="{}">{}</svg>').format(
+        box[1], escape(words), Markup(inner)
+    )

@@ -1,31 +1,61 @@
-"""What the report says: headline, figures with captions, tables, limits, all from the files.
+"""What the report of a comparison says, of whatever task and study, all from its files.
 
-Words follow from what was run: one repetition is called one, an interval is named with what it
-was resampled over, and phantoms are called phantoms.
+Headline, figures, tables, budgets, provenance and limits are the same for every task; a task adds
+its own blocks (:class:`Blocks`). Words follow from what was run: one repetition is called one, an
+interval is named with what it was taken over, and phantoms are called phantoms.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
+from common.metrics_log import WHOLE
 from simulations.contrasts import QUESTIONS
+from simulations.measures import measure
 from simulations.report import charts, figures, provenance, tables, words
-from simulations.report.blocks import Section, figure_blocks
-from simulations.report.figures import METRIC_NAMES, signed_number
-from simulations.report.tables import MEAN_OVER_SITES, Table
-from simulations.report.words import is_number, listed, mapping, plural, sentence, whole
+from simulations.report.blocks import Block, Section, figure_blocks, numbered
+from simulations.report.looks import Series, look_of, series_of
+from simulations.report.pictures import Trained
+from simulations.report.words import is_number, listed, mapping, place, plural, sentence, whole
+from simulations.summary import summarize
 
-LEADING = ("balanced_accuracy", "auroc")
-CURVES = ("loss", "balanced_accuracy")
 TILES = {
-    "gain_of_data_poor_site": "Gain of the data-poor site: federated − local",
-    "loss_against_pooling": "Loss against pooling: centralized − federated",
+    "gain_of_data_poor_site": "Gain of the data-poor site by joining",
+    "loss_against_pooling": "Loss against pooling",
 }
+
+
+class Blocks(Protocol):
+    """What a task adds to the report of a comparison."""
+
+    title: str  # of the comparison
+    leads: str  # heading of the results
+    footer: str
+    curves: Mapping[str, float]  # measures over the rounds, with their chance level
+    selection: str  # by what a round is chosen
+    shown: Sequence[str]  # measures of tables
+
+    def chance(self, name: str) -> float:
+        """Return what guessing gives; NaN where nothing does."""
+
+    def judged(self) -> str:
+        """Say how models were tested."""
+
+    def notices(self) -> list[str]:
+        """Return lines that stand before everything else."""
+
+    def before_curves(self) -> Iterator[Section]:
+        """Yield sections that follow the results."""
+
+    def after_curves(self) -> Iterator[Section]:
+        """Yield sections that follow the learning curves."""
+
+    def limits(self) -> Iterator[str]:
+        """Say what the numbers do not show."""
 
 
 class Content:
@@ -36,9 +66,13 @@ class Content:
     results : DataFrame
         Rows of ``results.csv``.
     summary, manifest : mapping
-        As in the folder; may lack anything.
-    samples : mapping of str to (K, S, S) floats
-        Site to slices of its training scans; may be empty.
+        As in the folder; may lack anything. What the summary lacks is computed from the results.
+    samples : mapping of str to (K, S, S) or (K, S, S, 3) floats
+        Site to some of its training images; may be empty.
+    models : sequence of Trained
+        What every training left; may be empty.
+    use : DataFrame or None
+        Rows of ``use.csv``.
     """
 
     def __init__(
@@ -47,124 +81,135 @@ class Content:
         summary: Mapping[str, Any],
         manifest: Mapping[str, Any],
         samples: Mapping[str, np.ndarray],
+        models: Sequence[Trained] = (),
+        use: pd.DataFrame | None = None,
     ) -> None:
-        self.results, self.summary, self.manifest = results, summary, manifest
-        self.scores = tables.scores_frame(summary, results)
-        self.differences = tables.differences_frame(summary)
+        self.results, self.manifest, self.models, self.use = results, manifest, list(models), use
         self.config = mapping(manifest.get("config"))
+        self.task = str(self.config.get("task", "classification"))
+        self.nouns = words.nouns(self.config)
         self.counts = {site: mapping(n) for site, n in mapping(manifest.get("sites")).items()}
-        self.sites = [*self.counts, *sorted(set(results["tested_on"]) - {"", *self.counts})]
         self.poor = str(manifest.get("poor_site") or summary.get("poor_site") or "")
+        self.summary = self._completed(summary)
+        self.scores = {
+            where: {m: mapping(found) for m, found in mapping(models).items()}
+            for where, models in mapping(self.summary["scores"]).items()
+        }
+        self.differences = mapping(self.summary["differences"])
+        found = {*self.scores, *results["tested_on"]} - {"", WHOLE, *self.counts}
+        self.sites = [*self.counts, *sorted(found)]
+        poor = [site for site in self.sites if site == self.poor]
+        self.places = [WHOLE, *poor, *(site for site in self.sites if site not in poor)]
+        self.described = {k: mapping(v) for k, v in mapping(self.summary["models"]).items()}
+        self._looks = {name: look_of(model) for name, model in self.described.items()}
         self.samples = {s: np.asarray(samples[s]) for s in self.sites if s in samples}
         self.phantoms = self.config.get("data.cohort-dir") == ""
-        seeds = results.loc[results["status"] == "done", "seed"].dropna()
-        self.seeds = sorted(set(seeds.astype(int)))
+        self.seeds = len(set(results.loc[results["status"] == "done", "seed"].dropna()))
         self.times = words.repetitions(results)
-        self.means = f"means over {self.times}" if len(self.seeds) > 1 else "one repetition"
-        self.level = words.level(summary)
-        self._intervals = words.intervals(self.scores, self.level)
+        self.means = f"means over {self.times}" if self.seeds > 1 else "one repetition"
+        self.level = words.level(self.summary)
+        self.intervals = words.intervals(self.summary, self.level)
+        self.blocks = self._of_task()
+
+    def _completed(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        needed = ("scores", "differences", "models", "leading", "headline")
+        if all(summary.get(key) for key in needed):
+            return dict(summary)
+        plain = {(m.strategy, m.seed): m.summary.get("bytes_plain") for m in self.models}
+        computed = summarize(
+            self.results,
+            task=self.task,
+            poor_site=self.poor,
+            sites=list(self.counts),
+            reference_strategy=str(self.manifest.get("reference") or ""),
+            contrasts=self.manifest.get("contrasts") or [],
+            plain_bytes={key: float(n) for key, n in plain.items() if is_number(n)},
+        )
+        return computed | {key: value for key, value in summary.items() if value}
+
+    def _of_task(self) -> Blocks:
+        if self.task == "generation":
+            from simulations.report.generation_blocks import GenerationBlocks
+
+            return GenerationBlocks(self)
+        from simulations.report.classification_blocks import ClassificationBlocks
+
+        return ClassificationBlocks(self)
+
+    def looks(self, where: str) -> dict[str, Series]:
+        """Return the models of a place: a site's own model stands for all local ones, if any."""
+        here = self.scores.get(where, {})
+        own = "local" in here or (where != WHOLE and "local" in self._looks and self._own(where))
+        return {
+            name: look
+            for name, look in self._looks.items()
+            if (name != "local" or own) and not (own and name.startswith("local at "))
+        }
+
+    def _own(self, where: str) -> bool:
+        return any(one.get("trained_on") == where for one in self.described.values())
+
+    @property
+    def all_looks(self) -> dict[str, Series]:
+        """Every model, a place's own included."""
+        return self._looks
 
     def parts(self) -> dict[str, Any]:
         """Return the template's variables, figures and tables numbered in reading order."""
-        place = plural(len(self.sites), "site")
         started = words.day(self.manifest.get("started"))
+        shown = series_of(self.results)
         return {
-            "title": f"Federated training against pooled and local training at {place}",
+            "title": f"{self.blocks.title} at {plural(len(self.sites), 'site')}",
             "eyebrow": " · ".join(filter(None, ("fedscan benchmark", started, self.times))),
             "headline": self._headline(),
             "tiles": list(self._tiles()),
-            "notices": tables.failed(self.results, self.summary),
-            "series": [
-                {"name": one.name, "key": charts.legend_key(one)}
-                for one in figures.series_of(self.results)
-            ],
-            "sections": list(self._sections(itertools.count(1), itertools.count(1))),
-            "footer": words.FOOTER,
+            "notices": [*self.blocks.notices(), *tables.failed(self.results, self.summary)],
+            "series": [{"name": one.name, "key": charts.legend_key(one)} for one in shown],
+            "sections": numbered(self._sections()),
+            "footer": self.blocks.footer,
         }
-
-    def _sections(self, figure: Iterator[int], table: Iterator[int]) -> Iterator[Section]:
-        comparisons = list(self._comparisons(figure))
-        yield Section(
-            *("results", "Results", "Results at every site"),
-            [
-                ("text", words.results(self.means, self._intervals)),
-                *figure_blocks(comparisons, words.NO_TESTS),
-                *figure_blocks(self._differences(figure), legend=False),
-                *(("table", one) for one in self._result_tables(table)),
-            ],
-        )
-        curves = list(self._curves(figure))
-        yield Section("curves", "Learning curves", "", figure_blocks(curves, words.NO_CURVES))
-        matrix = self._matrix(table)
-        crossed = [("text", words.MATRIX), ("table", matrix)]
-        yield Section(
-            *("matrix", "Every model at every site", ""),
-            crossed if matrix else [("text", words.NO_MATRIX)],
-        )
-        scans = {
-            "title": f"Figure {next(figure)}. Sample scans of every site",
-            "caption": words.scans(self.phantoms),
-            "pictures": [self._scan(site) for site in self.samples if len(self.samples[site])],
-            "kind": "scans",
-        }
-        shown = ("pictures", scans) if scans["pictures"] else ("text", words.NO_SCANS)
-        yield Section("scans", "Scans", "What the sites' scans look like", [shown])
-        costs = tables.costs_table(
-            self.results,
-            len(self.sites),
-            f"Table {next(table)}. Bytes and time of a repetition",
-            "Means over the repetitions that ended well. Bytes are model updates and metrics of "
-            "all sites together. Times are of this machine; a local repetition trains every "
-            "site's model, one after another.",
-        )
-        yield Section("costs", "Bytes and time", "", [("table", costs)])
-        budget = tables.budget_table(
-            self.results,
-            f"Table {next(table)}. Optimizer steps and training images",
-            "As counted in the results. Steps are those of one participant; images of a model are "
-            "summed over the sites that train it, a repetition's over its models.",
-        )
-        told = words.budget(self.manifest, len(self.sites))
-        yield Section("budget", "Budgets", "", [("text", told), ("table", budget)])
-        yield provenance.section(self.manifest, self.poor, f"Table {next(table)}. Scans a site")
-        limits = words.limits(
-            phantoms=self.phantoms,
-            counts=self.counts,
-            seeds=len(self.seeds),
-            has_p=bool(self.differences["p"].notna().any()),
-            budget=mapping(self.manifest.get("budget")) if words.pools(self.manifest) else None,
-        )
-        yield Section("limits", "Limits", "", [("list", list(limits))])
 
     def _headline(self) -> list[str]:
-        told = mapping(self.summary.get("headline"))
-        arms = set(self.results["arm"])
-        sentences = []
-        for key, needed in QUESTIONS.items():
-            found = mapping(told.get(key)).get("sentence")
-            if found and needed <= arms:
-                sentences.append(words.true_minus(found))
+        told, arms = mapping(self.summary.get("headline")), set(self.results["arm"])
+        sentences = [
+            words.true_minus(found)
+            for key, needed in QUESTIONS.items()
+            if (found := mapping(told.get(key)).get("sentence")) and needed <= arms
+        ]
         alone = f"This folder holds no comparison of the arms: it is of {listed(sorted(arms))}."
-        absent = "The summary holds no headline: compare the arms site by site below."
-        return sentences or [absent if len(arms) > 1 else alone]
+        return sentences or [alone]
 
     def _tiles(self) -> Iterator[dict[str, str]]:
-        told = mapping(self.summary.get("headline"))
-        for key, name in TILES.items():
-            found = mapping(told.get(key))
-            if not is_number(found.get("value")):
+        headline, arms = mapping(self.summary.get("headline")), set(self.results["arm"])
+        for key, title in TILES.items():
+            found = mapping(headline.get(key))
+            if not is_number(found.get("value")) or not QUESTIONS[key] <= arms:
                 continue
-            note = f"balanced accuracy{self._of_reference()}"
+            name = str(found.get("metric"))
+            note = f"{measure(name).words}{self._of_reference()}; above zero: " + (
+                "federation is better" if key == "gain_of_data_poor_site" else "pooling is better"
+            )
             if is_number(found.get("low")) and is_number(found.get("high")):
-                span = f"{signed_number(found['low'])} to {signed_number(found['high'])}"
+                low, high = (tables.told(name, found[end], signed=True) for end in ("low", "high"))
                 zero = "excludes" if found.get("excludes_zero") else "includes"
-                note += f"; {self.level} interval {span}, {zero} zero"
-            yield {"name": name, "value": signed_number(found["value"]), "note": note}
+                note += f"; {self.level} interval {low} to {high}, {zero} zero"
+            yield {
+                "name": title,
+                "value": tables.told(name, found["value"], signed=True),
+                "note": note,
+            }
+        if (share := self.share()) is not None:
+            yield {
+                "name": "Bytes of the federation",
+                "value": f"{100 * share:.0f} %",
+                "note": "of what G, D and G's average as float32, both ways, every round, would "
+                "have taken",
+            }
         tested = [whole(n.get("n_test")) for n in self.counts.values()]
         yield {
             "name": "Repetitions",
             "value": self.times.removesuffix("s").removesuffix(" repetition"),
-            "note": f"test scans a site: {', '.join(tested)}" if tested else "of every arm",
+            "note": f"test {self.nouns.images} a site: {', '.join(tested)}" if tested else "",
         }
 
     def _of_reference(self) -> str:
@@ -173,107 +218,158 @@ class Content:
         reference = self.summary.get("reference_strategy")
         if not reference or rows["strategy"].nunique() < 2:
             return ""
-        return f" of {figures.series('federated', str(reference)).name}"
+        return f" of {look_of({'arm': 'federated', 'strategy': reference}).name}"
 
-    def _comparisons(self, number: Iterator[int]) -> Iterator[dict[str, Any]]:
-        if not np.isfinite(self.scores["mean"]).any():
-            return
-        for metric in LEADING:
-            shown = self.scores[self.scores["metric"] == metric]
-            if shown.empty:
+    def share(self) -> float | None:
+        """Of the plain messages' bytes, what the reference strategy has sent."""
+        name = f"federated/{self.summary.get('reference_strategy')}"
+        share = mapping(mapping(self.summary.get("costs")).get(name)).get("share_of_plain_bytes")
+        return share if is_number(share) else None
+
+    def _sections(self) -> Iterator[Section]:
+        yield Section(
+            *("results", "Results", self.blocks.leads),
+            [
+                ("text", self.blocks.judged()),
+                *figure_blocks(self._comparisons(), words.NO_TESTS),
+                *figure_blocks(self._differences(), legend=False),
+                *self._result_tables(),
+            ],
+        )
+        yield from self.blocks.before_curves()
+        band = "; bands: their range" if self.seeds > 1 else ""
+        curves = figures.curve_figures(
+            *(self.results, self.looks, self.described, self.places, self.blocks.curves),
+            f"Lines: {self.means}{band}. {self.blocks.selection}",
+            self.nouns.image,
+        )
+        shown = figure_blocks(curves, words.NO_CURVES)
+        yield Section("curves", "Learning curves", "", shown)
+        yield from self.blocks.after_curves()
+        yield Section("costs", "Bytes and time", "", list(self._costs()))
+        budget = tables.budget_table(
+            self.results,
+            "Optimizer steps and training images",
+            "As counted in the results. Steps are those of one participant; images of a model are "
+            "summed over the sites that train it, a repetition's over its models.",
+        )
+        told = words.budget(self.manifest, len(self.sites))
+        yield Section("budget", "Budgets", "", [("text", told), ("table", budget)])
+        yield provenance.section(
+            self.manifest, self.poor, f"{sentence(self.nouns.images)} at every site"
+        )
+        yield Section("limits", "Limits", "", [("list", list(self.blocks.limits()))])
+
+    def _comparisons(self) -> Iterator[dict[str, Any]]:
+        for name in self.summary["leading"]:
+            known = {where: here for where in self.places if (here := self._drawn(where, name))}
+            if not known:
                 continue
-            tests = self.results[
-                (self.results["split"] == "test") & (self.results["metric"] == metric)
-            ]
-            own = tests[(tests["arm"] != "local") | (tests["trained_on"] == tests["tested_on"])]
-            values = pd.concat([shown["mean"], shown["low"], shown["high"], own["value"]])
-            limits = figures.axis_limits(values, metric)
-            name, panels = METRIC_NAMES[metric], []
-            for site in self.sites:
-                note = words.site(self.counts.get(site, {}), poor=site == self.poor)
-                drawn = figures.comparison(self.results, self.scores, site, metric, limits)
-                panels.append({"site": site, "note": note, "svg": drawn})
-            dots = " Small dots: single repetitions." if len(self.seeds) > 1 else ""
+            axis = figures.estimate_axis(known.values(), name, self.blocks.chance(name))
+            panels = []
+            for where, here in known.items():
+                note = words.site(
+                    self.counts.get(where, {}), self.nouns.images, poor=where == self.poor
+                )
+                drawn = figures.comparison(here, self.looks(where), where, name, axis)
+                panels.append(figures.panel(place(where), note, drawn))
+            dots = " Small dots: single repetitions." if self.seeds > 1 else ""
+            chance = " Dotted line: chance." if np.isfinite(axis.chance) else ""
+            less = " Less is better." if measure(name).less_is_better else ""
             yield {
-                "title": f"Figure {next(number)}. Test {name} of every arm, by site",
-                "caption": f"{sentence(self.means)}; {self._intervals}.{dots} Dotted line: chance. "
-                "The local model is the site's own.",
+                "title": f"Test {measure(name).words} of every model",
+                "caption": f"{sentence(self.means)}; {self.intervals}.{dots}{chance}{less} At a "
+                "site, the local model is the site's own, if it has one. Bars may end at the "
+                "figure's edge; the numbers do not.",
                 "panels": panels,
             }
 
-    def _differences(self, number: Iterator[int]) -> Iterator[dict[str, Any]]:
-        shown = self.differences[self.differences["metric"] == LEADING[0]]
-        shown = shown[np.isfinite(shown["mean"])]
-        if shown.empty:
-            return
-        limits = figures.difference_limits(pd.concat([shown[k] for k in ("mean", "low", "high")]))
-        panels = []
-        for contrast, rows in shown.groupby("contrast", sort=False):
-            name = tables.contrast_name(contrast)
-            drawn = figures.differences(rows, LEADING[0], limits)
-            panels.append({"site": name, "note": "", "svg": drawn})
-        yield {
-            "title": f"Figure {next(number)}. Paired differences between arms",
-            "caption": "Right of zero: the arm named first is better. Both arms of a pair are "
-            "measured on the same resampled scans and repetitions, so these intervals, not the "
-            f"overlap of those above, tell the arms apart. Diamond: {MEAN_OVER_SITES}, each site "
-            "counting once.",
-            "panels": panels,
+    def _drawn(self, where: str, name: str) -> dict[str, Mapping[str, Any]]:
+        here = self.scores.get(where, {})
+        return {
+            model: here[model]
+            for model in self.looks(where)
+            if is_number(mapping(mapping(here.get(model)).get(name)).get("mean"))
         }
 
-    def _curves(self, number: Iterator[int]) -> Iterator[dict[str, Any]]:
-        for metric in CURVES:
-            rows = self.results[
-                (self.results["split"] == "val")
-                & (self.results["metric"] == metric)
-                & (self.results["status"] == "done")
-            ]
-            if rows.empty:
-                continue
-            limits = figures.axis_limits(rows["value"], metric)
-            panels = []
-            for site in self.sites:
-                n = self.counts.get(site, {}).get("n_val")
-                note = plural(n, "validation scan") if n is not None else ""
-                drawn = figures.learning_curve(self.results, site, metric, limits)
-                panels.append({"site": site, "note": note, "svg": drawn})
-            band = "; bands: their range" if len(self.seeds) > 1 else ""
-            log = " Logarithmic axis." if metric == "loss" else ""
-            name = METRIC_NAMES[metric]
-            yield {
-                "title": f"Figure {next(number)}. Validation {name} over the rounds",
-                "caption": f"Lines: {self.means}{band}.{log} Every arm keeps the round "
-                "of its lowest validation loss and is tested with that one.",
-                "panels": panels,
+    def _differences(self) -> Iterator[dict[str, Any]]:
+        for name in self.summary["leading"]:
+            limits = figures.difference_limits(self.differences, name)
+            contrasts = {  # not every one is told over all sites
+                contrast: None
+                for where in [*self.places[1:], WHOLE]
+                for contrast, found in mapping(self.differences.get(where)).items()
+                if is_number(mapping(mapping(found).get(name)).get("mean"))
             }
+            if not contrasts:
+                continue
+            by_place = {where: mapping(self.differences.get(where)) for where in self.places}
+            better = "Left" if measure(name).less_is_better else "Right"
+            yield {
+                "title": f"Paired differences in {measure(name).words}",
+                "caption": f"{better} of zero: the arm named first is better. Both arms of a pair "
+                "are measured in the same repetitions and on the same images, so these intervals, "
+                "not the overlap of those above, say whether the arms differ.",
+                "panels": [
+                    figures.panel(
+                        tables.contrast_name(contrast),
+                        "",
+                        figures.differences(by_place, contrast, name, limits),
+                    )
+                    for contrast in contrasts
+                ],
+            }
+            return
 
-    def _result_tables(self, number: Iterator[int]) -> Iterator[Table]:
-        if np.isfinite(self.scores["mean"]).any():
-            yield tables.scores_table(
-                self.scores,
-                self.sites,
-                f"Table {next(number)}. Every metric on the test scans",
-                f"{sentence(self.means)}; {self._intervals}. Less is better for the "
-                "calibration error and the cross-entropy, more for the rest.",
+    def _result_tables(self) -> Iterator[Block]:
+        pooled = " Of all sites: what was measured over all of them together, else their mean."
+        shown = tables.scores_table(
+            {
+                w: {m: here[m] for m in self.looks(w) if m in here}
+                for w, here in self.scores.items()
+            },
+            *(self._looks, self.places, self.blocks.shown),
+            f"Every measure on the test {self.nouns.images}",
+            f"{sentence(self.means)}; {self.intervals}.{pooled}",
+        )
+        if shown:
+            yield "table", shown
+        names = self.summary["leading"] if self.task == "classification" else self.blocks.shown
+        has_p, notes = self.has_p, tables.notes(self.differences, names)
+        p = "p: Wilcoxon's signed-rank test over repetitions, not corrected for the number of "
+        p = f"{p}measures and sites. " if has_p else ""
+        differences = tables.differences_table(
+            *(self.differences, self.places, names),
+            "Paired differences",
+            f"Within a repetition, then averaged, with {self.level} intervals. {p}"
+            + (f"Note: {'; '.join(notes[:4])}." if notes else ""),
+        )
+        if differences:
+            yield "table", differences
+
+    @property
+    def has_p(self) -> bool:
+        """Whether any difference has a p-value."""
+        return any(
+            is_number(mapping(one).get("p"))
+            for contrasts in self.differences.values()
+            for found in mapping(contrasts).values()
+            for one in mapping(found).values()
+        )
+
+    def _costs(self) -> Iterator[Block]:
+        found = tables.costs_table(
+            self.results,
+            len(self.sites),
+            "Bytes and time of a repetition",
+            "Means over the repetitions that ended well. Bytes are those of all messages of all "
+            "sites together. Times are of this machine; a local repetition trains its models one "
+            "after another.",
+        )
+        yield "table", found
+        if (share := self.share()) is not None:
+            yield (
+                "text",
+                f"The federation sent {100 * share:.1f} % of the bytes that exchanging G, D and "
+                "G's average as float32 numbers, both ways in every round, would have taken.",
             )
-        if np.isfinite(self.differences["mean"]).any():
-            notes = sorted({str(n) for n in self.differences["note"].dropna() if n})
-            p = "p: Wilcoxon's signed-rank test over repetitions, not corrected for the number of "
-            p = f"{p}metrics and sites. " if self.differences["p"].notna().any() else ""
-            yield tables.differences_table(
-                self.differences,
-                f"Table {next(number)}. Paired differences on the test scans",
-                f"Means over repetitions with {self.level} bootstrap intervals. {p}"
-                + (f"Note: {'; '.join(notes[:4])}." if notes else ""),
-            )
-
-    def _matrix(self, number: Iterator[int]) -> Table | None:
-        title = f"Table {next(number)}. Test balanced accuracy of every model at every site"
-        caption = f"{sentence(self.means)}; shaded from lowest to highest. Framed: at home."
-        return tables.matrix_table(self.results, LEADING[0], self.sites, title, caption)
-
-    def _scan(self, site: str) -> dict[str, Any]:
-        uri, width, height = figures.scan_strip(self.samples[site])
-        count = plural(len(self.samples[site]), "axial slice")
-        alt = f"{count} through the middle of training scans of site {site}"
-        return {"name": site, "note": "", "uri": uri, "width": width, "height": height, "alt": alt}

@@ -23,7 +23,6 @@ from common.metrics_log import WHOLE, Row, read_rows
 from common.reading import open_plain, read_json
 from simulations.folders import in_words
 from simulations.report.content import Content
-from simulations.report.generation_content import GenerationContent
 from simulations.report.page import PAGE, STYLE
 from simulations.report.pictures import trained_model, trained_models
 from simulations.report.run_content import RunContent
@@ -43,7 +42,7 @@ def write_report(folder: Path) -> Path:
     Parameters
     ----------
     folder : Path
-        Of a benchmark: holds results.csv, summary.json, manifest.json and, if there are scans to
+        Of a benchmark: holds results.csv, summary.json, manifest.json and, if there are images to
         show, samples.npz. Of a run: manifest.json, metrics.jsonl and, when it ended, summary.json.
 
     Returns
@@ -70,12 +69,8 @@ def _comparison(folder: Path) -> str:
     results = read_results(folder)
     summary, manifest = (_read_json(folder, name) for name in ("summary.json", "manifest.json"))
     samples = _read_samples(folder)
-    if mapping(manifest.get("config")).get("task") != "generation":
-        return render(results, summary, manifest, samples)
-    models = trained_models(folder, results)
-    use = _read_use(folder)
-    content = GenerationContent(results, summary, manifest, samples, models, use)
-    return fill(content.parts())
+    models, use = trained_models(folder, results), _read_use(folder)
+    return fill(Content(results, summary, manifest, samples, models, use).parts())
 
 
 def _run(folder: Path) -> str:
@@ -113,26 +108,6 @@ def read_results(folder: Path) -> pd.DataFrame:
     return table
 
 
-def render(
-    results: pd.DataFrame,
-    summary: Mapping[str, Any],
-    manifest: Mapping[str, Any],
-    samples: Mapping[str, np.ndarray],
-) -> str:
-    """Return the page; the same input gives the same text.
-
-    Parameters
-    ----------
-    results : DataFrame
-        As :func:`read_results` gives it.
-    summary, manifest : mapping
-        Of what they lack, the page says so or leaves it out.
-    samples : mapping of str to (K, S, S) floats
-        Site to slices of its training scans; may be empty.
-    """
-    return fill(Content(results, summary, manifest, samples).parts())
-
-
 def fill(parts: Mapping[str, Any]) -> str:
     """Fill the page's template with what a content says."""
     from jinja2 import Environment, StrictUndefined
@@ -148,7 +123,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _read_samples(folder: Path) -> dict[str, np.ndarray]:
     path = folder / "samples.npz"
-    remedy = "Delete it to report without scans"
+    remedy = "Delete it to report without images"
     largest = 8 * MOST_SAMPLES  # bytes, unpacked or not
     try:
         with open_plain(path, limit=largest, remedy=remedy) as stream:
@@ -159,7 +134,7 @@ def _read_samples(folder: Path) -> dict[str, np.ndarray]:
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as arrays:
                 found = {
-                    name.removeprefix(SITE): _slices(arrays[name], path, remedy)
+                    name.removeprefix(SITE): _images(arrays[name], path, remedy)
                     for name in arrays.files
                 }
     except FileNotFoundError:
@@ -171,12 +146,13 @@ def _read_samples(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _slices(stack: np.ndarray, path: Path, remedy: str) -> np.ndarray:
-    """Slices (K, S, S) as floats."""
-    if stack.dtype.kind not in "biuf" or stack.ndim != 3 or stack.size > MOST_SAMPLES:
-        raise FileError(path, "holds an array that is no stack of slices (K, S, S)", remedy)
+def _images(stack: np.ndarray, path: Path, remedy: str) -> np.ndarray:
+    """Images (K, S, S) or (K, S, S, 3) as floats."""
+    known = stack.ndim == 3 or (stack.ndim == 4 and stack.shape[3] == 3)
+    if stack.dtype.kind not in "biuf" or not known or stack.size > MOST_SAMPLES:
+        raise FileError(path, "holds an array that is no stack of images (K, S, S[, 3])", remedy)
     if not np.isfinite(stack).all():
-        raise FileError(path, "holds slices with values that are not finite", remedy)
+        raise FileError(path, "holds images with values that are not finite", remedy)
     return stack.astype(float)
 
 

@@ -1,270 +1,199 @@
-"""Figures of the comparison: pure functions from tidy tables to inline SVG.
-
-The same tables give the same bytes. A figure is made of panels, one a site, so that it reads as
-well on a phone as on paper. Colours are CSS variables of the page with a fallback (after Okabe and
-Ito's palette, distinct for colour-blind eyes); marker and dash tell the arms apart without colour.
-Every panel is an image to assistive technology, with its numbers in words.
-"""
+"""Figures of a comparison: from its summary and results to panels, one a place."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
-from numpy.typing import ArrayLike
 
-from simulations.report import charts, svg
-from simulations.report.charts import Axis, Estimate, Series
-from simulations.report.svg import Limits
+from simulations.measures import DISTANCES, measure
+from simulations.report import charts
+from simulations.report.charts import Axis, Estimate, Line
+from simulations.report.looks import Series
+from simulations.report.tables import contrast_name, told
+from simulations.report.words import is_number, mapping, place
 
-METRIC_NAMES = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
-    "f1": "F1",
-    "calibration_error": "calibration error",
-    "loss": "cross-entropy (nats)",
-}
-CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "loss": math.log(2)}  # two classes, even odds
+RATIO = 4  # of two distances on one axis, beyond which it is logarithmic
+SMALLEST = 1e-3  # of a logarithmic axis: a kernel distance is estimated without bias, so around 0
+LOSS = "loss"
+
+Panel = dict[str, Any]
 
 
-def _variant(name: str, color: str, marker: str, dash: str) -> tuple[str, str, str, str, str]:
-    return ("Federated", name, f"var({color})", marker, dash)
-
-
-_LOOKS = {
-    ("centralized", ""): ("Centralized", "", "var(--centralized, #007a5a)", "square", "2 3"),
-    ("local", ""): ("Local only", "", "var(--local, #c05000)", "triangle", "7 3"),
-    ("federated", "fedavg"): ("Federated", "FedAvg", "var(--fedavg, #0067a8)", "circle", ""),
-    ("federated", "fedprox"): ("Federated", "FedProx", "var(--fedprox, #a3478a)", "diamond", "9 2"),
-    # Variants of the preset gan-domain-adaptation.
-    ("federated", "gan-tuned"): _variant("GAN, tuned", "--fedavg, #0067a8", "circle", ""),
-    ("federated", "gan-frozen"): _variant("GAN, frozen", "--fedavg, #0067a8", "square", "3 2"),
-    ("federated", "untrained-tuned"): _variant(
-        "untrained, tuned", "--fedprox, #a3478a", "diamond", ""
-    ),
-    ("federated", "untrained-frozen"): _variant(
-        "untrained, frozen", "--fedprox, #a3478a", "triangle", "3 2"
-    ),
-    ("federated", "scratch"): _variant("from scratch", "--other, #6b7480", "circle", "7 3"),
-    # Variants of the preset generation, under their own names.
-    **{
-        ("federated", name): _variant(name, color, marker, dash)
-        for name, color, marker, dash in (
-            ("unconditional", "--fedavg, #0067a8", "square", "3 2"),
-            ("by-label", "--fedavg, #0067a8", "triangle", "3 2"),
-            ("by-site", "--fedavg, #0067a8", "diamond", "3 2"),
-            ("private-discriminators", "--fedprox, #a3478a", "circle", "7 3"),
-            ("votes-by-images", "--fedprox, #a3478a", "square", "7 3"),
-            ("votes-by-distance", "--fedprox, #a3478a", "diamond", "7 3"),
-            ("plain-average", "--other, #6b7480", "square", ""),
-            ("int8", "--other, #6b7480", "triangle", ""),
-            ("float16", "--other, #6b7480", "diamond", ""),
-            ("long-rounds", "--other, #6b7480", "circle", "9 2"),
-        )
-    },
-}
-
-
-def series(arm: str, strategy: str) -> Series:
-    """Return how an arm is drawn; one that is not known here is grey and keeps its own name."""
-    plain = (arm.capitalize(), strategy, "var(--other, #6b7480)", "circle", "3 2")
-    return Series(arm, strategy, *_LOOKS.get((arm, strategy), plain))
-
-
-def series_of(table: pd.DataFrame) -> list[Series]:
-    """Arms and strategies that occur in a table, in the order in which they are always shown."""
-    present = set(zip(table["arm"], table["strategy"], strict=True))
-    known = [key for key in _LOOKS if key in present]
-    return [series(*key) for key in known + sorted(present - set(_LOOKS))]
+def panel(where: str, note: str, drawn: str) -> Panel:
+    """Return a panel of a figure as the page's template wants it."""
+    return {"site": where, "note": note, "svg": drawn}
 
 
 def comparison(
-    results: pd.DataFrame, scores: pd.DataFrame, site: str, metric: str, limits: Limits
-) -> Markup:
-    """Draw every arm's test result at one site: mean, interval and each repetition.
-
-    Parameters
-    ----------
-    results : DataFrame
-        Rows of ``results.csv``: each repetition's value.
-    scores : DataFrame
-        Columns arm, strategy, site, metric, mean, low, high; NaN for what is undefined.
-    site : str
-        Where the models are tested; of the local models, the site's own is shown.
-    metric : str
-    limits : (low, high)
-        Of the axis, the same for all sites; see :func:`axis_limits`.
-
-    Returns
-    -------
-    Markup
-        An ``<svg>``.
-    """
-    shown = scores[(scores["site"] == site) & (scores["metric"] == metric)]
-    rows = []
-    for one in series_of(shown):
-        mine = shown[(shown["arm"] == one.arm) & (shown["strategy"] == one.strategy)].iloc[0]
-        values = final_values(results, one, site, metric)
-        rows.append(Estimate(one, *(float(mine[k]) for k in ("mean", "low", "high")), values))
-    axis = axis_of(metric, limits)
-    return charts.estimates(rows, axis, f"Test {axis.name} at site {site}")
-
-
-def differences(table: pd.DataFrame, metric: str, limits: Limits) -> Markup:
-    """Draw one paired difference between two arms, one row per site.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns site, metric, mean, low, high and over_sites (true of means over sites); of one
-        contrast, in the order of the rows.
-    metric : str
-    limits : (low, high)
-        Of the axis, around zero.
-
-    Returns
-    -------
-    Markup
-        An ``<svg>``.
-    """
-    left, right, top = 96, 256, 4
-    shown = table[table["metric"] == metric]
-    bottom = top + 34 * len(shown)
-    at = svg.scale(limits, (left, right))
-    name = f"difference in {METRIC_NAMES.get(metric, metric)}"
-    axis = Axis(name, limits, svg.tenths(limits, 5), signed_number)
-    parts = charts.value_axis(axis, (left, right), (top, bottom))
-    parts.append(svg.line(at(0), top, at(0), bottom, class_="zero"))
-    words = []
-    for index, (_, row) in enumerate(shown.iterrows()):
-        y = top + 34 * (index + 0.5)
-        parts.append(svg.text(charts.shortened(row["site"]), 0, y + 4, "label"))
-        look = ("diamond" if row["over_sites"] else "square", "currentColor")
-        numbers = (row["mean"], row["low"], row["high"])
-        drawn, told = charts.estimate(numbers, look, y, at, signed_number, between=" to ")
-        parts += drawn
-        words.append(f"{row['site']} {told}")
-    return svg.panel(bottom + 36, f"{name.capitalize()}. {'; '.join(words) or 'No result'}.", parts)
-
-
-def learning_curve(results: pd.DataFrame, site: str, metric: str, limits: Limits) -> Markup:
-    """Draw a validation metric over the rounds at one site, one line an arm.
-
-    Parameters
-    ----------
-    results : DataFrame
-        Rows of ``results.csv``; the lines are means over repetitions, the bands their range.
-    site, metric : str
-    limits : (low, high)
-        Of the metric's axis. Loss gets a logarithmic axis: a local model that overfits reaches
-        values many times those of the rest.
-
-    Returns
-    -------
-    Markup
-        An ``<svg>``.
-    """
-    axis = axis_of(metric, limits)
-    where = f"Validation {axis.name} at site {site} over {{last}} rounds"
-    return charts.lines(curves(results, site, metric), axis, where)
-
-
-def scan_strip(slices: ArrayLike) -> tuple[str, int, int]:
-    """Put a site's sample slices side by side as one grey picture.
-
-    Parameters
-    ----------
-    slices : (K, S, S) floats in [0, 1]
-        Axis 0 points to the right, axis 1 to the front.
-
-    Returns
-    -------
-    str, int, int
-        A data URI (PNG), width and height in pixels. Front is up, right is right; three a row,
-        each voxel 4 × 4 pixels, as smoothing would hide differences in resolution.
-    """
-    from PIL import Image
-
-    stack = np.nan_to_num(np.asarray(slices, dtype=float)).clip(0, 1)
-    upright = stack.transpose(0, 2, 1)[:, ::-1]
-    columns = min(3, len(upright))
-    empty = -len(upright) % columns
-    padded = np.pad(upright, [(0, empty), (0, 0), (0, 0)])
-    _, height, width = padded.shape
-    sheet = padded.reshape(-1, columns, height, width).transpose(0, 2, 1, 3)
-    sheet = sheet.reshape(-1, columns * width).repeat(4, axis=0).repeat(4, axis=1)
-    stream = io.BytesIO()
-    Image.fromarray((255 * sheet).round().astype(np.uint8)).save(stream, "PNG", optimize=True)
-    encoded = base64.b64encode(stream.getvalue()).decode()
-    return f"data:image/png;base64,{encoded}", sheet.shape[1], sheet.shape[0]
-
-
-def axis_of(metric: str, limits: Limits) -> Axis:
-    """Return a metric's axis."""
-    name, chance = METRIC_NAMES.get(metric, metric), CHANCE.get(metric, math.nan)
-    if metric == "loss":
-        ticks = svg.log_ticks(limits)
-        return Axis(name, limits, ticks, "{:.2f}".format, log=True, chance=chance)
-    return Axis(name, limits, svg.tenths(limits), "{:.2f}".format, chance=chance)
-
-
-def axis_limits(values: Iterable[float], metric: str) -> Limits:
-    """Choose limits that all panels of a metric share, from the values that they show."""
-    finite = [float(v) for v in values if math.isfinite(v)]
-    if metric == "loss":
-        return min([0.2, *(max(v, 0.01) for v in finite)]) * 0.95, max([1.0, *finite]) * 1.05
-    lowest = math.floor(min([*finite, 0.4]) * 10 + 1e-9) / 10
-    return max(0.0, lowest), 1.0
-
-
-def difference_limits(values: Iterable[float]) -> Limits:
-    """Choose limits around zero, in tenths."""
-    finite = [float(v) for v in values if math.isfinite(v)]
-    low = math.floor(min([*finite, -0.1]) * 10 + 1e-9) / 10
-    return low, math.ceil(max([*finite, 0.1]) * 10 - 1e-9) / 10
-
-
-def final_values(results: pd.DataFrame, one: Series, site: str, metric: str) -> list[float]:
-    """Test values of an arm's finished repetitions at a site, by repetition."""
-    rows = results[
-        (results["arm"] == one.arm)
-        & (results["strategy"] == one.strategy)
-        & (results["tested_on"] == site)
-        & (results["split"] == "test")
-        & (results["metric"] == metric)
-        & (results["status"] == "done")
+    scores: Mapping[str, Any], looks: Mapping[str, Series], where: str, name: str, axis: Axis
+) -> str:
+    """Draw every model's test result at one place: mean, interval and each repetition."""
+    rows = [
+        Estimate(one.label, one.note, one.colour, one.marker, *_numbers(found), _values(found))
+        for model, one in looks.items()
+        if is_number((found := mapping(mapping(scores.get(model)).get(name))).get("mean"))
     ]
-    if one.arm == "local":
-        rows = rows[rows["trained_on"] == site]
-    return [float(v) for v in rows.sort_values("seed")["value"].dropna()]
+    return charts.estimates(tuple(rows), axis, f"Test {axis.name} at {_at(where)}")
 
 
-def curves(results: pd.DataFrame, site: str, metric: str) -> dict[Series, pd.DataFrame]:
-    """Return mean, min, max and count over repetitions by round, for every arm that has any."""
-    rows = results[
+def estimate_axis(scores: Iterable[Mapping[str, Any]], name: str, chance: float) -> Axis:
+    """Return an axis that holds every repetition, and of the intervals as much as is sensible.
+
+    Shares end at 1. Distances begin at zero, or are logarithmic where one model's are many times
+    another's: the near ones would overlap else.
+    """
+    found = [mapping(mapping(m).get(name)) for place in scores for m in place.values()]
+    values = [v for one in found for v in (*_values(one), one.get("mean")) if is_number(v)]
+    ends = [one[end] for one in found for end in ("low", "high") if is_number(one.get(end))]
+    number, words = _number(name), measure(name).words
+    if name not in DISTANCES:
+        lowest = math.floor(min([*values, *ends, 0.4]) * 10 + 1e-9) / 10
+        return Axis(words, (max(0.0, lowest), 1.0), number, chance=chance)
+    least, most = min([*values, math.inf]), max([*values, SMALLEST])
+    # An interval of two or three repetitions may reach far beyond what any of them gave.
+    high = max(most, min(max([*ends, most]), 1.6 * most)) * 1.05
+    if least > SMALLEST and most > RATIO * least:
+        low = max(min([*(end for end in ends if end > 0), least]), least / 2) / 1.05
+        return Axis(f"{words}, logarithmic", (low, high), number, log=True)
+    return Axis(words, (min([0.0, *values]), high), number)
+
+
+def differences(
+    by_place: Mapping[str, Any], contrast: str, name: str, limits: tuple[float, float]
+) -> str:
+    """Draw one paired difference between two arms, a row a place."""
+    rows = [
+        Estimate(place(where), "", charts.INK, "D" if where == "all" else "s", *_numbers(found))
+        for where, contrasts in by_place.items()
+        if (found := mapping(mapping(mapping(contrasts).get(contrast)).get(name)))
+        and is_number(found.get("mean"))
+    ]
+    axis = Axis(
+        f"difference in {measure(name).words}", limits, _number(name, signed=True), False, 0
+    )
+    return charts.estimates(tuple(rows), axis, f"{contrast_name(contrast)}: {axis.name}")
+
+
+def difference_limits(by_place: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """Choose limits around zero that all contrasts share."""
+    found = [
+        mapping(mapping(one).get(name)) for c in by_place.values() for one in mapping(c).values()
+    ]
+    least = 0.1 if name not in DISTANCES else SMALLEST
+    means = [one["mean"] for one in found if is_number(one.get("mean"))]
+    most = 2 * max([abs(value) for value in means] + [least])
+    ends = [one[end] for one in found for end in ("low", "high") if is_number(one.get(end))]
+    kept = [min(max(value, -most), most) for value in [*means, *ends]]
+    return min([*kept, -least]) * 1.05, max([*kept, least]) * 1.05
+
+
+def curve_rows(results: pd.DataFrame, where: str, name: str) -> pd.DataFrame:
+    """Return finite validation values at a place of models that were validated there.
+
+    A local model is validated on its own site's images alone, so it has no value of all sites.
+    """
+    return results[
         (results["split"] == "val")
-        & (results["metric"] == metric)
-        & (results["tested_on"] == site)
+        & (results["metric"] == name)
+        & (results["tested_on"] == where)
         & (results["status"] == "done")
-        & ((results["arm"] != "local") | (results["trained_on"] == site))
+        & ((results["arm"] != "local") | (results["trained_on"] == where))
         & np.isfinite(results["value"])
     ]
-    found = {}
-    for one in series_of(rows):
-        mine = rows[(rows["arm"] == one.arm) & (rows["strategy"] == one.strategy)]
-        by_round = mine.groupby("rounds")["value"]
-        found[one] = by_round.agg(["mean", "min", "max", "count"]).sort_index()
-    return found
 
 
-def signed_number(value: float) -> str:
-    """Two decimals with a sign, a true minus; no sign for what rounds to zero."""
-    rounded = round(value, 2)
-    return "0.00" if rounded == 0 else f"{rounded:+.2f}".replace("-", "−")
+def curve_axis(values: pd.Series, name: str, chance: float) -> Axis:
+    """Return a curve's axis; logarithmic for losses and distances, which fall by magnitudes."""
+    words, number = measure(name).words, _number(name)
+    if name == LOSS:
+        low, high = min([0.2, *values.clip(lower=0.01)]) * 0.95, max([1.0, *values]) * 1.05
+        return Axis(words, (low, high), number, True, chance)
+    if name in DISTANCES:
+        above = [v for v in values if v > SMALLEST]
+        low = max(min(above, default=SMALLEST) / 1.1, SMALLEST)
+        return Axis(words, (low, max([*above, low * 2]) * 1.1), number, log=True)
+    lowest = math.floor(min([*values, 0.4]) * 10 + 1e-9) / 10
+    return Axis(words, (max(0.0, lowest), 1.0), number, chance=chance)
+
+
+def learning_curve(
+    rows: pd.DataFrame,
+    looks: Mapping[str, Series],
+    models: Mapping[str, Any],
+    where: str,
+    axis: Axis,
+) -> str:
+    """Draw a validation measure over the rounds at a place: means over repetitions, their range."""
+    curves = []
+    for model, look in looks.items():
+        about = mapping(models.get(model))
+        mine = rows[(rows["arm"] == about.get("arm")) & (rows["strategy"] == about.get("strategy"))]
+        if about.get("arm") == "local" and about.get("trained_on") not in ("", where):
+            continue
+        by_round = mine.groupby("rounds")["value"].agg(["mean", "min", "max", "count"])
+        by_round = by_round.sort_index()
+        if len(by_round) and not any(line.series == look for line in curves):
+            several = (by_round["count"] > 1).any()
+            band = [tuple(by_round[k]) if several else () for k in ("min", "max")]
+            curves.append(Line(look, tuple(by_round.index), tuple(by_round["mean"]), *band))
+    words = f"Validation {axis.name} at {_at(where)} over {{last}} rounds"
+    return charts.lines(tuple(curves), axis, words)
+
+
+def curve_figures(
+    results: pd.DataFrame,
+    looks: Callable[[str], Mapping[str, Series]],
+    models: Mapping[str, Any],
+    places: Sequence[str],
+    names: Mapping[str, float],
+    caption: str,
+    image: str,
+) -> Iterable[dict[str, Any]]:
+    """Yield a figure a measure (by name with its chance level), a panel a place."""
+    for name, chance in names.items():
+        rows = {where: curve_rows(results, where, name) for where in places}
+        known = [where for where in places if len(rows[where])]
+        if not known:
+            continue
+        axis = curve_axis(pd.concat([rows[where]["value"] for where in known]), name, chance)
+        panels = []
+        for where in known:
+            drawn = learning_curve(rows[where], looks(where), models, where, axis)
+            n = rows[where]["n"].max()
+            note = f"{int(n)} validation {image}s" if np.isfinite(n) else ""
+            panels.append(panel(place(where), note, drawn))
+        without = [place(where) for where in places if where not in known and where != "all"]
+        absent = f" Too few validation {image}s for it at {', '.join(without)}." if without else ""
+        log = " Logarithmic axis." if axis.log else ""
+        yield {
+            "title": f"Validation {measure(name).words} over the rounds",
+            "caption": f"{caption}{log}{absent}",
+            "panels": panels,
+        }
+
+
+def _numbers(found: Mapping[str, Any]) -> tuple[float, ...]:
+    return tuple(
+        float(found[key]) if is_number(found.get(key)) else math.nan
+        for key in ("mean", "low", "high")
+    )
+
+
+def _values(found: Mapping[str, Any]) -> tuple[float, ...]:
+    return tuple(float(v) for v in mapping(found.get("values")).values() if is_number(v))
+
+
+_NUMBERS: dict[tuple[str, bool], Callable[[float], str]] = {}
+
+
+def _number(name: str, *, signed: bool = False) -> Callable[[float], str]:
+    """Return how a measure's values are told; the same function for the same measure."""
+    return _NUMBERS.setdefault((name, signed), lambda value: told(name, value, signed=signed))
+
+
+def _at(where: str) -> str:
+    return "all sites" if where == "all" else f"site {where}"

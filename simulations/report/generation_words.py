@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from simulations.report.words import disclosed, is_number, listed, plural
+from simulations.report.words import Nouns, disclosed, is_number, listed, plural
 
 FEW_SLICES = 1000
 FEW_SEEDS = 6  # of which one that strays widens an interval much
@@ -41,23 +41,23 @@ NO_USE = (
     "on with fedscan benchmark --resume."
 )
 USE = (
-    "Classifiers of sex, tested on real test scans. They are trained with the data-poor site's own "
-    "scans, alone or beside synthetic ones, of which as many are taken as its validation scans "
+    "Classifiers, tested on real test images. They are trained with the data-poor site's own "
+    "images, alone or beside synthetic ones, of which as many are taken as its validation scans "
     "choose; or on synthetic scans alone, with the label of the site where they are tested. The "
     "federated classifier learns from every site's real scans. It is that of its best round by "
     "validation; the others keep their last weights. Synthetic scans are of use where a row with "
     "them is above the one without, by more than the intervals leave open. A generator has no row "
-    "where it makes pictures of another size or has no labels of sex, height and site."
+    "where it makes pictures of another size or lacks labels that a synthetic person needs."
 )
 
 
-def judged(extractors: Sequence[str], means: str) -> str:
+def judged(extractors: Sequence[str], means: str, nouns: Nouns) -> str:
     """Say how the pictures were judged."""
     by = listed(list(extractors)) if extractors else "an extractor that the summaries do not name"
     return (
-        "Each site makes a picture with the labels of each of its test slices, which neither "
-        f"training nor the choice of a round has seen, and compares both by features of {by}. "
-        f"Shown are {means}. Fréchet and kernel distance: less is better. Precision: the share of "
+        f"Each site makes a picture with the labels of each of its test {nouns.made}s, which "
+        f"neither training nor the choice of a round has seen, and compares both by features of "
+        f"{by}. Shown are {means}. Fréchet and kernel distance: less is better. Precision: the share of "
         "pictures among what is real; recall and coverage: the share of what is real that the "
         "pictures reach. Distances of other extractors, or of other numbers of slices, cannot be "
         "compared with these."
@@ -74,18 +74,8 @@ def intervals(level: str, seeds: int, times: str = "") -> str:
     )
 
 
-def real(phantoms: bool) -> str:
-    """Say whose slices the real ones are."""
-    if phantoms:
-        return "The real slices are of phantoms: no person is shown."
-    return (
-        "The real slices are training scans, shown only on the machine that holds them: keep this "
-        "file as you keep the scans. To pass it on, delete samples.npz and run fedscan report "
-        "again."
-    )
-
-
 def limits(
+    nouns: Nouns,
     *,
     phantoms: bool,
     extractors: Sequence[str],
@@ -96,12 +86,15 @@ def limits(
     """Say what the numbers do not show; of a comparison, or of one run (``seeds`` None)."""
     if phantoms:
         yield (
-            "The scans are phantoms: real template anatomy with simulated people and scanners. "
-            "What is measured is how trainings compare under known conditions, not how well "
-            "anybody's pathology is drawn."
+            f"The {nouns.images} are phantoms, with simulated people and devices. What is measured "
+            "is how trainings compare under known conditions, not how well anybody's pathology is "
+            "drawn."
         )
     else:
-        yield "The result is of these sites' scans and says nothing of other hospitals or devices."
+        yield (
+            f"The result is of these sites' {nouns.images} and says nothing of other hospitals or "
+            "devices."
+        )
     yield from disclosed(counts)
     if not extractors or any(name.startswith("fedscan-brain") for name in extractors):
         yield (
@@ -112,10 +105,10 @@ def limits(
     few = {s: n["n_test"] for s, n in counts.items() if is_number(n.get("n_test"))}
     told = ", ".join(f"{site} {n}" for site, n in few.items())
     yield (
-        "Moments of few slices: a Fréchet distance of some hundred slices is too high, the more "
+        f"Moments of few {nouns.made}s: a Fréchet distance of some hundred is too high, the more "
         "so the fewer they are, also between real and real. Compare models at one place, not "
-        f"places with each other{f' (people tested: {told})' if told else ''}. Slices of one "
-        "person are no independent images."
+        f"places with each other{f' (people tested: {told})' if told else ''}. Images of one "
+        "person are not independent."
     )
     if seeds is None or seeds < 2:
         yield (

@@ -65,13 +65,7 @@ figcaption b, caption b { color: var(--ink); font-weight: 650; }
 .panel-title span { color: var(--soft); font-weight: 400; font-size: .85rem; }
 svg.figure { display: block; width: 100%; height: auto; font-family: inherit;
   font-variant-numeric: tabular-nums; overflow: visible; }
-svg text { fill: currentColor; font-size: 13px; }
-svg .small { fill: var(--soft, currentColor); font-size: 11.5px; }
-svg .value { font-size: 14px; font-weight: 650; }
-svg .grid { stroke: var(--rule, #ccc); stroke-width: 1; }
-svg .chance { stroke: var(--soft, #777); stroke-width: 1; stroke-dasharray: 1 3; }
-svg .zero { stroke: var(--soft, #777); stroke-width: 1.5; }
-svg .marker { stroke: var(--paper, #fff); stroke-width: 1; }
+svg.figure * { stroke-linejoin: round; stroke-linecap: butt; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0;
   margin: 0 0 .9rem; font-size: .9rem; }
 .legend li { display: flex; align-items: center; gap: .45rem; }

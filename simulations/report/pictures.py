@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from common.errors import FileError
+from common.errors import FedscanError, FileError
 from common.reading import LARGEST_PICTURE, read_bytes, read_json
+from common.studies.study import read_study
 from simulations.report import samples
 from simulations.report.words import mapping
 
@@ -119,24 +120,60 @@ def embedded(path: Path, root: Path | None) -> Picture:
         raise FileError(path, "is no whole PNG", remedy) from None
 
 
-def real_slices(stacks: Mapping[str, np.ndarray]) -> Picture | None:
-    """Lay sites' slices out like a generator's pictures: one row for each sex and site.
+def real_images(stacks: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Picture | None:
+    """Lay sites' images out like a generator's pictures: one row for each class and site.
 
-    None where no site's slices were kept in that layout.
+    None where no site's images were kept in that layout, or the study cannot be read.
     """
     from common.imaging.pictures import grid
 
-    by_site = {site: samples.rows(np.asarray(stack, float)) for site, stack in stacks.items()}
-    found = {
-        f"{sex} {site}": rows[sex]
-        for sex in samples.SEXES
-        for site, rows in by_site.items()
-        if sex in rows
-    }
-    sides = {row.shape[-1] for row in found.values()}
-    if len(sides) != 1:
+    try:
+        study = read_study(str(config.get("study", "brain-sex")))
+    except FedscanError:
         return None
-    return encoded(grid(list(found.values()), names=list(found), captions=samples.CAPTIONS))
+    by_site = {
+        site: samples.rows(np.asarray(stack, float), study) for site, stack in stacks.items()
+    }
+    found = {
+        f"{name} {site}": rows[name]
+        for name in study.label.classes.names
+        for site, rows in by_site.items()
+        if name in rows
+    }
+    if len({row.shape[1:] for row in found.values()}) != 1:
+        return None
+    captions = samples.captions(study)
+    return encoded(grid(list(found.values()), names=list(found), captions=captions))
+
+
+def strip(images: np.ndarray) -> Picture:
+    """Put a site's sample images side by side, three a row.
+
+    Parameters
+    ----------
+    images : (K, S, S) or (K, S, S, 3) floats in [0, 1]
+        Axis 0 points to the right, axis 1 to the front or up: so it is drawn.
+
+    Returns
+    -------
+    dict
+        As :func:`encoded` gives it. A pixel is 4 × 4 where it would be small else, as smoothing
+        would hide differences in resolution.
+    """
+    from PIL import Image
+
+    stack = np.nan_to_num(np.asarray(images, dtype=float)).clip(0, 1)
+    upright = stack.swapaxes(1, 2)[:, ::-1]
+    columns = min(3, len(upright))
+    unused = [(0, -len(upright) % columns)] + [(0, 0)] * (upright.ndim - 1)
+    padded = np.pad(upright, unused)
+    rows = [
+        np.concatenate(padded[at : at + columns], axis=1) for at in range(0, len(padded), columns)
+    ]
+    sheet = np.concatenate(rows)
+    times = 4 if upright.shape[2] <= 100 else 1
+    sheet = sheet.repeat(times, axis=0).repeat(times, axis=1)
+    return encoded(Image.fromarray((255 * sheet).round().astype(np.uint8)))
 
 
 def encoded(picture: Image) -> Picture:

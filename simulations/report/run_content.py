@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from common.metrics_log import WHOLE
-from simulations.generation_statistics import share_of_plain
+from simulations.measures import DISTANCES, measure
 from simulations.report import charts, pictures, provenance, words
-from simulations.report import generation_figures as drawn
-from simulations.report import generation_tables as told
 from simulations.report import generation_words as says
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
+from simulations.report.figures import curve_figures
+from simulations.report.generation_blocks import MEASURES, as_rounds_go_by, copying_table
+from simulations.report.looks import look_of
 from simulations.report.pictures import Trained
-from simulations.report.progress import as_rounds_go_by, curve_figures
-from simulations.report.tables import data_size, duration
-from simulations.report.words import is_number, mapping, plural, whole
+from simulations.report.tables import Cell, Head, Table, data_size, duration, told
+from simulations.report.words import is_number, mapping, place, plural, sentence, whole
+from simulations.summary import share_of_plain
 
 MODEL = "federated"
 TILES = ("frechet_distance", "kernel_distance", "precision", "recall")
@@ -52,51 +54,51 @@ class RunContent:
         self.extractors = pictures.extractors([model])
         about = {"arm": "federated", "strategy": model.strategy, "trained_on": WHOLE}
         self.described = {MODEL: about}
-        self.looks = {MODEL: drawn.model_series(about, several=False)}
+        self.looks = {MODEL: look_of(about)}
+        self.nouns = words.nouns(self.config)
 
     def parts(self) -> dict[str, Any]:
         """Return the template's variables, figures and tables numbered in reading order."""
         run, seed = self.summary.get("run_id"), self.config.get("run.seed")
         eyebrow = ["fedscan run", f"run {run}" if run else "", f"seed {seed}"]
         return {
-            "title": f"A generator of scans, trained by {plural(len(self.sites), 'site')}",
+            "title": f"A generator of {self.nouns.images}, trained by "
+            f"{plural(len(self.sites), 'site')}",
             "eyebrow": " · ".join(filter(None, eyebrow)),
             "headline": [self._headline()],
             "tiles": list(self._tiles()),
             "notices": self._notices(),
-            "series": [{"name": one.name, "key": charts.legend_key(one)} for one in self._looks()],
+            "series": [
+                {"name": one.name, "key": charts.legend_key(one)} for one in self.looks.values()
+            ],
             "sections": numbered(self._sections()),
             "footer": says.RUN_FOOTER,
         }
 
-    def _looks(self) -> list[charts.Series]:
-        return list(self.looks.values())
-
     def _headline(self) -> str:
         found = mapping(self.summary.get("generation"))
-        for measure in TILES[:2]:
-            if is_number(found.get(measure)):
-                value = drawn.told(measure, found[measure])
+        for name in DISTANCES:
+            if is_number(found.get(name)):
+                value = told(name, found[name])
                 return (
-                    f"Over all sites, the released generator's {drawn.MEASURE_NAMES[measure]} to "
-                    f"real test slices is {value}; it is that of round "
+                    f"Over all sites, the released generator's {measure(name).words} to real "
+                    f"test {self.nouns.made}s is {value}; it is that of round "
                     f"{whole(self.summary.get('best_round'))} of "
                     f"{whole(self.summary.get('rounds'))}."
                 )
         if self.summary.get("best_round"):
-            return "No site tells how far the released generator is from its test slices."
+            return "No site tells how far the released generator is from its test images."
         return "The run has not been tested: it is under way, or ended early."
 
     def _tiles(self) -> Iterator[dict[str, str]]:
         found = mapping(self.summary.get("generation"))
-        for measure in TILES:
-            if is_number(found.get(measure)):
-                name = drawn.MEASURE_NAMES[measure]
-                less = measure in TILES[:2]
-                where = "all sites" if measure == TILES[0] else "mean of sites"
-                note = f"{where}; {'less' if less else 'more'} is better"
-                value = drawn.told(measure, found[measure])
-                yield {"name": words.sentence(name), "value": value, "note": note}
+        for name in TILES:
+            if is_number(found.get(name)):
+                one = measure(name)
+                where = "all sites" if one.pool == "whole" else "mean of sites"
+                note = f"{where}; {'less' if one.less_is_better else 'more'} is better"
+                value = told(name, found[name])
+                yield {"name": sentence(one.words), "value": value, "note": note}
 
     def _notices(self) -> list[str]:
         sites = [
@@ -104,43 +106,45 @@ class RunContent:
             for site, about in mapping(self.summary.get("sites")).items()
             if mapping(mapping(about).get("generation")).get("copies_flagged") in (1, 1.0, True)
         ]
-        lines = [f"The generator is flagged as copying training slices of {s}." for s in sites]
+        lines = [f"The generator is flagged as copying training images of {s}." for s in sites]
         return [says.FLAGGED, *lines] if lines else []
 
     def _sections(self) -> Iterator[Section]:
-        shown = told.run_table(
+        shown = run_table(
             self.summary,
             "The released generator at every site",
-            "Training: people. Over all sites the Fréchet distance is that of all slices together, "
+            "Training: people. Over all sites the Fréchet distance is that of all together, "
             "from merged moments; the other measures are means of the sites'.",
         )
-        results: list[Block] = [("text", says.judged(self.extractors, "those of the run"))]
+        results: list[Block] = [
+            ("text", says.judged(self.extractors, "those of the run", self.nouns))
+        ]
         results.append(("table", shown) if shown else ("text", words.NO_TESTS))
-        yield Section("results", "Results", "Distances to real test slices", results)
+        yield Section("results", "Results", f"Distances to real test {self.nouns.made}s", results)
         grids = as_rounds_go_by(self.model, "the generator")
         yield Section("pictures", "Pictures", "", [grids or ("text", says.NO_PICTURES)])
-        places = drawn.shown_places(self.sites, "")
-        caption = (
-            "Logarithmic axis. The released generator is the one of the round with the lowest "
-            "Fréchet distance over all sites, or kernel distance where slices are too few for that."
-        )
         curves = curve_figures(
-            *(self.metrics, self.looks, self.described, places, caption),
+            *(self.metrics, lambda _: self.looks, self.described, [WHOLE, *self.sites]),
+            dict.fromkeys(DISTANCES, math.nan),
+            "The released generator is the one of the round with the lowest Fréchet distance over "
+            "all sites, or kernel distance where images are too few for that.",
+            self.nouns.image,
         )
         yield Section(
             *("curves", "Learning curves", ""),
-            figure_blocks(curves, says.NO_CURVES, legend=False),
+            figure_blocks(curves, words.NO_CURVES, legend=False),
         )
-        yield Section("copying", "Copies of scans", "", list(self._copying()))
+        yield Section("copying", "Copies of training images", "", list(self._copying()))
         yield Section("costs", "Bytes and time", "", list(self._costs()))
         yield provenance.section(
             self.manifest,
             "",
-            "Scans a site",
+            f"{sentence(self.nouns.images)} at every site",
             left_out=("run.output-dir",),
         )
         phantoms = self.config.get("data.cohort-dir") == ""
         limits = says.limits(
+            self.nouns,
             phantoms=phantoms,
             extractors=self.extractors,
             counts=self.counts,
@@ -155,8 +159,8 @@ class RunContent:
             for site, about in mapping(self.summary.get("sites")).items()
             if (found := mapping(about).get("generation"))
         }
-        title = "Copies of training slices"
-        found = told.copying_table(scores, self.looks, scores, title, "As each site found.")
+        title = "Copies of training images"
+        found = copying_table(scores, self.looks, scores, title, "As each site found.")
         if found is None:
             yield "text", says.NO_COPYING
             return
@@ -179,7 +183,7 @@ class RunContent:
             yield "text", told_
         caption = "Sums over rounds and sites, with the size of one site's message in a round."
         title = "Bytes by message"
-        if messages := told.messages_table(self.metrics, title, caption):
+        if messages := messages_table(self.metrics, title, caption):
             yield "table", messages
 
 
@@ -188,3 +192,49 @@ def _single(value: object) -> dict[str, Any]:
     if isinstance(value, bool):
         value = int(value)
     return {"mean": value, "values": {"0": value}} if is_number(value) else {}
+
+
+def run_table(summary: Mapping[str, Any], title: str, caption: str) -> Table | None:
+    """Measures of one run's generator at each site and over all; None where there is none."""
+    groups = []
+    for site, about in mapping(summary.get("sites")).items():
+        counts, found = mapping(about), mapping(mapping(about).get("generation"))
+        groups.append(_run_row(site, found, counts.get("n_train"), counts.get("n_test")))
+    if found := mapping(summary.get("generation")):
+        counts = [mapping(about) for about in mapping(summary.get("sites")).values()]
+        totals = [_total(counts, key) for key in ("n_train", "n_test")]
+        groups.append(_run_row(place(WHOLE), found, *totals))
+    heads = [Head("Tested at", n=False), Head("Training"), Head("Test")]
+    heads += [Head(sentence(measure(m).words)) for m in MEASURES]
+    return Table(title, caption, heads, [[row] for row in groups]) if groups else None
+
+
+def messages_table(metrics: pd.DataFrame, title: str, caption: str) -> Table | None:
+    """Bytes of one run by kind of message; None where none is known."""
+    sent = metrics[metrics["metric"].str.match(r"bytes-(up|down)-")]
+    if sent.empty:
+        return None
+    kinds = sent["metric"].str.extract(r"bytes-(?P<way>up|down)-(?P<kind>.+)")
+    sums = sent.assign(**kinds).groupby(["kind", "way"])["value"].agg(["sum", "count"])
+    rows = []
+    for kind in sorted(set(kinds["kind"]), reverse=True):
+        row = [Cell(sentence(kind), kind="", scope="row")]
+        for way in ("up", "down"):
+            if (kind, way) not in sums.index:
+                row.append(Cell("–"))
+                continue
+            total, count = sums.loc[(kind, way)]
+            row.append(Cell(data_size(total), f"{data_size(total / max(count, 1))} a message"))
+        rows.append(row)
+    heads = [Head("Message", n=False), Head("Sent by sites"), Head("Sent to sites")]
+    return Table(title, caption, heads, [rows])
+
+
+def _run_row(name: str, found: Mapping[str, Any], n_train: Any, n_test: Any) -> list[Cell]:
+    row = [Cell(name, kind="site", scope="row"), Cell(whole(n_train)), Cell(whole(n_test))]
+    return row + [Cell(told(m, found.get(m))) for m in MEASURES]
+
+
+def _total(counts: Sequence[Mapping[str, Any]], key: str) -> int | None:
+    values = [one.get(key) for one in counts]
+    return sum(values) if values and all(map(is_number, values)) else None

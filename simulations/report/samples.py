@@ -1,9 +1,9 @@
-"""Which training slices a comparison of generators shows, and how they lie in ``samples.npz``.
+"""Which training images a comparison shows, and how they lie in ``samples.npz``.
 
-Generated pictures are shown in two rows, one per sex, of two people with five heights;
-real slices are kept in that order, so that both can be laid out alike. A place that nobody fills
-(a site may have one man only) is air. Like every array of the file, a slice is turned so that axis
-0 points to the right and axis 1 to the front.
+Every array of the file is turned so that axis 0 points to the right and axis 1 to the front, or up;
+a third axis has colours. Of generators, images are kept in the order in which generated pictures
+are shown: a row for each class of the study, of two people at every height of a volume, or of as
+many people as a row has places. A place that nobody fills is black.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.imaging.slices import LEVELS_MM
+from common.studies.study import HEIGHT
 
 if TYPE_CHECKING:
     from common.data.dataset import Dataset
+    from common.studies.study import Study
 
 SITE = "site "  # before a site's name in the file: numpy has keywords that a site may be called
-PEOPLE = 2  # of each sex: as many as a row of a generator's grid has
-SEXES = ("female", "male")
-CAPTIONS = [f"{level:g} mm" for level in LEVELS_MM] * PEOPLE
+PEOPLE = 2  # of each class: as many as a row of a generator's grid of slices has
+PICTURES = 10  # in a row, where an image is a person's whole picture
 
 
 def pictured(images: np.ndarray) -> np.ndarray:
@@ -38,38 +39,57 @@ def pictured(images: np.ndarray) -> np.ndarray:
     return volumes[:, volumes.shape[1] // 2, ::-1].transpose(0, 2, 1)
 
 
-def laid_out(data: Dataset) -> np.ndarray:
-    """Choose slices of the first people of each sex.
+def captions(study: Study) -> list[str]:
+    """Return what stands above the places of a row."""
+    if study.images.view == "picture":
+        return [""] * PICTURES
+    return [f"{level:g} mm" for level in LEVELS_MM] * PEOPLE
+
+
+def laid_out(data: Dataset, study: Study) -> np.ndarray:
+    """Choose images of the first people of each class.
 
     Returns
     -------
     np.ndarray
-        float32 in [0, 1], (sexes × people × heights, R, R).
+        float32 in [0, 1], (classes × places, R, R) or (classes × places, R, R, 3).
     """
-    side = data.shape[-1]
-    heights = [f"{level:g}" for level in LEVELS_MM]
-    kept = np.zeros((len(SEXES), PEOPLE, len(LEVELS_MM), side, side), np.float32)
-    for row, sex in enumerate(SEXES):
-        mine = [k for k, label in enumerate(data.conditions) if label.get("sex") == sex]
-        for person, name in enumerate(list(dict.fromkeys(data.persons[k] for k in mine))[:PEOPLE]):
-            for k in (k for k in mine if data.persons[k] == name):
-                level = heights.index(data.conditions[k]["height"])
-                kept[row, person, level] = data.take([k])[0, 0]
-    stack = kept.reshape(-1, side, side).clip(0, 1)
-    return np.ascontiguousarray(stack[:, ::-1].transpose(0, 2, 1))
+    places = captions(study)
+    levels = [f"{level:g}" for level in LEVELS_MM]
+    shape = data.shape[-3:]
+    kept = np.zeros((len(study.label.classes.names), len(places), *shape), np.float32)
+    persons = np.asarray(data.persons)
+    for label, row in enumerate(kept):
+        mine = np.flatnonzero(np.asarray(data.labels) == label)
+        people = list(dict.fromkeys(persons[mine]))
+        if study.images.view == "picture":
+            chosen = dict(enumerate(mine[persons[mine] == person][0] for person in people))
+        else:
+            chosen = {
+                number * len(levels) + levels.index(data.conditions[k][HEIGHT]): k
+                for number, person in enumerate(people[:PEOPLE])
+                for k in mine[persons[mine] == person]
+            }
+        for at, k in chosen.items():
+            if at < len(places):
+                row[at] = data.take([k])[0]
+    stack = kept.reshape(-1, *shape).clip(0, 1)
+    return np.ascontiguousarray(pictured(stack))
 
 
-def rows(stack: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what :func:`laid_out` kept: for each sex a row of pictures (n, 1, R, R) in [-1, 1].
+def rows(stack: np.ndarray, study: Study) -> dict[str, np.ndarray]:
+    """Return what :func:`laid_out` kept: for each class a row of pictures (n, C, R, R) in [-1, 1].
 
-    Nothing, where the stack is of another layout. A sex that the site has not is left out.
+    Nothing, where the stack is of another layout. A class that the site has not is left out.
     """
-    width = PEOPLE * len(LEVELS_MM)
-    if len(stack) != len(SEXES) * width:
+    names, width = study.label.classes.names, len(captions(study))
+    if len(stack) != len(names) * width:
         return {}
-    pictures = 2 * np.nan_to_num(stack).clip(0, 1).transpose(0, 2, 1)[:, None, ::-1] - 1
+    colour = stack if stack.ndim == 4 else stack[..., None]
+    upright = np.nan_to_num(colour).clip(0, 1).transpose(0, 3, 2, 1)[:, :, ::-1]
+    pictures = 2 * upright - 1
     return {
-        sex: row
-        for k, sex in enumerate(SEXES)
+        name: row
+        for k, name in enumerate(names)
         if (row := pictures[k * width : (k + 1) * width]).max() > -1
     }

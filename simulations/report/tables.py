@@ -1,29 +1,21 @@
-"""Tables of the report, and the tidy frames behind them; plain values, no markup."""
+"""Tables of a comparison, from its summary and results, ready for the page's macro."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from common.metrics_log import WHOLE
-from simulations.report.charts import Series
-from simulations.report.figures import (
-    METRIC_NAMES,
-    final_values,
-    series,
-    series_of,
-    signed_number,
-)
-from simulations.report.words import mapping, sentence, whole
+from simulations.measures import measure
+from simulations.report.looks import Series, series, series_of
+from simulations.report.words import is_number, mapping, place, sentence, whole
+from simulations.results import CHOSEN
 
-SCORES = ["site", "arm", "strategy", "metric", "mean", "low", "high", "seeds", "over", "n"]
-DIFFERENCES = ["site", "contrast", "metric", "mean", "low", "high", "p", "note", "over_sites"]
-MEAN_OVER_SITES = "mean of sites"
-ASIDE = {"pretraining": "Pretraining", "use": "Use of synthetic scans"}
+ASIDE = {"pretraining": "Pretraining", "use": "Use of synthetic images"}
 MOST_FAILURES = 12  # lines in the notice; the table of costs counts them all
 
 
@@ -59,131 +51,154 @@ class Table:
     kind: str = ""
 
 
-def scores_frame(summary: Mapping[str, Any], results: pd.DataFrame) -> pd.DataFrame:
-    """Return ``summary["scores"]`` as a tidy frame with the columns :data:`SCORES`.
-
-    Of what the summary lacks, the means come from the results, without intervals.
-    """
-    rows = []
-    for site, models in mapping(summary.get("scores")).items():
-        for model, metrics in mapping(models).items():
-            arm, _, strategy = model.partition("/")
-            for metric, found in mapping(metrics).items():
-                if mapping(found):
-                    keys = {"site": site, "arm": arm, "strategy": strategy, "metric": metric}
-                    rows.append({**found, **keys})
-    if not rows:
-        tests = results[(results["split"] == "test") & (results["status"] == "done")]
-        for site in sorted(set(tests["tested_on"])):
-            for one in series_of(tests):
-                for metric in METRIC_NAMES:
-                    values = pd.Series(final_values(tests, one, site, metric), dtype=float)
-                    keys = {"site": site, "arm": one.arm, "strategy": one.strategy}
-                    counted = {"mean": values.mean(), "seeds": len(values)}
-                    rows.append({**keys, "metric": metric, **counted})
-    return _frame(rows, SCORES)
+def told(name: str, value: object, *, signed: bool = False) -> str:
+    """Return a measure's value with as many digits as it deserves; of a difference with a sign."""
+    if not is_number(value):
+        return "–"
+    digits = measure(name).places(value)
+    if signed and not float(f"{value:.{digits}f}"):  # no sign for what rounds to zero
+        return f"{0:.{digits}f}"
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
-def differences_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the paired differences as a tidy frame with the columns :data:`DIFFERENCES`."""
-    rows = []
-    by_site = mapping(summary.get("differences"))
-    over = {MEAN_OVER_SITES: mapping(summary.get("differences_over_sites"))}
-    for over_sites, table in ((False, by_site), (True, over)):
-        for site, contrasts in table.items():
-            for contrast, metrics in mapping(contrasts).items():
-                for metric, found in mapping(metrics).items():
-                    keys = {"site": site, "contrast": contrast, "metric": metric}
-                    rows.append({**mapping(found), **keys, "over_sites": over_sites})
-    frame = _frame(rows, DIFFERENCES)
-    return frame.assign(p=pd.to_numeric(frame["p"], errors="coerce").astype(float))
+def estimate(name: str, found: object, *, signed: bool = False) -> Cell:
+    """Return a record's mean with its interval; without a mean the reason beside the dash."""
+    record = mapping(found)
+    if not is_number(record.get("mean")):
+        return Cell("–", str(record.get("note") or ""))
+    small = ""
+    if is_number(record.get("low")) and is_number(record.get("high")):
+        ends = [told(name, record[end], signed=signed) for end in ("low", "high")]
+        small = " to ".join(ends)
+    elif name == CHOSEN and len(each := mapping(record.get("values"))) > 1:
+        small = ", ".join(told(name, amount) for amount in each.values())
+    return Cell(told(name, record["mean"], signed=signed), small)
 
 
-def scores_table(scores: pd.DataFrame, sites: Sequence[str], title: str, caption: str) -> Table:
-    """Every metric of every arm at every site, with intervals."""
-    metrics = [m for m in METRIC_NAMES if m in set(scores["metric"])]
-    groups = []
-    for site in sites:
-        here = scores[scores["site"] == site]
-        arms = series_of(here)
-        group = []
-        for index, one in enumerate(arms):
-            mine = here[(here["arm"] == one.arm) & (here["strategy"] == one.strategy)]
-            row = [Cell(site, kind="site", scope="rowgroup", span=len(arms))] if not index else []
-            row.append(Cell(one.name, kind="", scope="row", colour=one.colour))
-            for metric in metrics:
-                found = mine[mine["metric"] == metric]
-                row.append(_estimate(found.iloc[0]) if len(found) else Cell("–"))
-            group.append(row)
-        if group:
-            groups.append(group)
+def key_of(look: Series, **more: Any) -> Cell:
+    """Return a row's header: the model with its colour."""
+    return Cell(look.name, kind="", scope="row", colour=f"var(--{look.colour})", **more)
+
+
+def grouped(groups: Mapping[str, Sequence[Sequence[Cell]]]) -> list[list[list[Cell]]]:
+    """Put each group's name in front of its first row, over all of them."""
+    return [
+        [
+            [Cell(name, kind="site", scope="rowgroup", span=len(rows)), *row] if not k else [*row]
+            for k, row in enumerate(rows)
+        ]
+        for name, rows in groups.items()
+        if rows
+    ]
+
+
+def scores_table(
+    scores: Mapping[str, Any],
+    looks: Mapping[str, Series],
+    places: Sequence[str],
+    names: Sequence[str],
+    title: str,
+    caption: str,
+) -> Table | None:
+    """Measures of every model at every place, with intervals; None where there is none."""
+    known = [m for m in names if any(m in x for p in places for x in scores.get(p, {}).values())]
+    groups = {
+        place(where): [
+            [key_of(look), *(estimate(m, scores[where][model].get(m)) for m in known)]
+            for model, look in looks.items()
+            if set(known) & {*scores.get(where, {}).get(model, {})}
+        ]
+        for where in places
+    }
     heads = [Head("Tested at", n=False), Head("Model", n=False)]
-    heads += [Head(sentence(METRIC_NAMES[metric])) for metric in metrics]
-    return Table(title, caption, heads, groups)
+    heads += [Head(sentence(measure(m).words)) for m in known]
+    found = grouped(groups)
+    return Table(title, caption, heads, found) if known and found else None
 
 
-def differences_table(differences: pd.DataFrame, title: str, caption: str) -> Table:
-    """Paired differences of the two leading metrics, with p where there is one."""
-    metrics = [m for m in ("balanced_accuracy", "auroc") if m in set(differences["metric"])]
-    with_p = differences["p"].notna().any()
-    groups = []
-    for contrast, table in differences.groupby("contrast", sort=False):
-        if table["mean"].isna().all():  # with an arm that is not compared
-            continue
-        places = list(dict.fromkeys(table["site"]))
-        group = []
-        for index, site in enumerate(places):
-            name = contrast_name(contrast)
-            row = [Cell(name, kind="site", scope="rowgroup", span=len(places))] if not index else []
-            row.append(Cell(site, kind="", scope="row"))
-            for metric in metrics:
-                found = table[(table["site"] == site) & (table["metric"] == metric)]
-                row.append(_estimate(found.iloc[0], signed=True) if len(found) else Cell("–"))
-                if with_p:
-                    p = found["p"].iloc[0] if len(found) else math.nan
-                    row.append(Cell(_p_value(p)))
+def differences_table(
+    differences: Mapping[str, Any],
+    places: Sequence[str],
+    names: Sequence[str],
+    title: str,
+    caption: str,
+) -> Table | None:
+    """Paired differences of every contrast, with p where there is one; None where none."""
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for where in places:
+        for contrast, found in mapping(differences.get(where)).items():
+            if any(is_number(mapping(one).get("mean")) for one in found.values()):
+                rows.setdefault(contrast, {})[where] = found
+    order = list(mapping(differences.get(places[-1])))
+    rows = {c: rows[c] for c in sorted(rows, key=lambda c: order.index(c) if c in order else 99)}
+    every = [found for at in rows.values() for found in at.values()]
+    known = [m for m in names if any(m in found for found in every)]
+    with_p = any(is_number(mapping(found.get(m)).get("p")) for found in every for m in known)
+    groups = {}
+    for contrast, at in rows.items():
+        groups[contrast_name(contrast)] = group = []
+        for where, found in at.items():
+            row = [Cell(place(where), kind="", scope="row")]
+            for m in known:
+                row.append(estimate(m, found.get(m), signed=True))
+                row += [Cell(_p_value(mapping(found.get(m)).get("p")))] * with_p
             group.append(row)
-        groups.append(group)
     heads = [Head("Difference", n=False), Head("Tested at", n=False)]
-    for metric in metrics:
-        heads += [Head(sentence(METRIC_NAMES[metric]))] + [Head("p")] * bool(with_p)
-    return Table(title, caption, heads, groups)
+    for m in known:
+        heads += [Head(sentence(measure(m).words)), *[Head("p")] * with_p]
+    return Table(title, caption, heads, grouped(groups)) if groups else None
+
+
+def notes(differences: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return what is to be said of differences in some measures, each note once."""
+    found = {
+        str(mapping(one).get("note"))
+        for contrasts in differences.values()
+        for measures in mapping(contrasts).values()
+        for one in map(mapping(measures).get, names)
+        if mapping(one).get("note") and is_number(mapping(one).get("mean"))
+    }
+    return sorted(found)
 
 
 def matrix_table(
-    results: pd.DataFrame, metric: str, sites: Sequence[str], title: str, caption: str
+    scores: Mapping[str, Any],
+    models: Mapping[str, Any],
+    looks: Mapping[str, Series],
+    name: str,
+    sites: Sequence[str],
+    title: str,
+    caption: str,
 ) -> Table | None:
-    """Every model at every site, means over repetitions; None when no model was tested.
+    """Every model at every site; None when no model was tested.
 
-    The shade runs from the metric's lowest to its highest mean in the table.
+    The shade runs from the measure's lowest to its highest mean in the table.
     """
-    tests = results[
-        (results["split"] == "test") & (results["metric"] == metric) & (results["status"] == "done")
-    ]
-    means = tests.groupby(["arm", "strategy", "trained_on", "tested_on"])["value"].mean().dropna()
-    if means.empty:
+    rows = {
+        model: [
+            mapping(here.get("local" if own == site and "local" in here else model)).get(name)
+            for site in sites
+            for here, own in [(mapping(scores.get(site)), models[model].get("trained_on"))]
+        ]
+        for model in sorted(looks, key=lambda one: not one.startswith("local at "))
+        if model != "local"
+    }
+    means = {m: [mapping(one).get("mean") for one in found] for m, found in rows.items()}
+    known = [value for found in means.values() for value in found if is_number(value)]
+    if not known:
         return None
-    low, high = float(means.min()), float(means.max())
-    groups = []
-    for one in sorted(series_of(tests), key=lambda one: one.arm != "local"):
-        rows = tests[(tests["arm"] == one.arm) & (tests["strategy"] == one.strategy)]
-        known = [site for site in sites if site in set(rows["trained_on"])]
-        group = []
-        for trained_on in known + sorted(set(rows["trained_on"]) - set(known)):
-            name = f"{one.name}: {trained_on}" if one.arm == "local" else one.name
-            row = [Cell(name, kind="", scope="row", colour=one.colour)]
-            for site in sites:
-                value = means.get((one.arm, one.strategy, trained_on, site), math.nan)
-                own = "own" if one.arm == "local" and trained_on == site else ""
-                share = (value - low) / (high - low) if high > low else 0.5
-                shade = f"{share:.3f}" if math.isfinite(value) else None
-                row.append(Cell(_number(value), kind=own, shade=shade))
-            group.append(row)
-        groups.append(group)
-    heads = [Head("Model, trained on", n=False)] + [
-        Head(f"Tested at {site}", n=False) for site in sites
-    ]
-    return Table(title, caption, heads, groups, "matrix")
+    low, high = min(known), max(known)
+    group = []
+    for model, values in means.items():
+        row = [key_of(looks[model])]
+        for site, value in zip(sites, values, strict=True):
+            share = 0.5 if high == low or not is_number(value) else (value - low) / (high - low)
+            own = "own" if models[model].get("trained_on") == site else ""
+            shade = f"{share:.3f}" if is_number(value) else None
+            row.append(Cell(told(name, value), kind=own, shade=shade))
+        group.append(row)
+    heads = [Head("Model", n=False), *(Head(f"Tested at {site}", n=False) for site in sites)]
+    return Table(title, caption, heads, [group], "matrix")
 
 
 def costs_table(results: pd.DataFrame, sites: int, title: str, caption: str) -> Table:
@@ -191,14 +206,12 @@ def costs_table(results: pd.DataFrame, sites: int, title: str, caption: str) -> 
     rows = []
     for one in series_of(results):
         cells = _finished(results, one)
-        up, down = cells["bytes_up"].mean(), cells["bytes_down"].mean()
         seconds = cells["seconds"].dropna()
         ends = dict.fromkeys((duration(seconds.min()), duration(seconds.max())))
         exchanges = cells["rounds"].max() * sites
-        row = [Cell(one.name, kind="", scope="row", colour=one.colour)]
-        row.append(Cell(f"{len(cells)} of {_planned(results, one)}"))
+        row = [key_of(one), Cell(f"{len(cells)} of {_planned(results, one)}")]
         row.append(Cell(duration(seconds.mean()), " to ".join(ends) if len(ends) > 1 else ""))
-        for total in (up, down):
+        for total in (cells["bytes_up"].mean(), cells["bytes_down"].mean()):
             each = f"{data_size(total / exchanges)} a site and round" if total > 0 else ""
             row.append(Cell(data_size(total), each))
         rows.append(row)
@@ -212,40 +225,25 @@ def budget_table(results: pd.DataFrame, title: str, caption: str) -> Table:
     for one in series_of(results):
         mine = _done(results, one)
         models = mine.groupby(["seed", "trained_on"])[["steps", "images_seen", "rounds"]].max()
-        row = [Cell(one.name, kind="", scope="row", colour=one.colour)]
         total = models["images_seen"].groupby("seed").sum()
         each = [models[name] for name in ("rounds", "steps", "images_seen")]
-        row += [Cell(_span(values)) for values in (*each, total)]
-        rows.append(row)
+        rows.append([key_of(one), *(Cell(_span(values)) for values in (*each, total))])
     names = ("Rounds", "Optimizer steps", "Images a model", "Images a repetition")
     return Table(title, caption, [Head("Model", n=False), *map(Head, names)], [rows])
 
 
 def sites_table(sites: Mapping[str, Any], poor: str, title: str) -> Table | None:
-    """How many scans each site has in each split; None when nothing is known."""
-    rows = []
-    for site, counts in sites.items():
-        known = mapping(counts)
-        row = [Cell(site, kind="", scope="row")]
-        row += [Cell(whole(known.get(f"n_{split}"))) for split in ("train", "val", "test")]
-        rows.append(row)
-    if not rows:
-        return None
+    """How many images each site has in each split; None when nothing is known."""
+    rows = [
+        [
+            Cell(site, kind="", scope="row"),
+            *(Cell(whole(mapping(n).get(f"n_{split}"))) for split in ("train", "val", "test")),
+        ]
+        for site, n in sites.items()
+    ]
     caption = f"The data-poor site is {poor}." if poor else ""
     heads = [Head("Site", n=False), Head("Training"), Head("Validation"), Head("Test")]
-    return Table(title, caption, heads, [rows])
-
-
-def failures(results: pd.DataFrame) -> list[str]:
-    """Say which trainings did not end well, one line each."""
-    failed = results[results["status"] != "done"]
-    lines = []
-    for (arm, strategy, seed), rows in failed.groupby(["arm", "strategy", "seed"], sort=True):
-        status = " and ".join(sorted(set(rows["status"])))
-        sites = rows["trained_on"].dropna()
-        which = "".join(f", {site}" for site in sites if site not in ("", WHOLE))
-        lines.append(f"{series(arm, strategy).name}, seed {whole(seed)}{which}: {status}.")
-    return lines
+    return Table(title, caption, heads, [rows]) if rows else None
 
 
 def failed(results: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
@@ -254,7 +252,13 @@ def failed(results: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
     Those that are in no row of the results, as they go before the comparison or after it, are
     ``unfinished`` in the summary.
     """
-    lines = failures(results)
+    lines = []
+    lost = results[results["status"] != "done"]
+    for (arm, strategy, seed), rows in lost.groupby(["arm", "strategy", "seed"], sort=True):
+        status = " and ".join(sorted(set(rows["status"])))
+        sites = rows["trained_on"].dropna()
+        which = "".join(f", {site}" for site in sites if site not in ("", WHOLE))
+        lines.append(f"{series(arm, strategy).name}, seed {whole(seed)}{which}: {status}.")
     for one in map(mapping, summary.get("unfinished") or []):
         name = ASIDE.get(str(one.get("arm")), sentence(str(one.get("arm"))))
         lines.append(f"{name}, seed {whole(one.get('seed'))}: {one.get('status')}.")
@@ -293,20 +297,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _p_value(p: float) -> str:
-    if not math.isfinite(p):
+def _p_value(p: object) -> str:
+    if not is_number(p):
         return "–"
     return f"{p:.3f}" if p >= 0.0005 else "< 0.001"  # no test gives 0
-
-
-def _estimate(row: pd.Series, *, signed: bool = False) -> Cell:
-    number = signed_number if signed else _number
-    mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
-    if not math.isfinite(mean):
-        return Cell("–")
-    interval = math.isfinite(low) and math.isfinite(high)
-    between = " to " if signed else "–"
-    return Cell(number(mean), f"{number(low)}{between}{number(high)}" if interval else "")
 
 
 def _done(results: pd.DataFrame, one: Series) -> pd.DataFrame:
@@ -330,21 +324,4 @@ def _planned(results: pd.DataFrame, one: Series) -> int:
 
 def _span(values: pd.Series) -> str:
     found = sorted(set(values.dropna()))
-    if not found:
-        return "–"
-    ends = dict.fromkeys((whole(found[0]), whole(found[-1])))
-    return " to ".join(ends)
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "–"
-
-
-def _frame(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """Tidy rows, with NaN where a number is missing or no number."""
-    frame = pd.DataFrame(list(rows)).reindex(columns=columns)
-    numbers = {
-        name: pd.to_numeric(frame[name], errors="coerce").astype(float)
-        for name in ("mean", "low", "high")
-    }
-    return frame.assign(**numbers)
+    return " to ".join(dict.fromkeys((whole(found[0]), whole(found[-1])))) if found else "–"

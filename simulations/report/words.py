@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from common.disclosure import MIN_PARTICIPANTS
-from simulations.bootstrap import SEEDS_FOR_P, SEEDS_TO_TRUST
+from common.errors import FedscanError
+from common.evaluation.statistics import SEEDS_FOR_P, SEEDS_TO_TRUST
+from common.metrics_log import WHOLE
+from common.studies.study import read_study
 
-FEW_SCANS = 20  # a validation split below moves in steps of 5 % of a class and more
+FEW_IMAGES = 20  # a validation split below moves in steps of 5 % of a class and more
 
 MATRIX = (
     "A local model that does well at home and poorly elsewhere has learned its own scanner and "
@@ -21,11 +25,41 @@ MATRIX = (
 NO_TESTS = "No model ended well, so there is no test result to show."
 NO_CURVES = "The results hold no validation metrics."
 NO_MATRIX = "No model ended well, so there is nothing to cross."
-NO_SCANS = "The folder holds no samples.npz, so there are no scans to show."
+NO_SAMPLES = "The folder holds no samples.npz, so there are no training images to show."
 FOOTER = (
     "Made by fedscan report from results.csv, summary.json, manifest.json and samples.npz of "
     "this folder. The file is complete in itself and asks the network for nothing."
 )
+
+
+@dataclass(frozen=True)
+class Nouns:
+    """What the study's images are called, and what it asks of them."""
+
+    image: str = "scan"  # of a person
+    made: str = "slice"  # what a generator makes
+    label: str = "label"
+
+    @property
+    def images(self) -> str:
+        """The plural."""
+        return f"{self.image}s"
+
+
+def nouns(config: Mapping[str, Any]) -> Nouns:
+    """Return the nouns of a run config's study; of one that cannot be read, those of scans."""
+    try:
+        study = read_study(str(config.get("study", "")))
+    except FedscanError:
+        return Nouns()
+    pictures = study.images.view == "picture"
+    image, made = ("picture", "picture") if pictures else ("scan", "slice")
+    return Nouns(image, made, study.label.column)
+
+
+def place(name: str) -> str:
+    """Return where something was tested, to stand above a panel; a site keeps its spelling."""
+    return "All sites" if name == WHOLE else name
 
 
 def repetitions(results: pd.DataFrame) -> str:
@@ -36,21 +70,30 @@ def repetitions(results: pd.DataFrame) -> str:
     return f"{low} to {high} repetitions" if low < high else plural(high, "repetition")
 
 
-def results(means: str, intervals: str) -> str:
-    """Say how the test was done."""
+def results(means: str, intervals: str, nouns: Nouns) -> str:
+    """Say how classifiers were tested."""
     return (
-        "Every model is tested once, on scans that neither training nor the choice of a round has "
-        f"seen. Shown are {means}; {intervals}. Balanced accuracy is the mean of "
-        "sensitivity and specificity at a threshold of 0.5; AUROC needs no threshold."
+        f"Every model is tested once, on {nouns.images} that neither training nor the choice of a "
+        f"round has seen. Shown are {means}; {intervals}. Balanced accuracy is the mean recall of "
+        "the classes; AUROC needs no threshold and, of more than two classes, is the mean of each "
+        "against the rest."
     )
 
 
-def intervals(scores: pd.DataFrame, level: str) -> str:
-    """Say what the intervals of the scores were resampled over."""
-    over = sorted({str(value) for value in scores["over"].dropna() if value})
-    if not over or scores["low"].isna().all():
-        return "there are no intervals, as the summary holds none"
-    return f"bars are {level} bootstrap intervals over {' or over '.join(over)}"
+def intervals(summary: Mapping[str, Any], level: str) -> str:
+    """Say what the intervals of the scores were taken over."""
+    records = [
+        mapping(record)
+        for models in mapping(summary.get("scores")).values()
+        for measures in mapping(models).values()
+        for record in mapping(measures).values()
+    ]
+    over = sorted({str(one["over"]) for one in records if one.get("over")})
+    if not over:
+        return "there are no intervals"
+    kinds = ["Student's t" if one == "seeds" else "bootstrap" for one in over]
+    told = [f"{kind} intervals over {one}" for kind, one in zip(kinds, over, strict=True)]
+    return f"bars are {level} {' or '.join(told)}"
 
 
 def level(summary: Mapping[str, Any]) -> str:
@@ -59,28 +102,39 @@ def level(summary: Mapping[str, Any]) -> str:
     return f"{100 * found:.3g} %" if is_number(found) else "95 %"
 
 
-def site(counts: Mapping[str, Any], *, poor: bool) -> str:
-    """Return a panel's note: whether the site is the data-poor one, and how many scans it has."""
+def site(counts: Mapping[str, Any], images: str, *, poor: bool) -> str:
+    """Return a panel's note: whether the site is the data-poor one, and how many images it has."""
     known = [
         f"{whole(counts[key])} {word}"
         for key, word in (("n_train", "training"), ("n_test", "test"))
         if counts.get(key) is not None
     ]
-    return " · ".join(["data-poor"] * poor + ([f"{' and '.join(known)} scans"] if known else []))
+    return " · ".join(["data-poor"] * poor + ([f"{' and '.join(known)} {images}"] if known else []))
 
 
-def scans(phantoms: bool) -> str:
-    """Return the caption of the sample scans."""
-    seen = (
-        "Middle axial slices of a few training scans as the models get them, after preparation; "
-        "front is up, left is left. What differs from site to site is scanner, resolution and "
-        "patients: the domain shift. "
+def samples(phantoms: bool, nouns: Nouns) -> str:
+    """Return the caption of sample images."""
+    middle = (
+        "Middle axial slices of a few training scans"
+        if nouns.image == "scan"
+        else ("A few training pictures")
     )
+    upright = "; front is up, left is left" if nouns.image == "scan" else ""
+    seen = (
+        f"{middle} as the models get them, after preparation{upright}. What differs from site to "
+        "site is devices and patients: the domain shift. "
+    )
+    return seen + whose(phantoms, nouns)
+
+
+def whose(phantoms: bool, nouns: Nouns) -> str:
+    """Say whose images are shown."""
     if phantoms:
-        return seen + "The scans are synthetic: no person is shown."
-    return seen + (
-        "These are training scans, shown only on the machine that holds them: keep this file as "
-        "you keep the scans. To pass it on, delete samples.npz and run fedscan report again."
+        return f"The {nouns.images} are synthetic: no person is shown."
+    return (
+        f"These are training {nouns.images}, shown only on the machine that holds them: keep this "
+        f"file as you keep the {nouns.images}. To pass it on, delete samples.npz and run fedscan "
+        "report again."
     )
 
 
@@ -136,7 +190,7 @@ def _pooled_budget(known: Mapping[str, Any], sites: int) -> str:
         f"{sites} sites' together, so that it sees as many images as they do: equal optimizer "
         "steps and equal images (centralized-batch = large). The other reading, "
         "centralized-batch = small, keeps the batch size and multiplies the steps: equal images "
-        "only. A site with few scans passes over them more often than the others."
+        "only. A site with few images passes over them more often than the others."
     )
 
 
@@ -153,6 +207,7 @@ def disclosed(counts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def limits(
+    nouns: Nouns,
     *,
     phantoms: bool,
     counts: Mapping[str, Mapping[str, Any]],
@@ -163,24 +218,27 @@ def limits(
     """Say what the comparison does not show."""
     if phantoms:
         yield (
-            "The scans are phantoms: real template anatomy with simulated people and scanners. "
-            "What is measured here is how the arms compare under known conditions, not how well "
-            "sex or a disease is told in patients."
+            f"The {nouns.images} are phantoms, with simulated people and devices. What is measured "
+            f"here is how the arms compare under known conditions, not how well {nouns.label} is "
+            "recognised in patients."
         )
     else:
-        yield "The result is of these sites' scans and says nothing of other hospitals or devices."
+        yield (
+            f"The result is of these sites' {nouns.images} and says nothing of other hospitals or "
+            "devices."
+        )
     yield from disclosed(counts)
     few = {s: n["n_val"] for s, n in counts.items() if is_number(n.get("n_val"))}
-    few = {s: n for s, n in few.items() if n < FEW_SCANS}
+    few = {s: n for s, n in few.items() if n < FEW_IMAGES}
     if few:
         told = ", ".join(f"{s} has {whole(n)}" for s, n in few.items())
         yield (
-            f"Few validation scans: {told}. Curves there are coarse, and a local model's round is "
-            "chosen on them alone, which is part of what having little data means."
+            f"Few validation {nouns.images}: {told}. Curves there are coarse, and a local "
+            "model's round is chosen on them alone, which is part of what having little data means."
         )
     if seeds <= 1:
         yield (
-            "One repetition: the intervals are over test scans only and do not hold the chance of "
+            "One repetition: the intervals are over persons only and do not hold the chance of "
             "initial weights and batches."
         )
     elif seeds < SEEDS_TO_TRUST:
@@ -194,9 +252,9 @@ def limits(
     )
     if has_p:
         yield (
-            "p-values speak of chance in training on these test scans alone, not of other people, "
-            "and are not corrected for the number of sites and metrics. There is none for the "
-            "scores themselves, only for paired differences."
+            f"p-values speak of chance in training on these test {nouns.images} alone, not of "
+            "other people, and are not corrected for the number of sites and metrics. There is "
+            "none for the scores themselves, only for paired differences."
         )
     elif seeds < SEEDS_FOR_P:
         yield (
@@ -218,7 +276,7 @@ def limits(
         "hold no network and no waiting for a hospital."
     )
     yield (
-        "Accuracy is compared, not privacy: that scans stay at their site does not show what "
+        "Accuracy is compared, not privacy: that images stay at their site does not show what "
         "could be learned from the updates that leave it."
     )
 

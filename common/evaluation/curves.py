@@ -1,0 +1,72 @@
+"""What a classifier's predictions look like: ROC and reliability curves as numbers to draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.evaluation.classification import CALIBRATION_BINS, decide
+
+GRID = np.linspace(0, 1, 51)  # false-positive rates at which ROC curves are read
+
+
+def describe(
+    labels: NDArray[np.integer], repetitions: list[NDArray[np.floating]], target: int | None
+) -> dict[str, Any]:
+    """Describe a model's decisions on the same images over repetitions.
+
+    Parameters
+    ----------
+    labels : (N,) integers
+    repetitions : list of (N, K) floats
+        Probabilities of every class, an array a repetition.
+    target : int or None
+        Index of the positive class. None: ROC curves are averaged over one class against the rest.
+
+    Returns
+    -------
+    dict
+        ``confusion``: (K, K) counts, summed over repetitions, a row a true class; ``roc``: mean
+        sensitivity at :data:`GRID`, None without the class and another; ``calibration``: a bin of
+        equal width each, its number of images, mean probability and share that is right, over all
+        repetitions, of the positive class or, without one, of the class decided for.
+    """
+    k = repetitions[0].shape[1]
+    cells = [np.bincount(k * labels + decide(p), minlength=k * k) for p in repetitions]
+    wanted = [target] if target is not None else list(np.unique(labels))
+    curves = [_roc(labels == c, p[:, c]) for p in repetitions for c in wanted]
+    known = [curve for curve in curves if curve is not None]
+    return {
+        "confusion": np.sum(cells, axis=0).reshape(k, k).tolist(),
+        "roc": np.mean(known, axis=0).round(4).tolist() if known else None,
+        "calibration": _bins(labels, repetitions, target),
+    }
+
+
+def _roc(truth: NDArray[np.bool_], score: NDArray[np.floating]) -> NDArray | None:
+    """Sensitivity at :data:`GRID`, on straight lines between thresholds (vertical averaging)."""
+    if truth.all() or not truth.any():
+        return None
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # of runs of equal ones
+    hits, alarms = (np.append(0, np.cumsum(one[order])[ends]) for one in (truth, ~truth))
+    return np.interp(GRID, alarms / alarms[-1], hits / hits[-1])
+
+
+def _bins(
+    labels: NDArray, repetitions: list[NDArray[np.floating]], target: int | None
+) -> list[tuple[int, float, float]]:
+    if target is None:
+        sure = np.concatenate([p.max(axis=1) for p in repetitions])
+        right = np.concatenate([p.argmax(axis=1) == labels for p in repetitions])
+    else:
+        sure = np.concatenate([p[:, target] for p in repetitions])
+        right = np.tile(labels == target, len(repetitions))
+    bins = np.minimum((sure * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    return [
+        (int(mine.sum()), round(float(sure[mine].mean()), 4), round(float(right[mine].mean()), 4))
+        for mine in (bins == b for b in range(CALIBRATION_BINS))
+        if mine.any()
+    ]

@@ -1,0 +1,139 @@
+"""What a comparison's cells left, brought together: results, predictions, summary, samples."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from common.config.run_config import RunConfig
+from common.files import write_atomically
+from common.paths import cache_dir
+from common.reading import read_json
+from common.tasks.task import load_task
+from simulations.arms import POOL
+from simulations.plan import Cell, Plan
+from simulations.results import USE_NUMBERS, USE_TEXTS, read_predictions, read_table
+
+if TYPE_CHECKING:
+    from common.data.dataset import Dataset
+
+RESULTS, SUMMARY, SAMPLES = "results.csv", "summary.json", "samples.npz"
+SAMPLE_IMAGES = 6
+
+
+def read_rows_of(folder: Path, cell: Cell, **columns: Any) -> pd.DataFrame:
+    """Read the rows that a cell of a comparison left.
+
+    Raises
+    ------
+    FileError
+    """
+    path = folder / "cells" / cell.name
+    remedy = f"Remove {path}, and --resume trains it again"
+    return read_table(path / RESULTS, folder, remedy=remedy, **columns)
+
+
+def summarize_cells(
+    folder: Path,
+    plan: Plan,
+    config: RunConfig,
+    sites: Iterable[str],
+    results: pd.DataFrame,
+    *,
+    poor_site: str,
+    used: Iterable[Cell],
+) -> dict[str, Any]:
+    """Summarize a comparison; write each site's predictions, and ``use.csv`` where it was tried.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the comparison.
+    plan : Plan
+    config : RunConfig
+        Of no variant.
+    sites : iterable of str
+    results : DataFrame
+    poor_site : str
+    used : iterable of Cell
+        Those that tried what generated images are good for, and ended well.
+    """
+    from simulations.summary import summarize, summarize_use
+
+    sites, predictions = list(sites), {}
+    if config.task != "generation":
+        predictions = {site: _predictions(folder, plan, site) for site in sites}
+    for site, frame in predictions.items():
+        path = folder / "sites" / site / "predictions.csv"
+        write_atomically(path, frame.to_csv(index=False).encode())
+    summary = summarize(
+        results,
+        predictions,
+        task=config.task,
+        poor_site=poor_site,
+        sites=sites,
+        reference_strategy=plan.reference_strategy or None,
+        contrasts=plan.compared_contrasts,
+        positive=config.read_study().label.positive or None,
+        plain_bytes=_plain_bytes(folder, plan),
+    )
+    (folder / "use.csv").unlink(missing_ok=True)
+    columns = {"numbers": USE_NUMBERS, "texts": USE_TEXTS}
+    if tables := [read_rows_of(folder, cell, **columns) for cell in used]:
+        table = pd.concat(tables, ignore_index=True)
+        write_atomically(folder / "use.csv", table.to_csv(index=False).encode())
+        summary["use"] = summarize_use(table)
+    return summary
+
+
+def _plain_bytes(folder: Path, plan: Plan) -> dict[tuple[str, int], float]:
+    """What messages of federated cells would have taken uncompressed, where they say so."""
+    plain = {}
+    for cell in plan.cells():
+        path = folder / "cells" / cell.name / POOL / SUMMARY
+        if cell.arm == "federated" and path.is_file():
+            found = read_json(path, folder).get("bytes_plain")
+            if isinstance(found, int | float) and found > 0:
+                plain[cell.strategy, cell.seed] = float(found)
+    return plain
+
+
+def _predictions(folder: Path, plan: Plan, site: str) -> pd.DataFrame:
+    """What every model said of a site's test images."""
+    parts = []
+    for cell in plan.cells():
+        for path in sorted((folder / "sites" / site / cell.name).glob("*/predictions.csv")):
+            frame = read_predictions(path, folder)
+            identity = {"arm": cell.arm, "strategy": cell.strategy, "seed": cell.seed}
+            about = pd.DataFrame({**identity, "trained_on": path.parent.name}, index=frame.index)
+            parts.append(pd.concat([about, frame], axis=1))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["scan"])
+
+
+def write_samples(path: Path, sites: Mapping[str, str], config: RunConfig) -> None:
+    """Keep a few training images a site, for the report, as :mod:`~simulations.report.samples`.
+
+    For generation as its pictures are laid out; else the first images, of volumes middle slices.
+    """
+    from simulations.report.samples import SITE, laid_out, pictured
+
+    task, study = load_task(config.task), config.read_study()
+
+    def kept(data: Dataset) -> np.ndarray:
+        if config.task == "generation":
+            return laid_out(data, study)
+        images = data.take(np.arange(min(len(data), SAMPLE_IMAGES)))
+        return np.ascontiguousarray(pictured(images))
+
+    strips = {
+        f"{SITE}{site}": kept(task.open_split(site, Path(at), "train", config, cache_dir()))
+        for site, at in sites.items()
+    }
+    file = io.BytesIO()
+    np.savez_compressed(file, **strips)
+    write_atomically(path, file.getvalue())

@@ -1,0 +1,105 @@
+"""What each task is measured by: which numbers lead, which way is better, how they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.evaluation.classification import OF_EACH_CLASS, metric_names
+from simulations.results import CHOSEN
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a test.
+
+    Parameters
+    ----------
+    words : str
+        Its name in a sentence.
+    less_is_better : bool
+    pool : str
+        What it is over all sites: "mean" of the sites', "whole" where only one that was measured
+        over all of them will do, "any" where the largest of the sites' counts.
+    digits : tuple of int
+        Decimals of values below 10, from 10 and from 100 on.
+    """
+
+    words: str
+    less_is_better: bool = False
+    pool: str = "mean"
+    digits: tuple[int, int, int] = (2, 2, 2)
+
+    def places(self, value: float) -> int:
+        """Decimals with which a value of this size is told."""
+        return self.digits[0 if abs(value) < 10 else 1 if abs(value) < 100 else 2]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a task's models are judged.
+
+    Parameters
+    ----------
+    leading : tuple of str
+        Measures of figures and headlines; of headlines the first that both models have.
+    beside : tuple of str
+        Measures that a headline tells as well, where they have intervals.
+    measures : dict of str to Measure
+    """
+
+    leading: tuple[str, ...]
+    beside: tuple[str, ...]
+    measures: dict[str, Measure]
+
+
+CLASSIFICATION = {
+    "balanced_accuracy": Measure("balanced accuracy"),
+    "auroc": Measure("AUROC"),
+    "auprc": Measure("AUPRC"),
+    "sensitivity_at_90_specificity": Measure("sensitivity at 90 % specificity"),
+    "f1": Measure("F1"),
+    "calibration_error": Measure("calibration error", less_is_better=True),
+    "loss": Measure("cross-entropy (nats)", less_is_better=True),
+}
+GENERATION = {
+    "frechet_distance": Measure("Fréchet distance", True, "whole", (2, 1, 0)),
+    "kernel_distance": Measure("kernel distance", True, digits=(3, 1, 1)),
+    "precision": Measure("precision"),
+    "recall": Measure("recall"),
+    "coverage": Measure("coverage"),
+    "authenticity": Measure("authenticity"),
+    "authenticity_held_out": Measure("authenticity of held-out images"),
+    "copies_flagged": Measure("flagged as copying", True, "any"),
+}
+OTHERS = {CHOSEN: Measure("synthetic participants chosen", digits=(0, 0, 0))}
+DISTANCES = ("frechet_distance", "kernel_distance")
+
+
+def judged(
+    task: str, classes: Sequence[str] = (), positive: str | None = None, *, each: bool = False
+) -> Judged:
+    """Return how a task's models are judged.
+
+    Parameters
+    ----------
+    task : str
+    classes : sequence of str
+        Of a classification.
+    positive : str, optional
+    each : bool
+        Whether single classes have measures of their own.
+    """
+    if task == "generation":
+        return Judged(DISTANCES, ("recall", "precision"), GENERATION)
+    names = metric_names(max(2, len(classes)), classes if each else None, positive)
+    return Judged(("balanced_accuracy", "auroc"), (), {name: measure(name) for name in names})
+
+
+def measure(name: str) -> Measure:
+    """Return what is known of a measure, also of one of a single class, as ``recall.MEL``."""
+    known = {**CLASSIFICATION, **GENERATION, **OTHERS}
+    kind, _, one = name.partition(".")
+    if one and kind in OF_EACH_CLASS:
+        return Measure(f"{known[kind].words} of {one}")
+    return known.get(name, Measure(name))

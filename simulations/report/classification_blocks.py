@@ -1,0 +1,208 @@
+"""What a classification adds to the report: classes one by one, decisions, curves, samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from common.evaluation.classification import OF_EACH_CLASS
+from common.evaluation.curves import GRID
+from simulations.measures import CLASSIFICATION
+from simulations.report import charts, figures, pictures, tables, words
+from simulations.report.blocks import Section, figure_blocks
+from simulations.report.charts import Line
+from simulations.report.tables import Head, Table, estimate, grouped, key_of
+from simulations.report.words import mapping, plural, sentence, whole
+
+if TYPE_CHECKING:
+    from simulations.report.content import Content
+
+LEADING = "balanced_accuracy"
+
+
+class ClassificationBlocks:
+    """See :class:`simulations.report.content.Blocks`."""
+
+    title = "Federated training against pooled and local training"
+    leads = "Results at every site"
+    footer = words.FOOTER
+    selection = (
+        "Every arm keeps the round of its lowest validation loss and is tested with that one."
+    )
+
+    def __init__(self, content: Content) -> None:
+        self.content = content
+        summary = content.summary
+        self.classes = tuple(map(str, summary.get("classes") or ()))
+        self.positive = str(summary.get("positive") or "")
+        self.shown = [m for m in CLASSIFICATION if m in (summary.get("measures") or ())]
+        k = len(self.classes) or 2
+        self._chance = {LEADING: 1 / k, "auroc": 0.5, "loss": math.log(k)}
+        self.curves = {name: self._chance[name] for name in ("loss", LEADING)}
+
+    def chance(self, name: str) -> float:
+        """Return what guessing gives, with even odds."""
+        return self._chance.get(name, math.nan)
+
+    def judged(self) -> str:
+        """Say how models were tested."""
+        return words.results(self.content.means, self.content.intervals, self.content.nouns)
+
+    def notices(self) -> list[str]:
+        """Return nothing."""
+        return []
+
+    def before_curves(self) -> Iterator[Section]:
+        """Yield classes, decisions and curves of every site."""
+        content = self.content
+        blocks = figure_blocks(self._decisions(), legend=False)
+        blocks += figure_blocks(self._curves())
+        blocks += [("table", one) for one in self._class_tables()]
+        if blocks:
+            yield Section("classes", "Classes", "Classes, decisions and probabilities", blocks)
+        matrix = tables.matrix_table(
+            *(content.scores, content.described, content.all_looks, LEADING, content.sites),
+            "Test balanced accuracy of every model at every site",
+            f"{sentence(content.means)}; shaded from lowest to highest. Framed: at home.",
+        )
+        crossed = [("text", words.MATRIX), ("table", matrix)]
+        yield Section(
+            *("matrix", "Every model at every site", ""),
+            crossed if matrix else [("text", words.NO_MATRIX)],
+        )
+
+    def after_curves(self) -> Iterator[Section]:
+        """Yield some training images of every site."""
+        content = self.content
+        strips = [self._strip(site) for site, stack in content.samples.items() if len(stack)]
+        shown = {
+            "title": f"Sample {content.nouns.images} of every site",
+            "caption": words.samples(content.phantoms, content.nouns),
+            "pictures": strips,
+            "kind": "scans",
+        }
+        found = ("pictures", shown) if strips else ("text", words.NO_SAMPLES)
+        heading = f"What the sites' {content.nouns.images} look like"
+        yield Section("samples", sentence(content.nouns.images), heading, [found])
+
+    def limits(self) -> Iterator[str]:
+        """Say what the comparison does not show."""
+        content = self.content
+        budget = mapping(content.manifest.get("budget"))
+        yield from words.limits(
+            content.nouns,
+            phantoms=content.phantoms,
+            counts=content.counts,
+            seeds=content.seeds,
+            has_p=content.has_p,
+            budget=budget if words.pools(content.manifest) else None,
+        )
+
+    def _class_tables(self) -> Iterator[Table]:
+        """A table a site: of every class its images, and recall, F1 and AUROC of every model."""
+        content = self.content
+        for site in content.sites:
+            here, counts = content.scores.get(site, {}), content.summary.get("counts")
+            counts = mapping(mapping(counts).get(site))
+            looks = {m: look for m, look in content.looks(site).items() if m in here}
+            names = [m for m in OF_EACH_CLASS if f"{m}.{(*self.classes, '')[0]}" in
+                     (content.summary.get("measures") or ())]  # fmt: skip
+            if not names or not looks:
+                continue
+            groups = {}
+            for one in self.classes:
+                n = whole(mapping(counts.get("images")).get(one))
+                groups[f"{one} (n = {n})"] = [
+                    [key_of(look), *(estimate(f"{m}.{one}", here[model].get(f"{m}.{one}"))
+                                     for m in names)]
+                    for model, look in looks.items()
+                ]  # fmt: skip
+            people = counts.get("persons")
+            of = f" of {plural(people, 'person')}" if people else ""
+            heads = [Head("Class", n=False), Head("Model", n=False)]
+            heads += [Head(sentence(CLASSIFICATION[m].words if m in CLASSIFICATION else m))
+                      for m in names]  # fmt: skip
+            yield Table(
+                f"Classes at {site}",
+                f"n: test {content.nouns.images}{of}. {sentence(content.means)}; "
+                f"{content.intervals}. AUROC: the class against the rest.",
+                heads,
+                grouped(groups),
+            )
+
+    def _found(self, site: str) -> dict[str, Mapping[str, Any]]:
+        """Curves of the models of a site, its own among them."""
+        known = mapping(mapping(self.content.summary.get("curves")).get(site))
+        return {m: mapping(known.get(m)) for m in self.content.looks(site) if known.get(m)}
+
+    def _decisions(self) -> Iterator[dict[str, Any]]:
+        """A figure a site, with the confusion matrix of every model."""
+        for site in self.content.sites:
+            panels = []
+            for model, found in self._found(site).items():
+                counts = tuple(tuple(map(int, row)) for row in found.get("confusion") or ())
+                if len(counts) != len(self.classes) or not counts:
+                    continue
+                look = self.content.all_looks[model]
+                said = f"Confusion matrix of {look.name} at site {site}"
+                drawn = charts.confusion(counts, self.classes, said)
+                panels.append(figures.panel(look.name, "", drawn))
+            if panels:
+                many = " summed over repetitions" if self.content.seeds > 1 else ""
+                yield {
+                    "title": f"Confusion matrices at {site}",
+                    "caption": f"Rows: true class; columns: decision. Numbers count test "
+                    f"{self.content.nouns.images}{many}; the shade is the share of the row.",
+                    "panels": panels,
+                }
+
+    def _curves(self) -> Iterator[dict[str, Any]]:
+        """ROC and reliability curves at every site."""
+        two = self.classes[1:2] if len(self.classes) == 2 else ()
+        target = self.positive or next(iter(two), "")
+        whose = f"of {target}" if target else "one class against the rest, mean over classes"
+        kinds = {
+            "roc": ("ROC curves", ("false-positive rate", "sensitivity"), f"ROC curves {whose}."),
+            "calibration": (
+                "Calibration",
+                ("predicted probability", "observed share"),
+                f"Mean predicted probability {f'of {target}' if target else 'of the decision'} and "
+                "the share for which it is true, in ten bins of equal width. On the dotted line, "
+                "probabilities are what they claim to be.",
+            ),
+        }
+        for kind, (title, names, caption) in kinds.items():
+            panels = []
+            for site in self.content.sites:
+                lines, said = [], []
+                for model, found in self._found(site).items():
+                    look, points = self.content.all_looks[model], found.get(kind)
+                    if not points:
+                        continue
+                    if kind == "roc":
+                        lines.append(Line(look, tuple(GRID.tolist()), tuple(points)))
+                        at = float(points[len(points) // 10])
+                        said.append(f"{look.name} sensitivity {at:.2f} at 0.90 specificity")
+                    else:
+                        _, sure, right = zip(*points, strict=True)
+                        lines.append(Line(look, sure, right))
+                        n = sum(one[0] for one in points)
+                        gap = sum(k * abs(p - share) for k, p, share in points) / n
+                        said.append(f"{look.name} is off by {gap:.2f} on average")
+                if lines:
+                    told = f"{title} at site {site}. {'; '.join(said)}."
+                    drawn = charts.unit_square(
+                        tuple(lines), names, told, points=kind == "calibration"
+                    )
+                    panels.append(figures.panel(site, "", drawn))
+            if panels:
+                yield {"title": f"{title} at every site", "caption": caption, "panels": panels}
+
+    def _strip(self, site: str) -> dict[str, Any]:
+        stack = self.content.samples[site]
+        image = self.content.nouns.image
+        kind = "axial slice" if image == "scan" else "picture"
+        where = " through the middle of training scans" if image == "scan" else ", for training,"
+        alt = f"{plural(len(stack), kind)}{where} of site {site}"
+        return {"name": site, "note": "", "alt": alt, **pictures.strip(stack)}

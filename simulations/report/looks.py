@@ -1,0 +1,92 @@
+"""How models are drawn: one colour, marker and dash each, distinct also in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+# After Okabe and Ito's palette, distinct for colour-blind eyes; the page's style names them too.
+COLOURS = {
+    "centralized": "#007a5a",
+    "local": "#c05000",
+    "fedavg": "#0067a8",
+    "fedprox": "#a3478a",
+    "other": "#6b7480",
+}
+DASHES = {"": (), "2 3": (2, 3), "7 3": (7, 3), "9 2": (9, 2), "3 2": (3, 2)}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One model of a comparison, and how it is drawn.
+
+    Parameters
+    ----------
+    colour : str
+        Its name in :data:`COLOURS`.
+    marker : str
+        As Matplotlib names it.
+    dash : str
+        Lengths of dash and gap.
+    """
+
+    arm: str
+    strategy: str
+    label: str
+    note: str
+    colour: str
+    marker: str
+    dash: str
+
+    @property
+    def name(self) -> str:
+        """Label and note in one line."""
+        return f"{self.label} ({self.note})" if self.note else self.label
+
+
+_LOOKS = {
+    ("centralized", ""): ("Centralized", "", "centralized", "s", "2 3"),
+    ("local", ""): ("Local only", "", "local", "^", "7 3"),
+    ("federated", "fedavg"): ("Federated", "FedAvg", "fedavg", "o", ""),
+    ("federated", "fedprox"): ("Federated", "FedProx", "fedprox", "D", "9 2"),
+    # Variants of presets, under their own names.
+    **{
+        ("federated", name): ("Federated", note, colour, marker, dash)
+        for name, note, colour, marker, dash in (
+            ("gan-frozen", "GAN, frozen", "fedavg", "s", "3 2"),
+            ("untrained-frozen", "untrained, frozen", "fedprox", "^", "3 2"),
+            ("scratch", "from scratch", "other", "o", "7 3"),
+            ("unconditional", "unconditional", "fedavg", "s", "3 2"),
+            ("by-label", "by-label", "fedavg", "^", "3 2"),
+            ("by-site", "by-site", "fedavg", "D", "3 2"),
+            ("private-discriminators", "private-discriminators", "fedprox", "o", "7 3"),
+            ("votes-by-images", "votes-by-images", "fedprox", "s", "7 3"),
+            ("plain-average", "plain-average", "other", "s", ""),
+            ("int8", "int8", "other", "^", ""),
+            ("float16", "float16", "other", "D", ""),
+        )
+    },
+}
+
+
+def series(arm: str, strategy: str) -> Series:
+    """Return how an arm is drawn; one that is not known here is grey and keeps its own name."""
+    plain = (arm.capitalize(), strategy, "other", "o", "3 2")
+    return Series(arm, strategy, *_LOOKS.get((arm, strategy), plain))
+
+
+def series_of(table: pd.DataFrame) -> list[Series]:
+    """Arms and strategies that occur in a table, in the order in which they are always shown."""
+    present = set(zip(table["arm"], table["strategy"], strict=True))
+    known = [key for key in _LOOKS if key in present]
+    return [series(*key) for key in known + sorted(present - set(_LOOKS))]
+
+
+def look_of(model: Mapping[str, Any]) -> Series:
+    """Return how a summary's model is drawn; another site's own model says whose it is."""
+    arm, strategy, trained_on = (str(model.get(k, "")) for k in ("arm", "strategy", "trained_on"))
+    found = series(arm, strategy)
+    return replace(found, note=f"of {trained_on}") if arm == "local" and trained_on else found

@@ -1,0 +1,399 @@
+"""What a comparison of arms says, of any task: means, intervals, paired differences, headlines.
+
+Everything is computed from two tables: ``results.csv`` (one row a number) and, where a task leaves
+them, each site's ``predictions.csv`` (one row a test image and model). How sure one may be stands
+in :mod:`common.evaluation.statistics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from common.errors import FedscanError
+from common.evaluation.curves import describe
+from common.evaluation.resampling import resampling_weights, weighted_metrics
+from common.evaluation.statistics import LEVEL, Repeated, number
+from common.metrics_log import WHOLE
+from common.seeding import derive_seed
+from simulations.contrasts import CENTRALIZED, LOCAL, OTHER_ARMS, name_of, reference_of
+from simulations.contrasts import contrasts as contrasts_of
+from simulations.headlines import gain, loss
+from simulations.measures import Judged, judged
+from simulations.results import CHOSEN, count_cells
+from simulations.tested import (
+    Key,
+    Predictions,
+    by_seed,
+    described,
+    models_of,
+    name_at,
+    name_of_model,
+    read_predicted,
+    rows_of,
+    target_of,
+    typed,
+)
+
+Measured = dict[tuple[str, str, str], Repeated]  # by place, model and measure
+
+
+def summarize(
+    results: pd.DataFrame,
+    predictions: Mapping[str, pd.DataFrame] | None = None,
+    *,
+    task: str = "classification",
+    poor_site: str = "",
+    sites: Sequence[str] = (),
+    reference_strategy: str | None = None,
+    contrasts: Sequence[Sequence[str]] = (),
+    positive: str | None = None,
+    plain_bytes: Mapping[tuple[str, int], float] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compute ``summary.json`` from what a comparison wrote.
+
+    Parameters
+    ----------
+    results : DataFrame
+        ``results.csv``, with its columns as they are.
+    predictions : mapping of str to DataFrame, optional
+        Site to its ``predictions.csv``. A site without one has intervals over seeds alone.
+    task : str
+    poor_site : str
+        The site with few training images.
+    sites : sequence of str
+        Further sites than those in the tables.
+    reference_strategy : str, optional
+        The strategy that stands for the federated arm; ``fedavg`` by default, without it the first.
+    contrasts : sequence of (str, str), optional
+        Names among strategies, ``local`` and ``centralized``; see
+        :func:`simulations.contrasts.contrasts`.
+    positive : str, optional
+        The class that is to be found, where the study names one.
+    plain_bytes : mapping of (strategy, seed) to float, optional
+        What the messages of a federated repetition would have taken uncompressed.
+    draws : int
+        Number of bootstrap samples.
+    seed : int
+        Of the resampling; the same seed gives the same summary.
+
+    Returns
+    -------
+    dict
+        Ready for JSON (None for what is undefined). A *model* is ``centralized``,
+        ``federated/STRATEGY``, ``local``, which at a site is its own, or ``local at SITE``, another
+        site's. A *place* is a site, or ``all``: what was measured over all of them, else the mean
+        of the sites that have a value, each counting once.
+
+        - ``scores[place][model][measure]``: mean, low, high, seeds, over, values, note, n; note
+          says why a value or an interval is missing
+        - ``differences[place][contrast][measure]``: the same of a paired difference, with p
+        - ``headline``: ``gain_of_data_poor_site`` and ``loss_against_pooling``, see
+          :mod:`simulations.headlines`
+        - ``costs[model]``: images_seen, bytes_up, bytes_down, seconds, repetitions: means over
+          repetitions; share_of_plain_bytes where it is known
+        - ``copies``: a record a generator, seed and site whose training images are copied
+        - ``classes``, ``positive``, ``counts[site]`` (test images of each class and persons) and
+          ``curves[site][model]`` (:func:`common.evaluation.curves.describe`), with predictions
+        - ``models[model]``: arm, strategy, trained_on; ``cells``, ``seeds``, ``level``, ``draws``,
+          ``measures``, ``leading``, ``poor_site``, ``reference_strategy``, ``task``
+
+    Raises
+    ------
+    FedscanError
+        A number or a prediction is there twice, or models were not tested on the same images.
+
+    Notes
+    -----
+    The p-values are not corrected for the number of measures and sites: the two headline figures
+    are the questions of the comparison, the rest describes. A resample repeats images, which raises
+    the binned calibration error; its interval may therefore lie above its mean.
+    """
+    table = typed(results)
+    tests = table[(table["status"] == "done") & (table["split"] == "test")]
+    if tests.duplicated(["arm", "strategy", "trained_on", "tested_on", "seed", "metric"]).any():
+        raise FedscanError("the results hold a test value twice. Remove the repeated rows")
+    predicted = {
+        s: read_predicted(s, f) for s, f in (predictions or {}).items() if f is not None and len(f)
+    }
+    strategies = sorted(set(table.loc[table["arm"] == "federated", "strategy"]))
+    reference = reference_of(strategies, reference_strategy)
+    pairs = contrasts_of(strategies, reference, contrasts)
+    named = {*tests["tested_on"], *tests["trained_on"], *predicted, *sites, poor_site}
+    places = sorted(named - {"", WHOLE})
+    classes = next((one.classes for one in predicted.values()), ())
+    each = any("." in metric for metric in tests["metric"])
+    how = judged(task, classes, positive, each=each)
+    keys = models_of(table)
+
+    measured: Measured = {}
+    for site in places:
+        found = predicted.get(site)
+        samples = _resampled(found, site, how, positive, each, draws, seed) if found else {}
+        measured |= _at_site(tests, keys, site, how, samples, found, positive)
+    measured |= _over_all(tests, keys, places, how, measured)
+    paired = _differences(measured, pairs, [*places, WHOLE], places, how)
+
+    def records(found: Measured, how_told: str) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        for (place, name, metric), one in found.items():
+            record = getattr(one, how_told)(seed)
+            told.setdefault(place, {}).setdefault(name, {})[metric] = record
+        return {place: told.get(place, {}) for place in (WHOLE, *places)}
+
+    scores = records(measured, "record")
+    _count(scores, tests, keys)
+    differences = records(paired, "compared")
+    against = {arm: name_of((reference, arm), pairs) for arm in OTHER_ARMS}
+    return {
+        "task": task,
+        "level": LEVEL,
+        "draws": draws,
+        "poor_site": poor_site,
+        "reference_strategy": reference or None,
+        "seeds": sorted({int(k) for k in tests["seed"]}),
+        "measures": list(how.measures),
+        "leading": list(how.leading),
+        "models": described(keys, places),
+        "scores": scores,
+        "differences": differences,
+        "headline": {
+            "gain_of_data_poor_site": gain(
+                differences.get(poor_site, {}).get(against[LOCAL], {}), how, poor_site
+            ),
+            "loss_against_pooling": loss(
+                differences[WHOLE].get(against[CENTRALIZED], {}), how, len(places)
+            ),
+        },
+        "costs": {
+            name: _costs(rows_of(tests, key), key, plain_bytes or {})
+            for name, key in ((name_of_model(key), key) for key in keys)
+        },
+        "copies": [
+            {"model": name, "seed": int(s), "site": site}
+            for (site, name, metric), one in measured.items()
+            if how.measures[metric].pool == "any" and site != WHOLE
+            for s, value in one.values.items()
+            if value > 0
+        ],
+        "classes": list(classes),
+        "positive": positive or "",
+        "counts": {site: one.counts() for site, one in predicted.items()},
+        "curves": {
+            site: {
+                name_at(key, site): describe(one.labels, runs, target_of(classes, positive))
+                for key in keys
+                if (runs := [p for (k, _), p in one.probabilities.items() if k == key])
+            }
+            for site, one in predicted.items()
+        },
+        "cells": count_cells(table),
+    }
+
+
+def summarize_use(use: pd.DataFrame) -> list[dict[str, Any]]:
+    """Mean and interval of every row of ``use.csv``: what synthetic images are good for.
+
+    Parameters
+    ----------
+    use : DataFrame
+        Columns seed, row, site, metric, value, n.
+
+    Returns
+    -------
+    list of dict
+        row, site, metric, n and what :meth:`Repeated.record` gives, for a chosen amount without
+        ends; in the file's order of rows.
+    """
+    found = []
+    for (row, site, metric), group in use.groupby(["row", "site", "metric"], sort=False):
+        n = group["n"].max()
+        about = {"row": str(row), "site": str(site), "metric": str(metric)}
+        told = Repeated(by_seed(group)).record()
+        if metric == CHOSEN:  # picked from a grid: no number that strays around a mean
+            told |= {"low": None, "high": None}
+        found.append({**about, "n": int(n) if np.isfinite(n) else None, **told})
+    return found
+
+
+def share_of_plain(sent: float, plain: float | None) -> float | None:
+    """Return the share of plain messages' bytes that were sent; None where those are not known."""
+    return float(sent) / plain if plain else None
+
+
+# Numbers
+
+
+def _resampled(
+    found: Predictions,
+    site: str,
+    how: Judged,
+    positive: str | None,
+    each: bool,
+    draws: int,
+    seed: int,
+) -> dict[tuple[Key, int], dict[str, NDArray]]:
+    """Model and seed to every measure on each bootstrap sample of the site's persons."""
+    rng = np.random.default_rng(derive_seed(seed, purpose="bootstrap of test scans", site=site))
+    weights = resampling_weights(found.labels, draws, rng, found.persons)
+    classes = found.classes if each else None
+    return {
+        key: weighted_metrics(found.labels, probabilities, weights, classes, positive)
+        for key, probabilities in found.probabilities.items()
+    }
+
+
+def _at_site(
+    tests: pd.DataFrame,
+    keys: list[Key],
+    site: str,
+    how: Judged,
+    samples: Mapping[tuple[Key, int], Mapping[str, NDArray]],
+    found: Predictions | None,
+    positive: str | None,
+) -> Measured:
+    """What a site's test images say of every model."""
+    measured: Measured = {}
+    here = tests[tests["tested_on"] == site]
+    for key in keys:
+        rows, name = rows_of(here, key), name_at(key, site)
+        if rows.empty:
+            continue
+        for metric in how.measures:
+            values = by_seed(rows[rows["metric"] == metric])
+            resampled = {s: one[metric] for (k, s), one in samples.items() if k == key}
+            why = "" if values else _reason(name, site, metric, how, rows, found, positive)
+            if values or metric in set(rows["metric"]) or found is not None:
+                measured[site, name, metric] = Repeated(values, resampled, why)
+    return measured
+
+
+def _reason(
+    name: str,
+    site: str,
+    metric: str,
+    how: Judged,
+    rows: pd.DataFrame,
+    found: Predictions | None,
+    positive: str | None,
+) -> str:
+    """Say why a model that was tested has no value of a measure."""
+    one = metric.partition(".")[2] or (positive or "" if metric not in ("loss", "f1") else "")
+    if found is not None and one and not found.counts()["images"].get(one, 1):
+        return f"no test image of {one}"
+    if metric not in set(rows["metric"]):
+        return f"withheld by {site}"
+    return f"{name} has no defined {how.measures[metric].words} at {site}"
+
+
+def _over_all(
+    tests: pd.DataFrame, keys: list[Key], places: list[str], how: Judged, measured: Measured
+) -> Measured:
+    """What all sites together say: measured over all of them, else their mean.
+
+    A Fréchet distance of single sites does not add up to the whole's, so there is none without it.
+    A generator is flagged where any site that has judged it says so.
+    """
+    found: Measured = {}
+    whole = tests[tests["tested_on"] == WHOLE]
+    for key in keys:
+        rows = rows_of(whole, key)
+        for metric, measure in how.measures.items():
+            parts = {site: measured.get((site, name_at(key, site), metric)) for site in places}
+            parts = {site: part or Repeated({}) for site, part in parts.items()}
+            told = {m: by_seed(rows[rows["metric"] == m]) for m in (metric, f"{metric}_mean")}
+            if measure.pool == "any":
+                judging = {s for part in parts.values() for s in part.values}
+                one = Repeated(
+                    {s: max(p.values.get(s, 0.0) for p in parts.values()) for s in sorted(judging)}
+                )
+            elif told[metric] or measure.pool == "whole":
+                one = Repeated(told[metric])
+            elif told[f"{metric}_mean"]:
+                one = Repeated(told[f"{metric}_mean"])
+            else:
+                one = Repeated.over_sites(parts)
+            if one.values:
+                found[WHOLE, name_of_model(key), metric] = one
+    own = {key[2] for key in keys if key[0] == LOCAL} & set(places)
+    if len(own) > 1 and how.measures[how.leading[0]].pool == "mean":
+        for metric in how.measures:
+            parts = {s: measured.get((s, LOCAL, metric)) or Repeated({}) for s in places}
+            if (one := Repeated.over_sites(parts)).values:
+                found[WHOLE, LOCAL, metric] = one
+    return found
+
+
+def _differences(
+    measured: Measured,
+    pairs: Mapping[str, tuple[str, str]],
+    every: list[str],
+    places: list[str],
+    how: Judged,
+) -> Measured:
+    """Paired differences at every site; over all of what was measured there, else their mean."""
+    tested = {(place, name) for place, name, _ in measured}
+
+    def model(name: str) -> str:
+        return name if name in OTHER_ARMS else f"federated/{name}" if name else "federated"
+
+    found: Measured = {}
+    for contrast, pair in pairs.items():
+        names = [model(one) for one in pair]
+        for place in every:
+            for metric, measure in how.measures.items():
+                parts = [
+                    measured.get(
+                        (place, name, metric),
+                        Repeated(
+                            {},
+                            missing=f"{name} has no {measure.words} at {place}"
+                            if (place, name) in tested
+                            else f"{name} has no test result at {place}",
+                        ),
+                    )
+                    for name in names
+                ]
+                one = Repeated.combine(parts, [1.0, -1.0])
+                direct = all((part.values and not part.sites) for part in parts)
+                if place == WHOLE and not direct:
+                    if measure.pool != "mean":
+                        continue
+                    one = Repeated.over_sites({s: found[s, contrast, metric] for s in places})
+                found[place, contrast, metric] = one
+    return found
+
+
+def _count(scores: dict[str, Any], tests: pd.DataFrame, keys: list[Key]) -> None:
+    """Add to every score how many images it is over."""
+    n = {
+        (place, name_at(key, place)): rows["n"].max()
+        for key in keys
+        for place, rows in rows_of(tests, key).groupby("tested_on")
+    }
+    for place, models in scores.items():
+        for name, found in models.items():
+            count = n.get((place, name), np.nan)
+            for record in found.values():
+                record["n"] = int(count) if np.isfinite(count) else None
+
+
+def _costs(
+    rows: pd.DataFrame, key: Key, plain_bytes: Mapping[tuple[str, int], float]
+) -> dict[str, Any]:
+    columns = ["images_seen", "bytes_up", "bytes_down", "seconds"]
+    each = rows.groupby("seed")[columns].max()
+    found: dict[str, Any] = {name: number(each[name].mean()) for name in columns}
+    found["repetitions"] = len(each)
+    if key[0] == "federated":
+        sent = (each["bytes_up"] + each["bytes_down"]).items()
+        shares = [share_of_plain(n, plain_bytes.get((key[1], int(seed)))) for seed, n in sent]
+        known = [share for share in shares if share is not None]
+        found["share_of_plain_bytes"] = float(np.mean(known)) if known else None
+    return found

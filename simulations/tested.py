@@ -1,0 +1,116 @@
+"""Tables of a comparison's tests: typed, checked, and which model a row speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from common.errors import DataContractError
+from common.predictions import PROBABILITY
+from simulations.contrasts import CENTRALIZED, LOCAL
+from simulations.results import NUMBERS, TEXTS
+
+Key = tuple[str, str, str]  # arm, strategy, trained on
+
+
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Copy with empty names as "", where a plain reader of CSV files has NaN, and numbers."""
+    texts = {c: table[c].astype(object).fillna("").astype(str) for c in TEXTS if c in table}
+    numbers = {c: pd.to_numeric(table[c], errors="coerce") for c in NUMBERS if c in table}
+    typed = table.assign(**texts, **numbers).reindex(columns=[*table.columns])
+    return typed.reindex(columns=[*typed.columns, *(c for c in NUMBERS if c not in typed)])
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A site's test images: labels (N,), persons (N,), and (N, K) of each model and seed."""
+
+    labels: NDArray
+    persons: NDArray
+    classes: tuple[str, ...]
+    probabilities: dict[tuple[Key, int], NDArray]
+
+    def counts(self) -> dict[str, Any]:
+        """Count the images of each class, and the persons."""
+        n = np.bincount(self.labels, minlength=len(self.classes))
+        images = dict(zip(self.classes, n.tolist(), strict=True))
+        return {"images": images, "persons": len(np.unique(self.persons))}
+
+
+def read_predicted(site: str, frame: pd.DataFrame) -> Predictions:
+    """Read a site's predictions, checked to be paired."""
+    remedy = "Every model is to be tested once on each of the same images"
+    columns = [c for c in frame.columns if c.startswith(PROBABILITY)]
+    frame = typed(frame).sort_values("scan", kind="stable")
+    by = ["arm", "strategy", "trained_on", "seed"]
+    if frame.duplicated([*by, "scan"]).any():
+        raise DataContractError(site, "a prediction is there twice", remedy=remedy)
+    about = [name for name in ("label", "person") if name in frame]
+    if (frame.groupby("scan")[about].nunique(dropna=False) != 1).any(axis=None):
+        raise DataContractError(
+            site, "the label or the person of a test image changes", remedy=remedy
+        )
+    first = frame.drop_duplicates("scan")
+    found = {}
+    for key, mine in frame.groupby(by):
+        if len(mine) < len(first):
+            raise DataContractError(site, "a model lacks predictions of test images", remedy=remedy)
+        found[tuple(key[:3]), int(key[3])] = mine[columns].to_numpy(float)
+    persons = first["person" if "person" in first else "scan"].to_numpy()
+    names = tuple(name.removeprefix(PROBABILITY) for name in columns)
+    return Predictions(first["label"].to_numpy(), persons, names, found)
+
+
+def target_of(classes: Sequence[str], positive: str | None) -> int | None:
+    """Return the index of the class that is to be found; of two classes, the second."""
+    if positive:
+        return list(classes).index(positive)
+    return 1 if len(classes) == 2 else None
+
+
+def models_of(table: pd.DataFrame) -> list[Key]:
+    """Every model that ended well: pooled, federated, then each site's own."""
+    tests = table[(table["status"] == "done") & (table["split"] == "test")]
+    order = {CENTRALIZED: 0, "federated": 1, LOCAL: 2}
+    keys = tests[["arm", "strategy", "trained_on"]].drop_duplicates().itertuples(index=False)
+    return sorted((tuple(key) for key in keys), key=lambda key: (order.get(key[0], 3), *key))
+
+
+def name_of_model(key: Key) -> str:
+    """Return a model's name anywhere: ``local at SITE`` of one that a site trained alone."""
+    arm, strategy, trained_on = key
+    if arm == LOCAL:
+        return f"{LOCAL} at {trained_on}"
+    return f"{arm}/{strategy}" if strategy else arm
+
+
+def name_at(key: Key, place: str) -> str:
+    """Return a model's name at a place: ``local`` where it is the site's own."""
+    return LOCAL if key[0] == LOCAL and key[2] == place else name_of_model(key)
+
+
+def described(keys: list[Key], places: list[str]) -> dict[str, dict[str, str]]:
+    """Return arm, strategy and trained_on of every model, by its name."""
+    parts = ("arm", "strategy", "trained_on")
+    found = {name_of_model(key): dict(zip(parts, key, strict=True)) for key in keys}
+    if any(key[0] == LOCAL and key[2] in places for key in keys):
+        found[LOCAL] = {"arm": LOCAL, "strategy": "", "trained_on": ""}
+    return found
+
+
+def rows_of(tests: pd.DataFrame, key: Key) -> pd.DataFrame:
+    """Return the rows of a model."""
+    arm, strategy, trained_on = key
+    mine = (tests["arm"] == arm) & (tests["strategy"] == strategy)
+    return tests[mine & (tests["trained_on"] == trained_on)]
+
+
+def by_seed(rows: pd.DataFrame) -> dict[int, float]:
+    """Return finite values by seed."""
+    rows = rows[np.isfinite(rows["value"])]
+    return {int(s): float(v) for s, v in zip(rows["seed"], rows["value"], strict=True)}
