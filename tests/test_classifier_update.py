@@ -26,12 +26,7 @@ from common.training.classifier import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-<<<<<<< HEAD
 SIZE, CLASSES = 48, 2
-=======
-SIZE = 48
-CLASSES = 2
->>>>>>> rounds
 OPEN = 50.0  # GroupNorm's offset, in SDs
 CONFIDENT = 11.5  # logits of ±11.5: a gradient of about 1e-10 times the features
 EPSILON = 1e-8  # AdamW's
@@ -58,17 +53,9 @@ class LayerOverPlaces(nn.Module):
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
 def scan(tiny_cohort: Path, session_cache: Path) -> Dataset:
     study, where = read_study("brain-sex"), ("north", tiny_cohort / "north", "test")
     return open_split(study, *where, size=SIZE, cache=session_cache).subset([0])
-=======
-def scan(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    cache = tmp_path_factory.mktemp("cache")
-    study = read_study("brain-sex")
-    found = open_split(study, "north", tiny_cohort / "north", "test", size=SIZE, cache=cache)
-    return found.subset([0])
->>>>>>> rounds
 
 
 def at_half_resolution(scan: Dataset) -> Tensor:
