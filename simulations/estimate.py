@@ -92,7 +92,7 @@ def _random_images(config: RunConfig, sites: tuple[str, ...]) -> Any:
     from common.data.dataset import Dataset, InMemory
     from common.imaging.slices import LEVELS_MM
     from common.tasks.classification import heights_mm
-    from common.training.gan_config import stylegan2
+    from common.training.gan_presets import stylegan2
 
     draws, study = np.random.default_rng(0), config.read_study()
     classes = study.label.classes.names

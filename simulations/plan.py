@@ -15,7 +15,7 @@ from common.config.run_config import OF_CLASSIFICATION, RunConfig, flatten
 from common.errors import ConfigError
 from common.strategies.strategy import load_strategy, strategy_names
 from common.tasks.task import read_run_config
-from common.training.gan_config import stylegan2
+from common.training.gan_presets import stylegan2
 from simulations.contrasts import reference_of
 
 Values = dict[str, bool | int | float | str]

@@ -16,7 +16,7 @@ from common.config.renamed import hint
 from common.config.run_config import GROUPS, RunConfig, flatten, known_keys
 from common.errors import ConfigError
 from common.tasks.task import read_run_config
-from common.training.gan_config import stylegan2
+from common.training.gan_presets import stylegan2
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 DEFAULTS = RunConfig.from_flower({}).to_flower()

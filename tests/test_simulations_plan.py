@@ -8,7 +8,7 @@ import pytest
 from processes import fedscan
 
 from common.errors import ConfigError
-from common.training.gan_config import stylegan2
+from common.training.gan_presets import stylegan2
 from simulations.compare import Request, compare
 from simulations.plan import FEDPROX_MU, Cell, load_plan, presets
 

@@ -19,7 +19,7 @@ from common.tasks.task import Place, load_task
 from common.training.classifier import predict
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_generator, save_checkpoint
-from common.training.gan_config import stylegan2
+from common.training.gan_presets import stylegan2
 from simulations import synthetic_use
 from simulations.results import USE_COLUMNS
 from simulations.synthetic_use import synthetic_people, use_of_synthetic

@@ -32,7 +32,7 @@ from common.training.classifier import features_of, predict
 from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_discriminator, save_checkpoint
-from common.training.gan_config import stylegan2
+from common.training.gan_presets import stylegan2
 from simulations.federate import check_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,7 +21,7 @@ from common.tasks.generation import EMBEDDINGS, W_AVERAGE
 from common.tasks.task import Evaluation, SiteContext, load_task, read_run_config
 from common.training import gan
 from common.training.gan_checkpoint import load_discriminator, load_generator
-from common.training.gan_config import stylegan2
+from common.training.gan_presets import stylegan2
 from common.training.gan_sampling import sample, sample_rows
 from common.training.gan_slices import RealSlices
 

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import ConfigError
-from common.training.gan_config import PRESETS, GanConfig, label_values, preset
+from common.training.gan_config import GanConfig, label_values
+from common.training.gan_presets import PRESETS, preset
 
 DEFAULTS = GanConfig().to_mapping()
 VALUES = {"sex": ("F", "M"), "height": ("-9", "0", "18"), "site": ("north", "south")}

@@ -27,7 +27,7 @@ from common.seeding import derive_seed
 from common.studies.study import Study
 from common.tasks.task import Evaluation, Fit, Load, SiteContext, State, Task, ValidationResult
 from common.training.classifier import predict, survey_features, train
-from common.training.gan_config import stylegan2
+from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks
 
 

@@ -47,8 +47,8 @@ from common.tasks.generation_networks import GENERATOR, architecture, load_relea
 from common.tasks.task import Evaluation, Fit, Load, SiteContext, State, Task, ValidationResult
 from common.training import gan
 from common.training.gan_checkpoint import save_checkpoint
-from common.training.gan_config import stylegan2
 from common.training.gan_losses import ema_beta
+from common.training.gan_presets import stylegan2
 from common.training.gan_state import GanTraining
 from common.training.hooks import Hooks
 

@@ -14,7 +14,7 @@ from common.models.architecture import Architecture
 from common.models.stylegan2 import Generator, build
 from common.studies.sections import HEIGHT, SITE
 from common.tasks.task import SiteContext, State
-from common.training.gan_config import stylegan2
+from common.training.gan_presets import stylegan2
 from common.training.gan_sampling import sample_rows
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from common.paths import cache_dir
 from common.seeding import derive_seed
 from common.tasks.generation_networks import architecture, generator_of, pictures
 from common.tasks.task import Evaluation, Load, SiteContext, State, ValidationResult
-from common.training.gan_config import stylegan2
+from common.training.gan_presets import stylegan2
 
 if TYPE_CHECKING:
     from common.data.dataset import Dataset

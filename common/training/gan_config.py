@@ -7,11 +7,9 @@ arXiv 1801.04406; DSGAN, Yang et al. 2019, arXiv 1901.09024.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -22,7 +20,7 @@ from common.settings import Fraction, NonNegative, Positive, Settings
 from common.studies.sections import HEIGHT, SITE
 
 if TYPE_CHECKING:
-    from common.config.run_config import RunConfig
+    pass
 
 KIND = re.compile(r"[^\s,=][^,=]{0,199}")  # a label's kind: the name of a condition
 MOST_KINDS = 16
@@ -264,191 +262,5 @@ def _in_order(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(values, key=key))
 
 
-def preset(name: str) -> GanConfig:
-    """Return a preset.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown name, with the known ones.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"preset '{name}': accepted is one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-@lru_cache(maxsize=64)
-def stylegan2(config: RunConfig) -> GanConfig:
-    """Return a run's StyleGAN2-ADA: the preset, its changes, the study's images, the run's budget.
-
-    Where the preset has labels, they are the conditions of the study.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown preset, or a change that is not accepted.
-    """
-    study = config.read_study()
-    # A classifier's batches say nothing of the networks that it takes from a GAN.
-    batch_size = config.training.batch_size if config.task == "generation" else 1
-    return changed_preset(
-        config.model.gan,
-        config.model.gan_changes,
-        {
-            "batch-size": batch_size,
-            "channels": study.images.channels,
-            "seed": config.run.seed,
-            "threads": config.run.threads,
-            "kimg": config.total_steps * batch_size / 1000,
-            "device": config.run.device,
-        },
-        labels=study.generator.conditions,
-        idle=("log-every", "snapshot-every"),
-    )
-
-
-def changed_preset(
-    name: str,
-    changes: str,
-    decided: Mapping[str, Any],
-    *,
-    labels: Sequence[str] = (),
-    idle: Collection[str] = (),
-) -> GanConfig:
-    """Return a preset with changes that are told in one line, as a run config has them.
-
-    Parameters
-    ----------
-    name : str
-    changes : str
-        ``"KEY=VALUE KEY=VALUE"``.
-    decided : mapping of str to value
-        Keys that somebody else decides, who may not be contradicted.
-    labels : sequence of str
-        Kinds of labels of a preset that has any, unless the changes tell others.
-    idle : collection of str
-        Keys that have no effect there, which are refused so that nobody waits for one.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown preset, or a change that is not accepted.
-    """
-    base = preset(name)
-    known = base.to_mapping()
-    found: dict[str, Any] = {"label-kinds": ",".join(labels)} if base.label_kinds else {}
-    for word in changes.split():
-        key, equals, text = word.partition("=")
-        if not equals or key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if equals and near else ""
-            raise ConfigError(
-                f"model.gan-changes: '{word}': accepted is KEY=VALUE, as in 'r1-gamma=0.1'{hint} "
-                f"Known keys: {', '.join(sorted(known.keys() - decided.keys() - set(idle)))}"
-            )
-        if key in decided:
-            raise ConfigError(
-                f"model.gan-changes: {key} is decided by the run config: leave it out"
-            )
-        if key in idle:
-            raise ConfigError(
-                f"model.gan-changes: {key} has no effect in a federation: leave it out"
-            )
-        found[key] = _typed(text, known[key])
-    return base.with_changes({**found, **decided})
-
-
 def _rank(kind: str) -> tuple[bool, bool, str]:
     return kind == SITE, kind == HEIGHT, kind
-
-
-def _typed(text: str, like: Any) -> Any:
-    """Read a word as the type of the value that it replaces; validation follows."""
-    if isinstance(like, bool):
-        return {"true": True, "false": False}.get(text, text)
-    try:
-        return type(like)(text)
-    except ValueError:
-        return text
-
-
-# Tried on phantom slices: those of 32 pixels. γ by the authors' rule of thumb for data never tried,
-# 0.0002 R² / batch-size, gave one blurred brain, and 1.0 a D that could no longer tell. The other
-# brains' γ are by that rule, times what helped at 32 pixels: eight.
-PRESETS: dict[str, GanConfig] = {
-    # Two CPU cores, a quarter of an hour; so short that p must be able to rise quickly. Without
-    # style mixing and path lengths, as ADA's authors do at 32 pixels (CIFAR-10, appendix D).
-    "tiny-32": GanConfig(
-        label_kinds=("sex", "height"),
-        batch_size=8,
-        kimg=120.0,
-        r1_gamma=0.2,
-        path_weight=0.0,
-        style_mixing=0.0,
-        ema_kimg=2.5,
-        ada_kimg=100.0,
-        snapshot_every=1000,
-    ),
-    # For sites that train together in many short rounds: as tiny-32, in a third of the time an
-    # iteration. Small latents leave the labels more of w; steps count more than images there.
-    # So few of them end in averages of heads unless G is told how far people lie apart.
-    "tiny-32-federated": GanConfig(
-        label_kinds=("sex", "height", "site"),
-        channel_base=1024,
-        z_dim=64,
-        w_dim=64,
-        batch_size=4,
-        kimg=20.0,
-        generator_learning_rate=0.005,
-        discriminator_learning_rate=0.005,
-        r1_gamma=0.2,
-        path_weight=0.0,
-        style_mixing=0.0,
-        diversity_weight=0.2,
-        ema_kimg=2.5,
-        ada_kimg=100.0,
-        snapshot_every=1000,
-    ),
-    "brain-64": GanConfig(
-        resolution=64,
-        label_kinds=("sex", "height"),
-        channel_base=8192,
-        channel_max=128,
-        kimg=500.0,
-        r1_gamma=0.4,
-        ada_kimg=100.0,
-    ),
-    # A GPU.
-    "brain-128": GanConfig(
-        resolution=128,
-        label_kinds=("sex", "height"),
-        channel_base=8192,
-        channel_max=128,
-        batch_size=8,
-        kimg=1000.0,
-        r1_gamma=3.3,
-        ema_kimg=2.5,
-        ada_kimg=200.0,
-        log_every=100,
-        snapshot_every=2000,
-    ),
-    # ADA, figure 24, "our baseline (256 × 256)", with ADA: the paper's for several GPUs.
-    "paper-256": GanConfig(
-        resolution=256,
-        channels=3,
-        label_kinds=(),
-        mirror=False,
-        channel_base=16384,
-        channel_max=512,
-        mapping_layers=8,
-        minibatch_group=8,
-        batch_size=64,
-        kimg=25_000.0,
-        r1_gamma=1.0,
-        ema_kimg=20.0,
-        ema_rampup=0.0,
-        ada_kimg=500.0,
-        log_every=100,
-        snapshot_every=5000,
-    ),
-}

@@ -76,7 +76,7 @@ def resolve(request: Request) -> Plan:
         For a folder that holds other files or links, a training that was not asked to be resumed,
         or one that was begun otherwise; for a setting, preset, cohort or site that cannot be.
     """
-    from common.training.gan_config import preset
+    from common.training.gan_presets import preset
 
     if not request.resume:
         require_empty(request.out)
