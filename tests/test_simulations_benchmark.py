@@ -30,6 +30,7 @@ from simulations import arms, compare
 from simulations.benchmark import Benchmark, check_folder, question
 from simulations.compare import unfinished
 from simulations.plan import Cell, Plan, load_plan
+from simulations.report.document import write_report
 from simulations.schedule import BEGAN, _lanes, attempt, end_cell, schedule, status_of
 
 TIMINGS = ["seconds"]
@@ -378,3 +379,24 @@ def test_lanes_are_what_cpus_and_gpus_allow(
     cpus: int, gpus: float, there: dict[str, float], lanes: int
 ) -> None:
     assert _lanes(there, [SimpleNamespace(cpus=cpus, gpus=gpus)]) == lanes
+
+
+def test_what_cells_leave_becomes_results_summary_and_report(
+    tiny_cohort: Path, session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+    sites = {site: tiny_cohort / site for site in ("island", "north")}
+    run = {"data.size": 16, "training.local-steps": 2, "training.batch-size": 4, "run.rounds": 1}
+    plan = Plan(arms=["local", "centralized"], run=run, seeds=1)
+    made = Benchmark(plan, sites, {"run.min-sites": 2}, tmp_path / "out")
+    made.folder.mkdir()
+    made._begin(resume=False)
+    for cell in plan.cells():
+        attempt(made._work(cell))
+    made._collect()
+    summary = json.loads((made.folder / "summary.json").read_text())
+    assert summary["classes"] == ["female", "male"]
+    record = summary["scores"]["island"]["local"]["balanced_accuracy"]
+    assert record["over"] == "persons" and record["low"] <= record["mean"] <= record["high"]
+    page = write_report(made.folder).read_text()
+    assert "Confusion matrices at island" in page and "Sample scans of every site" in page

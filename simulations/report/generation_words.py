@@ -56,11 +56,11 @@ def judged(extractors: Sequence[str], means: str, nouns: Nouns) -> str:
     by = listed(list(extractors)) if extractors else "an extractor that the summaries do not name"
     return (
         f"Each site makes a picture with the labels of each of its test {nouns.made}s, which "
-        f"neither training nor the choice of a round has seen, and compares both by features of "
+        "neither training nor the choice of a round has seen, and compares both by features of "
         f"{by}. Shown are {means}. Fréchet and kernel distance: less is better. Precision: the "
-        "share of pictures among what is real; recall and coverage: the share of what is real that "
-        "the pictures reach. Distances of other extractors, or of other numbers of slices, cannot "
-        "be compared with these."
+        "share of pictures among what is real; recall and coverage: the share of what is real "
+        "that the pictures reach. Distances of other extractors, or of other numbers of images, "
+        "cannot be compared with these."
     )
 
 
