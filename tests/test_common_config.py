@@ -28,7 +28,7 @@ TEXT_KEYS = [key for key, value in DEFAULTS.items() if isinstance(value, str)]
 
 def refusal(run_config: dict) -> str:
     with pytest.raises(ConfigError) as caught:
-        RunConfig.from_flower(run_config)
+        read_run_config(run_config)
     return str(caught.value)
 
 
@@ -176,9 +176,7 @@ def test_mu_without_fedprox_is_refused_rather_than_ignored():
 
 
 def test_fedprox_with_its_mu_is_accepted():
-    assert (
-        RunConfig.from_flower({"strategy.name": "fedprox", "strategy.mu": 0.1}).strategy.mu == 0.1
-    )
+    assert read_run_config({"strategy.name": "fedprox", "strategy.mu": 0.1}).strategy.mu == 0.1
 
 
 @pytest.mark.parametrize(

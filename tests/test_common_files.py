@@ -25,8 +25,9 @@ from common.imaging.pictures import write_grid, write_path, write_picture
 from common.metrics_log import MetricsLog, Row
 from common.predictions import save_predictions
 from common.run_folder import RunFolder
+from common.tasks.task import read_run_config
 from common.training.gan_checkpoint import save_checkpoint
-from simulations import benchmark
+from simulations import collect
 from simulations.federate import require_writable
 from simulations.folders import locked
 from simulations.gan import project
@@ -125,12 +126,11 @@ def test_what_a_comparison_collects_and_its_report(
 ) -> None:
     scans = slices(2, "north", np.random.default_rng(0), noise)
     monkeypatch.setattr(
-        benchmark, "load_task", lambda name: SimpleNamespace(open_split=lambda *_: scans)
+        collect, "load_task", lambda name: SimpleNamespace(open_split=lambda *_: scans)
     )
-    plan = benchmark.Plan(run={"task": "generation"})
-    made = benchmark.Benchmark(plan, {"north": tmp_path}, {}, home / "out")
     make(home / "out")
-    made._write_samples()
+    config = read_run_config({"task": "generation"})
+    collect.write_samples(home / "out" / "samples.npz", {"north": str(tmp_path)}, config)
     require_private(home)
     assert (home / "out" / "samples.npz").is_file()
 

@@ -8,9 +8,9 @@ import pytest
 from processes import fedscan
 
 from common.errors import ConfigError
+from common.strategies.strategy import load_strategy
 from common.training.gan_presets import stylegan2
 from simulations.compare import Request, compare
-from common.strategies.strategy import load_strategy
 from simulations.plan import Cell, load_plan, presets
 
 
@@ -224,7 +224,10 @@ def test_repetitions_may_begin_beyond_the_seeds_that_a_recipe_was_chosen_on() ->
 
 def test_only_fedprox_cells_have_a_proximal_term() -> None:
     plan = load_plan("default", {"strategies": ["fedavg", "fedprox"]}, {})
-    assert plan.config(Cell("federated", "fedprox", 0), {}).strategy.mu == load_strategy("fedprox").options["mu"]
+    assert (
+        plan.config(Cell("federated", "fedprox", 0), {}).strategy.mu
+        == load_strategy("fedprox").options["mu"]
+    )
     assert plan.config(Cell("federated", "fedavg", 0), {}).strategy.mu == 0
     assert plan.config(Cell("local", "", 0), {}).strategy.mu == 0
     plan = load_plan("default", {"strategies": ["fedprox"]}, {"strategy.mu": 0.3})
