@@ -59,7 +59,7 @@ class SuperNode:
     site : str
         The hospital's name in the federation.
     data_dir : Path
-        Its BIDS data set, absolute.
+        Its data, absolute.
     insecure : bool
         Speak to the SuperLink without TLS.
     root_certificates : Path, optional

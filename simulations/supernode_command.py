@@ -14,7 +14,7 @@ def supernode(
     ],
     site: Annotated[str, typer.Option(help="The hospital's name in the federation.")],
     data_dir: Annotated[
-        Path, typer.Option(help="Its BIDS data set; nothing else is read for the site.")
+        Path, typer.Option(help="Folder of its data; nothing else is read for the site.")
     ],
     root_certificates: Annotated[
         Path | None,

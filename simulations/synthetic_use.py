@@ -101,7 +101,7 @@ def use_of_synthetic(
     Parameters
     ----------
     folders : mapping of str to Path
-        Each site's BIDS data set.
+        Each site's data.
     generators : mapping of str to Path
         Name in words, such as "local GAN", and the folder of its checkpoint.
     poor : str

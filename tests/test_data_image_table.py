@@ -413,3 +413,21 @@ def test_leaks_are_the_groups_with_images_in_several_splits(rows):
     expected = [g for g in range(6) if len({split for group, split in rows if group == g}) > 1]
     assert leaks.groups.tolist() == expected
     assert sum(leaks.images.values()) == sum(group in expected for group, _ in rows)
+
+
+def test_an_alias_of_the_label_stands_for_its_column_where_that_is_missing(tmp_path):
+    label = {"column": "grade", "aliases": ["severity"], "classes": ["none", "mild"]}
+    study = Study.from_mapping(
+        {
+            "name": "retina",
+            "images": {"storage": "table", "table": "findings.csv", "file": "path", "channels": 1},
+            "label": label,
+        }
+    )
+    rows = [("a.png", "none"), ("b.png", "mild")]
+    plain = read(put(tmp_path / "a", rows, header=("path", "grade")), study)
+    named = read(put(tmp_path / "b", rows, header=("path", "severity")), study)
+    assert plain.labels.tolist() == named.labels.tolist() == [0, 1]
+    both = [(*row, "mild") for row in rows]
+    kept = read(put(tmp_path / "c", both, header=("path", "grade", "severity")), study)
+    assert kept.labels.tolist() == [0, 1]

@@ -493,7 +493,13 @@ def test_pictures_of_a_split_belong_to_their_rows(tmp_path):
     study = Study.from_mapping(
         {
             "name": "x",
-            "images": {"storage": "table", "table": "t.csv", "file": "f", "channels": 3, "size": 8},
+            "images": {
+                "storage": "table",
+                "table": "t.csv",
+                "file": "f",
+                "channels": 3,
+                "size": 16,
+            },
             "label": {"column": "y", "classes": ["a", "b"]},
         }
     )
@@ -511,7 +517,7 @@ def test_pictures_of_a_split_belong_to_their_rows(tmp_path):
     rows = chosen[pictures.rows]
     assert [table.files[row] for row in rows] == ["0.png", "1.png", "3.png"]
     assert table.labels[rows].tolist() == [0, 1, 1]
-    assert pictures.pixels.shape == (3, 3, 8, 8)
+    assert pictures.pixels.shape == (3, 3, 16, 16)
     assert pictures.take([0, 1, 2])[:, 0, 0, 0].tolist() == [0, 40, 120]
     assert pictures.left_out == {EMPTY: 1}
     smaller = load_photographs(

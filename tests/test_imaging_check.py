@@ -187,7 +187,7 @@ def test_one_data_set_alone(north):
 def test_cohort_with_a_site_outside_or_none_at_all(north, tmp_path):
     assert "does not exist" in check_cohort(tmp_path / "nowhere", BRAINS).problems[0]
     (tmp_path / "empty").mkdir()
-    assert "neither a BIDS data set" in check_cohort(tmp_path / "empty", BRAINS).problems[0]
+    assert "neither a data set" in check_cohort(tmp_path / "empty", BRAINS).problems[0]
     (tmp_path / "empty/north").symlink_to(north)
     report = check_cohort(tmp_path / "empty", BRAINS)
     assert not report.usable

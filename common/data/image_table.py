@@ -141,6 +141,7 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
         required=[images.file, study.label.column, *filter(None, [groups.person]), *groups.also]
         + [column for column, _ in study.condition_columns],
         optional=[_SPLIT],
+        aliases=dict.fromkeys(study.label.aliases, study.label.column),
         mapping=load_site_mapping(root, site),
     )
     rows = _understand(table, study, site)

@@ -10,7 +10,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def read_site_table(
     site: str,
     required: Collection[str],
     optional: Collection[str] = (),
+    aliases: Mapping[str, str] | None = None,
     mapping: SiteMapping | None = None,
 ) -> SiteTable:
     """Read the columns of a study from a site's table.
@@ -70,6 +71,8 @@ def read_site_table(
         Name of the site.
     required, optional : collection of str
         The study's columns; known in any case.
+    aliases : mapping of str to str, optional
+        Other names of some, each with the column that it stands for where that is missing.
     mapping : SiteMapping, optional
         What the site calls them.
 
@@ -90,7 +93,13 @@ def read_site_table(
     text = read_text(path, MOST_BYTES, root=root, site=site)
     mapping = mapping or SiteMapping()
     return parse_table(
-        text, plain(name), site=site, required=required, optional=optional, mapping=mapping
+        text,
+        plain(name),
+        site=site,
+        required=required,
+        optional=optional,
+        aliases=aliases,
+        mapping=mapping,
     )
 
 
@@ -101,6 +110,7 @@ def parse_table(
     site: str,
     required: Collection[str],
     optional: Collection[str] = (),
+    aliases: Mapping[str, str] | None = None,
     mapping: SiteMapping | None = None,
 ) -> SiteTable:
     """Read a table's text; parameters and errors as of :func:`read_site_table`.
@@ -115,11 +125,13 @@ def parse_table(
     column = "column" if mapping is None else "column of the study"
     may_map = "" if mapping is None else "; site.toml may translate their names"
     mapping = mapping or SiteMapping()
+    stands_for = {normalise(name): normalise(to) for name, to in (aliases or {}).items()}
     wanted = {normalise(column) for column in (*required, *optional)}
-    separator = _separator(text[:LONGEST_LINE], wanted, mapping)
+    separator = _separator(text[:LONGEST_LINE], wanted | stands_for.keys(), mapping)
     lines = _parse(text, separator, site, name)
     _, first = next(lines, (0, []))
     header = [mapping.column(cell) for cell in first]
+    header = [to if (to := stands_for.get(name, name)) not in header else name for name in header]
     missing = sorted({normalise(column) for column in required} - set(header))
     if missing:
         raise DataContractError(

@@ -185,7 +185,7 @@ def list_sites(cohort_dir: Path) -> dict[str, Path]:
     if not root.is_dir():
         fault = "is a file, not a folder" if root.exists() else "does not exist"
         raise ConfigError(
-            f"{plain(str(cohort_dir))} {fault}. A cohort is a folder with one BIDS data set a site",
+            f"{plain(str(cohort_dir))} {fault}. A cohort is a folder with one folder a site",
             public=f"the cohort {fault}",
         )
     sites: dict[str, Path] = {}
@@ -202,7 +202,7 @@ def list_sites(cohort_dir: Path) -> dict[str, Path]:
         sites[folder.name] = resolve_inside(folder, root=root, site=folder.name, remedy=remedy)
     if not sites:
         raise ConfigError(
-            f"{plain(str(cohort_dir))} holds neither a BIDS data set nor a folder for each site",
+            f"{plain(str(cohort_dir))} holds neither a data set nor a folder for each site",
             public="the cohort holds no site",
         )
     return sites

@@ -68,7 +68,7 @@ class Images(Section):
         description="what is learned from: a file's picture, its volume, or slices of it. Left "
         "out: volume for bids, else picture",
     )
-    size: int = Field(64, ge=4, le=1024, description="pixels or voxels along each side")
+    size: int = Field(64, ge=16, le=512, description="pixels or voxels along each side")
     fit: Literal["crop", "pad"] = Field(
         "crop",
         description="pictures that are not square: the largest square in the middle, or the "

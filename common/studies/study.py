@@ -55,6 +55,11 @@ class Study(Section):
         if self.images.storage == "bids" and self.groups.person not in ("", "participant_id"):
             raise ValueError("[groups] person: with storage 'bids' it is 'participant_id'")
         known = {normalise(column) for column, _ in self.generator.values}
+        if normalise(self.label.column) in (SITE, HEIGHT):
+            raise ValueError(
+                f"[label] column: '{self.label.column}' means something else among a generator's "
+                "conditions: name it otherwise, and translate the name in site.toml"
+            )
         made = {SITE} if self.images.view == "picture" else {SITE, HEIGHT}
         for column in self.generator.conditions:
             if normalise(column) not in {*made, normalise(self.label.column), *known}:
