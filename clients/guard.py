@@ -13,10 +13,10 @@ from flwr.clientapp.typing import ClientAppCallable
 from clients.resources import declared
 from common import messages
 from common.config.run_config import RunConfig
-from common.config.site_names import SITE_NAME
 from common.errors import FedscanError
 from common.messages import Failure
 from common.provenance import require_same_source
+from common.site_names import SITE_NAME
 from common.sites import site_name
 
 log = logging.getLogger(__name__)

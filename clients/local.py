@@ -24,11 +24,11 @@ from clients.resources import compute_device, declared, granted
 from clients.state import CONFIG, ROSTER, SiteState, site_secret
 from common import messages
 from common.config.run_config import RunConfig
-from common.config.site_names import SITE_NAME
 from common.errors import ConfigError, DataContractError, FedscanError
 from common.evaluation.extractor import DEFAULTS
 from common.local_round import first_weights, train_one_round
 from common.paths import cache_dir, site_records
+from common.site_names import SITE_NAME
 from common.sites import Site, locate_site
 from common.strategies.strategy import with_prefix
 from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey

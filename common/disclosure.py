@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.tasks.task import Evaluation
+    from common.evaluation.of_site import Evaluation
 
 MIN_PARTICIPANTS = 10  # at a deployed site that does not decide otherwise
 MOST_POWER = 0.1  # z, in standard deviations: an area under the ROC curve of 0.53

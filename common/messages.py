@@ -27,8 +27,8 @@ from flwr.app import (
     RecordDict,
 )
 
+from common.evaluation.of_site import Evaluation
 from common.provenance import source_hash
-from common.tasks.task import Evaluation
 
 if TYPE_CHECKING:
     from torch import Tensor

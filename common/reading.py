@@ -5,7 +5,7 @@ pictures and messages that travel on. So below the folder that the user names no
 opened but plain files in plain folders: a link could lead to any file of the reader's. Sizes are
 judged before anything is read, and JSON holds only what a program can go on with.
 
-Scans are another matter: data sets are full of links, see :mod:`common.imaging.site_files`.
+Scans are another matter: data sets are full of links, see :mod:`common.site_files`.
 """
 
 from __future__ import annotations

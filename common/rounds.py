@@ -17,11 +17,12 @@ from torch import Tensor
 from common.bounds import bounded_votes, longest_norms, shortened, update_norms
 from common.config.run_config import RunConfig
 from common.errors import DivergedError
+from common.evaluation.of_site import Evaluation
 from common.incidents import Incidents
 from common.metrics_log import UPDATE_NORM, WHOLE
 from common.selection import Judged, due, is_better
 from common.strategies.strategy import SiteUpdate, State, join, load_strategy, split
-from common.tasks.task import Evaluation, SiteContext, ValidationResult, load_task
+from common.tasks.task import SiteContext, ValidationResult, load_task
 
 # A child of Flower's logger, so that lines reach its console and `flwr run --stream`.
 log = logging.getLogger("flwr.fedscan")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from common.errors import AnswerError
-from common.tasks.task import Evaluation, ValidationResult
+from common.evaluation.of_site import Evaluation
+from common.tasks.task import ValidationResult
 
 Evaluations = Mapping[str, Evaluation]
 Judge = Callable[[Evaluations], ValidationResult]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.run_config import RunConfig
-from common.config.site_names import ACCEPTED_SITE_NAME, SITE_NAME
 from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError
+from common.site_names import ACCEPTED_SITE_NAME, SITE_NAME
 
 
 @dataclass(frozen=True)

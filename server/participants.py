@@ -13,10 +13,10 @@ from flwr.serverapp import Grid
 from common import messages
 from common.bounds import MOST_TIMES, outsized
 from common.config.run_config import RunConfig
-from common.config.site_names import SITE_NAME
 from common.errors import ConfigError
 from common.evaluation.generation import require_one_extractor
 from common.messages import Failure
+from common.site_names import SITE_NAME
 from server.exchange import exchange
 from server.replies import TRAINING, SiteFailure, read_identity, unusable
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MetricRecord
 
 from common import messages
-from common.config.site_names import SITE_NAME
 from common.disclosure import WITHHELD
 from common.errors import FedscanError
+from common.evaluation.of_site import Evaluation
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM
 from common.provenance import require_same_source
 from common.rounds import Update
+from common.site_names import SITE_NAME
 from common.strategies.strategy import State
-from common.tasks.task import Evaluation
 from common.transport import decode_update
 
 

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from common import messages
 from common.config.run_config import RunConfig
 from common.evaluation.extractor import DEFAULTS, MOST_FEATURES
+from common.evaluation.of_site import Evaluation
 from common.fingerprint import fingerprint
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, Row
@@ -23,7 +24,7 @@ from common.rounds import Measured, Result, RunState, Update, begin, log, run_ro
 from common.run_folder import RunFolder
 from common.selection import Judged, judge_usable
 from common.strategies.strategy import State
-from common.tasks.task import Evaluation, SiteContext, ValidationResult, load_task
+from common.tasks.task import SiteContext, ValidationResult, load_task
 from common.transport import broadcast, received, to_keep
 from server.participants import Participants
 from server.replies import TRAINING, SiteFailure, read_evaluation, read_update, unusable

@@ -178,7 +178,7 @@ def _advice(leaks: list[Leak], given: set[str], of_sites: bool) -> str:
 
 
 def _line(leak: Leak) -> str:
-    from common.imaging.site_files import plain
+    from common.site_files import plain
 
     return "  " + ", ".join(
         f"{row['site']}/{plain(row['file'])} ({row['split']})" for row in leak.rows[:MOST_LINES]

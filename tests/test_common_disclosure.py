@@ -20,7 +20,7 @@ from common.disclosure import (
     people_for_variances,
 )
 from common.evaluation.generation import Moments
-from common.tasks.task import Evaluation
+from common.evaluation.of_site import Evaluation
 
 
 def evaluation(people: int, features: int = 4) -> Evaluation:

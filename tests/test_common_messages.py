@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from common import messages
+from common.evaluation.of_site import Evaluation
 from common.messages import Failure
 from common.provenance import source_hash
-from common.tasks.task import Evaluation
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 

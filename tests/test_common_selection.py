@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import AnswerError
+from common.evaluation.of_site import Evaluation
 from common.selection import due, is_better, judge_usable
-from common.tasks.task import Evaluation, ValidationResult
+from common.tasks.task import ValidationResult
 
 NAN = math.nan
 LOSSES = {"north": 0.5, "south": 0.7, "west": 0.9}

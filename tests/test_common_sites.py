@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config.run_config import RunConfig
-from common.config.site_names import SITE_NAME
 from common.data.phantoms import cohorts
 from common.data.phantoms.cohorts import PHANTOM_TEST, PhantomCohort, phantom_sites
 from common.data.phantoms.lesion_cohorts import HOSPITALS
 from common.errors import ConfigError
 from common.imaging.cohorts import check_site
+from common.site_names import SITE_NAME
 from common.sites import Site, locate_site, site_name
 
 PHANTOMS = RunConfig.from_flower({})

@@ -35,8 +35,8 @@ from common.data.dicom_files import (
 from common.data.dicom_pixels import window_values
 from common.data.site_data import open_split
 from common.errors import ConfigError, DataContractError
-from common.imaging.site_files import ESCAPES
 from common.imaging.splits import SPLITS
+from common.site_files import ESCAPES
 from common.studies.study import Study
 
 VALUES = {

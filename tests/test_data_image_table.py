@@ -21,8 +21,8 @@ from common.data.image_table import (
     read_image_table,
 )
 from common.errors import DataContractError
-from common.imaging.site_files import ESCAPES
 from common.imaging.splits import SPLITS, assign_splits
+from common.site_files import ESCAPES
 from common.studies.study import Study
 
 STUDY = Study.from_mapping(

@@ -30,7 +30,7 @@ from common.data.photographs import (
     read_photograph,
 )
 from common.errors import DataContractError
-from common.imaging.site_files import ESCAPES
+from common.site_files import ESCAPES
 from common.studies.study import Study
 
 FORMATS = {"png": {}, "tif": {}, "bmp": {}, "webp": {"lossless": True}}

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import site_files
 from common.data.image_table import UNKNOWN
 from common.data.readers.bids import read_table as read_image_table
 from common.errors import ConfigError, DataContractError
-from common.imaging import site_files
 from common.imaging.bids import is_dataset, list_sites, read_site, site_name
-from common.imaging.site_files import plain
+from common.site_files import plain
 from common.studies.study import Study
 
 

@@ -24,10 +24,11 @@ from clients.state import SiteState
 from common import messages
 from common.config.run_config import RunConfig, known_keys
 from common.errors import ConfigError, FedscanError, ProvenanceError
+from common.evaluation.of_site import Evaluation
 from common.messages import EVALUATE, HELLO, TRAIN, Failure
 from common.metrics_log import UNUSABLE, UPDATE_NORM, read_rows
 from common.paths import cache_dir
-from common.tasks.task import Evaluation, SiteContext, load_task
+from common.tasks.task import SiteContext, load_task
 from common.transport import broadcast, encode_update, received, to_keep
 from server import exchange, participants
 from server.participants import SiteFailure

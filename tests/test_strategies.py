@@ -17,6 +17,7 @@ import common.strategies
 from common import messages
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
+from common.evaluation.of_site import Evaluation
 from common.rounds import RunState, Update, run_rounds
 from common.selection import Judged
 from common.strategies.strategy import (
@@ -28,7 +29,7 @@ from common.strategies.strategy import (
     weighted_mean,
 )
 from common.tasks import generation_quality
-from common.tasks.task import Evaluation, SiteContext, ValidationResult, load_task, read_run_config
+from common.tasks.task import SiteContext, ValidationResult, load_task, read_run_config
 from server.rounds import federate
 from simulations.arms import train_in_place
 

@@ -217,7 +217,7 @@ def test_classes_that_cannot_be_told_apart_are_refused(classes):
         ({"images": {"channels": None}}, "channels is missing; accepted is one of 1, 3"),
         ({"images": {"channels": 2}}, "channels = 2: accepted is one of 1, 3"),
         ({"images": {"channels": "1"}}, "channels = '1': accepted"),
-        ({"images": {"size": 64.0}}, "size = 64.0: accepted is a whole number from 4 up to 1024"),
+        ({"images": {"size": 64.0}}, "size = 64.0: accepted is a whole number from 16 up to 512"),
         ({"images": {"size": 2}}, "size = 2"),
         ({"images": {"storage": "../x"}}, "a module of common/data/readers, as 'bids' or 'table'"),
         ({"images": {"storage": "bids"}}, "table has no effect with storage 'bids'"),

@@ -20,10 +20,11 @@ from common.checkpoints import load_model
 from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
 from common.errors import FedscanError
+from common.evaluation.of_site import Evaluation
 from common.predictions import save_predictions
 from common.studies.study import read_study
 from common.tasks.classification import score
-from common.tasks.task import Evaluation, Fit, SiteContext, load_task, roster, survey
+from common.tasks.task import Fit, SiteContext, load_task, roster, survey
 from common.training import classifier_augment
 from common.training.classifier import MOMENTS, _Batches, cosine, predict
 from common.training.classifier_augment import SHIFT_VOXELS, augment

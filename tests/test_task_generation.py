@@ -15,10 +15,11 @@ from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
 from common.errors import ConfigError, FedscanError
 from common.evaluation.generation import Moments, frechet_distance
+from common.evaluation.of_site import Evaluation
 from common.imaging.slices import LEVELS_MM
 from common.tasks import generation_grids, generation_networks, generation_quality
 from common.tasks.generation import EMBEDDINGS, W_AVERAGE
-from common.tasks.task import Evaluation, SiteContext, load_task, read_run_config
+from common.tasks.task import SiteContext, load_task, read_run_config
 from common.training import gan
 from common.training.gan_checkpoint import load_discriminator, load_generator
 from common.training.gan_presets import stylegan2

@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from common.config.site_names import SITE_NAME
 from common.settings import NonNegative, Settings
+from common.site_names import SITE_NAME
 
 _ABSOLUTE = {
     "accepted": "an absolute path or nothing, since Flower runs the app in the folder where its "

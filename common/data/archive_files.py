@@ -22,7 +22,7 @@ from typing import BinaryIO, Self
 from common.data.tables import MOST_BYTES as LARGEST_TABLE
 from common.errors import ConfigError
 from common.files import PRIVATE_FILE, make_folder
-from common.imaging.site_files import plain
+from common.site_files import plain
 from common.studies.sections import check_relative
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

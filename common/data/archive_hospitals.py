@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common.config.site_names import SITE_NAME
 from common.data.archive_rows import ArchiveRow
 from common.errors import ConfigError
-from common.imaging.site_files import plain
 from common.seeding import derive_seed
+from common.site_files import plain
+from common.site_names import SITE_NAME
 from common.studies.vocabulary import normalise
 
 MOST_HOSPITALS = 100

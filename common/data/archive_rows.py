@@ -12,8 +12,8 @@ from common.data.archives import Archive, Row, Table
 from common.data.groups import connect
 from common.data.tables import SiteTable, parse_table
 from common.errors import ConfigError, DataContractError
-from common.imaging.site_files import plain
 from common.imaging.splits import ACCEPTED_SPLITS, parse_split
+from common.site_files import plain
 from common.studies.vocabulary import normalise
 
 LISTED_AGAIN = "listed again, with the same cells"

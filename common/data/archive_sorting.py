@@ -43,8 +43,8 @@ from common.data.archives import ARCHIVES, Archive
 from common.data.groups import find_leaks
 from common.errors import ConfigError
 from common.files import make_folder, write_atomically
-from common.imaging.site_files import plain
 from common.imaging.splits import assign_splits
+from common.site_files import plain
 
 COLUMNS = ("image", "patient_id", "lesion_id", "diagnosis", "age", "sex", "site")
 

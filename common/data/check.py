@@ -33,8 +33,8 @@ from common.data.photographs import MOST_BYTES
 from common.data.site_data import read_table, reader_of
 from common.errors import DataContractError, FedscanError
 from common.imaging.bids import list_sites, site_name
-from common.imaging.site_files import open_inside
 from common.imaging.splits import SPLITS
+from common.site_files import open_inside
 from common.studies.study import Study
 
 Progress = Callable[[str, int, int], None]

@@ -26,7 +26,7 @@ from common.data.dicom_files import (
 from common.data.dicom_pixels import Frame, read_frames
 from common.data.photographs import square, to_bytes
 from common.errors import DataContractError
-from common.imaging.site_files import open_inside, relative
+from common.site_files import open_inside, relative
 
 DICOM_VERSION = 1  # raise it with any change that alters a byte of what is read
 SEVERAL = "a DICOM file holds several frames"

@@ -22,7 +22,7 @@ from common.data.dicom_series import why_no_t1w
 from common.data.dicom_terms import MODALITIES, columns_of
 from common.data.pseudonyms import Pseudonyms
 from common.errors import ConfigError, DataContractError
-from common.imaging.site_files import open_inside, plain
+from common.site_files import open_inside, plain
 
 BURNED_IN = "text is burned into the pixels (BurnedInAnnotation is YES)"
 UNDECLARED = (

@@ -26,7 +26,7 @@ from common.data.dicom_files import (
     text,
 )
 from common.errors import ConfigError, DataContractError
-from common.imaging.site_files import open_inside
+from common.site_files import open_inside
 
 FEWEST_SLICES = 10
 MOST_VOXELS = 2**27  # of a volume: 512³

@@ -44,7 +44,7 @@ from common.data.dicom_terms import COLUMNS
 from common.data.pseudonyms import Pseudonyms
 from common.errors import ConfigError, DataContractError
 from common.files import PRIVATE_FILE, make_folder, write_atomically
-from common.imaging.site_files import open_inside
+from common.site_files import open_inside
 
 SAME = "the same image is there in another file"
 OTHER_SERIES = "MR: another T1-weighted series of the same person"

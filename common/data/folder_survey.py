@@ -27,7 +27,7 @@ from common.data.tables import (
     read_site_table,
 )
 from common.errors import ConfigError, DataContractError
-from common.imaging.site_files import plain, read_text
+from common.site_files import plain, read_text
 from common.studies.sections import check_relative
 from common.studies.site_mapping import load_site_mapping
 from common.studies.vocabulary import MOST_CATEGORIES, MOST_CHARACTERS, normalise

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from common.data.groups import connect
 from common.data.tables import SiteTable, read_site_table
 from common.errors import DataContractError
-from common.imaging.site_files import plain, resolve_inside
 from common.imaging.splits import ACCEPTED_SPLITS, assign_splits, parse_split
+from common.site_files import plain, resolve_inside
 from common.studies.sections import check_relative
 from common.studies.site_mapping import load_site_mapping
 from common.studies.study import Study

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.data.folder_survey import Survey
 from common.errors import ConfigError
 from common.files import write_atomically
-from common.imaging.site_files import plain
+from common.site_files import plain
 from common.studies.sections import Generator, Groups, Images, Label
 from common.studies.study import Study
 from common.studies.vocabulary import normalise

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from common.data.cache import CachedPictures, cached_pictures
 from common.errors import DataContractError
-from common.imaging.site_files import open_inside, plain, relative
+from common.site_files import open_inside, plain, relative
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DataContractError
-from common.imaging.site_files import plain, read_text
+from common.site_files import plain, read_text
 from common.studies.site_mapping import SiteMapping
 from common.studies.vocabulary import normalise
 

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from common.config.site_names import ACCEPTED_SITE_NAME, SITE_NAME
 from common.errors import ConfigError, DataContractError
 from common.imaging.participants import (
     PARTICIPANT,
@@ -31,8 +30,9 @@ from common.imaging.participants import (
     read_split,
     read_table,
 )
-from common.imaging.site_files import ESCAPES, UNREADABLE, plain, resolve_inside
 from common.imaging.splits import assign_splits
+from common.site_files import ESCAPES, UNREADABLE, plain, resolve_inside
+from common.site_names import ACCEPTED_SITE_NAME, SITE_NAME
 from common.studies.site_mapping import load_site_mapping
 from common.studies.study import Study, load_study
 

@@ -16,8 +16,8 @@ from common.errors import DataContractError, FedscanError
 from common.imaging.bids import SiteIndex, is_dataset, list_sites, read_site, site_name
 from common.imaging.nifti import load_scan, scan_header
 from common.imaging.prepare import check_head, prepare_volume
-from common.imaging.site_files import ESCAPES, UNREADABLE, plain, relative
 from common.imaging.splits import SPLITS
+from common.site_files import ESCAPES, UNREADABLE, plain, relative
 from common.studies.study import Study
 
 Progress = Callable[[str, int, int], None]

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from common.errors import DataContractError
-from common.imaging.site_files import UNREADABLE, open_inside, plain, relative
+from common.site_files import UNREADABLE, open_inside, plain, relative
 
 MAX_SIDE = 1024  # voxels
 MAX_BYTES = 512 * 2**20  # voxels of one scan, as stored and as float32

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataContractError
-from common.imaging.site_files import plain, read_text
 from common.imaging.splits import ACCEPTED_SPLITS, parse_split
+from common.site_files import plain, read_text
 from common.studies.sections import Label
 from common.studies.site_mapping import SiteMapping
 from common.studies.vocabulary import normalise

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import DataContractError
-from common.imaging.site_files import plain, read_text
+from common.site_files import plain, read_text
 from common.studies.vocabulary import normalise
 
 FILE = "site.toml"

@@ -20,12 +20,13 @@ from common.data.dataset import Dataset
 from common.data.site_data import open_split
 from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
+from common.evaluation.of_site import Evaluation
 from common.imaging.slices import LEVELS_MM, RESOLUTIONS, WHOLE_HEAD_MM
 from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
 from common.studies.study import Study
-from common.tasks.task import Evaluation, Fit, Load, SiteContext, State, Task, ValidationResult
+from common.tasks.task import Fit, Load, SiteContext, State, Task, ValidationResult
 from common.training.classifier import predict, survey_features, train
 from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks

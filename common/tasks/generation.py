@@ -39,12 +39,13 @@ from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
 from common.data.site_data import open_split
 from common.errors import ConfigError, FedscanError
+from common.evaluation.of_site import Evaluation
 from common.imaging.slices import LEVELS_MM, RESOLUTIONS
 from common.studies.sections import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
 from common.tasks.generation_networks import GENERATOR, architecture, load_released
-from common.tasks.task import Evaluation, Fit, Load, SiteContext, State, Task, ValidationResult
+from common.tasks.task import Fit, Load, SiteContext, State, Task, ValidationResult
 from common.training import gan
 from common.training.gan_checkpoint import save_checkpoint
 from common.training.gan_losses import ema_beta

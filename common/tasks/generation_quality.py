@@ -24,11 +24,12 @@ from common.evaluation.generation import (
     require_one_extractor,
 )
 from common.evaluation.memorization import judge_copying, strongest, write_look_alikes
+from common.evaluation.of_site import Evaluation
 from common.models.stylegan2 import Generator, build
 from common.paths import cache_dir
 from common.seeding import derive_seed
 from common.tasks.generation_networks import architecture, generator_of, pictures
-from common.tasks.task import Evaluation, Load, SiteContext, State, ValidationResult
+from common.tasks.task import Load, SiteContext, State, ValidationResult
 from common.training.gan_presets import stylegan2
 
 if TYPE_CHECKING:

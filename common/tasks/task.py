@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.data.site_data import read_table, reader_of
 from common.disclosure import EVERYTHING, Disclosure
 from common.errors import ConfigError, DataContractError
+from common.evaluation.of_site import Evaluation
 from common.imaging.splits import SPLITS
 from common.seeding import derive_seed
 from common.strategies.strategy import State, load_strategy, strategy_names
@@ -36,34 +37,6 @@ class Fit:
 
     metrics: dict[str, float]
     private: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a site says of a released network on one split.
-
-    Parameters
-    ----------
-    count : int
-        Scans it was judged on.
-    metrics : dict of str to float
-    statistics : dict of str to Tensor
-        What can be merged over sites exactly: moments of features.
-    words : dict of str to str
-        What must be the same at all sites for their numbers to be comparable.
-    people : int
-        How many the scans are of; by it a site decides what may leave. It is not sent.
-    fewest : int
-        How many people the class with the fewest has, of those that are there; all of them where
-        there are no classes.
-    """
-
-    count: int
-    metrics: dict[str, float]
-    statistics: dict[str, Tensor] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict)
-    people: int = 0
-    fewest: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.errors import ConfigError, DataContractError
 from common.imaging import nifti
-from common.imaging.site_files import open_inside
+from common.site_files import open_inside
 
 MAX_SIDE = 4096  # pixels of a picture
 MAX_BYTES = 64 * 2**20  # of a PNG, .npy or slice, as it lies on disk; the NIfTI reader has its own

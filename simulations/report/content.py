@@ -7,7 +7,7 @@ interval is named with what it was taken over, and phantoms are called phantoms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,6 +73,8 @@ class Content:
         What every training left; may be empty.
     use : DataFrame or None
         Rows of ``use.csv``.
+    blocks : callable
+        Given this object, what the task adds.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Content:
         samples: Mapping[str, np.ndarray],
         models: Sequence[Trained] = (),
         use: pd.DataFrame | None = None,
+        *,
+        blocks: Callable[[Content], Blocks],
     ) -> None:
         self.results, self.manifest, self.models, self.use = results, manifest, list(models), use
         self.config = mapping(manifest.get("config"))
@@ -109,7 +113,7 @@ class Content:
         self.means = f"means over {self.times}" if self.seeds > 1 else "one repetition"
         self.level = words.level(self.summary)
         self.intervals = words.intervals(self.summary, self.level)
-        self.blocks = self._of_task()
+        self.blocks = blocks(self)
 
     def _completed(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         needed = ("scores", "differences", "models", "leading", "headline")
@@ -126,15 +130,6 @@ class Content:
             plain_bytes={key: float(n) for key, n in plain.items() if is_number(n)},
         )
         return computed | {key: value for key, value in summary.items() if value}
-
-    def _of_task(self) -> Blocks:
-        if self.task == "generation":
-            from simulations.report.generation_blocks import GenerationBlocks
-
-            return GenerationBlocks(self)
-        from simulations.report.classification_blocks import ClassificationBlocks
-
-        return ClassificationBlocks(self)
 
     def looks(self, where: str) -> dict[str, Series]:
         """Return the models of a place: a site's own model stands for all local ones, if any."""

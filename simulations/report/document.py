@@ -22,7 +22,9 @@ from common.files import write_atomically
 from common.metrics_log import WHOLE, Row, read_rows
 from common.reading import open_plain, read_json
 from simulations.folders import in_words
+from simulations.report.classification_blocks import ClassificationBlocks
 from simulations.report.content import Content
+from simulations.report.generation_blocks import GenerationBlocks
 from simulations.report.page import PAGE, STYLE
 from simulations.report.pictures import trained_model, trained_models
 from simulations.report.run_content import RunContent
@@ -31,6 +33,7 @@ from simulations.report.words import mapping
 from simulations.results import USE_NUMBERS, USE_TEXTS, read_table
 
 REPORT = "report.html"
+BLOCKS = {"classification": ClassificationBlocks, "generation": GenerationBlocks}  # by task
 MOST_SAMPLES = 2**26  # numbers, in all arrays together
 MOST_ARRAYS = 4096
 REMEDY = "Copy the folder again, or give one that fedscan benchmark or fedscan run wrote"
@@ -70,7 +73,9 @@ def _comparison(folder: Path) -> str:
     summary, manifest = (_read_json(folder, name) for name in ("summary.json", "manifest.json"))
     samples = _read_samples(folder)
     models, use = trained_models(folder, results), _read_use(folder)
-    return fill(Content(results, summary, manifest, samples, models, use).parts())
+    task = str(mapping(manifest.get("config")).get("task", "classification"))
+    blocks = BLOCKS.get(task, ClassificationBlocks)
+    return fill(Content(results, summary, manifest, samples, models, use, blocks=blocks).parts())
 
 
 def _run(folder: Path) -> str:

@@ -75,8 +75,8 @@ def open_images(
         check_head,
         prepare_volume,
     )
-    from common.imaging.site_files import relative
     from common.imaging.slices import axial_slices, check_levels
+    from common.site_files import relative
 
     levels = check_levels(size, heights_mm) if heights_mm else ()
 
