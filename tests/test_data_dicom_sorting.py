@@ -135,7 +135,8 @@ def identities(draw) -> dict[str, object]:
     told |= {keyword: draw(days) for keyword in dates}
     told |= {uid: f"1.2.{draw(digits)}.{draw(digits)}" for uid in uids}
     told |= {"ReferencedStudySequence": [private], "OtherPatientIDs": [draw(words), draw(words)]}
-    told |= {"StudyTime": draw(st.text("123456789", min_size=6, max_size=6))}
+    # With a fraction: six digits alone are found in any table of numbers.
+    told |= {"StudyTime": f"101112.{draw(st.text('123456789', min_size=6, max_size=6))}"}
     return told
 
 
