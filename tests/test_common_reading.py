@@ -318,7 +318,7 @@ def test_what_resuming_a_made_up_comparison_runs_into_is_told_in_words(
     table = f"{header},seconds,bytes_up,bytes_down,status\n"
     (made._cell(cell) / "results.csv").write_text(table)
     (tmp_path / "out" / "manifest.json").write_text('{"poor_site": "north", "seconds": []}')
-    monkeypatch.setattr(made, "_summarize_predictions", lambda *_: {}["model"])
+    monkeypatch.setattr("simulations.benchmark.summarize_cells", lambda *_, **__: {}["model"])
     with pytest.raises(FedscanError, match=r"KeyError.*--resume trains all anew"):
         made.run(resume=True)
 

@@ -224,14 +224,3 @@ def test_command_exits_0_without_and_2_with_a_leak_and_gives_advice(north, tmp_p
     machine = fedscan(*words, "--format", "json", cwd=tmp_path, cache=tmp_path / "cache")
     assert machine.returncode == 2
     assert {leak["what"] for leak in json.loads(machine.stdout)["leaks"]} == {"person", NEAR}
-
-
-def test_command_refuses_volumes_under_another_label_than_brain_sex(tmp_path):
-    study = write_study(tmp_path)
-    bids = study.read_text().replace('"table"\ntable = "t.csv"\nfile = "file"', '"bids"')
-    bids = bids.replace("channels = 3", "channels = 1").split("[groups]")[0]
-    study.write_text(bids)
-    done = fedscan("check", ".", "--study", str(study), cwd=tmp_path, cache=tmp_path / "cache")
-    assert done.returncode == 2
-    assert "storage 'dicom': accepted is one of" in done.stderr
-    assert "Traceback" not in done.stderr

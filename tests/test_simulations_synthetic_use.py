@@ -15,7 +15,7 @@ from common.imaging.slices import LEVELS_MM
 from common.models.stylegan2 import Generator
 from common.studies.study import load_study
 from common.tasks.generation_networks import architecture
-from common.tasks.task import Place, load_task
+from common.tasks.task import SiteContext, load_task
 from common.training.classifier import predict
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_generator, save_checkpoint
@@ -103,7 +103,7 @@ def test_images_are_what_the_classifier_takes(generator: Generator) -> None:
     images = people.take(range(4))
     assert images.dtype == np.float32
     assert 0 <= images.min() < images.max() <= 1
-    place = Place("north", SITES, torch.device("cpu"))
+    place = SiteContext("north", SITES, torch.device("cpu"))
     model = classification.build_model(config(), place)
     assert len(predict(model, people, STUDY, torch.device("cpu"))) == 4
 

@@ -22,6 +22,7 @@ from common.data.dataset import Dataset
 from common.errors import FedscanError
 from common.evaluation.of_site import Evaluation
 from common.predictions import save_predictions
+from common.strategies.strategy import load_strategy
 from common.studies.study import read_study
 from common.tasks.classification import score
 from common.tasks.task import Fit, SiteContext, load_task, roster, survey
@@ -78,7 +79,13 @@ def train(
     run = run or config()
     model = model or classification.build_model(run)
     done = classification.fit(
-        model, data, run, place=place, round_number=round_number, private=private or {}
+        model,
+        data,
+        run,
+        place=place,
+        round_number=round_number,
+        private=private or {},
+        hooks=load_strategy(run.strategy.name).hooks(run, {}, {}),
     )
     return {name: weight.clone() for name, weight in model.state_dict().items()}, done
 
@@ -123,7 +130,7 @@ def test_shared_state_is_a_copy_and_is_taken_over_whole_or_not_at_all():
 
 def test_average_of_a_round_is_released_as_it_is():
     before, average = (
-        classification.shared_state(classification.build_model(config(seed=seed)))
+        classification.shared_state(classification.build_model(config(seed=seed)), config())
         for seed in (1, 2)
     )
     released = classification.release(before, average, config(), round_number=2, participants=3)
@@ -167,7 +174,7 @@ def test_batch_may_be_larger_than_the_data(data):
 
 
 def test_same_seed_is_the_same_bits_and_another_seed_is_not(data):
-    start = classification.shared_state(classification.build_model(config()))
+    start = classification.shared_state(classification.build_model(config()), config())
 
     def from_start(seed: int = 1, place: SiteContext = NORTH, round_number: int = 1):
         model = classification.build_model(config())

@@ -17,6 +17,7 @@ from common.errors import ConfigError, FedscanError
 from common.evaluation.generation import Moments, frechet_distance
 from common.evaluation.of_site import Evaluation
 from common.imaging.slices import LEVELS_MM
+from common.local_round import OWN, train_one_round
 from common.tasks import generation_grids, generation_networks, generation_quality
 from common.tasks.generation import EMBEDDINGS, W_AVERAGE
 from common.tasks.task import SiteContext, load_task, read_run_config
@@ -116,21 +117,31 @@ def test_every_piece_of_state_has_exactly_one_rule():
 
 
 def test_with_private_discriminators_only_the_generator_travels():
-    run = config(share="generator")
+    run, data = config(share="generator"), slices("north", 3, 0)
     model = generation.build_model(run, at("north"))
     shared = generation.shared_state(model, run)
     assert all(name.startswith("generator.") for name in shared)
-    done = generation.fit(
-        model, slices("north", 3, 0), run, place=at("north"), round_number=1, private={}
-    )
+
+    def one_round(model, received, private, number):
+        return train_one_round(
+            generation,
+            model,
+            data,
+            run,
+            received=received,
+            private=private,
+            place=at("north"),
+            round_number=number,
+        )
+
+    done = one_round(model, shared, {}, 1)
+    assert all(name.startswith("generator.") for name in done.sent)
     mine = {k: v for k, v in model.export("parameters").items() if k.startswith("discriminator.")}
-    assert mine.keys() <= done.private.keys()
+    assert {f"{OWN}{name}" for name in mine} <= done.private.keys()
     # The next round goes on with it, in a process that knows nothing else.
     again = generation.build_model(run, at("north"))
-    generation.load_shared(again, shared)
     untrained = {k: v for k, v in again.export("parameters").items() if k in mine}
     assert not same(untrained, mine)
-    quiet = config(share="generator", local_steps=1)
     seen = {}
 
     def stop(training, data, *, steps, seed):
@@ -139,14 +150,7 @@ def test_with_private_discriminators_only_the_generator_travels():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gan, "fit", stop)
-        generation.fit(
-            again,
-            slices("north", 3, 0),
-            quiet,
-            place=at("north"),
-            round_number=2,
-            private=done.private,
-        )
+        one_round(again, shared, done.private, 2)
     assert same(seen, mine)
 
 
