@@ -139,8 +139,9 @@ class TestValidation:
 
     def test_blobs_with_the_spectrum_of_real_pictures_are_far(self, judged):
         blobs = [row for row in judged.rows if row["series"].startswith("random phases")][-1]
-        assert blobs["frechet_distance"] > 8 * judged.rows[0]["frechet_distance"]
-        assert blobs["precision"] < 0.1
+        times, most = {"fedscan-brain": (10, 0.05), "fedscan-skin": (8, 0.1)}[judged.name]
+        assert blobs["frechet_distance"] > times * judged.rows[0]["frechet_distance"]
+        assert blobs["precision"] < most
 
     def test_a_blind_extractor_is_caught(self, judged):
         steps = recipe(judged.name).validation_steps

@@ -55,7 +55,7 @@ def version() -> str:
 
 
 def make_network(*, lesions: int = LESIONS, steps: int = STEPS) -> PlaceNetwork:
-    """Make the network, in about half a minute.
+    """Make the network, in a minute or two of one core.
 
     Parameters
     ----------
