@@ -174,9 +174,8 @@ class Plan(BaseModel):
         if cell.arm == USE:
             values = _of_pictures_use(values)
         own = dict(self.variants.get(cell.strategy, {}))
-        if (
-            "model.gan-changes" in own and "model.gan-changes" in values
-        ):  # of a key told twice the last holds
+        if "model.gan-changes" in own and "model.gan-changes" in values:
+            # Of a key given twice the last holds.
             own["model.gan-changes"] = f"{values['model.gan-changes']} {own['model.gan-changes']}"
         name = own.get("strategy.name", cell.strategy)
         name = name if name in strategy_names() else "fedavg"

@@ -28,10 +28,11 @@ def describe(
     Returns
     -------
     dict
-        ``confusion``: (K, K) counts, summed over repetitions, a row a true class; ``roc``: mean
-        sensitivity at :data:`GRID`, None without the class and another; ``calibration``: a bin of
-        equal width each, its number of images, mean probability and share that is right, over all
-        repetitions, of the positive class or, without one, of the class decided for.
+        ``confusion``: counts (K, K), summed over repetitions; rows are true classes, columns
+        predicted ones. ``roc``: mean sensitivity at the false positive rates of :data:`GRID`; None
+        if the labels hold a single class. ``calibration``: for each probability bin of equal width
+        the number of images, their mean probability, and the observed frequency, over all
+        repetitions; of the positive class, or of the predicted class if none is named.
     """
     k = repetitions[0].shape[1]
     cells = [np.bincount(k * labels + decide(p), minlength=k * k) for p in repetitions]

@@ -65,7 +65,7 @@ def estimate_axis(scores: Iterable[Mapping[str, Any]], name: str, chance: float)
 def differences(
     by_place: Mapping[str, Any], contrast: str, name: str, limits: tuple[float, float]
 ) -> str:
-    """Draw one paired difference between two arms, a row a place."""
+    """Draw the paired difference between two arms, with one row for each place."""
     rows = [
         Estimate(place(where), "", charts.INK, "D" if where == "all" else "s", *_numbers(found))
         for where, contrasts in by_place.items()
