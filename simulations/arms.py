@@ -297,7 +297,7 @@ def pooled_config(config: RunConfig, members: int, centralized_batch: str) -> Ru
 
 
 def _result(
-    trained_on: str, row: Row, config: RunConfig, rounds: int, participants: int = 1
+    trained_on: str, row: Row, config: RunConfig, rounds: int, participants: int
 ) -> dict[str, Any]:
     """Turn a row of a metrics log into one of the results, with the budget spent after rounds."""
     steps = rounds * config.training.local_steps

@@ -479,7 +479,7 @@ def test_hash_ignores_whatever_is_not_source(sources):
     (sources / "common" / "__pycache__").mkdir()
     (sources / "common" / "__pycache__" / "module.cpython-311.pyc").write_bytes(b"\0")
     (sources / "tests").mkdir()
-    (sources / "tests" / "test_module.py").write_text("assert True\n")
+    (sources / "tests" / "test_module.py").write_text("answer = 42\n")
     assert fresh_hash(sources) == before
 
 
