@@ -30,7 +30,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,13 +38,12 @@ from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
 from common.data.site_data import open_split
 from common.errors import ConfigError, FedscanError
-from common.evaluation.of_site import Evaluation
 from common.imaging.slices import LEVELS_MM, RESOLUTIONS
 from common.studies.sections import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
 from common.tasks.generation_networks import GENERATOR, architecture, load_released
-from common.tasks.task import Fit, Load, SiteContext, State, Task, ValidationResult
+from common.tasks.task import Fit, SiteContext, State, Task
 from common.training import gan
 from common.training.gan_checkpoint import save_checkpoint
 from common.training.gan_losses import ema_beta
@@ -65,6 +63,12 @@ class Generation(Task):
 
     averages_over_time = True
     takes_hooks = False  # two networks and four phases: which loss a term belongs to is not said
+
+    extractor_hash = staticmethod(generation_quality.extractor_hash)
+    evaluate = staticmethod(generation_quality.evaluate)
+    judge = staticmethod(generation_quality.judge)
+    summary = staticmethod(generation_quality.summary)
+    illustrate = staticmethod(illustrate)
 
     def check(self, config: RunConfig) -> None:
         """Refuse networks that do not suit the study.
@@ -181,10 +185,6 @@ class Generation(Task):
         }
         return {**moved, W_AVERAGE: shared[W_AVERAGE].clone()}
 
-    def extractor_hash(self, config: RunConfig) -> str:
-        """Return a hash of the extractor that judges here, and of how pictures are fitted to it."""
-        return generation_quality.extractor_hash(config)
-
     def open_split(
         self, site: str, data_dir: Path, split: str, config: RunConfig, cache: Path
     ) -> Dataset:
@@ -233,25 +233,6 @@ class Generation(Task):
         done = gan.fit(model, data, steps=config.training.local_steps, seed=seed)
         return Fit(done.metrics, model.export("private"))
 
-    def evaluate(
-        self,
-        released: State,
-        load: Load,
-        split: str,
-        config: RunConfig,
-        *,
-        place: SiteContext,
-        records: Path | None = None,
-    ) -> Evaluation:
-        """Judge a generator; see :func:`common.tasks.generation_quality.evaluate`."""
-        return generation_quality.evaluate(
-            released, load, split, config, place=place, records=records
-        )
-
-    def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
-        """Merge the sites' moments; see :func:`common.tasks.generation_quality.judge`."""
-        return generation_quality.judge(evaluations, config)
-
     def save(
         self,
         folder: Path,
@@ -269,32 +250,6 @@ class Generation(Task):
         model.steps = round_number * config.training.local_steps
         model.images_seen = model.steps * config.training.batch_size
         save_checkpoint(folder, model, groups=("parameters", "averages", "constants", "counters"))
-
-    def illustrate(
-        self,
-        folder: Path,
-        released: State,
-        config: RunConfig,
-        *,
-        round_number: int,
-        place: SiteContext,
-    ) -> None:
-        """Write a grid of pictures; see :func:`common.tasks.generation_grids.illustrate`."""
-        illustrate(folder, released, config, round_number=round_number, place=place)
-
-    def summary(
-        self,
-        evaluations: Mapping[str, Evaluation],
-        merged: ValidationResult,
-        fits: Mapping[str, Mapping[str, float]],
-        config: RunConfig,
-        *,
-        round_number: int,
-    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Return the block ``generation`` of the whole, and under each site."""
-        return generation_quality.summary(
-            evaluations, merged, fits, config, round_number=round_number
-        )
 
     def learning_rates(self, config: RunConfig) -> dict[str, float]:
         """Return those of G and D."""
