@@ -313,9 +313,11 @@ class Classification(Task):
     ) -> None:
         """Write ``model.safetensors`` and ``model.json``."""
         del shared, place
-        study = config.read_study()
         keys = ("gan", "gan_changes", "heights", "adapt")
-        of_slices = config.model.classifier in OF_SLICES
+        if config.model.classifier in OF_SLICES:
+            about = {key: getattr(config.model, key) for key in keys}
+        else:  # pretrained weights need other layers than random ones
+            about = {"image_size": config.data.size, "pretrained": bool(config.model.weights)}
         save_model(
             folder,
             dict(released),
@@ -323,12 +325,8 @@ class Classification(Task):
                 "study": config.study,
                 "task": config.task,
                 "classifier": config.model.classifier,
-                **(
-                    {key: getattr(config.model, key) for key in keys}
-                    if of_slices
-                    else {"image_size": config.data.size}
-                ),
-                "classes": list(study.label.classes.names),
+                **about,
+                "classes": list(config.read_study().label.classes.names),
                 "round": round_number,
                 "source_hash": source_hash(),
             },
