@@ -19,6 +19,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from processes import SCRIPTS, caches, environment, fedscan
 from safetensors.numpy import load_file, save_file
 from test_task_generation import slices
@@ -361,7 +362,7 @@ def test_any_of_the_phantom_hospitals_can_be_chosen(
 
     cohort = replace(phantom_cohort("brain-sex"), ensure=ensure)
     monkeypatch.setattr(federate, "phantom_cohort", lambda study: cohort)
-    folders = site_folders(None, choose_sites(None, names))
+    folders = site_folders("brain-sex", None, choose_sites("brain-sex", None, names))
     assert folders == {name: tmp_path / name for name in sorted(names)}
 
 
@@ -516,7 +517,8 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
     [
         (["--site", "west"], "holds island, north"),
         (["--preset", "tiny"], "tiny-32, tiny-32-federated, brain-64, brain-128, paper-256"),
-        (["--preset", "paper-256"], "--set channels=1"),
+        (["--set", "channels=3"], "images of study 'brain-sex' have 1: leave it out"),
+        (["--study", "retina"], "accepted is one of brain-sex, skin-lesions"),
         (["--set", "batchsize=4"], "did you mean 'batch-size'?"),
         (["--set", "resolution=48"], "resolution = 48"),
         (["--set", "resolution=512"], "accepted for slices of scans is one of 16, 32"),
@@ -568,7 +570,7 @@ def test_the_command_prints_a_table_and_the_folder(
     done = command(*words, "--out", tmp_path / "a")
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1] == str(tmp_path / "a")
-    for word in ("generated", "real training slices", "precision", "extractor"):
+    for word in ("generated", "real training images", "precision", "extractor"):
         assert word in done.out
     assert "Training 3/3" in done.err and "img/s" in done.err and "━" not in done.err
     done = command(*words, "--out", tmp_path / "b", "--labels", "none", "--format", "json")
@@ -832,8 +834,6 @@ def test_a_projection_can_be_drawn_again(trained, command, tmp_path: Path) -> No
     noise = [torch.from_numpy(state[key])[None, None] for key in sorted(state) if key != "w"]
     generator, _ = load_generator(trained[0])
     picture = generator.synthesis(torch.from_numpy(state["w"])[None], noise=noise)
-    from PIL import Image
-
     stored = np.asarray(Image.open(tmp_path / "a" / "000" / "reconstruction.png"))
     np.testing.assert_array_equal(to_pixels(picture.numpy())[0], stored)
 
@@ -925,12 +925,61 @@ def test_the_installed_command_knows_them(tmp_path: Path) -> None:
         assert name in done.stdout
 
 
+COLOUR = """
+name = "moles"
+[images]
+storage = "table"
+table = "moles.csv"
+file = "path"
+channels = 3
+size = 32
+[label]
+column = "kind"
+classes = ["flat", "raised"]
+[groups]
+person = "who"
+[generator]
+conditions = ["kind"]
+"""
+
+
+def test_a_study_of_colour_photographs_is_trained_on_and_projected(
+    trained, command, cache: Path, tmp_path: Path
+) -> None:
+    """With the study's conditions, and without the site among them."""
+    clinic, out = tmp_path / "clinics" / "west", tmp_path / "gan"
+    clinic.mkdir(parents=True)
+    (tmp_path / "moles.toml").write_text(COLOUR)
+    rng, lines = np.random.default_rng(0), ["path,who,kind"]
+    for k in range(40):
+        pixels = rng.integers(0, 256, (20, 20, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(clinic / f"{k}.jpg")
+        lines.append(f"{k}.jpg,p{k},{('flat', 'raised')[k % 2]}")
+    (clinic / "moles.csv").write_text("\n".join(lines))
+    about = ("--study", tmp_path / "moles.toml", "--cohort", tmp_path / "clinics")
+    extractor = next(cache.rglob("*.safetensors"))  # instead of one for photographs
+    words = ("--out", out, *SET, "--set", "kimg=0.012", "--extractor", extractor)
+    done = command("train-gan", *about, *words)
+    assert done.code == 0, done.err
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["study"].strip() == COLOUR.strip()
+    assert manifest["config"]["label-kinds"] == "kind"
+    with Image.open(out / "grid.png") as grid:
+        assert grid.mode == "RGB"
+    again = command("train-gan", "--out", out, "--resume", "--study", "brain-sex")
+    assert again.code == 2 and "another study (moles)" in again.err
+    projected = ("--out", tmp_path / "found", "--steps", "2", "--extractor", extractor)
+    done = command("project", out, clinic / "0.jpg", "--label", "flat", *projected)
+    assert done.code == 0, done.err
+    with Image.open(tmp_path / "found" / "000" / "reconstruction.png") as picture:
+        assert picture.mode == "RGB"
+
+
 @pytest.mark.parametrize("mirror", [True, False])
 def test_copies_of_mirror_images_are_flagged_where_there_are_some(
     monkeypatch: pytest.MonkeyPatch, mirror: bool
 ) -> None:
     training, test = slices("north", 10, 0), slices("north", 10, 1)
-    monkeypatch.setattr(judged, "load_pool", lambda *_: test)
     monkeypatch.setattr(judged, "path_length", lambda *_: 1.0)
     mirrored = 2 * training.images()[..., ::-1] - 1
     monkeypatch.setattr("common.training.gan_sampling.sample_rows", lambda *_, **__: mirrored)
@@ -943,6 +992,6 @@ def test_copies_of_mirror_images_are_flagged_where_there_are_some(
         features=lambda images: np.asarray(images, float)[:, 0, ::4, ::5].reshape(len(images), -1),
         identity=lambda: {"name": "pixels", "hash": "0" * 64},
     )
-    found = judged.summarize(trained, training, {}, pixels, seconds=1.0)["copying"]
+    found = judged.summarize(trained, training, test, pixels, seconds=1.0)["copying"]
     assert found["flagged"] == mirror
     assert (found["look_alikes"] == 1) == mirror

@@ -265,13 +265,18 @@ def _likeness(key: str, known: str) -> float:
     return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
 
+def default_extractor(study: Study) -> str:
+    """Name the feature extractor that judges a study's generated images by default."""
+    return "fedscan-skin" if study.images.view == "picture" else "fedscan-brain"
+
+
 def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:
     """Return what suits a task and a study, for the keys of a group that may be left open."""
     pictures = study.images.view == "picture"
     values = _SUITABLE[task] | {
         "data.size": study.images.size,
         "model.classifier": "slices" if study.images.view == "slices" else "small",
-        "model.extractor": "fedscan-skin" if pictures else "fedscan-brain",
+        "model.extractor": default_extractor(study),
         "training.learning-rate": 2e-3 if pictures else 1e-3,
         "training.balance": "weights" if len(study.label.classes.names) == 2 else "batches",
     }

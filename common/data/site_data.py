@@ -19,6 +19,7 @@ from common.data import readers
 from common.data.dataset import Dataset, Pixels
 from common.data.image_table import UNKNOWN, ImageTable
 from common.errors import ConfigError
+from common.imaging.slices import LEVELS_MM
 from common.studies.sections import SITE
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
@@ -167,6 +168,23 @@ def open_split(
         tuple(table.persons[row] or f"#{table.groups[row]}" for row in kept),
         tuple(_conditions(table, row, study) for row in kept),
     )
+
+
+def plane_heights_mm(study: Study) -> tuple[float, ...]:
+    """Heights of the axial slices that a generator learns from, in mm; none of pictures."""
+    return () if study.images.view == "picture" else LEVELS_MM
+
+
+def open_planes(
+    study: Study, site: str, folder: Path, split: str, *, size: int, cache: Path
+) -> Dataset:
+    """Open one split as a generator takes it: pictures, or the axial slices of volumes.
+
+    Parameters and errors are those of :func:`open_split`.
+    """
+    heights = plane_heights_mm(study)
+    found = open_split(study, site, folder, split, size=size, heights_mm=heights, cache=cache)
+    return found.levels(heights) if heights else found
 
 
 def _conditions(table: ImageTable, row: int, study: Study) -> dict[str, str]:

@@ -36,9 +36,9 @@ from torch import Tensor
 
 from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
-from common.data.site_data import open_split
+from common.data.site_data import open_planes, plane_heights_mm
 from common.errors import ConfigError, FedscanError
-from common.imaging.slices import LEVELS_MM, RESOLUTIONS
+from common.imaging.slices import RESOLUTIONS
 from common.studies.sections import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
@@ -189,21 +189,12 @@ class Generation(Task):
         self, site: str, data_dir: Path, split: str, config: RunConfig, cache: Path
     ) -> Dataset:
         """Open one split of one site's pictures or slices; no file of another split is opened."""
-        heights = _heights_mm(config)
-        found = open_split(
-            config.read_study(),
-            site,
-            data_dir,
-            split,
-            size=stylegan2(config).resolution,
-            heights_mm=heights,
-            cache=cache,
-        )
-        return found.levels(heights) if heights else found
+        size = stylegan2(config).resolution
+        return open_planes(config.read_study(), site, data_dir, split, size=size, cache=cache)
 
     def images_per_file(self, config: RunConfig) -> int:
         """Return how many slices are made of a volume; of a picture, one."""
-        return len(_heights_mm(config)) or 1
+        return len(plane_heights_mm(config.read_study())) or 1
 
     def fit(
         self,
@@ -276,11 +267,6 @@ class Generation(Task):
                 if value > most:
                     return f"{key} = {value:g}, accepted is up to {most:g}"
         return ""
-
-
-def _heights_mm(config: RunConfig) -> tuple[float, ...]:
-    """Return the heights of a volume's slices; none of pictures."""
-    return () if config.read_study().images.view == "picture" else LEVELS_MM
 
 
 def _discriminator(model: GanTraining) -> dict[str, Tensor]:

@@ -15,8 +15,10 @@ from simulations.options import (
     DeviceOption,
     Format,
     FormatOption,
+    StudyOption,
     computing_with,
     parse_set,
+    study_override,
 )
 
 app = typer.Typer()
@@ -38,8 +40,9 @@ ExtractorOption = Annotated[
     str,
     typer.Option(
         metavar="NAME|FILE",
-        help="Network whose features tell how far pictures are apart: fedscan's own, or a "
-        "safetensors or TorchScript file. TorchScript is a program: name only files you trust.",
+        help="Network whose features tell how far pictures are apart: fedscan-brain, fedscan-skin "
+        "(auto: by the images), or a safetensors or TorchScript file. TorchScript is a program: "
+        "name only files you trust.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")]
@@ -49,9 +52,10 @@ ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="CPU threads.")
 @app.command("train-gan")
 def train_gan(
     out: Annotated[Path, typer.Option(help="Folder of the training.")] = Path("gan"),
+    study: StudyOption = None,
     cohort: Annotated[
         Path | None,
-        typer.Option(help="Folder with one BIDS data set a site. Without it: phantom hospitals."),
+        typer.Option(help="Folder with a folder for each site. Without it: phantom hospitals."),
     ] = None,
     site: Annotated[
         list[str] | None,
@@ -69,7 +73,10 @@ def train_gan(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="What the generator is told: some of sex,height,site, or none."),
+        typer.Option(
+            help="What the generator is told: some of the study's conditions, as in sex,height, or "
+            "none."
+        ),
     ] = None,
     minutes: Annotated[
         float | None,
@@ -82,13 +89,13 @@ def train_gan(
     threads: Annotated[
         int | None, typer.Option(min=1, max=256, help="CPU threads; 1 by default.")
     ] = None,
-    extractor: ExtractorOption = "fedscan-brain",
+    extractor: ExtractorOption = "auto",
     output_format: FormatOption = Format.text,
 ) -> None:
-    """Train StyleGAN2-ADA on axial slices of one site's scans, or of several sites' pooled.
+    """Train StyleGAN2-ADA on one site's images, or several sites' pooled; of volumes, on slices.
 
     Writes a grid of pictures and a checkpoint every few hundred iterations, and at the end
-    distances to the test scans. Ctrl-C saves; --resume then comes to the weights, bit for
+    distances to the test images. Ctrl-C saves; --resume then comes to the weights, bit for
     bit on a CPU, that it would have come to without the stop; only the first means that it writes
     to metrics.jsonl are over the iterations since the stop alone.
 
@@ -96,6 +103,7 @@ def train_gan(
 
     - `fedscan train-gan --site north --minutes 15 --threads 2` — a phantom hospital
     - `fedscan train-gan --cohort ~/hospitals --site north --site south --out pooled`
+    - `fedscan train-gan --study skin-lesions --minutes 15 --threads 2 --out skin`
     - `fedscan train-gan --preset brain-64 --labels sex,site --set seed=1 --out brains`
     - `fedscan train-gan --out brains --resume --set kimg=1000`
     """
@@ -119,6 +127,7 @@ def train_gan(
     summary = train(
         Request(
             out=out.expanduser().absolute(),
+            study=study_override(study).get("study"),
             cohort=cohort and cohort.expanduser().absolute(),
             sites=tuple(site or ()),
             preset=preset,
@@ -201,7 +210,9 @@ def project(
     checkpoint: CheckpointArgument,
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE…", help="PNG, .npy, NIfTI slices, or whole NIfTI scans."),
+        typer.Argument(
+            metavar="IMAGE…", help="PNG, JPEG, .npy, NIfTI slices, or whole NIfTI scans."
+        ),
     ],
     out: OutOption = Path("projections"),
     space: Annotated[
@@ -224,7 +235,7 @@ def project(
             "its height label."
         ),
     ] = None,
-    extractor: ExtractorOption = "fedscan-brain",
+    extractor: ExtractorOption = "auto",
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     threads: ThreadsOption = 1,

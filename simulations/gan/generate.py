@@ -159,17 +159,17 @@ def open_checkpoint(path: Path, device: str) -> tuple[Any, dict[str, Any]]:
 
 
 def open_extractor(name: str) -> Extractor:
-    """Load a feature extractor by name or file, and say that the default one may take a while.
+    """Load a feature extractor by name or file, and say that a default one may take a while.
 
     Raises
     ------
     ConfigError
         No such name or file, or a file that is not accepted.
     """
-    from common.evaluation.extractor import DEFAULT, load_extractor
+    from common.evaluation.extractor import DEFAULTS, load_extractor
 
-    if name == DEFAULT:
-        console.err.print("Loading the feature extractor; the first time it is made, in a minute")
+    if name in DEFAULTS:
+        console.err.print("Loading the feature extractor; the first time it is made, in minutes")
         return load_extractor(name, cache_dir())
     return load_extractor(Path(name).expanduser(), cache_dir())
 

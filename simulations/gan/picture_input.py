@@ -1,4 +1,4 @@
-"""A picture from a user's file, as a network takes it: PNG, ``.npy``, NIfTI slice or whole scan.
+"""A picture from a user's file, as a network takes it: PNG, JPEG, ``.npy``, NIfTI slice or scan.
 
 The file may be broken or hostile: what it promises is judged before memory is taken for it, and
 nothing in it is executed or unpickled. Messages name the file to whoever gave it, and to nobody
@@ -21,9 +21,12 @@ from common.imaging import nifti
 from common.site_files import open_inside
 
 MAX_SIDE = 4096  # pixels of a picture
-MAX_BYTES = 64 * 2**20  # of a PNG, .npy or slice, as it lies on disk; the NIfTI reader has its own
+MAX_BYTES = (
+    64 * 2**20
+)  # of a PNG, JPEG, .npy or slice, as it lies on disk; the NIfTI reader has its own
 EMPTY = -0.9  # of [-1, 1]: a slice with nothing brighter shows air
-ACCEPTED = "accepted are .png, .npy, and NIfTI (.nii, .nii.gz) slices and scans"
+PIXELS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+ACCEPTED = "accepted are .png, .jpg, .npy, and NIfTI (.nii, .nii.gz) slices and scans"
 NIFTI = (".nii", ".nii.gz")
 GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2, the longer one
@@ -37,9 +40,9 @@ def read_picture(path: Path, *, channels: int, resolution: int, height_mm: float
     Parameters
     ----------
     path : Path
-        A square PNG, 0 to 255 (or 65535) for -1 to 1; a ``.npy`` of (R, R) or (C, R, R), floats
-        in [-1, 1] or 8-bit; a NIfTI slice as ``fedscan generate --nifti`` writes them, 0 to 1; or
-        a whole NIfTI scan, of which one slice is prepared as for training.
+        A square PNG or JPEG, 0 to 255 (or 65535) for -1 to 1; a ``.npy`` of (R, R) or (C, R, R),
+        floats in [-1, 1] or 8-bit; a NIfTI slice as ``fedscan generate --nifti`` writes them, 0 to
+        1; or a whole NIfTI scan, of which one slice is prepared as for training.
     channels, resolution : int
         C and R. A square of another size is resampled.
     height_mm : float
@@ -61,8 +64,8 @@ def read_picture(path: Path, *, channels: int, resolution: int, height_mm: float
         raise _refuse(path, "there is no such file")
     try:
         name = path.name.lower()
-        if name.endswith(".png"):
-            picture = _png(path, channels)
+        if kind := PIXELS.get(Path(name).suffix):
+            picture = _pixels(path, kind, channels)
         elif name.endswith(".npy"):
             picture = _npy(path)
         elif name.endswith(NIFTI):
@@ -119,14 +122,14 @@ def _check_sides(path: Path, sides: tuple[int, ...]) -> None:
         raise _refuse(path, f"too many or too few pixels; {rule}", f"{got} pixels; {rule}")
 
 
-def _png(path: Path, channels: int) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+def _pixels(path: Path, kind: str, channels: int) -> np.ndarray:
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     _check_size(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(path, formats=["PNG"])
+            opened = Image.open(path, formats=[kind])
         with opened as image:
             _check_sides(path, image.size)  # from the header: no pixel is unpacked yet
             if getattr(image, "n_frames", 1) > 1:
@@ -134,12 +137,13 @@ def _png(path: Path, channels: int) -> np.ndarray:
             if image.mode.startswith("I"):  # 16 bits a pixel
                 grey = np.asarray(image, dtype=np.float32)[None] / np.float32(65535)
                 return np.repeat(grey, channels, axis=0) * 2 - 1
-            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), dtype=np.float32)
+            upright = ImageOps.exif_transpose(image)
+            pixels = np.asarray(upright.convert("RGB" if channels == 3 else "L"), np.float32)
     # Pillow raises whichever of these a broken stream runs it into.
     except (UnidentifiedImageError, SyntaxError, ValueError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise _refuse(path, "not a whole PNG") from None
+        raise _refuse(path, f"not a whole {kind}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _refuse(path, f"too many pixels; accepted are 2 to {MAX_SIDE} a side") from None
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

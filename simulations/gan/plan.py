@@ -7,19 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.config.run_config import default_extractor
 from common.errors import ConfigError, FileError
 from common.reading import read_json, require_plain_tree
 from common.run_folder import MANIFEST
+from common.studies.sections import SITE
+from common.studies.study import read_study
 from simulations import folders
-from simulations.gan.sites import STUDY, choose_sites
+from simulations.gan.sites import choose_sites
 
 if TYPE_CHECKING:
     from common.training.gan_config import GanConfig
 
-DEFAULT_PRESET = "tiny-32"
+DEFAULT_PRESET, DEFAULT_STUDY = "tiny-32", "brain-sex"
 FREE = ("kimg", "log-every", "snapshot-every")  # may change on --resume: no weight depends on them
 KEPT = {  # of a manifest, what a training goes on with
-    **dict.fromkeys(("preset", "cohort", "data", "source_hash"), str),
+    **dict.fromkeys(("study", "preset", "cohort", "data", "source_hash"), str),
     **dict.fromkeys(("config", "sites"), dict),
 }
 MACHINE = ("threads", "device")  # may change too: they decide the last bits of the weights
@@ -32,6 +35,8 @@ class Request:
     Parameters
     ----------
     out : Path
+    study : str or None
+        As a run config has it; None for `DEFAULT_STUDY`, or, on ``resume``, that of the beginning.
     cohort : Path or None
         None for phantom hospitals, or, on ``resume``, for the cohort of the beginning.
     sites : tuple of str
@@ -43,23 +48,27 @@ class Request:
         Stop training after this time, counted anew each time that it is started.
     resume : bool
     extractor : str
-        Name or file of the network whose features the summary's distances are between.
+        Name or file of the network whose features the summary's distances are between; ``auto``:
+        the default one for the study's images.
     """
 
     out: Path
+    study: str | None = None
     cohort: Path | None = None
     sites: tuple[str, ...] = ()
     preset: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     minutes: float | None = None
     resume: bool = False
-    extractor: str = "fedscan-brain"
+    extractor: str = "auto"
 
 
 @dataclass(frozen=True)
 class Plan:
     """A training, resolved: what ``manifest.json`` says of it."""
 
+    study: str
+    extractor: str
     config: GanConfig
     preset: str
     cohort: Path | None
@@ -81,12 +90,17 @@ def resolve(request: Request) -> Plan:
     if not request.resume:
         require_empty(request.out)
         name = request.preset or DEFAULT_PRESET
-        config = preset(name).with_changes(request.changes)
-        _require_slices(config)
-        sites = choose_sites(request.cohort, request.sites)
-        return Plan(config, name, request.cohort, tuple(sites), None)
+        study = request.study or DEFAULT_STUDY
+        config = _for_study(preset(name), study, request.changes)
+        sites = choose_sites(study, request.cohort, request.sites)
+        return Plan(
+            study, _extractor(request, study), config, name, request.cohort, tuple(sites), None
+        )
     before = _read_manifest(request.out)
     require_plain_tree(request.out)
+    study = before["study"]
+    if request.study not in (None, study):
+        raise _other(request.out, "study", read_study(study).name)
     began = type(preset(before["preset"])).from_mapping(before["config"])
     if request.preset not in (None, before["preset"]):
         raise _other(request.out, "preset", before["preset"])
@@ -98,8 +112,8 @@ def resolve(request: Request) -> Plan:
     if request.sites and tuple(sorted(set(request.sites))) != sites:
         raise _other(request.out, "choice of sites", "+".join(sites))
     cohort = request.cohort or (Path(before["cohort"]) if before["cohort"] else None)
-    choose_sites(cohort, sites)
-    return Plan(config, before["preset"], cohort, sites, before)
+    choose_sites(study, cohort, sites)
+    return Plan(study, _extractor(request, study), config, before["preset"], cohort, sites, before)
 
 
 def require_empty(folder: Path) -> None:
@@ -117,26 +131,43 @@ def require_empty(folder: Path) -> None:
     folders.require_empty(folder)
 
 
-def _require_slices(config: GanConfig) -> None:
-    """Refuse networks for other pictures than slices, before a phantom or a cube is made."""
-    from common.imaging.slices import RESOLUTIONS
-    from common.studies.study import load_study
+def _extractor(request: Request, study: str) -> str:
+    auto = request.extractor == "auto"
+    return default_extractor(read_study(study)) if auto else request.extractor
 
-    known = load_study(STUDY).generator.conditions
+
+def _for_study(base: GanConfig, study: str, changes: Mapping[str, Any]) -> GanConfig:
+    """Fit a preset to a study, change it, and refuse networks for other images than the study's.
+
+    A preset's labels are kept where the study has all of them; else its conditions take their
+    place, but for the site, which says nothing where there is one.
+    """
+    from common.imaging.slices import RESOLUTIONS
+
+    asked = read_study(study)
+    known, channels = asked.generator.conditions, asked.images.channels
+    labels = base.label_kinds
+    if not set(labels) <= set(known):
+        labels = [kind for kind in known if kind != SITE]
+    config = base.with_changes(
+        {"channels": channels, "label-kinds": ",".join(labels) or "none", **changes}
+    )
     if not set(config.label_kinds) <= set(known):
         raise ConfigError(
             f"label-kinds = {','.join(config.label_kinds)}: accepted is none, or some of "
             f"{', '.join(known)}"
         )
-    if config.channels != 1:
+    if config.channels != channels:
         raise ConfigError(
-            f"channels = {config.channels}, but slices of scans have 1: add --set channels=1"
+            f"channels = {config.channels}, but the images of study '{asked.name}' have "
+            f"{channels}: leave it out"
         )
-    if config.resolution not in RESOLUTIONS:
+    if asked.images.view != "picture" and config.resolution not in RESOLUTIONS:
         raise ConfigError(
             f"resolution = {config.resolution}: accepted for slices of scans is one of "
             f"{', '.join(map(str, RESOLUTIONS))}"
         )
+    return config
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

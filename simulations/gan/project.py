@@ -38,7 +38,8 @@ class Request:
         Of a whole scan, which slice: mm above the head's centre of mass, by default 0. It is also
         the slice's height label, where the generator has this one and ``labels`` name none.
     extractor : str
-        Name or file of the network that tells how far two pictures are apart.
+        Name or file of the network that tells how far two pictures are apart; ``auto``: the
+        default one for the generator's channels.
     seed : int
     device : str
     """
@@ -50,7 +51,7 @@ class Request:
     steps: int = 1000
     labels: tuple[str, ...] = ()
     height_mm: float | None = None
-    extractor: str = "fedscan-brain"
+    extractor: str = "auto"
     seed: int = 0
     device: str = "auto"
 
@@ -105,7 +106,8 @@ def project_all(request: Request) -> dict[str, Any]:
             soft_wrap=True,
         )
     known = [{**heights, **told} if scan else told for scan in whole]
-    extractor = open_extractor(request.extractor)
+    suited = "fedscan-skin" if architecture.channels == 3 else "fedscan-brain"
+    extractor = open_extractor(suited if request.extractor == "auto" else request.extractor)
     new_folder(request.out)
     found = []
     with console.steps("Projecting", request.steps * len(targets)) as bar:

@@ -12,21 +12,27 @@ import numpy as np
 from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError, DataContractError
 from common.paths import cache_dir
-from common.studies.study import load_study
+from common.studies.study import read_study
 from simulations import console
 from simulations.federate import prepare_phantoms
 
 if TYPE_CHECKING:
     from common.data.dataset import Dataset
 
-STUDY = "brain-sex"
 PART = 256  # images in memory at once
-PHANTOMS = 5  # as many as have names of their own
-DEFAULT_PHANTOMS = 3  # as in `fedscan run`
+SITES = 3  # simulated hospitals, as in `fedscan run`
 
 
-def choose_sites(cohort: Path | None, names: Sequence[str]) -> list[str]:
+def choose_sites(study: str, cohort: Path | None, names: Sequence[str]) -> list[str]:
     """Names of the sites to pool, sorted: those asked for, or all.
+
+    Parameters
+    ----------
+    study : str
+        As a run config has it.
+    cohort : Path or None
+        None for the study's simulated hospitals.
+    names : sequence of str
 
     Raises
     ------
@@ -34,8 +40,8 @@ def choose_sites(cohort: Path | None, names: Sequence[str]) -> list[str]:
         For a cohort that cannot be read, or a site that it does not have.
     """
     if cohort is None:
-        subjects = phantom_cohort(STUDY).subjects
-        have, default = list(subjects(PHANTOMS)), list(subjects(DEFAULT_PHANTOMS))
+        phantoms = phantom_cohort(study)
+        have, default = list(phantoms.subjects(phantoms.named)), list(phantoms.subjects(SITES))
         where = "the phantom hospitals are"
     else:
         have = default = list(_cohort(cohort))
@@ -48,39 +54,32 @@ def choose_sites(cohort: Path | None, names: Sequence[str]) -> list[str]:
     return sorted(set(names) or default)
 
 
-def site_folders(cohort: Path | None, names: Sequence[str]) -> dict[str, Path]:
+def site_folders(study: str, cohort: Path | None, names: Sequence[str]) -> dict[str, Path]:
     """Each site's data set; phantoms are made in the user's cache where they are not yet there."""
     if cohort is not None:
         found = _cohort(cohort)
         return {name: found[name] for name in names}
-    return prepare_phantoms(STUDY, names)
+    return prepare_phantoms(study, names)
 
 
-def load_pool(folders: Mapping[str, Path], split: str, resolution: int) -> Dataset:
-    """Slices of one split of all sites together; no file of another split is opened."""
-    from common.data.dataset import pool
-    from common.data.site_data import open_split
-    from common.imaging.slices import LEVELS_MM
+def open_sites(
+    study: str, folders: Mapping[str, Path], split: str, resolution: int
+) -> dict[str, Dataset]:
+    """Open one split of each site; no file of another split is opened."""
+    from common.data.site_data import open_planes
 
-    study, sets = load_study(STUDY), []
-    with console.steps(f"Reading {split} scans, sites", len(folders)) as bar:
+    sets = {}
+    with console.steps(f"Reading {split} images, sites", len(folders)) as bar:
         for name, folder in folders.items():
-            stacks = open_split(
-                study,
-                name,
-                folder,
-                split,
-                size=resolution,
-                heights_mm=LEVELS_MM,
-                cache=cache_dir(),
+            sets[name] = open_planes(
+                read_study(study), name, folder, split, size=resolution, cache=cache_dir()
             )
-            sets.append(stacks.levels(LEVELS_MM))
             bar.advance(1, name)
-    return pool(sets)
+    return sets
 
 
-def require_test_scans(folders: Mapping[str, Path]) -> None:
-    """Refuse a site without test scans, which are needed when the training is over.
+def require_test_images(study: str, folders: Mapping[str, Path]) -> None:
+    """Refuse a site without test images, which are needed when the training is over.
 
     Raises
     ------
@@ -89,18 +88,17 @@ def require_test_scans(folders: Mapping[str, Path]) -> None:
     from common.data.site_data import read_table
 
     for name, folder in folders.items():
-        if not len(read_table(load_study(STUDY), name, folder).rows("test")):
+        if not len(read_table(read_study(study), name, folder).rows("test")):
             raise DataContractError(
                 name,
-                "no participant with a label and a scan is in split 'test'",
-                where="participants.tsv",
-                remedy="The generator is judged by test scans: give the site some, or choose "
+                "no image with a label is in split 'test'",
+                remedy="The generator is judged by test images: give the site some, or choose "
                 "others with --site",
             )
 
 
 def digest(data: Dataset) -> str:
-    """Hash of images and labels: whether a training goes on with the slices it began with."""
+    """Hash of images and labels: whether a training goes on with the images it began with."""
     found = hashlib.sha256()
     for part in np.split(np.arange(len(data)), range(PART, len(data), PART)):
         found.update(np.ascontiguousarray(data.take(part)).reshape(-1).data)

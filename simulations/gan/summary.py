@@ -1,8 +1,7 @@
-"""What a training came to: its pictures against the test scans, which are read here, once."""
+"""What a training came to: its pictures against the test images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from common.files import without_nan
 from common.reading import read_json
 from common.seeding import derive_seed
 from simulations import console
-from simulations.gan.sites import load_pool
 
 if TYPE_CHECKING:
     from common.data.dataset import Dataset
@@ -69,25 +67,23 @@ def _has(value: Any, keys: frozenset[str]) -> bool:
 def summarize(
     training: GanTraining,
     data: Dataset,
-    folders: Mapping[str, Path],
+    test: Dataset,
     extractor: Extractor,
     *,
     seconds: float,
 ) -> dict[str, Any]:
     """Judge a training by its average generator's pictures.
 
-    As many pictures are made as there are training slices, with their labels, so that the distance
-    of real training slices to the same test slices, by the same extractor and from equal numbers,
+    As many pictures are made as there are training images, with their labels, so that the distance
+    of real training images to the same test images, by the same extractor and from equal numbers,
     is what a perfect generator would reach; one that trains with mirror images, as those of scans
     do, paints them as well, and on scans that are no mirror images of themselves comes less near.
 
     Parameters
     ----------
     training : GanTraining
-    data : Dataset
-        The training slices.
-    folders : mapping of str to Path
-        Each site's data set.
+    data, test : Dataset
+        The training images, and those of the test split of the same sites.
     extractor : Extractor
     seconds : float
         Spent on training.
@@ -96,7 +92,7 @@ def summarize(
     -------
     dict
         ``generated`` and ``real``: measures of the generator's pictures and of the training
-        slices against the test slices (see ``common.evaluation.generation.judge_features`` and,
+        slices against the test images (see ``common.evaluation.generation.judge_features`` and,
         under ``statistics``, ``common.evaluation.image_statistics``); ``frechet_ratio``, the
         quotient of their Fréchet distances; ``copying``, see
         ``common.evaluation.memorization.judge_copying``; ``path_length``; ``extractor`` with its
@@ -108,7 +104,6 @@ def summarize(
     from common.tasks.generation_quality import features_of
     from common.training.gan_sampling import sample_rows
 
-    test = load_pool(folders, "test", training.config.resolution)
     kinds = [kind for kind, _ in training.architecture.labels]
     rows = [{kind: row[kind] for kind in kinds} for row in data.conditions]
     seed = derive_seed(training.config.seed, purpose="judged pictures")
@@ -132,7 +127,6 @@ def summarize(
     pair = generated["frechet_distance"], real["frechet_distance"]
     return without_nan(
         {
-            "sites": sorted(folders),
             "extractor": extractor.identity(),
             "generated": generated,
             "real": real,
@@ -152,7 +146,7 @@ def summarize(
 
 
 def path_length(generator: Generator, data: Dataset, extractor: Extractor, seed: int) -> float:
-    """Perceptual path length in W, with labels as often as the training slices have them."""
+    """Perceptual path length in W, with labels as often as the training images have them."""
     import torch
 
     from common.evaluation.generation import perceptual_path_length

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show_summary(summary: dict[str, Any]) -> None:
-    """Show a training's distances beside those of real slices.
+    """Show a training's distances beside those of real images.
 
     Raises
     ------
@@ -28,17 +28,17 @@ def show_summary(summary: dict[str, Any]) -> None:
     table = Table(
         title=f"{escape('+'.join(summary['sites']))}: {summary['images_seen'] / 1000:.1f} kimg in "
         f"{summary['seconds']:.0f} s, p {summary['p']:.3f}",
-        caption=f"{summary['real']['n_real']} test slices; extractor "
+        caption=f"{summary['real']['n_real']} test images; extractor "
         f"{escape(extractor['name'])} {extractor['hash'][:12]}",
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("against the test scans")
+    table.add_column("against the test images")
     table.add_column("images", justify="right")
     measures = ("frechet_distance", "kernel_distance", "precision", "recall")
     for name in measures:
         table.add_column(name.replace("_", "\n").replace("frechet", "Fréchet"), justify="right")
-    for title, key in (("generated", "generated"), ("real training slices", "real")):
+    for title, key in (("generated", "generated"), ("real training images", "real")):
         found = summary[key]
         numbers = ["–" if found[name] is None else f"{found[name]:.3g}" for name in measures]
         table.add_row(title, str(found["n_generated"]), *numbers)
@@ -62,11 +62,11 @@ def show_summary(summary: dict[str, Any]) -> None:
 
 def _copying(found: dict[str, Any]) -> str:
     if found["flagged"] is None:
-        return f"Copies of training slices: {found['reason']}"
+        return f"Copies of training images: {found['reason']}"
     return (
-        f"Copies of training slices: {'FLAGGED, ' if found['flagged'] else ''}{found['reason']}; "
+        f"Copies of training images: {'FLAGGED, ' if found['flagged'] else ''}{found['reason']}; "
         f"half of them lie within {found['generated_median']:.3g} of one, half of the real test "
-        f"slices within {found['held_out_median']:.3g}"
+        f"images within {found['held_out_median']:.3g}"
     )
 
 

@@ -26,7 +26,7 @@ from simulations.federate import require_writable
 from simulations.folders import locked
 from simulations.gan.generate import label_name, open_extractor
 from simulations.gan.plan import FREE, MACHINE, Plan, Request, require_empty, resolve
-from simulations.gan.sites import digest, load_pool, require_test_scans, site_folders
+from simulations.gan.sites import digest, open_sites, require_test_images, site_folders
 from simulations.options import computing_with
 from simulations.stopping import signals_noted
 
@@ -58,13 +58,13 @@ def train(request: Request) -> dict[str, Any]:
     SystemExit
         With 128 and the signal's number, after saving, when interrupted.
     """
-    from common.evaluation.extractor import DEFAULT
+    from common.evaluation.extractor import DEFAULTS
     from common.training.gan_state import resolve_device
 
     plan = resolve(request)
     resolve_device(plan.config.device)
-    if request.extractor != DEFAULT:
-        open_extractor(request.extractor).require_features()  # refused before the training
+    if plan.extractor not in DEFAULTS:
+        open_extractor(plan.extractor).require_features()  # refused before the training
     require_writable(request.out, "--out")
     with locked(request.out), computing_with(plan.config.threads):
         if not request.resume:
@@ -80,7 +80,7 @@ class _Run:
     """The training of a plan in a folder that nobody else works on."""
 
     def __init__(self, plan: Plan, request: Request) -> None:
-        self.folder, self.minutes, self.extractor = request.out, request.minutes, request.extractor
+        self.folder, self.minutes = request.out, request.minutes
         self.plan = plan
         self.config = plan.config
         self.site = "+".join(plan.sites)
@@ -89,14 +89,17 @@ class _Run:
         self.clock = time.perf_counter()
 
     def run(self) -> dict[str, Any]:
+        from common.data.dataset import pool
         from common.evaluation.generation import require_extractor
         from simulations.gan.summary import read_current, summarize
 
-        folders = site_folders(self.plan.cohort, self.plan.sites)
-        require_test_scans(folders)
-        data = load_pool(folders, "train", self.config.resolution)
+        study = self.plan.study
+        folders = site_folders(study, self.plan.cohort, self.plan.sites)
+        require_test_images(study, folders)
+        own = open_sites(study, folders, "train", self.config.resolution)
+        data = pool(list(own.values()))
         with self._disk():
-            training = self._begin(data)
+            training = self._begin(data, {site: len(images) for site, images in own.items()})
         seconds = self.earlier
         finished = training.steps >= self.config.total_steps
         if not finished:
@@ -106,7 +109,7 @@ class _Run:
             if noted:
                 self._tell_saved(training)
                 raise SystemExit(128 + noted[0])
-        extractor = open_extractor(self.extractor)
+        extractor = open_extractor(self.plan.extractor)
         if finished:
             before = read_current(self.folder / SUMMARY, extractor, steps=training.steps)
             left = "do" if before else f"train; judging by {extractor.name}"
@@ -118,7 +121,11 @@ class _Run:
             if before:
                 return before
         try:
-            summary = summarize(training, data, folders, extractor, seconds=seconds)
+            test = open_sites(study, folders, "test", self.config.resolution)
+            summary = summarize(
+                training, data, pool(list(test.values())), extractor, seconds=seconds
+            )
+            summary["sites"] = list(self.plan.sites)
         except (KeyboardInterrupt, SystemExit):
             self._tell_saved(training)
             raise
@@ -135,7 +142,7 @@ class _Run:
                 soft_wrap=True,
             )
 
-    def _begin(self, data: Dataset) -> GanTraining:
+    def _begin(self, data: Dataset, counts: Mapping[str, int]) -> GanTraining:
         """Start the training, or take it up where its last checkpoint is."""
         from common.training.gan_checkpoint import NAME, load_checkpoint
         from common.training.gan_config import label_values
@@ -145,12 +152,12 @@ class _Run:
         architecture = self.config.architecture(values)
         before = self.plan.before
         if before is None:
-            self._write_manifest(data)
+            self._write_manifest(data, counts)
         else:
             if before["data"] != digest(data):
                 problem = (
-                    "the training scans are not those that this training began with. Give --cohort "
-                    "the same scans, or begin anew with another --out"
+                    "the training images are not those that this training began with. Give "
+                    "--cohort the same images, or begin anew with another --out"
                 )
                 raise ConfigError(f"{self.folder}: {problem}", public=problem)
             now = self.config.to_mapping()
@@ -174,15 +181,15 @@ class _Run:
         self.metrics = MetricsLog(self.folder / METRICS)
         return training
 
-    def _write_manifest(self, data: Dataset) -> None:
-        names = [row["site"] for row in data.conditions]
+    def _write_manifest(self, data: Dataset, counts: Mapping[str, int]) -> None:
         write_json(
             self.folder / MANIFEST,
             {
+                "study": self.plan.study,
                 "preset": self.plan.preset,
                 "config": self.config.to_mapping(),
                 "cohort": str(self.plan.cohort or ""),
-                "sites": {site: {"train_slices": names.count(site)} for site in self.plan.sites},
+                "sites": {site: {"train_images": count} for site, count in counts.items()},
                 "data": digest(data),
                 "versions": versions(),
                 "source_hash": _sources(),
@@ -325,7 +332,7 @@ class _Run:
         write_atomically(self.folder / NEWEST, path.read_bytes())
 
     def _draw_real(self, data: Dataset, architecture: Any) -> None:
-        """Draw training slices in rows like the grids', for eyes that may see scans."""
+        """Draw training images in rows like the grids', for eyes that may see them."""
         from common.imaging.pictures import write_grid
         from common.training.gan_sampling import combinations
 

@@ -36,6 +36,8 @@ class PhantomCohort:
     ----------
     what : str
         What is made, for a progress bar.
+    named : int
+        Hospitals that have names of their own.
     subjects : callable
         Given a number of hospitals, how many subjects each has, by name; the last is the data-poor
         one.
@@ -45,6 +47,7 @@ class PhantomCohort:
     """
 
     what: str
+    named: int
     subjects: Callable[[int], dict[str, int]]
     ensure: Callable[[Path, str, int, Progress | None], Path]
 
@@ -193,6 +196,6 @@ def _ensure_lesion(cache: Path, site: str, workers: int, progress: Progress | No
 
 
 _COHORTS = {
-    "brain-sex": PhantomCohort("phantom scans", _brain_subjects, _ensure_brain),
-    "skin-lesions": PhantomCohort("phantom pictures", _lesion_subjects, _ensure_lesion),
+    "brain-sex": PhantomCohort("phantom scans", len(_RICH) + 1, _brain_subjects, _ensure_brain),
+    "skin-lesions": PhantomCohort("phantom pictures", 3, _lesion_subjects, _ensure_lesion),
 }
