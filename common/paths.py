@@ -43,14 +43,19 @@ def site_records(site: str) -> Path:
     return user_data_path("fedscan") / "sites" / site
 
 
+def expanded(path: Path) -> Path:
+    """Replace a leading ``~``, or ``~NAME`` of a user; that of nobody is left as it stands."""
+    with contextlib.suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
 def _named_by(variable: str) -> Path | None:
     """Return the folder that an environment variable names; None where it names none."""
     value = os.environ.get(variable)
     if not value:
         return None
-    folder = Path(value)
-    with contextlib.suppress(RuntimeError):  # ~NAME of nobody, which is left as it stands
-        folder = folder.expanduser()
+    folder = expanded(Path(value))
     if not folder.is_absolute():
         rule = "accepted is an absolute path, since fedscan's processes run in different folders"
         raise ConfigError(f"{variable}={value}: {rule}", public=f"{variable}: {rule}")

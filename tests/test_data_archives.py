@@ -188,6 +188,12 @@ def test_pad_ufes_is_read_from_zips_in_a_zip(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.zip", "out"]
 
 
+def test_a_hospital_may_be_called_as_the_scratch_folder_is(tmp_path):
+    source = made.pad_ufes(tmp_path / "in.zip", [("PAT_1", 10, "NEV"), ("PAT_2", 10, "ACK")])
+    sort_archive("pad-ufes", source, tmp_path / "out", Sorting(shares={"zips": 1}))
+    assert len(read(tmp_path / "out", "zips")) == 2
+
+
 def fed_rows(n: int = 10) -> list[tuple[str, str, str, int, str]]:
     """Half of the test pictures show a lesion that is in training."""
     rows = [(f"ISIC_{k}", "NV", f"BCN_{k}", 0, "train") for k in range(n)]
@@ -350,6 +356,36 @@ def test_a_picture_that_is_damaged_in_the_zip_is_left_out_and_the_others_are_kep
     summary = sort_archive("isic2019", source, tmp_path / "out")
     assert summary.left_out == {DAMAGED: 1}
     assert len(read(tmp_path / "out", "bcn")) == 7
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_picture_whose_packed_bytes_are_damaged_is_left_out(tmp_path, kind):
+    source = simple_2019(tmp_path / "in")
+    folder = source / "ISIC_2019_Training_Input"
+    with zipfile.ZipFile(source / "in.zip", "w", kind) as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name)
+            path.unlink()
+        last = archive.infolist()[-1]
+        begins = last.header_offset + 30 + len(last.filename)
+    raw = bytearray((source / "in.zip").read_bytes())
+    raw[begins + 9 : begins + 60] = bytes(51)
+    (source / "in.zip").write_bytes(raw)
+    assert sort_archive("isic2019", source, tmp_path / "out").left_out == {DAMAGED: 1}
+
+
+def test_a_picture_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
+    source = simple_2019(tmp_path / "in")
+    opened = os.open
+
+    def refuse(path, *rest, **more):
+        if str(path).endswith("ISIC_0000004.jpg") and "in" in Path(path).parts:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    summary = sort_archive("isic2019", source, tmp_path / "out", Sorting(copy=True))
+    assert summary.left_out == {DAMAGED: 1}
 
 
 # What is written

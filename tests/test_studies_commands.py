@@ -157,6 +157,35 @@ def test_unknown_values_of_the_label_are_missing_ones_and_numbers_are_in_order(t
     assert study.label.read("unknown") is None
 
 
+def test_a_label_that_is_missing_in_two_spellings_is_told_once(tmp_path):
+    folder = chest(tmp_path / "north")
+    table = folder / "findings.csv"
+    table.write_text(table.read_text("utf-8-sig").replace("severe", "NA"))
+    assert begin(folder, tmp_path / "x.toml").label.classes.names == ("mild", "none")
+
+
+def test_a_column_of_sites_is_no_label(tmp_path):
+    folder = chest(tmp_path / "north")
+    table = folder / "findings.csv"
+    table.write_text(table.read_text("utf-8-sig").replace("Grade", "Site"))
+    with pytest.raises(ConfigError, match="no column could be a label"):
+        survey_folder(folder)
+
+
+def test_an_eyelid_is_no_grouping(tmp_path):
+    folder = chest(tmp_path / "north")
+    table = folder / "findings.csv"
+    table.write_text(table.read_text("utf-8-sig").replace("Age", "eyelid_score"))
+    assert survey_folder(folder).also == ()
+
+
+def test_line_ends_of_an_old_macintosh_are_read(tmp_path):
+    folder = chest(tmp_path / "north")
+    table = folder / "findings.csv"
+    table.write_bytes(table.read_bytes().replace(b"\n", b"\r"))
+    assert survey_folder(folder).label == "Grade"
+
+
 def test_quotes_and_control_characters_of_a_table_stay_inside_their_strings(tmp_path):
     folder = chest(tmp_path / "north")
     table = folder / "findings.csv"
@@ -324,6 +353,12 @@ def sent(file: Path) -> str:
     run_file = file.with_name("run.toml")
     run_file.write_text(told.stdout, encoding="utf-8")
     return parse_config_args([str(run_file)])["study"]
+
+
+def test_a_study_in_the_home_folder_is_sent(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    begin(chest(tmp_path / "north"), tmp_path / "x.toml")
+    assert run_config_study("~/x.toml") == run_config_study(tmp_path / "x.toml")
 
 
 def test_what_is_sent_is_the_study_of_the_file(tmp_path):

@@ -241,6 +241,7 @@ def test_classes_that_cannot_be_told_apart_are_refused(classes):
         ({"generator": {"conditions": ["age"]}}, "'age' is neither 'site' nor the label's column"),
         ({"generator": {"values": {"age": ["a", "b"]}}}, "'age' is not among the conditions"),
         ({"generator": {"values": 3}}, "values: not a table"),
+        ({"generator": {"values": {"Eye": ["a"], "eye": ["b"]}}}, "column stands in it twice"),
         ({"lable": 3}, "unknown key 'lable'; did you mean 'label'?"),
         ({"label": 3}, "label = 3: accepted is a section [label]"),
         ({"name": "../x"}, "cannot name a study"),
@@ -287,6 +288,8 @@ def test_file_that_is_no_toml_or_too_long_is_refused(tmp_path, content):
 
 
 def test_missing_file_and_unknown_name_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study("~nobody-of-that-name/x.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_study(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match=r"one of brain-sex, skin-lesions, or the path of a file"):

@@ -7,6 +7,7 @@ copies of an archive differ in their folders.
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import stat
@@ -33,6 +34,7 @@ LINKED_FOLDER = "links to folders, not followed"
 LINKED_OUT = "links out of the archive or to nothing, not followed"
 
 _CHUNK = 2**20
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
 
 
 class DamagedFileError(Exception):
@@ -67,16 +69,17 @@ class ArchiveFile:
         Raises
         ------
         DamagedFileError
-            The zip does not hold what its directory says.
-        OSError
-            The file cannot be opened.
+            The file cannot be opened, or the zip does not hold what its directory says.
         """
         if self.path is None:
             try:
                 return self.archive.open(self.member)
             except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
                 raise DamagedFileError(str(error)) from error
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise DamagedFileError(f"cannot be opened: {error.strerror}") from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise DamagedFileError("is no regular file")
@@ -87,15 +90,18 @@ class ArchiveFile:
 
         Raises
         ------
-        DamagedFileError, OSError
-            As :meth:`open`; or the content does not fit the zip's checksum.
+        DamagedFileError
+            As :meth:`open`; or the content cannot be read, or does not fit the zip's checksum.
         """
         with self.open() as stream:
-            try:
-                while chunk := stream.read(_CHUNK):
-                    yield chunk
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise DamagedFileError(str(error)) from error
+            while True:
+                try:
+                    chunk = stream.read(_CHUNK)
+                except _BROKEN as error:  # OSError: of bzip2, or of the disk that is read
+                    raise DamagedFileError(str(error)) from error
+                if not chunk:
+                    return
+                yield chunk
 
     def put(self, target: Path, *, copy: bool) -> bool:
         """Link or copy to a new file; returns whether it was linked.
@@ -108,8 +114,10 @@ class ArchiveFile:
 
         Raises
         ------
-        DamagedFileError, OSError
+        DamagedFileError
             As :meth:`chunks`; nothing is left of the target.
+        OSError
+            The target cannot be written.
         """
         if self.path is not None and not copy and _link(self.path, target):
             return True

@@ -177,7 +177,7 @@ def sort_archive(
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex}.partial"
     tables = [one for table in (*archive.tables, archive.same) if table for one in table.names]
     try:
-        with ArchiveFiles(source, tables, partial / "zips") as files:
+        with ArchiveFiles(source, tables, partial / ".zips") as files:
             listing = read_rows(archive, files, how.by)
             notes = files.notes + listing.notes
             left_out = Counter({LISTED_AGAIN: listing.listed_again})

@@ -5,6 +5,7 @@ All of it is a guess for a person to check, made from names and values; nothing 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -28,7 +29,7 @@ from common.data.tables import (
 )
 from common.errors import ConfigError, DataContractError
 from common.site_files import plain, read_text
-from common.studies.sections import check_relative
+from common.studies.sections import HEIGHT, SITE, check_relative
 from common.studies.site_mapping import load_site_mapping
 from common.studies.vocabulary import MOST_CATEGORIES, MOST_CHARACTERS, normalise
 
@@ -37,7 +38,7 @@ BIDS_TABLE = "participants.tsv"
 _TABLES = (".csv", ".tsv", ".txt", ".tab")
 _LABELS = ("diagnosis", "diagnostic", "dx", "label", "class", "grade", "target", "finding")
 _PEOPLE = ("patient", "participant", "person", "subject")
-_ALSO = ("lesion", "eye")
+_ALSO = re.compile(r"^(lesion|eye)[ _-]*id$")
 _NOT_LABELS = re.compile(r"split|fold|age|date|time|year|site|path|file|image|_?id$|^id")
 _MISSING = ("n/a", "na", "nan", "null", "unknown", "unk")  # "none" is often a class
 _SAMPLE = 2000  # rows whose files are looked for
@@ -230,11 +231,13 @@ def _table_files(folder: Path) -> list[str]:
 
 def _read(folder: Path, name: str) -> _Table:
     text = read_text(folder / name, MOST_BYTES, root=folder, site=folder.name)
-    lines = {
-        separator: next(csv.reader(io.StringIO(text[:LONGEST_LINE]), delimiter=separator), [])
-        for separator in ",;\t"
-    }
-    separator, first = max(lines.items(), key=lambda one: len(one[1]))
+    start = text[:LONGEST_LINE]
+    lines = {}
+    for separator in ",;\t":
+        with contextlib.suppress(csv.Error):  # parse_table tells what is wrong
+            reader = csv.reader(io.StringIO(start, newline=""), delimiter=separator)
+            lines[separator] = next(reader, [])
+    separator, first = max(lines.items(), key=lambda one: len(one[1]), default=(",", []))
     n = Counter(map(normalise, first))
     written = {normalise(cell): cell.strip() for cell in first if n[normalise(cell)] == 1}
     written.pop("", None)
@@ -292,7 +295,7 @@ def _describe(
     others: list[Path],
 ) -> Survey:
     people = [c for c in table.header if normalise(c).startswith(_PEOPLE)]
-    also = [c for c in table.header if normalise(c).startswith(_ALSO) and "id" in normalise(c)]
+    also = [c for c in table.header if _ALSO.match(normalise(c))]
     file = table.header[place] if place >= 0 else ""
     joined, tables, apart = _join(table, others)
     label, classes, missing = _label(joined, {*people, *also, file})
@@ -356,9 +359,10 @@ def _label(table: _Table, taken: set[str]) -> tuple[str, tuple[str, ...], tuple[
         values = {normalise(cell): cell for cell in reversed(cells)}
         missing = tuple(values.pop(word) for word in _MISSING if word in values)
         fits = 2 <= len(values) <= MOST_CATEGORIES and 2 * len(values) <= max(len(cells), 4)
-        if not fits or column in taken or max(map(len, values.values())) > MOST_CHARACTERS:
-            continue
         name = normalise(column)
+        used = column in taken or name in (SITE, HEIGHT)  # the latter by fedscan itself
+        if not fits or used or max(map(len, values.values())) > MOST_CHARACTERS:
+            continue
         hints = [k for k, word in enumerate(_LABELS) if name.startswith(word)]
         rank = (hints[0] if hints else len(_LABELS), bool(_NOT_LABELS.search(name)), place)
         if best is None or rank < best[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 
 from common.data.folder_survey import Survey
@@ -73,7 +74,7 @@ def study_text(name: str, survey: Survey) -> str:
         f"classes = {_list(survey.classes)}",
         *_key(Label, "positive", _quoted(survey.classes[-1]), active=False),
     ]
-    missing = tuple(dict.fromkeys((*_NOT_KNOWN, *survey.missing)))
+    missing = {normalise(text): text for text in (*survey.missing, *_NOT_KNOWN)}.values()
     lines += _key(Label, "missing", _list(missing), active=len(missing) > len(_NOT_KNOWN))
     lines += ["", "[groups]"]
     if survey.is_bids:
@@ -142,7 +143,7 @@ def _comment(text: str) -> list[str]:
     )
 
 
-def _list(texts: tuple[str, ...]) -> str:
+def _list(texts: Collection[str]) -> str:
     return f"[{', '.join(map(_quoted, texts))}]"
 
 

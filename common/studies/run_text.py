@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from common.paths import expanded
 from common.studies.study import built_in_studies, load_study, read_study
 
 
@@ -30,7 +31,7 @@ def run_config_study(study: str | Path) -> str:
     load_study(study)
     if isinstance(study, str) and study in built_in_studies():
         return study
-    text = Path(study).read_text("utf-8-sig").rstrip("\n") + "\n"
+    text = expanded(Path(study)).read_text("utf-8-sig").rstrip("\n") + "\n"
     read_study(text)  # what is sent, should the file have changed just now
     return text
 

@@ -257,6 +257,8 @@ class Generator(Section):
             raise ValueError("not a table")
         if len(value) > vocabulary.MOST_COLUMNS:
             raise ValueError(f"more than {vocabulary.MOST_COLUMNS} columns")
+        if len(set(map(normalise, value))) < len(value):
+            raise ValueError("one column stands in it twice, but for case and white space")
         return tuple((column, read_vocabulary(each)) for column, each in value.items())
 
 

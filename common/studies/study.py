@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from common.errors import ConfigError
+from common.paths import expanded
 from common.studies.sections import HEIGHT, SITE, Generator, Groups, Images, Label, Section
 from common.studies.vocabulary import Vocabulary, normalise
 
@@ -152,7 +153,7 @@ def load_study(study: str | Path) -> Study:
                 "or the path of a file that ends in .toml"
             )
         return _read(_FOLDER / f"{text}.toml")
-    return _read(Path(study).expanduser())
+    return _read(expanded(Path(study)))
 
 
 def built_in_studies() -> tuple[str, ...]:
