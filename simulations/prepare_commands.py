@@ -86,7 +86,7 @@ def lesions(
                 folder,
                 name,
                 seed=seed,
-                patients=number,
+                patients=None if patients is None else number,
                 size=size,
                 workers=workers,
                 progress=bar.advance,

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -423,6 +424,33 @@ def test_a_fifth_of_the_patients_tests_and_every_frequent_diagnosis_is_in_every_
     for diagnosis in ("MEL", "NV", "BCC", "BKL"):
         parts = {splits[p.patient_id] for p in pictures if p.truth.diagnosis == diagnosis}
         assert parts == {"train", "val", "test"}
+
+
+def test_patients_added_to_the_test_split_show_each_diagnosis_often_enough():
+    drawn = [p for patient in range(100) for p in patient_pictures("island", patient, 0)]
+    splits = lesion_cohorts.split_patients(drawn)
+    tested = [p for p in drawn if splits[p.patient_id] == "test"]
+    added = lesion_cohorts.added_patients(tested, "island", 0, least=4)
+    assert added == sorted(set(added)) and min(added) >= lesion_cohorts.FIRST_ADDED
+    shown = tested + [p for patient in added for p in patient_pictures("island", patient, 0)]
+    people = Counter(name for _, name in {(p.patient_id, p.truth.diagnosis) for p in shown})
+    assert set(people) == set(DIAGNOSES) and min(people.values()) == 4
+    assert people["VASC"] < people["NV"]  # and no more of them than it takes
+
+
+def test_a_default_hospital_tests_each_diagnosis_on_people_of_its_own(tmp_path, monkeypatch):
+    small = dataclasses.replace(HOSPITALS["island"], patients=20)
+    monkeypatch.setitem(HOSPITALS, "island", small)
+    monkeypatch.setattr(lesion_cohorts, "take", lambda *_: np.zeros((16, 16, 3), np.uint8))
+    told: list[int] = []
+    rows = _rows(write_hospital(tmp_path, "island", seed=0, size=16, progress=told.append))
+    assert sum(told) == 20
+    splits = {row["patient_id"]: row["split"] for row in rows}
+    assert {splits[row["patient_id"]] == row["split"] for row in rows} == {True}
+    tested = [row for row in rows if row["split"] == "test"]
+    for name in DIAGNOSES:
+        assert len({row["patient_id"] for row in tested if row["diagnosis"] == name}) >= 20
+    assert len([name for name, split in splits.items() if split != "test"]) <= 16
 
 
 def test_pictures_of_a_lesion_share_its_truth_and_no_pixels():

@@ -24,6 +24,7 @@ import logging
 import multiprocessing
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -48,9 +49,13 @@ from common.files import make_folder, write_atomically
 from common.imaging.splits import assign_splits
 from common.seeding import derive_seed
 
-LESION_PHANTOM_VERSION = 1  # raise it with every change of the bytes written
+LESION_PHANTOM_VERSION = 2  # raise it with every change of the bytes written
 COLUMNS = ("image", "patient_id", "lesion_id", "diagnosis", "age", "sex", "site", "split")
 MOST_LESIONS, MOST_PICTURES = 6, 4  # of a patient, of a lesion
+# Of each diagnosis in the test split of a default hospital. The mixes would leave one patient or
+# none with a rare diagnosis at a small hospital, of whom no recall could be told with an interval.
+LEAST_TESTED = 20
+FIRST_ADDED = 100_000  # number of the first patient who may be added to the test split
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -168,6 +173,36 @@ def split_patients(pictures: Sequence[Picture]) -> dict[str, str]:
     return assign_splits(rarest)
 
 
+def added_patients(
+    tested: Sequence[Picture], hospital: str, seed: int, least: int = LEAST_TESTED
+) -> list[int]:
+    """Number the patients who are added to a test split, so that it shows each diagnosis.
+
+    Patients come as the hospital would see them, and those stay who have a lesion of a diagnosis
+    that is still short: given the diagnosis they are like any other.
+
+    Parameters
+    ----------
+    tested : sequence of Picture
+        The test split without them.
+    hospital : str
+    seed : int
+        Of the cohort.
+    least : int
+        Patients that each diagnosis should have.
+    """
+    have = Counter(name for _, name in {(one.patient_id, one.truth.diagnosis) for one in tested})
+    chosen: list[int] = []
+    patient = FIRST_ADDED
+    while any(have[name] < least for name in DIAGNOSES):
+        shown = {picture.truth.diagnosis for picture in patient_pictures(hospital, patient, seed)}
+        if any(have[name] < least for name in shown):
+            have.update(shown)
+            chosen.append(patient)
+        patient += 1
+    return chosen
+
+
 def write_hospital(
     folder: Path,
     name: str,
@@ -189,7 +224,8 @@ def write_hospital(
     seed : int
         Seed of the cohort.
     patients : int, optional
-        By default the hospital's own number; each has some 1.6 lesions and 2.2 pictures.
+        By default the hospital's own number, and so many more in the test split that it has
+        `LEAST_TESTED` of each diagnosis; each has some 1.6 lesions and 2.2 pictures.
     size : int
         Pixels a side.
     workers : int
@@ -223,13 +259,19 @@ def write_hospital(
     partial = folder / f".{name}.{uuid.uuid4().hex}.partial"
     make_folder(partial / "images")
     try:
-        work = [(partial / "images", name, patient, seed, size) for patient in range(count)]
+        numbers = list(range(count))
+        planned = [picture for k in numbers for picture in patient_pictures(name, k, seed)]
+        splits = split_patients(planned)
+        if patients is None:
+            tested = [one for one in planned if splits[one.patient_id] == "test"]
+            numbers += added_patients(tested, name, seed)
+        work = [(partial / "images", name, patient, seed, size) for patient in numbers]
         pictures: list[Picture] = []
-        for written in _run(work, workers):
+        for done, written in enumerate(_run(work, workers), start=1):
             pictures += written
             if progress is not None:
-                progress(1)
-        write_atomically(partial / "lesions.csv", _table(pictures))
+                progress(done * count // len(work) - (done - 1) * count // len(work))
+        write_atomically(partial / "lesions.csv", _table(pictures, splits))
         write_atomically(partial / "README", _readme(name, seed).encode())
         partial.replace(target)
     except BaseException:
@@ -272,9 +314,8 @@ def _stream(seed: int, purpose: str, **axes: str | int) -> np.random.Generator:
     return np.random.default_rng(derive_seed(seed, purpose=f"phantom {purpose}", **axes))
 
 
-def _table(pictures: Sequence[Picture]) -> bytes:
-    """Rows of ``lesions.csv`` in the order of the pictures."""
-    splits = split_patients(pictures)
+def _table(pictures: Sequence[Picture], splits: Mapping[str, str]) -> bytes:
+    """Rows of ``lesions.csv`` in the order of the pictures; who has no split was added to test."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -290,7 +331,7 @@ def _table(pictures: Sequence[Picture]) -> bytes:
                 age,
                 truth.patient.sex,
                 truth.body_site,
-                splits[picture.patient_id],
+                splits.get(picture.patient_id, "test"),
             ]
         )
     return text.getvalue().encode()
