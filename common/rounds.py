@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.bounds import bounded_votes, longest_norms, shortened, update_norms
 from common.config.run_config import RunConfig
-from common.errors import DivergedError
+from common.errors import ConfigError, DivergedError
 from common.evaluation.of_site import Evaluation
 from common.incidents import Incidents
 from common.metrics_log import UPDATE_NORM, WHOLE
@@ -139,11 +139,23 @@ class Sites(Protocol):
 
 
 def begin(config: RunConfig, place: SiteContext) -> RunState:
-    """Return the state of a run before its first round."""
+    """Return the state of a run before its first round.
+
+    Raises
+    ------
+    ConfigError
+        The strategy keeps at the sites what the task's models are judged with, or the weights to
+        begin with cannot be read.
+    """
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
     model = task.build_model(config, place)
     task.warm_start(model, config)
     shared = task.shared_state(model, config)
+    if task.judged_whole and (kept := sorted(task.parameters(model).keys() - shared.keys())):
+        raise ConfigError(
+            f"strategy '{config.strategy.name}' keeps {kept[0]} at the sites, but task "
+            f"'{config.task}' judges one model for all: share every parameter"
+        )
     return RunState(shared, task.first_release(model, config), strategy.first_state(shared, config))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,15 @@ class TestJudgement:
             found = judge_copying(same, generated, same)
         values = [value for value in dataclasses.astuple(found) if isinstance(value, float)]
         assert np.isfinite(values).all()
+
+    def test_memory_grows_with_the_images_and_not_with_their_square(self):
+        n = 4000
+        training, held_out = normal(n), normal(100, seed=1)
+        tracemalloc.start()
+        judge_copying(training, normal(n, seed=2), held_out)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < n**2 * 8 / 2  # bytes of half a matrix of distances
 
 
 class TestStrongest:

@@ -18,7 +18,7 @@ from common import messages
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.evaluation.of_site import Evaluation
-from common.rounds import RunState, Update, run_rounds
+from common.rounds import RunState, Update, begin, run_rounds
 from common.selection import Judged
 from common.strategies.strategy import (
     SiteUpdate,
@@ -197,6 +197,14 @@ def test_one_file_is_a_strategy(median, tiny_cohort: Path, session_cache, tmp_pa
     )
     assert {row["tested_on"] for row in rows if row["split"] == "test"} >= {"island", "north"}
     assert (tmp_path / "all" / "model.safetensors").is_file()
+
+
+def test_a_strategy_that_keeps_a_classifier_s_head_at_the_sites_is_refused(median, monkeypatch):
+    config = read_run_config({"strategy.name": median})
+    monkeypatch.setattr(load_strategy(median), "shares", lambda name, _: "head" not in name)
+    place = SiteContext("", ("north",), torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"keeps head.* judges one model for all"):
+        begin(config, place)
 
 
 @pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")

@@ -491,17 +491,29 @@ def test_real_and_generated_features_of_two_sizes_at_all_sites_are_refused(pixel
 
 
 def test_a_copy_is_told_and_the_look_alikes_stay_at_the_site(pixels, tmp_path, monkeypatch):
-    training = slices("north", 8, 1)
-    monkeypatch.setattr(
-        generation_quality,
-        "pictures",
-        lambda generator, data, seed: 2 * training.images()[..., ::-1] - 1,
-    )
+    mirrored = 2 * slices("north", 8, 1).images()[..., ::-1] - 1
+
+    def copies(generator, data, seed, chosen=None):
+        yield mirrored if chosen is None else mirrored[chosen]
+
+    monkeypatch.setattr(generation_quality, "pictures", copies)
     found = evaluated(pixels, "north", 8, 0, records=tmp_path / "records")
     assert found.metrics["copies_flagged"] == 1.0
     assert found.metrics["authenticity"] == 0.0
     figure = tmp_path / "records" / "look-alikes.png"
     assert figure.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_few_of_the_pictures_are_made_again_as_they_were():
+    run = config()
+    generator = generation_networks.generator_of(
+        generation.first_release(generation.build_model(run, at("north")), run), run, at("north")
+    )
+    data = slices("north", 20, 0)
+    whole = np.concatenate(list(generation_networks.pictures(generator, data, 3)))
+    few = np.concatenate(list(generation_networks.pictures(generator, data, 3, [17, 2])))
+    assert len(whole) == len(data)
+    np.testing.assert_array_equal(few, whole[[17, 2]])
 
 
 # What is left

@@ -337,5 +337,7 @@ def distances_by_block(rows: np.ndarray, columns: np.ndarray) -> Iterator[tuple[
 
 def _radii(features: np.ndarray, k: int) -> np.ndarray:
     """Distance of each to its k-th nearest neighbour, itself not counted."""
-    blocks = [np.partition(d, k, axis=1)[:, k] for _, d in distances_by_block(features, features)]
-    return np.concatenate(blocks)
+    # Copied: a view would keep its whole block, and all blocks are the whole matrix.
+    return np.concatenate(
+        [np.partition(d, k, axis=1)[:, k].copy() for _, d in distances_by_block(features, features)]
+    )

@@ -279,6 +279,7 @@ def _typical(training: np.ndarray, held_out: np.ndarray) -> float:
 
 def _two_nearest(training: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Distances to the nearest and to the second nearest training image, (N, 2)."""
+    # Copied: a view would keep its whole block, and all blocks are the whole matrix.
     return np.concatenate(
-        [np.partition(d, 1, axis=1)[:, :2] for _, d in distances_by_block(images, training)]
+        [np.partition(d, 1, axis=1)[:, :2].copy() for _, d in distances_by_block(images, training)]
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from common.models.stylegan2 import Generator, build
 from common.studies.sections import HEIGHT, SITE
 from common.tasks.task import SiteContext, State
 from common.training.gan_presets import stylegan2
-from common.training.gan_sampling import sample_rows
+from common.training.gan_sampling import sample_batches
 
 if TYPE_CHECKING:
     from common.data.dataset import Dataset
@@ -53,8 +53,17 @@ def load_released(generator: Generator, released: State) -> None:
         raise FedscanError(f"the released generator does not fit its networks: {error}") from None
 
 
-def pictures(generator: Generator, data: Dataset, seed: int) -> np.ndarray:
-    """Make a picture with the labels of each image, (N, C, R, R)."""
+def pictures(
+    generator: Generator, data: Dataset, seed: int, chosen: Sequence[int] | None = None
+) -> Iterator[np.ndarray]:
+    """Make a picture with the labels of each image, or of those chosen, a few at a time.
+
+    Yields
+    ------
+    np.ndarray
+        (n, C, R, R); a picture does not depend on which others are made.
+    """
     kinds = [kind for kind, _ in generator.architecture.labels]
-    rows = [{kind: row[kind] for kind in kinds if kind in row} for row in data.conditions]
-    return sample_rows(generator, rows, range(len(rows)), seed=seed)
+    numbers = range(len(data)) if chosen is None else [int(k) for k in chosen]
+    rows = [{k: v for k, v in data.conditions[n].items() if k in kinds} for n in numbers]
+    yield from sample_batches(generator, rows, numbers, seed=seed)

@@ -75,7 +75,9 @@ def evaluate(
     seed = derive_seed(config.run.seed, site=place.site, split=split, purpose="judged pictures")
     features = {
         "real": features_of(extractor, data),
-        "generated": extractor.features(pictures(generator, data, seed)),
+        "generated": np.concatenate(
+            [extractor.features(part) for part in pictures(generator, data, seed)]
+        ),
     }
     judged = judge_features(features["generated"], features["real"])
     metrics = {name: float(value) for name, value in judged.items() if _is_number(value)}
@@ -96,10 +98,16 @@ def evaluate(
     return Evaluation(len(data), metrics, statistics, words, people, people)
 
 
-def features_of(extractor: Extractor, data: Dataset) -> np.ndarray:
-    """Return the features (N, D) of real images, read a few at a time."""
+def features_of(extractor: Extractor, data: Dataset, *, mirrored: bool = False) -> np.ndarray:
+    """Return the features (N, D) of real images or their mirror images, read a few at a time."""
     parts = np.split(np.arange(len(data)), range(PART, len(data), PART))
-    return np.concatenate([extractor.features(data.take(part) * 2 - 1) for part in parts])
+    return np.concatenate([extractor.features(_seen(data, part, mirrored)) for part in parts])
+
+
+def _seen(data: Dataset, index: np.ndarray, mirrored: bool) -> np.ndarray:
+    """Return real images in [-1, 1], or their mirror images."""
+    images = data.take(index) * 2 - 1
+    return np.ascontiguousarray(images[..., ::-1]) if mirrored else images
 
 
 def extractor_hash(config: RunConfig) -> str:
@@ -242,12 +250,12 @@ def _copying(
     mirrored: bool,
 ) -> dict[str, float]:
     """Test for copies of training slices; keep the look-alikes, scans and pictures, at the site."""
-    images = pictures(generator, training, derive_seed(seed, purpose="copies"))
-    ours = extractor.features(images)
-    scans = training.images() * 2 - 1
+    seed = derive_seed(seed, purpose="copies")
+    made = pictures(generator, training, seed)
+    ours = np.concatenate([extractor.features(part) for part in made])
+    theirs = features_of(extractor, training)
     if mirrored:  # a copy of a mirror image is a copy
-        scans = np.concatenate([scans, scans[..., ::-1]])
-    theirs = extractor.features(scans)
+        theirs = np.concatenate([theirs, features_of(extractor, training, mirrored=True)])
     found = judge_copying(theirs, ours, held_out)
     measured = {
         "authenticity": found.authenticity,
@@ -257,8 +265,13 @@ def _copying(
         "look_alikes": found.look_alikes,
         "copies_flagged": found.flagged,
     }
-    chosen = strongest(theirs, ours, LOOK_ALIKES, held_out=held_out)
-    write_look_alikes(records / "look-alikes.png", images, scans, *chosen)
+    which, near, distances = strongest(theirs, ours, LOOK_ALIKES, held_out=held_out)
+    images = np.concatenate(list(pictures(generator, training, seed, which)))
+    scans = np.concatenate(
+        [_seen(training, np.array([k % len(training)]), k >= len(training)) for k in near]
+    )
+    order = range(len(which))
+    write_look_alikes(records / "look-alikes.png", images, scans, order, order, distances)
     return {name: float(value) for name, value in measured.items() if value is not None}
 
 

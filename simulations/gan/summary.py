@@ -119,7 +119,7 @@ def summarize(
     }
     seen = [features["training"]]
     if training.config.mirror:  # a copy of a mirror image is a copy
-        seen.append(extractor.features(np.ascontiguousarray(real_images[..., ::-1])))
+        seen.append(features_of(extractor, data, mirrored=True))
     generated = judge_features(features["generated"], features["test"])
     real = judge_features(features["training"], features["test"])
     generated["statistics"] = image_statistics(images, test_images)
