@@ -16,7 +16,6 @@ from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
 _WIDTH = 100
-_NOT_KNOWN = ("n/a", "na", "nan")
 
 
 def write_study(file: Path, survey: Survey) -> Study:
@@ -73,8 +72,9 @@ def study_text(name: str, survey: Survey) -> str:
         f"classes = {_list(survey.classes)}",
         *_key(Label, "positive", _quoted(survey.classes[-1]), active=False),
     ]
-    missing = tuple(dict.fromkeys((*_NOT_KNOWN, *survey.missing)))
-    lines += _key(Label, "missing", _list(missing), active=len(missing) > len(_NOT_KNOWN))
+    default = Label.model_fields["missing"].default
+    missing = tuple(dict.fromkeys((*default, *survey.missing)))
+    lines += _key(Label, "missing", _list(missing), active=missing != default)
     lines += ["", "[groups]"]
     if survey.is_bids:
         lines += _comment("Of a BIDS data set, each participant is a person.")
@@ -108,7 +108,7 @@ def _images(survey: Survey) -> list[str]:
         ]
     dark = survey.dark
     return [
-        *_key(Images, "storage", '"table"'),
+        *_key(Images, "storage", _quoted(survey.storage)),
         *_key(Images, "table", _quoted(survey.table)),
         *_key(Images, "file", _quoted(survey.file)),
         *_key(Images, "folder", _quoted(survey.pictures), active=bool(survey.pictures)),
