@@ -60,6 +60,11 @@ GENERATION = {
 PLAIN_EVERY = 10.0  # seconds between two plain lines that say nothing new
 
 
+def counted(n: int, word: str, many: str = "") -> str:
+    """Return a number with its word: 1 volume, 2 volumes; ``many`` where no s makes the plural."""
+    return f"{n} {word if n == 1 else many or word + 's'}"
+
+
 class Steps:
     """A count of steps with a word on each: a bar on a terminal, else lines on stderr.
 

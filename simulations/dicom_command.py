@@ -101,12 +101,13 @@ def dicom(
 
 
 def _show(summary: Summary) -> None:
-    from simulations.console import out
+    from simulations.console import counted, out
 
-    made = f"{summary.pictures} pictures and {summary.volumes} volumes of {summary.people} people"
-    lines = [f"{made}, from {summary.used} of {summary.files} files"]
+    made = f"{counted(summary.pictures, 'picture')} and {counted(summary.volumes, 'volume')}"
+    people = counted(summary.people, "person", "people")
+    lines = [f"{made} of {people}, from {summary.used} of {counted(summary.files, 'file')}"]
     lines += [f"{count} left out: {reason}" for reason, count in summary.left_out.items()]
-    lines += [f"{count} times: {note}" for note, count in summary.notes.items()]
+    lines += [f"{counted(count, 'time')}: {note}" for note, count in summary.notes.items()]
     lines.append(f"Kept of the headers: {', '.join(summary.kept)}. All else is dropped.")
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)

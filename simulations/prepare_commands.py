@@ -167,7 +167,7 @@ def _show(summary: Summary) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from simulations.console import out
+    from simulations.console import counted, out
 
     names = sorted({name for one in summary.hospitals.values() for name in one.diagnoses})
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))  # narrow: eight diagnoses and more
@@ -181,7 +181,7 @@ def _show(summary: Summary) -> None:
     for reason, count in summary.left_out.items():
         out.print(f"{count} left out: {reason}", markup=False, soft_wrap=True)
     for note, count in summary.notes.items():
-        out.print(f"{count} times: {note}", markup=False, soft_wrap=True)
+        out.print(f"{counted(count, 'time')}: {note}", markup=False, soft_wrap=True)
     if leaks := summary.published_leaks:
         kept = "It was kept, as asked" if summary.split_kept else "It was not kept"
         line = (

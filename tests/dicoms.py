@@ -100,6 +100,16 @@ def put_jpeg(path: Path, pixels: np.ndarray, **elements) -> Path:
     return put_encapsulated(path, pixels, stream.getvalue(), JPEGBaseline8Bit, **kind, **elements)
 
 
+def look_up_table(entries: int | None = 4096) -> Dataset:
+    """Return an item of 16 bits for 12 that makes a negative; with fewer entries it is broken."""
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 16]
+    if entries is not None:
+        table.LUTData = (65535 - 16 * np.arange(entries)).astype(np.uint16).tobytes()
+        table["LUTData"].VR = "OW"
+    return table
+
+
 def ramp(height: int = 16, width: int = 16, most: int = 4095) -> np.ndarray:
     """Numbers from 0 to ``most``, (H, W) uint16."""
     return np.linspace(0, most, height * width).round().astype(np.uint16).reshape(height, width)

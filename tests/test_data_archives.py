@@ -432,6 +432,15 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_copied(tmp_path,
     assert "too little space" in refusal("pad-ufes", source, tmp_path / "out", HALVES)
 
 
+def test_a_disk_that_fills_up_is_an_error_in_words(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(archive_sorting, "write_atomically", full)
+    source = simple_2019(tmp_path / "in")
+    assert "cannot be written: No space" in refusal("isic2019", source, tmp_path / "out")
+
+
 # Broken and hostile archives
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -206,6 +207,19 @@ def test_bad_files_are_left_out_counted_and_not_tried_again(site, caplog):
     again = Reader()
     assert load(site, again, files=[*names(site), "gone.png"]).left_out == pictures.left_out
     assert again.read == []
+
+
+@pytest.mark.parametrize("reason", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+def test_what_failed_for_a_passing_reason_is_read_again(site, reason):
+    def short(path: Path) -> np.ndarray:
+        if path.name == "anna1.png":
+            raise DataContractError("north", "is bad", where=path.name) from reason
+        return Reader()(path)
+
+    assert load(site, short).left_out == {"is bad": 1}
+    again = Reader()
+    assert values(load(site, again)) == [1, 11, 21, 31, 41]
+    assert again.read == ["anna1.png"]
 
 
 def test_mended_file_is_taken_in(site):

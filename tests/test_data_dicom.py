@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
-from dicoms import dataset, put, put_encapsulated, put_jpeg, ramp
+from dicoms import dataset, look_up_table, put, put_encapsulated, put_jpeg, ramp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from pydicom.dataset import Dataset
 from pydicom.uid import (
     BasicTextSRStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
     RLELossless,
 )
 
@@ -126,13 +127,20 @@ def test_windows_are_those_of_the_standard(function, value, expected):
 
 
 def test_a_voi_look_up_table_is_a_window(tmp_path):
-    table = Dataset()
-    table.LUTDescriptor = [4096, 0, 16]
-    table.LUTData = (65535 - 16 * np.arange(4096)).astype(np.uint16).tobytes()
-    table["LUTData"].VR = "OW"
-    path = put(tmp_path / "a", ramp(), BitsStored=12, VOILUTSequence=[table])
+    path = put(tmp_path / "a", ramp(), BitsStored=12, VOILUTSequence=[look_up_table()])
     expected = np.rint((65535 - 16.0 * ramp()) / 65535 * 255)
     np.testing.assert_allclose(read(path, intensity="window"), expected, atol=1)
+
+
+@pytest.mark.parametrize("entries", [None, 0, 100])
+def test_a_look_up_table_without_its_entries_is_refused_where_it_is_asked_for(
+    tmp_path, twelve, entries
+):
+    path = put(
+        tmp_path / "b", ramp(), BitsStored=12, VOILUTSequence=[look_up_table(entries=entries)]
+    )
+    assert refusal(path, intensity="window").problem == NOT_UNDERSTOOD
+    np.testing.assert_array_equal(read(path), read(twelve))
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
@@ -301,6 +309,27 @@ def test_a_study_of_storage_dicom_is_checked_and_cached(tmp_path):
     pictures = open_split(study, "north", site, "train", size=16, cache=cache).pixels
     first = pictures.take([0])[0].transpose(1, 2, 0)
     np.testing.assert_array_equal(first, read_dicom(site / "0.dcm", size=16, channels=1))
+
+
+def test_an_installed_decoder_makes_the_cache_new(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.data.cache._RACY_NS", -1)  # trust what was written just now
+    site, study = write_site(tmp_path / "north"), Study.from_mapping(VALUES)
+
+    def count() -> int:
+        return len(open_split(study, "north", site, "train", size=16, cache=tmp_path / "c").pixels)
+
+    def without(syntax: object) -> None:
+        raise NotImplementedError
+
+    put_jpeg(site / "1.dcm", (ramp() // 16).astype(np.uint8))
+    decoder = pydicom.pixels.get_decoder
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "pydicom.pixels.get_decoder",
+            lambda syntax: without(syntax) if syntax == JPEGBaseline8Bit else decoder(syntax),
+        )
+        assert count() == 1
+    assert count() == 2
 
 
 def test_a_study_of_volumes_in_dicom_is_told_of_prepare():

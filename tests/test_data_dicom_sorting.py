@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import stat
 import string
 import sys
@@ -14,7 +15,16 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from dicoms import put, put_encapsulated, put_enhanced, put_jpeg, put_series, ramp, slices
+from dicoms import (
+    look_up_table,
+    put,
+    put_encapsulated,
+    put_enhanced,
+    put_jpeg,
+    put_series,
+    ramp,
+    slices,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,12 +36,15 @@ from pydicom.uid import (
     GrayscaleSoftcopyPresentationStateStorage,
     HTJ2KLossless,
     MediaStorageDirectoryStorage,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    OphthalmicPhotography8BitImageStorage,
     RawDataStorage,
     SecondaryCaptureImageStorage,
+    VLPhotographicImageStorage,
 )
 
 from common.data.check import check_tables
-from common.data.dicom_files import DICOMDIR, EMPTY, NO_DICOM, NO_IMAGE, UNDECODABLE
+from common.data.dicom_files import DICOMDIR, EMPTY, NO_DICOM, NO_IMAGE, NOT_UNDERSTOOD, UNDECODABLE
 from common.data.dicom_listing import (
     BURNED_IN,
     LINKS,
@@ -41,8 +54,10 @@ from common.data.dicom_listing import (
     Choice,
 )
 from common.data.dicom_series import (
+    DERIVED,
     IRREGULAR,
     LOCALIZER,
+    NOT_CONVERTED,
     NOT_T1W,
     ORIENTATIONS,
     SEVERAL_VOLUMES,
@@ -248,12 +263,52 @@ def test_pseudonyms_depend_on_person_and_key_alone(source, out, tmp_path):
     assert not {row["person"] for row in rows(tmp_path / "other")} & people
 
 
-def test_files_without_a_patients_number_are_told_apart_by_study(source, out):
+@pytest.mark.parametrize("number", ["anonymous", "0", "UNK", "NaN"])
+def test_files_without_a_patients_number_are_told_apart_by_study(source, out, number):
     for k in range(4):
-        nobody = {"PatientID": "anonymous", "PatientName": "", "PatientBirthDate": ""}
+        nobody = {"PatientID": number, "PatientName": "", "PatientBirthDate": ""}
         put(source / str(k), ramp(), StudyInstanceUID=f"1.{k // 2}", **nobody)
     summary = sort(source, out)
     assert (summary.people, summary.notes) == (2, {NOBODY: 4})
+
+
+def test_the_issuer_of_a_number_in_some_files_alone_makes_no_other_person(source, out):
+    put(source / "1", ramp(), IssuerOfPatientID="North")
+    put(source / "2", ramp())
+    put(source / "3", ramp(), PatientID="P2", IssuerOfPatientID="South")
+    assert sort(source, out).people == 2
+
+
+def test_one_number_of_two_issuers_is_of_two_people(source, out):
+    put(source / "1", ramp(), IssuerOfPatientID="North")
+    put(source / "2", ramp(), IssuerOfPatientID="South")
+    assert sort(source, out).people == 2
+
+
+def test_processes_that_make_one_key_at_once_have_the_same(tmp_path, monkeypatch):
+    path = tmp_path / "key"
+    link, others = os.link, []
+
+    def late(new: Path, there: Path) -> None:
+        assert not path.exists(), "a key that is not whole can be read"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "link", link)
+            others.append(load_key(path))
+        link(new, there)
+
+    monkeypatch.setattr(os, "link", late)
+    assert [load_key(path)] == others
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_key_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        load_key(tmp_path / "key")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_key_is_made_once_and_is_its_owners_alone(tmp_path):
@@ -324,6 +379,27 @@ def test_text_in_pixels_is_left_out_unless_asked_for(source, tmp_path):
     assert found.left_out == {BURNED_IN: 1}
     found = sort(source, tmp_path / "3", Choice(keep_burned_in=True))
     assert found.left_out == {UNDECLARED: 2}
+
+
+@pytest.mark.parametrize(
+    "kind", [VLPhotographicImageStorage, OphthalmicPhotography8BitImageStorage]
+)
+def test_a_photograph_by_visible_light_is_no_secondary_capture(source, out, kind):
+    put(source / "a", ramp(), Modality="XC", SOPClassUID=kind)
+    assert sort(source, out).pictures == 1
+
+
+def test_every_kind_of_secondary_capture_is_one(source, out):
+    put(source / "good", ramp())
+    put(source / "a", ramp(), SOPClassUID=MultiFrameGrayscaleByteSecondaryCaptureImageStorage)
+    assert sort(source, out).left_out == {UNDECLARED: 1}
+
+
+@pytest.mark.parametrize("entries", [None, 100])
+def test_a_file_whose_look_up_table_is_broken_is_left_out_and_counted(source, out, entries):
+    put(source / "good", ramp())
+    put(source / "bad", ramp(), BitsStored=12, VOILUTSequence=[look_up_table(entries=entries)])
+    assert sort(source, out).left_out == {NOT_UNDERSTOOD: 1}
 
 
 def test_an_image_that_is_there_twice_is_taken_once(source, out):
@@ -434,6 +510,12 @@ def test_volumes_are_a_bids_data_set(source, out):
         ({"SeriesDescription": "t2_tse_tra"}, NOT_T1W),
         ({"SeriesDescription": "FLAIR", "EchoTime": 9, "RepetitionTime": 500}, NOT_T1W),
         ({"SeriesDescription": "T1 map"}, NOT_T1W),
+        ({"SeriesDescription": "AX T2 FLAIR MPR"}, NOT_T1W),
+        ({"SeriesDescription": "SAG T2 SPACE MPR"}, NOT_T1W),
+        ({"SeriesDescription": "T2W_3D_TFE"}, NOT_T1W),
+        ({"SeriesDescription": "ax_t2_spgr"}, NOT_T1W),
+        ({"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED"]}, DERIVED),
+        ({"Rows": [16, 16]}, NOT_CONVERTED),
         ({"SeriesDescription": "x", "EchoTime": 90, "RepetitionTime": 4000}, NOT_T1W),
         ({"ImagePositionPatient": [0, 0, 0]}, SEVERAL_VOLUMES),
     ],
@@ -442,6 +524,12 @@ def test_series_that_are_no_t1_weighted_volume_are_left_out(source, out, element
     put(source / "good", ramp())
     put_series(source / "mr", slices(12), **elements)
     assert sort(source, out).left_out == {reason: 12}
+
+
+@pytest.mark.parametrize("name", ["MPR sag", "FSPGR BRAVO", "3D_TFE", "AX T1 FLAIR", "mprage swi"])
+def test_a_name_that_is_mostly_of_t1_weighted_series_tells_the_weighting(source, out, name):
+    put_series(source / "mr", slices(12), SeriesDescription=name)
+    assert sort(source, out).volumes == 1
 
 
 def test_the_times_tell_the_weighting_where_no_word_does(source, out):
@@ -525,13 +613,32 @@ def test_the_link_table_tells_the_site_which_file_became_what(source, out, tmp_p
     assert "identifies people" in refused(source, again, link=again / "link.csv")
 
 
-def test_command_reports_for_people_and_machines(source, tmp_path):
+def test_no_link_table_stays_where_the_output_cannot_be_put_in_place(
+    source, out, tmp_path, monkeypatch
+):
     put(source / "a", ramp())
+    link, replace = tmp_path / "link.csv", Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if target == out:
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        assert "No space left" in refused(source, out, link=link)
+    assert not link.exists()
+    sort(source, out, link=link)
+
+
+def test_command_reports_for_people_and_machines(source, tmp_path):
+    put(source / "a", ramp(), RecognizableVisualFeatures="YES")
     put(source / "report", SOPClassUID=BasicTextSRStorage, Modality="SR")
     words = ("prepare", "dicom", "in", "--out")
     done = fedscan(*words, "hospitals/north", cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
-    assert "1 pictures and 0 volumes of 1 people, from 1 of 2 files" in done.stdout
+    assert "1 picture and 0 volumes of 1 person, from 1 of 2 files" in done.stdout
+    assert "1 time: the file says" in done.stdout
     assert f"1 left out: {NO_IMAGE}: Basic Text SR Storage" in done.stdout
     assert "Kept of the headers: modality" in done.stdout
     machine = fedscan(*words, "x", "--format", "json", cwd=tmp_path, cache=tmp_path / "cache")

@@ -189,8 +189,9 @@ def test_one_file_under_two_names_counts_once(tmp_path):
     assert read(tmp_path).left_out == {DUPLICATE: 1}
 
 
-def test_rows_without_a_person_are_kept_and_counted(tmp_path):
-    put(tmp_path, [("a.png", "mild", "", "", ""), ("b.png", "mild", "nan", "", "")])
+@pytest.mark.parametrize("nobody", ["", "nan", "UNK"])
+def test_rows_without_a_person_are_kept_and_counted(tmp_path, nobody):
+    put(tmp_path, [(f"{name}.png", "mild", nobody, "", "") for name in "ab"])
     table = read(tmp_path)
     assert table.without_person == 2
     assert table.persons == ("", "")

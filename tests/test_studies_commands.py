@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicoms import put as put_dicom
+from dicoms import ramp
 from flwr.common.config import parse_config_args
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 
 from common.config.run_config import RunConfig
 from common.data import new_study
+from common.data.check import check_tables
 from common.data.folder_survey import survey_folder
 from common.data.image_table import read_image_table
 from common.data.new_study import study_text, write_study
@@ -130,6 +133,20 @@ def test_a_column_of_names_without_ending_or_folder_is_understood(tmp_path):
     assert (survey.person, survey.also, survey.label) == ("patient_id", ("lesion_id",), "diagnosis")
     study = begin(tmp_path, tmp_path / "lesions.toml")
     assert not read_image_table(tmp_path / "north", "north", study).left_out
+
+
+@pytest.mark.parametrize("ending", ["", ".dcm"])
+def test_a_table_of_dicom_files_gives_a_study_of_that_storage(tmp_path, ending):
+    folder = tmp_path / "north"
+    lines = ["image,patient,grade"]
+    for k in range(12):
+        put_dicom(folder / "in" / f"{k:02d}.dcm", ramp(), BitsStored=12)
+        lines.append(f"{k:02d}{ending},P{k // 2},{GRADES[k % 3]}")
+    (folder / "t.csv").write_text("\n".join(lines))
+    images = begin(folder, tmp_path / "x.toml").images
+    assert (images.storage, images.folder, images.channels) == ("dicom", "in", 1)
+    report = check_tables(folder, load_study(str(tmp_path / "x.toml"))).sites[0]
+    assert report.left_out == {}
 
 
 def test_pictures_that_use_little_of_sixteen_bits_are_scaled_by_their_own_range(tmp_path):

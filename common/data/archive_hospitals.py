@@ -18,7 +18,7 @@ from common.studies.vocabulary import normalise
 
 MOST_HOSPITALS = 100
 
-_DRAW = "draw them by --sites north=0.5,south=0.3,island=0.2, or name a column by --by"
+DRAW = "draw them with --sites north=0.5,south=0.3,island=0.2, or name a column with --by"
 
 
 def check_shares(shares: Mapping[str, float]) -> None:
@@ -74,7 +74,7 @@ def told_hospitals(
         if row.centre:
             told[row.group][names[row.centre]] += 1
     if not told:
-        raise ConfigError(f"nothing in the tables of this copy of {title} tells hospitals: {_DRAW}")
+        raise ConfigError(f"nothing in the tables of this copy of {title} tells hospitals: {DRAW}")
     home = {group: min(found, key=lambda s: (-found[s], s)) for group, found in told.items()}
     sites: dict[str, list[ArchiveRow]] = {site: [] for site in sorted(set(home.values()))}
     for row in rows:

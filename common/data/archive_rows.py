@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from common.data.archive_files import PICTURES, ArchiveFile, ArchiveFiles, refuse
 from common.data.archives import Archive, Row, Table
 from common.data.groups import connect
-from common.data.tables import SiteTable, parse_table
+from common.data.tables import MOST_YEARS, NOT_TOLD, SiteTable, parse_table
 from common.errors import ConfigError, DataContractError
 from common.imaging.splits import ACCEPTED_SPLITS, parse_split
 from common.site_files import plain
@@ -21,9 +21,7 @@ NO_DIAGNOSIS = "no diagnosis"
 NOT_ONE = "not exactly one diagnosis is marked"
 OTHER_DIAGNOSIS = "no diagnosis of the study"
 
-_NOBODY = frozenset({"", "n/a", "na", "nan", "none", "null", "unk", "unknown"})
 _MOST_REASONS = 20  # diagnoses that are counted one by one
-_MOST_YEARS = 130
 
 
 @dataclass(slots=True)
@@ -273,7 +271,7 @@ class _Reader:
             years = float(text.removesuffix("+"))  # '85+' of the ISIC archive
         except ValueError:
             years = -1.0
-        if not 0 <= years <= _MOST_YEARS:
+        if not 0 <= years <= MOST_YEARS:
             self.notes["ages that are no number of years, left empty"] += 1
             return ""
         return f"{years:g}"
@@ -291,7 +289,7 @@ class _Reader:
 
 
 def _known(text: str) -> str:
-    return "" if normalise(text) in _NOBODY else text
+    return "" if normalise(text) in NOT_TOLD else text
 
 
 def _pairs(archive: Archive, files: ArchiveFiles) -> list[tuple[str, str]]:

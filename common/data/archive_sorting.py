@@ -33,6 +33,7 @@ from common.data.archive_files import (
     require_space,
 )
 from common.data.archive_hospitals import (
+    DRAW,
     check_shares,
     draw_hospitals,
     rarest_diagnosis,
@@ -165,7 +166,7 @@ def sort_archive(
     ------
     ConfigError
         The archive cannot be understood, says nothing of hospitals though nothing else was asked
-        for, or ``out`` is not empty.
+        for, ``out`` is not empty, or the disk is full.
     """
     how = how or Sorting()
     archive = ARCHIVES[name]
@@ -202,9 +203,10 @@ def sort_archive(
                 plain(source.name), "none of the pictures can be read", str(dict(left_out))
             )
         partial.replace(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    except OSError as error:
+        raise ConfigError(f"'{out}' cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # nothing, once it is in place
     return Summary(
         archive=name,
         hospitals=written,
@@ -222,10 +224,7 @@ def _check(archive: Archive, how: Sorting) -> None:
         having = ", ".join(name for name, one in ARCHIVES.items() if one.split)
         raise ConfigError(f"--keep-split: {archive.title} has no published split; {having} has")
     if not (how.by or how.shares or archive.centre):
-        raise ConfigError(
-            f"the tables of {archive.title} do not tell hospitals: draw them by --sites "
-            "north=0.5,south=0.3,island=0.2, or name a column by --by"
-        )
+        raise ConfigError(f"the tables of {archive.title} do not tell hospitals: {DRAW}")
     check_shares(how.shares)
 
 

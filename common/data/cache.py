@@ -10,12 +10,13 @@ are what they were, as in git's index. That needs no reading; a hash of its firs
 every file at each start and still miss a change behind them. The time of the inode cannot be set
 by a user, so a file put in place with an old date is noticed too. A file that changed less than
 two seconds before it was read may change again within one tick of its clock: it is read once
-more at the next start.
+more at the next start. So is one that could not be read for want of memory or of its disk.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -41,6 +42,9 @@ Reader = Callable[[Path], NDArray[Any]]
 _FOLDER = "pictures"
 _FORMAT = 2
 _RACY_NS = 2_000_000_000
+_PASSING = frozenset(
+    {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
+)
 _MAPPED_BYTES = 2**25  # of a map that may stay in memory after use
 _AROUND = 2**16  # what Linux maps at once around a page that is read
 _log = logging.getLogger(__name__)
@@ -265,10 +269,10 @@ class _Store:
                     entry = old.entries.get(_digest(file)) if old else None
                     if entry and entry.fingerprint == fingerprint:
                         picture = None if entry.place is None else kept(entry.place)
-                        problem = entry.problem
+                        problem, may_pass = entry.problem, False
                     else:
-                        picture, problem = self._read(path, read)
-                    sure = None if is_racy else fingerprint
+                        picture, problem, may_pass = self._read(path, read)
+                    sure = None if is_racy or may_pass else fingerprint
                     entries[_digest(file)] = _Entry(sure, None if picture is None else n, problem)
                     if picture is not None:
                         stream.write(picture)
@@ -294,14 +298,15 @@ class _Store:
                     path.unlink()
         return _Cache(new, entries)
 
-    def _read(self, path: Path, read: Reader) -> tuple[bytes | None, str]:
+    def _read(self, path: Path, read: Reader) -> tuple[bytes | None, str, bool]:
+        """Picture, or else what is wrong with the file and whether that may pass by itself."""
         try:
             picture = read(path)
         except DataContractError as error:
-            return None, error.problem
+            return None, error.problem, _may_pass(error)
         if picture.dtype != self._dtype or picture.shape != self._shape:
             raise ValueError(f"an image of {picture.dtype} and shape {picture.shape}")
-        return picture.tobytes(), ""
+        return picture.tobytes(), "", False
 
 
 def _open(
@@ -341,6 +346,15 @@ def _fingerprint(path: Path) -> tuple[list[int], bool]:
     changed = max(status.st_mtime_ns, status.st_ctime_ns)
     numbers = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     return numbers, time.time_ns() - changed <= _RACY_NS
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether the machine, and not the file, was the reason of an error."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _release(pixels: np.memmap) -> None:

@@ -24,14 +24,12 @@ from common.data.dicom_files import (
     silent,
 )
 from common.data.dicom_pixels import Frame, read_frames
-from common.data.photographs import square, to_bytes
+from common.data.photographs import PERCENTILES, square, to_bytes
 from common.errors import DataContractError
 from common.site_files import open_inside, relative
 
 DICOM_VERSION = 1  # raise it with any change that alters a byte of what is read
 SEVERAL = "a DICOM file holds several frames"
-
-_PERCENTILES = (0.5, 99.5)  # of a picture that is scaled by its own range
 
 
 def read_dicom(
@@ -100,9 +98,9 @@ def read_dicom(
                 raise refuse(SEVERAL, "One a file; `fedscan prepare dicom` takes files apart")
             stream.seek(0)
             frame = next(read_frames(stream))
+            return _to_square(frame, size, channels, fit, intensity, intensity_range)
         except UnusableError as error:
             raise refuse(error.reason) from error
-    return _to_square(frame, size, channels, fit, intensity, intensity_range)
 
 
 def _to_square(
@@ -134,5 +132,5 @@ def _to_square(
     if small.ndim == 2:
         small = np.repeat(small[..., None], channels, axis=2)
     if intensity == "own-range":
-        low, high = np.percentile(small, _PERCENTILES)
+        low, high = np.percentile(small, PERCENTILES)
     return to_bytes(small, low, high, inverted=False)

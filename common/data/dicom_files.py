@@ -120,6 +120,18 @@ def read_header(stream: BinaryIO, tags: Sequence[str] = (*HEADER, *PIXELS)) -> A
     return dataset
 
 
+def decoders() -> dict[str, list[str]]:
+    """Names of the installed decoders by transfer syntax, of those that pydicom could decode."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import AllTransferSyntaxes
+
+    found = {}
+    for syntax in AllTransferSyntaxes:
+        with contextlib.suppress(NotImplementedError):
+            found[str(syntax)] = sorted(get_decoder(syntax).available_plugins)
+    return found
+
+
 def text(dataset: Any, keyword: str) -> str:
     """Stripped text of an element; empty where it is missing or makes no sense."""
     try:

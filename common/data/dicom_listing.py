@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from common.data.dicom_files import (
 from common.data.dicom_series import why_no_t1w
 from common.data.dicom_terms import MODALITIES, columns_of
 from common.data.pseudonyms import Pseudonyms
+from common.data.tables import NOT_TOLD
 from common.errors import ConfigError, DataContractError
 from common.site_files import open_inside, plain
+from common.studies.vocabulary import normalise
 
 BURNED_IN = "text is burned into the pixels (BurnedInAnnotation is YES)"
 UNDECLARED = (
@@ -43,7 +45,8 @@ STACKS = frozenset({"CT", "MR", "NM", "PT"})  # of slices
 
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture Image Storage, and its successors
 _OFTEN_WITH_TEXT = frozenset({"US", "IVUS", "SC", "OT"})
-_NO_NUMBER = frozenset({"", "0", "anon", "anonymous", "anonymized", "none", "n/a", "na", "unknown"})
+_NO_NUMBER = NOT_TOLD | {"0", "anon", "anonymous", "anonymized"}
+_PERSON, _STUDY = "person", "study of nobody"  # kinds of what a pseudonym stands for
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,10 @@ class Listed:
     Parameters
     ----------
     path : Path
-    person, study, series, instance : str
+    person, series, instance : str
         Pseudonyms; ``instance`` is empty where the file has no number.
+    issuer : str
+        Who gave the patient's number, which ``person`` leaves out; empty where not told.
     is_known : bool
         Whether the file tells a patient.
     is_volume : bool
@@ -97,9 +102,9 @@ class Listed:
 
     path: Path
     person: str
-    study: str
     series: str
     instance: str
+    issuer: str
     is_known: bool
     is_volume: bool
     order: tuple[str, int, int, str]
@@ -162,16 +167,16 @@ def list_image(path: Path, root: Path, choice: Choice, pseudonyms: Pseudonyms) -
         raise UnusableError(UNREADABLE) from error
     modality = text(dataset, "Modality").upper()
     is_volume = _decide(dataset, modality, choice)
-    person, is_known = _person(dataset)
+    person, issuer = _person(dataset)
     study, series = text(dataset, "StudyInstanceUID"), text(dataset, "SeriesInstanceUID")
     instance = text(dataset, "SOPInstanceUID")
     return Listed(
         path=path,
         person=pseudonyms.of(*person),
-        study=pseudonyms.of("study", study),
         series=pseudonyms.of("series", study, series),
         instance=pseudonyms.of("instance", instance) if instance else "",
-        is_known=is_known,
+        issuer=issuer,
+        is_known=person[0] != _STUDY,
         is_volume=is_volume,
         order=(
             text(dataset, "StudyDate"),
@@ -216,7 +221,8 @@ def _decide(dataset: Any, modality: str, choice: Choice) -> bool:
     burned_in = text(dataset, "BurnedInAnnotation").upper()
     if burned_in == "YES" and not choice.keep_burned_in:
         raise UnusableError(BURNED_IN)
-    is_capture = text(dataset, "SOPClassUID").startswith(_CAPTURE)
+    kind = text(dataset, "SOPClassUID")
+    is_capture = kind == _CAPTURE or kind.startswith(f"{_CAPTURE}.")  # not ….77, visible light
     if (
         (is_capture or modality in _OFTEN_WITH_TEXT)
         and burned_in not in ("YES", "NO")
@@ -226,12 +232,36 @@ def _decide(dataset: Any, modality: str, choice: Choice) -> bool:
     return is_volume
 
 
-def _person(dataset: Any) -> tuple[tuple[str, ...], bool]:
-    """What tells a person from others, and whether that is more than a study."""
-    number, issuer = text(dataset, "PatientID"), text(dataset, "IssuerOfPatientID")
-    if number.lower() not in _NO_NUMBER:
-        return ("person", issuer, number), True
+def tell_issuers_apart(images: Sequence[Listed], pseudonyms: Pseudonyms) -> list[Listed]:
+    """Make people of their own of those whose number two issuers gave.
+
+    Otherwise the issuer says nothing: one that only some files of a person tell must not make two
+    people of one.
+
+    Parameters
+    ----------
+    images : sequence of Listed
+        All of an export, as `list_image` returns them.
+    pseudonyms : Pseudonyms
+    """
+    issuers: dict[str, set[str]] = {}
+    for one in images:
+        if one.issuer:
+            issuers.setdefault(one.person, set()).add(one.issuer)
+    return [
+        replace(one, person=pseudonyms.of(_PERSON, one.issuer, one.source[0]))
+        if one.issuer and len(issuers[one.person]) > 1
+        else one
+        for one in images
+    ]
+
+
+def _person(dataset: Any) -> tuple[tuple[str, ...], str]:
+    """What tells a person from others, and who gave the number if it is one."""
+    number = text(dataset, "PatientID")
+    if normalise(number) not in _NO_NUMBER:
+        return (_PERSON, "", number), text(dataset, "IssuerOfPatientID")
     name, born = text(dataset, "PatientName"), text(dataset, "PatientBirthDate")
-    if name.lower() not in _NO_NUMBER and born:
-        return ("name", name, born), True
-    return ("study of nobody", text(dataset, "StudyInstanceUID")), False
+    if normalise(name) not in _NO_NUMBER and born:
+        return ("name", name, born), ""
+    return (_STUDY, text(dataset, "StudyInstanceUID")), ""

@@ -52,7 +52,8 @@ class Frame:
     bits : int
         That are stored of each value.
     show : callable, optional
-        The file's window: from values to [0, 1], before any inversion. None: it has none.
+        The file's window: from values to [0, 1], before any inversion; raises `UnusableError` for
+        a look-up table that cannot be applied. None: it has none.
     """
 
     values: NDArray
@@ -68,6 +69,11 @@ class Frame:
         ----------
         window : bool
             Through the file's window where it has one; else, ``span`` becomes the full range.
+
+        Raises
+        ------
+        UnusableError
+            The file's look-up table cannot be applied.
         """
         if self.values.ndim == 3:
             return self.values
@@ -208,7 +214,11 @@ def _window(dataset: Any) -> Show | None:
 
         def look_up(values: NDArray[np.float32]) -> NDArray[np.float32]:
             whole = np.rint(values).astype(np.int64)
-            return scale(apply_voi(whole, dataset).astype(np.float32), 0, most)
+            try:
+                looked_up = apply_voi(whole, dataset)
+            except Exception as error:  # entries that are missing, too few or of another form
+                raise UnusableError(NOT_UNDERSTOOD) from error
+            return scale(looked_up.astype(np.float32), 0, most)
 
         return look_up
     center, width = numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth")

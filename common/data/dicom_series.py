@@ -21,6 +21,7 @@ from common.data.dicom_files import (
     UNDECODABLE,
     UnusableError,
     frame_count,
+    integer,
     numbers,
     read_header,
     text,
@@ -55,13 +56,17 @@ _REASONS = {
     "IMAGE_ORIENTATION_INCONSISTENT": ORIENTATIONS,
 }
 _LOCALIZER = re.compile(r"\b(loc|localizer|localiser|scout|survey|3[- ]?plane)\b")
-_T1 = re.compile(r"(?<![a-z0-9])t1|mp2?rage|bravo|spgr|ir[- ]?fspgr|\bmpr\b|3d[- ]?tfe")
+_T1 = re.compile(r"(?<![a-z0-9])t1|mp2?rage")
+# Names of sequences that are mostly T1-weighted, unless another contrast is named.
+_MOSTLY_T1 = re.compile(r"bravo|spgr|\bmpr\b|3d[- ]?tfe")
 _OTHER = re.compile(
     r"(?<![a-z0-9])t2|flair|dwi|dti|diff|adc|trace|tensor|bold|fmri|swi|tof|angio|(?<![a-z])mra"
     r"|perf|(?<![a-z])asl|dsc|dce|field[ _-]?map|\bpd\b|\bproton|spectr|phase|\bstir\b"
 )
 _MAP = re.compile(r"t1[ _-]?(map|rho)|relax")
-_DERIVED = frozenset({"MIP", "MINIP", "MPR", "PROJECTION IMAGE", "SUBTRACT", "SCREEN SAVE", "MNIP"})
+_DERIVED = frozenset(
+    {"MIP", "MINIP", "MNIP", "MPR", "REFORMATTED", "PROJECTION IMAGE", "SUBTRACT", "SCREEN SAVE"}
+)
 # Without words: a short echo, and an inversion or a short repetition (milliseconds).
 _ECHO, _REPETITION, _INVERSION = 20.0, 1000.0, (400.0, 1500.0)
 
@@ -85,6 +90,8 @@ def why_no_t1w(dataset: Any) -> str:
         return ""
     if _OTHER.search(words) or "EP" in text(dataset, "ScanningSequence").upper().split("\\"):
         return NOT_T1W
+    if _MOSTLY_T1.search(words):
+        return ""
     echo, repetition = numbers(dataset, "EchoTime")[:1], numbers(dataset, "RepetitionTime")[:1]
     inversion = numbers(dataset, "InversionTime")[:1]
     is_short = bool(echo) and 0 < echo[0] <= _ECHO
@@ -105,7 +112,7 @@ def require_dicom2nifti() -> None:
     except ImportError as error:
         raise ConfigError(
             'MR series need the package dicom2nifti: run `pip install "fedscan[dicom]"`, or '
-            "leave series out by --only pictures"
+            "leave series out with --only pictures"
         ) from error
 
 
@@ -175,7 +182,8 @@ def _in_order(images: list[Any]) -> list[Any]:
     n_slices = sum(map(frame_count, images))
     if n_slices < FEWEST_SLICES:
         raise UnusableError(TOO_FEW)
-    if n_slices * max(int(one.Rows) * int(one.Columns) for one in images) > MOST_VOXELS:
+    pixels = max(integer(one, "Rows") * integer(one, "Columns") for one in images)
+    if n_slices * pixels > MOST_VOXELS:
         raise UnusableError(TOO_MANY_VOXELS)
     if len(images) == 1:
         return images

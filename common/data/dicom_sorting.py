@@ -16,6 +16,7 @@ used and those left out.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -37,6 +38,7 @@ from common.data.dicom_listing import (
     Listed,
     find_files,
     list_image,
+    tell_issuers_apart,
 )
 from common.data.dicom_pixels import read_frames
 from common.data.dicom_series import convert_series, require_dicom2nifti
@@ -156,22 +158,22 @@ def sort_dicom(
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex}.partial"
     made = _Output(partial, window, source)
     try:
-        make_folder(partial)
-        with silent():
-            _write_pictures([one for one in listed if not one.is_volume], made, left_out, tell)
-            _write_volumes([one for one in listed if one.is_volume], made, left_out, tell)
-        if not made.used:
-            raise _nothing(source, files, left_out)
-        _write_tables(made)
-        if link is not None:
-            write_atomically(link, _csv(LINK_COLUMNS, made.links))
-        partial.replace(out)
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, partial, ignore_errors=True)
+            make_folder(partial)
+            with silent():
+                _write_pictures([one for one in listed if not one.is_volume], made, left_out, tell)
+                _write_volumes([one for one in listed if one.is_volume], made, left_out, tell)
+            if not made.used:
+                raise _nothing(source, files, left_out)
+            _write_tables(made)
+            if link is not None:
+                write_atomically(link, _csv(LINK_COLUMNS, made.links))
+                undo.callback(link.unlink, missing_ok=True)
+            partial.replace(out)
+            undo.pop_all()
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise ConfigError(f"'{out}' cannot be written: {error.strerror}") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Summary(
         files=len(files),
         used=made.used,
@@ -220,6 +222,7 @@ def _list(
                     seen.add(one.instance)
                     found.append(one)
             tell("headers", done, len(files))
+    found = tell_issuers_apart(found, pseudonyms)
     return sorted(found, key=lambda one: (one.person, one.order))
 
 

@@ -11,6 +11,7 @@ from datetime import date
 from typing import Any
 
 from common.data.dicom_files import numbers, text
+from common.data.tables import MOST_YEARS
 
 COLUMNS = (
     *("modality", "body_part", "view", "laterality", "sex", "age", "manufacturer"),
@@ -62,7 +63,6 @@ _MANUFACTURERS = {  # a word of the element's text, and the name that is written
 }
 _SPACING_MM = (1e-4, 100.0)
 _UNITS = {"Y": 1, "M": 12, "W": 52, "D": 365}  # so many to a year
-_MOST_YEARS = 130
 
 
 def columns_of(dataset: Any) -> dict[str, str]:
@@ -106,7 +106,7 @@ def age_in_years(age: str, born: str, examined: str) -> str:
         if birth and exam:
             before_birthday = (exam.month, exam.day) < (birth.month, birth.day)
             years = exam.year - birth.year - before_birthday
-    if not 0 <= years <= _MOST_YEARS:
+    if not 0 <= years <= MOST_YEARS:
         return ""
     return OLDEST if years >= 90 else str(years)
 

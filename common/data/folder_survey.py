@@ -9,17 +9,13 @@ import contextlib
 import csv
 import io
 import itertools
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from common.data.archive_files import PICTURES
-from common.data.photographs import read_photograph
+from common.data.picture_files import ENDINGS, Place, find_pictures, locate, look_at_some
 from common.data.tables import (
     LONGEST_LINE,
     MOST_BYTES,
@@ -29,7 +25,7 @@ from common.data.tables import (
 )
 from common.errors import ConfigError, DataContractError
 from common.site_files import plain, read_text
-from common.studies.sections import HEIGHT, SITE, check_relative
+from common.studies.sections import HEIGHT, SITE
 from common.studies.site_mapping import load_site_mapping
 from common.studies.vocabulary import MOST_CATEGORIES, MOST_CHARACTERS, normalise
 
@@ -42,7 +38,6 @@ _ALSO = re.compile(r"^(lesion|eye)[ _-]*id$")
 _NOT_LABELS = re.compile(r"split|fold|age|date|time|year|site|path|file|image|_?id$|^id")
 _MISSING = ("n/a", "na", "nan", "null", "unknown", "unk")  # "none" is often a class
 _SAMPLE = 2000  # rows whose files are looked for
-_OPENED = 12  # pictures
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,8 @@ class Survey:
         As the table writes them.
     rows : int
         Of all hospitals, as are the classes and what pictures look like.
+    storage : str
+        ``bids``, ``table`` or ``dicom``, as in a study.
     file, pictures, suffix : str
         Column of the files, folder in which they lie, and ending that the cells lack. Empty for a
         BIDS data set, as is ``channels`` 0.
@@ -88,6 +85,7 @@ class Survey:
     separator: str
     columns: tuple[str, ...]
     rows: int
+    storage: str
     file: str
     pictures: str
     suffix: str
@@ -103,7 +101,7 @@ class Survey:
     @property
     def is_bids(self) -> bool:
         """Whether the folder is a BIDS data set."""
-        return self.table == BIDS_TABLE
+        return self.storage == "bids"
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def survey_folder(folder: Path) -> Survey:
     first, *others = homes
     if BIDS_TABLE in _table_files(first):
         return _describe(first, _read(first, BIDS_TABLE), -1, None, others)
-    pictures = _pictures(first)
+    pictures = find_pictures(first)
     table, place = _table_of(first, pictures)
     return _describe(first, table, place, pictures, others)
 
@@ -175,7 +173,7 @@ def _table_of(home: Path, pictures: dict[str, list[PurePosixPath]]) -> tuple[_Ta
         raise ConfigError(
             f"--from {home}: no column of a table names pictures that are there (got "
             f"{sum(map(len, pictures.values()))} pictures; {'; '.join([*columns, *faults])}). "
-            f"Accepted are names of files that end in {', '.join(PICTURES)}, with or without the "
+            f"Accepted are names of files that end in {', '.join(ENDINGS)}, with or without the "
             "ending"
         )
     return best[1], best[2]
@@ -247,41 +245,12 @@ def _read(folder: Path, name: str) -> _Table:
     return _Table(name, words[separator], content, header)
 
 
-def _pictures(folder: Path) -> dict[str, list[PurePosixPath]]:
-    """Pictures of a folder by name without ending."""
-    found: dict[str, list[PurePosixPath]] = {}
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(PICTURES) and not name.startswith("."):
-                path = PurePosixPath((Path(here) / name).relative_to(folder).as_posix())
-                found.setdefault(path.stem, []).append(path)
-    return found
-
-
-def _locate(cell: str, pictures: dict[str, list[PurePosixPath]]) -> tuple[str, str] | None:
-    """Folder and ending that complete a cell to a picture's path."""
-    try:
-        told = PurePosixPath(check_relative(cell))
-    except ValueError:
-        return None
-    named = told.suffix.lower() in PICTURES
-    for path in pictures.get(told.stem if named else told.name, ()):
-        suffix = "" if named else path.suffix
-        if named and path.name != told.name:
-            continue
-        length = len(told.parts)
-        if path.parts[-length:-1] == told.parts[:-1]:
-            return PurePosixPath(*path.parts[:-length]).as_posix(), suffix
-    return None
-
-
 def _file_column(table: _Table, pictures: dict[str, list[PurePosixPath]]) -> tuple[int, int]:
     """Column with most names of pictures, and how many of its cells are such."""
     best = (-1, 0)
     for place in range(len(table.header)):
         cells = [cell for cell in table.column(place)[:_SAMPLE] if cell]
-        hits = sum(_locate(cell, pictures) is not None for cell in cells)
+        hits = sum(locate(cell, pictures) is not None for cell in cells)
         if hits > best[1]:
             best = (place, hits)
     return best
@@ -306,11 +275,11 @@ def _describe(
                 f"site '{home.name}': {plain(table.name)} has no column {', '.join(lacking)}. "
                 "Translate one of its own in site.toml"
             )
-    where, suffix, looks = "", "", []
+    found, looks = Place("", "", "bids"), []
     if pictures is not None:
         cells = [cell for cell in table.column(place)[:_SAMPLE] if cell]
-        located = [one for cell in cells if (one := _locate(cell, pictures))]
-        where, suffix = Counter(located).most_common(1)[0][0]
+        located = [one for cell in cells if (one := locate(cell, pictures))]
+        found = Counter(located).most_common(1)[0][0]
         named = {first: cells}
         for home, one in tables.items():
             if home.name not in apart:
@@ -319,7 +288,11 @@ def _describe(
         looks = [
             look
             for home, files in named.items()
-            if (look := _open_some([home / where / (file + suffix) for file in files], home))
+            if (
+                look := look_at_some(
+                    [found.path(home, file) for file in files], home, found.storage
+                )
+            )
         ]
     return Survey(
         folders=(first, *(home for home in tables if home.name not in apart)),
@@ -329,8 +302,9 @@ def _describe(
         columns=table.header,
         rows=len(joined.content.rows),
         file=file,
-        pictures="" if where == "." else where,
-        suffix=suffix,
+        storage=found.storage,
+        pictures="" if found.folder == "." else found.folder,
+        suffix=found.suffix,
         label=label,
         classes=classes,
         missing=missing,
@@ -382,18 +356,3 @@ def _in_order(values: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(values, key=float))
     except ValueError:
         return tuple(sorted(values))
-
-
-def _open_some(paths: list[Path], folder: Path) -> tuple[int, bool] | None:
-    """Channels of a few pictures and whether they use a small part of their range, if one opens."""
-    grey, brightest = True, 0
-    opened = 0
-    for path in paths[:: max(1, len(paths) // _OPENED)][:_OPENED]:
-        try:
-            picture = read_photograph(path, size=32, channels=3, root=folder, site=folder.name)
-        except DataContractError:  # the check of the data names them all
-            continue
-        opened += 1
-        grey = grey and bool(np.all(picture == picture[..., :1]))
-        brightest = max(brightest, int(picture.max()))
-    return (1 if grey else 3, brightest < 64) if opened else None

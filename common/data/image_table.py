@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.groups import connect
-from common.data.tables import SiteTable, read_site_table
+from common.data.tables import NOT_TOLD, SiteTable, read_site_table
 from common.errors import DataContractError
 from common.imaging.splits import ACCEPTED_SPLITS, assign_splits, parse_split
 from common.site_files import plain, resolve_inside
@@ -33,8 +33,6 @@ DUPLICATE = "file listed again"
 UNKNOWN = -1  # index of a condition that a row does not tell
 
 _SPLIT = "split"  # column in which a site may fix the split
-# No person or lesion: rows that hold this do not belong together.
-NOBODY = frozenset({"", "n/a", "na", "nan", "none", "null", "unknown"})
 _MANY_PEOPLE = 10
 _SHOWN = 5  # of unknown values, in an error that stays at the site
 
@@ -205,7 +203,7 @@ def _understand(table: SiteTable, study: Study, site: str) -> list[_Row]:
         for column, k, values in conditions:
             found = values.index(cells[k])
             is_label = normalise(column) == normalise(study.label.column)
-            if found is None and not is_label and normalise(cells[k]) not in NOBODY:
+            if found is None and not is_label and normalise(cells[k]) not in NOT_TOLD:
                 note(column, line, cells[k])
             told.append(UNKNOWN if found is None else found)
         if _SPLIT in place:
@@ -214,7 +212,7 @@ def _understand(table: SiteTable, study: Study, site: str) -> list[_Row]:
             except ValueError:
                 note(_SPLIT, line, cells[place[_SPLIT]])
         ids = [(c, cells[place[normalise(c)]]) for c in joined]
-        keys = [(c, value) for c, value in ids if normalise(value) not in NOBODY]
+        keys = [(c, value) for c, value in ids if normalise(value) not in NOT_TOLD]
         person = next((value for c, value in keys if c == study.groups.person), "")
         file = _file(cells[at[study.images.file]], study, site, line)
         rows.append(_Row(line, file, person, keys, -1 if label is None else label, told, split))

@@ -17,7 +17,6 @@ from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
 _WIDTH = 100
-_NOT_KNOWN = ("n/a", "na", "nan")
 
 
 def write_study(file: Path, survey: Survey) -> Study:
@@ -74,8 +73,9 @@ def study_text(name: str, survey: Survey) -> str:
         f"classes = {_list(survey.classes)}",
         *_key(Label, "positive", _quoted(survey.classes[-1]), active=False),
     ]
-    missing = {normalise(text): text for text in (*survey.missing, *_NOT_KNOWN)}.values()
-    lines += _key(Label, "missing", _list(missing), active=len(missing) > len(_NOT_KNOWN))
+    default = Label.model_fields["missing"].default
+    missing = {normalise(text): text for text in (*survey.missing, *default)}
+    lines += _key(Label, "missing", _list(missing.values()), active=len(missing) > len(default))
     lines += ["", "[groups]"]
     if survey.is_bids:
         lines += _comment("Of a BIDS data set, each participant is a person.")
@@ -109,7 +109,7 @@ def _images(survey: Survey) -> list[str]:
         ]
     dark = survey.dark
     return [
-        *_key(Images, "storage", '"table"'),
+        *_key(Images, "storage", _quoted(survey.storage)),
         *_key(Images, "table", _quoted(survey.table)),
         *_key(Images, "file", _quoted(survey.file)),
         *_key(Images, "folder", _quoted(survey.pictures), active=bool(survey.pictures)),

@@ -58,7 +58,7 @@ SEVERAL = "a file holds several pictures"
 NO_RANGE = "a picture's numbers have no fixed range"
 NOT_FINITE = "a picture holds NaN or infinite numbers"
 
-_PERCENTILES = (0.5, 99.5)  # of a picture that is scaled by its own range
+PERCENTILES = (0.5, 99.5)  # of a picture that is scaled by its own range
 _PHOTOMETRIC, _BITS, _WHITE_IS_ZERO = 262, 258, 0  # TIFF
 _ORIENTATION = 0x0112  # EXIF
 
@@ -139,7 +139,7 @@ def read_photograph(
     elif intensity == "fixed-range" and intensity_range is not None:
         low, high = intensity_range
     elif intensity == "own-range":
-        low, high = np.percentile(pixels, _PERCENTILES)
+        low, high = np.percentile(pixels, PERCENTILES)
     else:
         raise ValueError(f"intensity {intensity!r} with range {intensity_range}")
     return to_bytes(pixels, low, high, inverted=scaling["inverted"])

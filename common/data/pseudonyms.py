@@ -11,6 +11,7 @@ References
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -19,7 +20,7 @@ import stat
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.files import PRIVATE_FILE, make_folder
+from common.files import write_atomically
 
 SHORTEST, LONGEST = 16, 1024  # bytes of a key
 _DIGITS = 16  # of a pseudonym, 64 bits: two of a million people share one in 1 of 37 million tries
@@ -53,22 +54,25 @@ def load_key(path: Path) -> bytes:
     ConfigError
         It can be read by others, is too short or too long, or cannot be read or made.
     """
-    remedy = "Name another file by --key, or leave the option out"
+    remedy = "Name another file with --key, or leave the option out"
     try:
-        make_folder(path.parent)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
-        except FileExistsError:
-            return _read(path, remedy)
-        with os.fdopen(descriptor, "wb") as file:
-            key = secrets.token_bytes(32)
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())
+        if not path.exists():
+            _make(path)
+        return _read(path, remedy)
     except OSError as error:
         problem = "the key of pseudonyms cannot be read or made"
         raise ConfigError(f"'{path}': {problem}: {error.strerror}. {remedy}") from error
-    return key
+
+
+def _make(path: Path) -> None:
+    """Put a random key in place, whole, unless another process was faster."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        write_atomically(new, secrets.token_bytes(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _read(path: Path, remedy: str) -> bytes:
@@ -79,7 +83,7 @@ def _read(path: Path, remedy: str) -> bytes:
         if status.st_mode & 0o077:
             raise ConfigError(
                 f"'{path}': others can read the key of pseudonyms. Run `chmod 600` on it, or, if "
-                "someone may have read it, name another file by --key"
+                "someone may have read it, name another file with --key"
             )
         key = file.read(LONGEST + 1)
     if not SHORTEST <= len(key) <= LONGEST:

@@ -23,6 +23,9 @@ MOST_BYTES = 256 * 2**20
 MOST_ROWS = 1_000_000
 MOST_COLUMNS = 1000
 LONGEST_LINE = 2**16  # characters
+MOST_YEARS = 130  # of a person's age
+# Normalised cells that name no person and no value: rows that hold one do not belong together.
+NOT_TOLD = frozenset({"", "n/a", "na", "nan", "none", "null", "unk", "unknown"})
 
 _SEPARATORS = ",;\t"
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from common.data.cache import CachedPictures, cached_pictures
 from common.data.groups import connect
-from common.data.image_table import NOBODY, UNKNOWN, ImageTable
+from common.data.image_table import UNKNOWN, ImageTable
+from common.data.tables import NOT_TOLD
 from common.errors import DataContractError
 from common.imaging.bids import Participant, SiteIndex, read_site
 from common.imaging.splits import assign_splits
@@ -104,7 +105,7 @@ def open_images(
 
 def _things(one: Participant, study: Study, index: SiteIndex) -> list[tuple[str, str]]:
     cells = [(column, _cell(one, column, index)) for column in study.groups.also]
-    return [(column, cell) for column, cell in cells if normalise(cell) not in NOBODY]
+    return [(column, cell) for column, cell in cells if normalise(cell) not in NOT_TOLD]
 
 
 def _conditions(one: Participant, study: Study, index: SiteIndex) -> list[int]:
@@ -115,7 +116,7 @@ def _conditions(one: Participant, study: Study, index: SiteIndex) -> list[int]:
             continue
         cell = _cell(one, column, index)
         found = values.index(cell)
-        if found is None and normalise(cell) not in NOBODY:
+        if found is None and normalise(cell) not in NOT_TOLD:
             raise DataContractError(
                 index.site,
                 f"the column of the study '{column}' holds unknown values",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from common.data.cache import CachedPictures
 from common.data.dicom import DICOM_VERSION
 from common.data.dicom import read_dicom as read_picture
+from common.data.dicom_files import decoders
 from common.data.image_table import ImageTable
 from common.data.image_table import read_image_table as read_table
 from common.data.photographs import load_photographs
@@ -33,7 +34,7 @@ def open_images(
     import pydicom
 
     del heights_mm  # of volumes alone
-    version = ["dicom", DICOM_VERSION, pydicom.__version__]
+    version = ["dicom", DICOM_VERSION, pydicom.__version__, decoders()]
     return load_photographs(
         table, rows, study, name=name, size=size, cache=cache, read=read_picture, version=version
     )
