@@ -600,6 +600,27 @@ def test_the_same_files_give_the_same_bytes(source, tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
+def test_of_two_files_of_one_picture_the_one_that_can_be_decoded_is_kept(source, out):
+    raw = put(source / "b", ramp()).read_bytes()
+    (source / "a").write_bytes(raw[:-40])
+    (source / "c").write_bytes(raw)
+    summary = sort(source, out)
+    assert (summary.pictures, summary.left_out[SAME], sum(summary.left_out.values())) == (1, 1, 2)
+
+
+def test_output_inside_the_source_is_refused(source):
+    put(source / "a", ramp())
+    assert "lies in the folder that is read" in refused(source, source / "made")
+
+
+def test_of_two_files_of_one_slice_the_longer_is_kept(source, out):
+    paths = put_series(source, slices())
+    raw = paths[3].read_bytes()
+    (source / "a-cut").write_bytes(raw[:-40])
+    summary = sort(source, out)
+    assert (summary.volumes, summary.left_out) == (1, {SAME: 1})
+
+
 def test_the_link_table_tells_the_site_which_file_became_what(source, out, tmp_path):
     put(source / "deep" / "a.dcm", ramp(), PatientID="P7", AccessionNumber="A1")
     link = tmp_path / "link.csv"

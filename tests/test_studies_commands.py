@@ -189,6 +189,16 @@ def test_a_column_of_sites_is_no_label(tmp_path):
         survey_folder(folder)
 
 
+def test_a_column_of_people_in_another_language_is_no_label(tmp_path):
+    folder = chest(tmp_path / "north")
+    table = folder / "findings.csv"
+    text = table.read_text("utf-8-sig").replace("Patient_ID", "PatNr").replace("Grade", "Befund")
+    lines = text.replace(",train", "").replace(",split", "").splitlines()
+    table.write_text("\n".join(lines))
+    survey = survey_folder(folder)
+    assert (survey.label, survey.person) == ("Befund", "PatNr")
+
+
 def test_an_eyelid_is_no_grouping(tmp_path):
     folder = chest(tmp_path / "north")
     table = folder / "findings.csv"

@@ -145,7 +145,7 @@ def sort_dicom(
         missing, or the disk is full.
     """
     choice = choice or Choice()
-    _check(out, link)
+    _check(source, out, link)
     tell = progress or (lambda part, done, total: None)
     left_out: Counter[str] = Counter()
     notes: Counter[str] = Counter()
@@ -185,7 +185,9 @@ def sort_dicom(
     )
 
 
-def _check(out: Path, link: Path | None) -> None:
+def _check(source: Path, out: Path, link: Path | None) -> None:
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"'{out}' lies in the folder that is read: name one elsewhere")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"'{out}' exists and is not empty: name another folder, or remove it first"
@@ -206,9 +208,13 @@ def _list(
     left_out: Counter[str],
     tell: Progress,
 ) -> list[Listed]:
-    """Images that can be used, each once, by person and in the order in which they were taken."""
+    """Images that can be used, by person and in the order in which they were taken.
+
+    Of two files of one slice of a volume the larger is kept, since the other may be cut off. Of two
+    of a picture the first that can be decoded is, which is known when it is written.
+    """
     found: list[Listed] = []
-    seen: set[str] = set()
+    slices: dict[str, tuple[int, int]] = {}  # by instance: bytes, place in `found`
     with silent():
         for done, path in enumerate(files, start=1):
             try:
@@ -216,11 +222,15 @@ def _list(
             except UnusableError as error:
                 left_out[error.reason] += 1
             else:
-                if one.instance and one.instance in seen:
-                    left_out[SAME] += 1
-                else:
-                    seen.add(one.instance)
+                size, place = slices.get(one.instance, (-1, len(found)))
+                if one.instance and one.is_volume:
+                    slices[one.instance] = max((path.stat().st_size, place), (size, place))
+                if place == len(found):
                     found.append(one)
+                else:
+                    left_out[SAME] += 1
+                    if slices[one.instance][0] > size:
+                        found[place] = one
             tell("headers", done, len(files))
     found = tell_issuers_apart(found, pseudonyms)
     return sorted(found, key=lambda one: (one.person, one.order))
@@ -231,7 +241,11 @@ def _write_pictures(
 ) -> None:
     numbers: Counter[str] = Counter()
     series: dict[str, dict[str, int]] = {}
+    written: set[str] = set()  # instances
     for done, one in enumerate(listed, start=1):
+        if one.instance in written:
+            left_out[SAME] += 1
+            continue
         person = f"sub-{one.person}"
         mine = series.setdefault(person, {})
         number = mine.setdefault(one.series, len(mine) + 1)
@@ -250,6 +264,7 @@ def _write_pictures(
             made.images += [(name, person, str(number), *cells) for name in names]
             made.links += [_link(f"images/{name}", one, made) for name in names]
             made.used += 1
+            written |= {one.instance} - {""}
         tell("pictures", done, len(listed))
 
 

@@ -33,10 +33,11 @@ BIDS_TABLE = "participants.tsv"
 
 _TABLES = (".csv", ".tsv", ".txt", ".tab")
 _LABELS = ("diagnosis", "diagnostic", "dx", "label", "class", "grade", "target", "finding")
-_PEOPLE = ("patient", "participant", "person", "subject")
+_PEOPLE = ("patient", "patn", "pat_", "participant", "person", "proband", "subject")
 _ALSO = re.compile(r"^(lesion|eye)[ _-]*id$")
 _NOT_LABELS = re.compile(r"split|fold|age|date|time|year|site|path|file|image|_?id$|^id")
 _MISSING = ("n/a", "na", "nan", "null", "unknown", "unk")  # "none" is often a class
+_USUAL = 5  # rows of each value of a label, at least
 _SAMPLE = 2000  # rows whose files are looked for
 
 
@@ -338,7 +339,9 @@ def _label(table: _Table, taken: set[str]) -> tuple[str, tuple[str, ...], tuple[
         if not fits or used or max(map(len, values.values())) > MOST_CHARACTERS:
             continue
         hints = [k for k, word in enumerate(_LABELS) if name.startswith(word)]
-        rank = (hints[0] if hints else len(_LABELS), bool(_NOT_LABELS.search(name)), place)
+        hint = hints[0] if hints else len(_LABELS)
+        rare = len(cells) < _USUAL * len(values)  # as identifiers are
+        rank = (hint, bool(_NOT_LABELS.search(name)), rare, place)
         if best is None or rank < best[0]:
             best = (rank, column, _in_order(values.values()), missing)
     if best is None:
