@@ -21,7 +21,7 @@ from common.data.site_data import open_split
 from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
 from common.evaluation.of_site import Evaluation
-from common.imaging.slices import LEVELS_MM, RESOLUTIONS, WHOLE_HEAD_MM
+from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
 from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
@@ -30,6 +30,7 @@ from common.tasks.task import Fit, Load, SiteContext, State, Task, ValidationRes
 from common.training.classifier import predict, survey_features, train
 from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks
+from common.training.variation import is_mirrored
 
 
 class Classification(Task):
@@ -55,15 +56,13 @@ class Classification(Task):
                 "model.weights is for model.classifier efficientnet-b0 or efficientnet-b2 of "
                 "pictures: leave it out"
             )
-        if name not in OF_SLICES:
-            return
-        settings = stylegan2(config)
-        if settings.resolution not in RESOLUTIONS:
+        if pictures and config.model.heights != "generated":
             raise ConfigError(
-                f"model.gan '{config.model.gan}' with model.gan-changes "
-                f"'{config.model.gan_changes}' makes pictures of {settings.resolution} pixels a "
-                f"side: accepted are {', '.join(map(str, RESOLUTIONS))}"
+                f"model.heights '{config.model.heights}' is of a volume's slices; study "
+                f"'{study.name}' has pictures: leave it out"
             )
+        if name in OF_SLICES:
+            stylegan2(config)
 
     def build_model(self, config: RunConfig, place: SiteContext | None = None) -> nn.Module:
         """Build the model with the run's initial weights, the same wherever it is built.
@@ -101,7 +100,9 @@ class Classification(Task):
                 side = stylegan2(config).resolution
                 return SliceClassifier(levels, side, classes, centered=centered)
             networks = architecture(config, place.sites if place else ())
-            return DiscriminatorClassifier(networks, levels, classes, centered=centered)
+            return DiscriminatorClassifier(
+                networks, levels, classes, centered=centered, mirrored=is_mirrored(study)
+            )
 
     def warm_start(self, model: nn.Module, config: RunConfig) -> None:
         """Take over pretrained weights, or the discriminator of ``model.gan-checkpoint``.
