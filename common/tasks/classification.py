@@ -6,7 +6,7 @@ takes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,24 @@ class Classification(Task):
             )
         if name in OF_SLICES:
             stylegan2(config)
+
+    def check_labels(self, site: str, labels: Sequence[int], config: RunConfig) -> None:
+        """Refuse to center a site that lacks a class.
+
+        Raises
+        ------
+        DataContractError
+        """
+        names = config.read_study().label.classes.names
+        missing = [names[k] for k in sorted({*range(len(names))} - set(map(int, labels)))]
+        if config.model.adapt == "center" and missing:
+            raise DataContractError(
+                site,
+                "the training images are not of all classes",
+                got=f"none of {', '.join(missing)}",
+                remedy="A site is centered between its classes: add images of all, or set "
+                "model.adapt to none",
+            )
 
     def build_model(self, config: RunConfig, place: SiteContext | None = None) -> nn.Module:
         """Build the model with the run's initial weights, the same wherever it is built.
@@ -198,14 +216,7 @@ class Classification(Task):
         DivergedError
             If the loss is not finite: the run has diverged.
         """
-        classes = config.read_study().label.classes.names
-        if config.model.adapt == "center" and len(np.unique(data.labels)) < len(classes):
-            raise DataContractError(
-                place.site,
-                "the training images are not of all classes",
-                remedy="A site is centered between its classes: add images of all, or set "
-                "model.adapt to none",
-            )
+        self.check_labels(place.site, data.labels, config)
         received = getattr(model, "log_variance", None)
         received = None if received is None else received.clone()
         loss, moments = train(
