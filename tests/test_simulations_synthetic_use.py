@@ -215,7 +215,7 @@ def test_test_scans_are_read_once_and_last_and_steps_are_the_same(
 
 
 def test_unfit_settings_are_refused(folders, gans) -> None:
-    with pytest.raises(ConfigError, match="'small' has no use"):
+    with pytest.raises(ConfigError, match="'small' has no use for synthetic images"):
         use_of_synthetic(
             folders,
             gans,

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import dataset, run_config
+from tiny import dataset, load_model, run_config
 from torch import Tensor
 
-from common.checkpoints import load_model
 from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
 from common.disclosure import Disclosure
