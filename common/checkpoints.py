@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import FedscanError, FileError
+from common.errors import FedscanError
 from common.files import without_nan, write_atomically, write_json
-from common.reading import LARGEST_WEIGHTS, open_plain, parse_json, read_json
+from common.reading import LARGEST_WEIGHTS, open_plain, read_json
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 DESCRIPTION = "description"  # key of a model's own metadata: the sidecar once more, as JSON
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib")
@@ -43,35 +43,6 @@ def save_model(folder: Path, state: dict[str, Tensor], description: dict[str, An
     metadata = {DESCRIPTION: json.dumps(without_nan(description), allow_nan=False)}
     write_atomically(folder / "model.safetensors", save(tensors, metadata))
     write_json(folder / "model.json", description)
-
-
-def load_model(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Load ``model.safetensors`` into a model, strictly, and return its description.
-
-    Raises
-    ------
-    FedscanError
-        If the file is missing or broken, or names or shapes do not fit the model.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / "model.safetensors"
-    try:
-        open_plain(path, limit=LARGEST_WEIGHTS).close()  # or else it would follow a link
-        with safe_open(path, "pt") as tensors:
-            text = (tensors.metadata() or {}).get(DESCRIPTION)
-            state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        # Weights of an earlier version have their description beside them alone.
-        description = parse_json(text.encode()) if text else read_json(folder / "model.json")
-        model.load_state_dict(state, strict=True)
-    except FileError:
-        raise
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise FedscanError(
-            f"{folder}: no model that fits could be loaded ({error}). A run folder with a whole "
-            "model.safetensors is needed, made with the same model settings"
-        ) from error
-    return description
 
 
 def save_snapshot(

@@ -38,7 +38,6 @@ TRAIN = MessageType.TRAIN
 EVALUATE = MessageType.EVALUATE
 
 WEIGHT = "num-examples"  # the metric that weights a reply in an average
-VOTE = "vote"  # the weight that the server gives a reply, by the run's rule
 LONGEST_TEXT = 20_000  # characters of a failure's words that are passed on
 HALF = LONGEST_TEXT // 2
 ARRAYS, CONFIG, METRICS, WORDS = "arrays", "config", "metrics", "words"

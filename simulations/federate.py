@@ -174,11 +174,14 @@ def federate(
 
     Raises
     ------
-    ConfigError
+    ConfigError, DataContractError
         Before anything is started.
     RunFailed
         With the failed site's name, phase and traceback, or the end of Flower's log.
     """
+    from common.imaging.bids import list_sites
+    from common.tasks.task import survey
+
     resources.check()
     if refused := SitePolicy.of_site(simulated=True).objections(config):
         raise ConfigError(
@@ -191,7 +194,11 @@ def federate(
     require_writable(site_records("any").parent, "the sites' own records, FEDSCAN_RECORDS")
     if not config.data.cohort_dir:
         names = list(phantom_cohort(config.study).subjects(resources.sites))
-        prepare_phantoms(config.study, names, quiet=quiet)
+        sites = prepare_phantoms(config.study, names, quiet=quiet)
+    if config.model.adapt == "center":  # which not every site's classes allow
+        sites = list_sites(Path(config.data.cohort_dir)) if config.data.cohort_dir else sites
+        for site, data_dir in sites.items():
+            survey(site, data_dir, config)
     for start in range(1, STARTS + 1):
         folder, log = _attempt(config, resources, start, quiet=quiet)
         if folder or TOO_SLOW not in log:

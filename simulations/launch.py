@@ -141,6 +141,7 @@ def process_group(
     log_path: Path | None = None,
     until_ended: str | None = None,
     share_network: bool = False,
+    stderr: int | None = None,
 ) -> Iterator[ProcessGroup]:
     """Run a command; on leaving, end it and all that it started.
 
@@ -159,6 +160,8 @@ def process_group(
         line has.
     share_network : bool
         The command is to reach this machine's network.
+    stderr : int, optional
+        Descriptor for the command's output, where it goes to no file.
 
     Yields
     ------
@@ -178,7 +181,7 @@ def process_group(
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=log or stderr,
             bufsize=0,  # what has been read is not to hide from select
             start_new_session=True,  # Ctrl-C reaches us, and we close the group's input
         )

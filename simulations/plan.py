@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from common.config.run_config import OF_CLASSIFICATION, RunConfig, flatten
 from common.errors import ConfigError
 from common.strategies.strategy import load_strategy, strategy_names
+from common.studies.sections import HEIGHT
+from common.studies.study import Study, read_study
+from common.studies.vocabulary import normalise
 from common.tasks.task import read_run_config
 from common.training.gan_presets import stylegan2
 from simulations.contrasts import reference_of
@@ -233,8 +236,23 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
 
 
+def _name_labels(variants: dict[str, Values], study: Study) -> None:
+    """Put the study's label, of volumes with the slices' height, in place of ``{label}``."""
+    made = () if study.images.view == "picture" else (HEIGHT,)
+    wanted = (normalise(study.label.column), *made)
+    kinds = [kind for kind in study.generator.conditions if normalise(kind) in wanted]
+    label = ",".join(kinds) or study.label.column  # which is refused where it is no condition
+    for changes in variants.values():
+        for key, value in changes.items():
+            if isinstance(value, str):
+                changes[key] = value.replace("{label}", label)
+
+
 def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any]) -> Plan:
     """Build a plan from a preset, command-line overrides and run-config overrides.
+
+    A preset's table ``volumes`` is added to its ``run`` for studies of volumes; ``{label}`` in a
+    variant is the study's label.
 
     Raises
     ------
@@ -252,6 +270,11 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         name: flatten(changes) for name, changes in values.get("variants", {}).items()
     }
     preset_run = flatten(values.get("run", {}))
+    study = read_study(run.get("study", RunConfig.model_fields["study"].default))
+    of_volumes = flatten(values.pop("volumes", {}))
+    if study.images.view != "picture":
+        preset_run |= of_volumes
+    _name_labels(values["variants"], study)
     task = preset_run.get("task", RunConfig.model_fields["task"].default)
     if run.get("task", task) != task:  # the preset's classifiers are not what is asked for
         preset_run = {k: v for k, v in preset_run.items() if k not in OF_CLASSIFICATION}

@@ -18,6 +18,8 @@ import logging
 import os
 import secrets
 import ssl
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,7 @@ log = logging.getLogger("flwr.fedscan")
 
 LOOPBACK = "127.0.0.1"
 TASK_TYPE = "flwr-clientapp"
+CONNECTED = b"SuperNode ID: "  # of the SuperNode's line when the SuperLink has taken it in
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 10.0  # for the process of an answered task to end by itself
 
@@ -168,11 +171,14 @@ def serve(node: SuperNode) -> None:
         config = _private_file(home / "node-config.toml", toml(node.node_config()).encode())
         environment = offline_environment(home) | {"FLWR_HOME": str(home / "flwr")}
         command = node.command(port, config, secret)
-        with _group(command, home, environment) as supernode:
+        log.info("Site %s: starting, on %s:%s", node.site, LOOPBACK, port)
+        with (
+            _lines_watched_for(CONNECTED) as (stderr, connected),
+            _group(command, home, environment, stderr) as supernode,
+        ):
             _wait_until_listening(supernode, port)
             secret.unlink()  # the SuperNode has read it, and no task shall
-            log.info("Site %s: ready for tasks, on %s:%s", node.site, LOOPBACK, port)
-            _run_tasks(node, supernode, port, password)
+            _run_tasks(node, supernode, port, password, connected)
 
 
 def _warn(node: SuperNode) -> None:
@@ -216,7 +222,39 @@ def _wait_until_listening(supernode: ProcessGroup, port: int) -> None:
     raise FedscanError("Flower's SuperNode ended before it was ready: its own lines tell why")
 
 
-def _run_tasks(node: SuperNode, supernode: ProcessGroup, port: int, password: bytes) -> None:
+@contextlib.contextmanager
+def _lines_watched_for(words: bytes) -> Iterator[tuple[int, threading.Event]]:
+    """Yield a descriptor whose lines go on to standard error, and whether one held the words.
+
+    Whoever writes to it must have ended when the block is left.
+    """
+    seen, (reading, writing) = threading.Event(), os.pipe()
+
+    def hand_on() -> None:
+        with open(reading, "rb") as lines:  # noqa: PTH123
+            for line in lines:
+                with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+                    sys.stderr.write(line.decode(errors="replace"))
+                    sys.stderr.flush()
+                if words in line:
+                    seen.set()
+
+    thread = threading.Thread(target=hand_on, daemon=True)
+    thread.start()
+    try:
+        yield writing, seen
+    finally:
+        os.close(writing)
+        thread.join(GRACE_SECONDS)
+
+
+def _run_tasks(
+    node: SuperNode,
+    supernode: ProcessGroup,
+    port: int,
+    password: bytes,
+    connected: threading.Event,
+) -> None:
     from flwr.supercore.interceptors import (
         RuntimeVersionHttpInterceptor,
         SuperExecAuthHttpInterceptor,
@@ -237,7 +275,11 @@ def _run_tasks(node: SuperNode, supernode: ProcessGroup, port: int, password: by
     )
     with contextlib.closing(client), contextlib.ExitStack() as current:
         running: ProcessGroup | None = None
+        told = False
         while not supernode.ended(POLL_SECONDS):
+            if connected.is_set() and not told:
+                told = True
+                log.info("Site %s: connected to %s, ready for tasks", node.site, node.superlink)
             token = _acquire(client)
             if running and (running.ended(GRACE_SECONDS if token else 0) or token):
                 running = None
@@ -284,9 +326,11 @@ def _task(node: SuperNode, address: str, token: str) -> Iterator[ProcessGroup]:
 
 
 def _group(
-    command: list[str], home: Path, environment: Mapping[str, str]
+    command: list[str], home: Path, environment: Mapping[str, str], stderr: int | None = None
 ) -> contextlib.AbstractContextManager[ProcessGroup]:
-    return process_group(command, cwd=home, environment=environment, share_network=True)
+    return process_group(
+        command, cwd=home, environment=environment, share_network=True, stderr=stderr
+    )
 
 
 def _task_environment(node: SuperNode, home: Path) -> Mapping[str, str]:

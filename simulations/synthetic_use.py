@@ -129,13 +129,14 @@ def use_of_synthetic(
     Raises
     ------
     ConfigError
-        If the classifier sees no slices, or others than generators make, or a site is unknown.
+        If the classifier sees no such images as generators make, or a site is unknown.
     """
     study = config.read_study()
     stacked = config.model.classifier in OF_SLICES or study.images.view == "picture"
     if config.task != "classification" or not stacked:
         raise ConfigError(
-            f"classifier '{config.model.classifier}' has no use for synthetic slices: accepted are "
+            f"task '{config.task}' with classifier '{config.model.classifier}' has no use for "
+            "synthetic images: accepted are classifiers of pictures and, of volumes, "
             f"{' and '.join(OF_SLICES)}, with task 'classification'"
         )
     if config.model.heights != "generated":
@@ -248,9 +249,8 @@ def _people(
     resolution, wanted = generator.architecture.resolution, real.shape[-1]
     if resolution != wanted:
         raise ConfigError(
-            f"{name}: its pictures have {resolution} pixels a side, the classifier's slices "
-            f"{wanted}. Set model.gan and "
-            "model.gan-changes to those that it was trained with"
+            f"{name}: its images have {resolution} pixels a side, the classifier's {wanted}. Set "
+            "model.gan and model.gan-changes to those that it was trained with"
         )
     try:
         return {site: synthetic_people(generator, study, site, count, seed) for site in sites}

@@ -397,7 +397,7 @@ def test_a_classifiers_options_are_refused_for_generation_rather_than_ignored(ke
             "no effect in a federation",
         ),
         ({"task": "generation", "training.batch-size": 1}, "set training.batch-size above 1"),
-        ({"task": "generation", "model.gan-changes": "resolution=512"}, "512 pixels"),
+        ({"task": "generation", "model.gan-changes": "resolution=512"}, "resolution = 512"),
     ],
 )
 def test_networks_that_cannot_be_are_refused_before_anything_starts(changed, words):

@@ -13,12 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from benchmark_folders import make_folder
 from generation_folders import make_comparison, make_run
 from tiny_gan import start
 
-from common.checkpoints import load_model, save_model
 from common.errors import ConfigError, FedscanError, FileError
 from common.metrics_log import read_rows
 from common.reading import open_plain, parse_json, read_json, require_plain_tree
@@ -248,14 +246,6 @@ def test_a_sidecar_that_a_program_cannot_go_on_with_is_refused(
         open_checkpoint(folder, "cpu")
 
 
-def test_a_model_is_not_read_through_a_link(tmp_path: Path) -> None:
-    model = torch.nn.Linear(2, 1)
-    save_model(tmp_path / "a" / "b", model.state_dict(), {})
-    spoil(tmp_path / "a" / "b" / "model.safetensors", "link", tmp_path)
-    with pytest.raises(FileError, match="is a link"):
-        load_model(tmp_path / "a" / "b", model)
-
-
 READERS: dict[str, Callable[[Path], object]] = {
     "a training to go on with": lambda path: resolve(Request(path.parent, resume=True)),
     "a comparison to go on with": lambda path: require_same(path.parent, {}),
@@ -297,7 +287,7 @@ def test_nothing_is_resumed_in_a_folder_with_links(tmp_path: Path, place: str) -
 
 
 def test_no_training_goes_on_in_a_folder_with_links(tmp_path: Path) -> None:
-    texts = dict.fromkeys(("cohort", "data", "source_hash"), "")
+    texts = dict.fromkeys(("study", "cohort", "data", "source_hash"), "")
     manifest = {"preset": "tiny-32", "config": {}, "sites": {}, **texts}
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))

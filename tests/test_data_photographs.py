@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -334,6 +336,22 @@ def test_orientation_of_exif_is_applied(tmp_path, suffix, orientation):
     found = read_photograph(path, size=10, channels=3).astype(int)
     expected = read_photograph(plain, size=10, channels=3)
     assert np.abs(found - expected).max() <= (10 if suffix == "jpg" else 1)
+
+
+def test_metadata_that_are_damaged_or_too_long_are_read_without_a_warning(tmp_path):
+    """Python's warnings name a file of this installation, and say nothing of the picture."""
+    cut = put(tmp_path / "cut.jpg", scene(), exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0garbage")
+    path = put(tmp_path / "long.tif", scene())
+    whole = bytearray(path.read_bytes())
+    entry = whole.index(struct.pack("<HH", 257, 4))  # the height, of one number
+    whole[entry + 4 : entry + 12] = struct.pack("<II", 2, 8)
+    path.write_bytes(whole)
+    for file in (cut, path):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with contextlib.suppress(DataContractError):
+                read_photograph(file, size=24, channels=3)
+        assert [str(one.message) for one in told] == []
 
 
 @pytest.mark.parametrize("bad", [0, 9, 77, "left", b"\xff\xff"])

@@ -279,7 +279,7 @@ def test_order_of_replies_changes_no_bit_of_the_result(tmp_path):
 def test_weighting_of_the_run_decides_the_average_whatever_a_site_claims(tmp_path, weighting):
     """South has three quarters of the scans, and says in vain that it counts for more."""
     results = []
-    for claims in ({}, {messages.VOTE: 1e9}):
+    for claims in ({}, {"vote": 1e9}):
         south = ScriptedSite("south", n_train=30, claims=claims)
         grid = InProcessGrid(nodes(ScriptedSite("north"), south))
         run(tmp_path / str(len(results)), grid, weighting=weighting, rounds=1)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.config.run_config import RunConfig, flatten
-from common.errors import ConfigError
+from common.errors import ConfigError, DataContractError
 from common.metrics_log import Row
 from simulations import federate as module
 from simulations import launch
@@ -153,6 +153,44 @@ def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Pat
                 config(tmp_path, **{"task": "generation", "model.extractor": path}), Resources(2)
             )
     assert made == []
+
+
+GRADES = """
+name = "grades"
+images = { storage = "table", table = "grades.csv", file = "path", channels = 1 }
+label = { column = "grade", classes = ["none", "mild"] }
+"""
+
+
+@pytest.mark.parametrize("adapt", ["center", "none"])
+def test_a_site_that_lacks_a_class_is_not_centered_before_anything_is_started(
+    attempts, tmp_path: Path, adapt: str
+) -> None:
+    folder = tmp_path / "7"
+    for name, of_training in (("north", ("none", "mild")), ("island", ("none", "none"))):
+        (site := tmp_path / "cohort" / name).mkdir(parents=True)
+        splits = ("train", "train", "val", "test")
+        rows = [
+            f"{k}.png,{grade},{split}\n"
+            for k, (grade, split) in enumerate(
+                zip((*of_training, "mild", "none"), splits, strict=True)
+            )
+        ]
+        (site / "grades.csv").write_text("".join(["path,grade,split\n", *rows]))
+        for k in range(4):
+            (site / f"{k}.png").touch()
+    folder.mkdir()
+    (folder / "summary.json").write_text("{}")
+    made = attempts((folder, ""))
+    run = {"study": GRADES, "model.classifier": "gan-features", "model.adapt": adapt}
+    asked = config(tmp_path, **run, **{"data.cohort-dir": str(tmp_path / "cohort")})
+    if adapt == "none":
+        federate(asked, Resources(2))
+        assert made == [1]
+    else:
+        with pytest.raises(DataContractError, match=r"'island': .*none of mild.*adapt to none"):
+            federate(asked, Resources(2))
+        assert made == []
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,13 @@ import pytest
 from processes import fedscan
 
 from common.errors import ConfigError
-from common.strategies.strategy import load_strategy
+from common.strategies.strategy import load_strategy, strategy_names
+from common.studies.study import built_in_studies
 from common.training.gan_presets import stylegan2
 from simulations.compare import Request, compare
 from simulations.plan import Cell, load_plan, presets
+
+WITH_HOOKS = [name for name in strategy_names() if load_strategy(name).has_hooks]
 
 
 @pytest.mark.parametrize("name", presets())
@@ -22,6 +25,38 @@ def test_every_preset_is_a_plan_with_a_description_and_valid_cells(name: str) ->
         assert plan.config(cell, {}, features="/features").run.seed == cell.seed
     for variant in plan.variants:  # also those that the preset leaves to `--strategies`
         assert plan.config(Cell("federated", variant, 0), {}, features="/features")
+
+
+@pytest.mark.parametrize("study", built_in_studies())
+@pytest.mark.parametrize("name", presets())
+def test_every_variant_of_every_preset_suits_every_study(name: str, study: str) -> None:
+    every = [*strategy_names(), *load_plan(name, {}, {}).variants]
+    generation = load_plan(name, {}, {}).run.get("task") == "generation"
+    able = [one for one in every if not (generation and one in WITH_HOOKS)]
+    plan = load_plan(name, {"strategies": able}, {"study": study})
+    for cell in (cell for stage in plan.stages() for cell in stage):
+        assert plan.config(cell, {}, features="/features").study == study
+
+
+def test_a_preset_of_slices_takes_the_studys_classifier_of_pictures_and_no_center() -> None:
+    plan = load_plan("gan-domain-adaptation", {}, {"study": "skin-lesions"})
+    scratch, frozen = (
+        plan.config(Cell("federated", name, 0), {}, features="/there").model
+        for name in ("scratch", "gan-frozen")
+    )
+    assert (scratch.classifier, scratch.adapt) == ("small", "none")
+    assert (frozen.classifier, frozen.adapt) == ("gan-features", "none")
+    usual = load_plan("gan-domain-adaptation", {}, {}).config(Cell("federated", "scratch", 0), {})
+    assert usual.model.classifier == "slices"
+    assert (usual.model.heights, usual.model.adapt) == ("whole-head", "center")
+
+
+@pytest.mark.parametrize(
+    ("study", "kinds"), [("brain-sex", ("sex", "height")), ("skin-lesions", ("diagnosis",))]
+)
+def test_by_label_is_by_the_studys_label(study: str, kinds: tuple[str, ...]) -> None:
+    plan = load_plan("generation", {"strategies": ["by-label"]}, {"study": study})
+    assert stylegan2(plan.config(Cell("federated", "by-label", 0), {})).label_kinds == kinds
 
 
 def test_what_goes_before_and_after_has_stages_of_its_own() -> None:

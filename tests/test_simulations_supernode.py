@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,41 @@ def test_flower_reads_the_node_config_as_it_was_given(node, tmp_path) -> None:
 def test_secret_is_for_its_owners_eyes(tmp_path) -> None:
     file = supernode._private_file(tmp_path / "secret", b"secret")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+FLOWER = """
+import pathlib, socket, sys, time
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
+    while not pathlib.Path(sys.argv[2]).exists():
+        time.sleep(0.05)
+    print("INFO :      SuperNode ID: 5", file=sys.stderr, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_site_is_said_to_be_connected_when_the_superlink_has_taken_it_in(
+    node, tmp_path, monkeypatch, caplog, capfd
+) -> None:
+    told: list[bool] = []
+    superlink = tmp_path / "superlink"
+
+    def asked_for_a_task(client) -> None:
+        told.append("connected to fl.example.org:443" in caplog.text)
+        if len(told) == 2:
+            superlink.touch()  # from now on it answers
+        if told[-1] or len(told) > 40:
+            raise KeyboardInterrupt
+
+    command = [sys.executable, "-c", FLOWER]
+    monkeypatch.setattr(
+        SuperNode, "command", lambda self, port, *_: [*command, str(port), str(superlink)]
+    )
+    monkeypatch.setattr(supernode, "_acquire", asked_for_a_task)
+    with caplog.at_level("INFO", logger="flwr.fedscan"), pytest.raises(KeyboardInterrupt):
+        supernode.serve(node)
+    assert "Site north: starting" in caplog.text
+    assert told[:2] == [False, False] and told[-1]
+    assert "SuperNode ID: 5" in capfd.readouterr().err  # Flower's lines are shown as they come
 
 
 def test_task_gets_the_policy_and_a_home_of_its_own(node, tmp_path, monkeypatch) -> None:

@@ -215,7 +215,7 @@ def test_test_scans_are_read_once_and_last_and_steps_are_the_same(
 
 
 def test_unfit_settings_are_refused(folders, gans) -> None:
-    with pytest.raises(ConfigError, match="'small' has no use"):
+    with pytest.raises(ConfigError, match="'small' has no use for synthetic images"):
         use_of_synthetic(
             folders,
             gans,
@@ -241,7 +241,7 @@ def test_a_generator_that_makes_no_such_people_has_no_row(
     alone = use_of_synthetic(folders, one, "island", config(), seed=0, amounts=(2,))
     pd.testing.assert_frame_equal(table, alone)
     assert "plain GAN: the generator has no labels of sex" in caplog.text
-    assert "large GAN: its pictures have 32 pixels" in caplog.text
+    assert "large GAN: its images have 32 pixels" in caplog.text
     table = use_of_synthetic(folders, {}, "island", config(), seed=0)
     assert set(table.row) == {"local real only"}
 

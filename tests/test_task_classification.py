@@ -13,10 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import dataset, run_config
+from tiny import dataset, load_model, run_config
 from torch import Tensor, nn
 
-from common.checkpoints import load_model
 from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
 from common.errors import FedscanError

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import dataset, run_config
+from tiny import dataset, load_model, run_config
 from torch import Tensor
 
-from common.checkpoints import load_model
 from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
 from common.disclosure import Disclosure
@@ -483,6 +482,32 @@ def test_a_discriminators_features_tell_pictures_of_eight_classes_apart() -> Non
     classification.fit(model, pictures, settings, place=NORTH, round_number=1, private={})
     found = model(torch.from_numpy(pictures.images())).argmax(1).numpy()
     assert (found == labels).mean() > 0.8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sides_of_an_x_ray_are_told_apart_and_those_of_a_photograph_are_not(channels: int) -> None:
+    study = f"""
+name = "own"
+images = {{ storage = "table", table = "own.csv", file = "path", channels = {channels} }}
+label = {{ column = "grade", classes = ["none", "mild"] }}
+"""
+    settings = read_run_config({**PICTURES, "study": study})
+    model = classification.build_model(settings, NORTH)
+    pictures = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    same = torch.allclose(model(pictures.flip(-1)), model(pictures), atol=1e-5)
+    assert same == (channels == 3)
+
+
+def test_whole_head_is_refused_for_pictures() -> None:
+    with pytest.raises(ConfigError, match=r"whole-head' is of a volume's slices.*leave it out"):
+        read_run_config({**PICTURES, "model.heights": "whole-head"})
+
+
+def test_pictures_may_be_larger_than_slices_of_scans() -> None:
+    large = {"model.gan-changes": "resolution=512", "model.classifier": "gan-features"}
+    assert read_run_config({**large, "study": "skin-lesions"})
+    with pytest.raises(ConfigError, match="resolution = 512: accepted for slices of scans"):
+        read_run_config(large)
 
 
 def test_a_classifier_of_slices_is_refused_for_pictures() -> None:

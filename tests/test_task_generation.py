@@ -23,9 +23,10 @@ from common.tasks.generation import EMBEDDINGS, W_AVERAGE
 from common.tasks.task import SiteContext, load_task, read_run_config
 from common.training import gan
 from common.training.gan_checkpoint import load_discriminator, load_generator
-from common.training.gan_presets import stylegan2
+from common.training.gan_presets import preset, stylegan2
 from common.training.gan_sampling import sample, sample_rows
 from common.training.gan_slices import RealSlices
+from simulations.gan.plan import _for_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -313,12 +314,45 @@ def test_the_run_config_decides_budget_seed_and_threads():
         ("device=cuda", "decided by the run config"),
         ("snapshot-every=9", "no effect in a federation"),
         ("label-kinds=age", "'age' is none of the conditions of study 'brain-sex': sex, "),
-        ("resolution=512", "slices of scans have 16, 32, 64, 128, 256"),
+        ("resolution=512", "accepted for slices of scans is one of 16, 32, 64, 128, 256"),
     ],
 )
 def test_changes_that_are_not_accepted(changes: str, words: str):
     with pytest.raises(ConfigError, match=words):
         read_run_config({"task": "generation", "model.gan-changes": changes})
+
+
+X_RAYS = """
+name = "chests"
+images = { storage = "table", table = "chests.csv", file = "path", channels = 1 }
+label = { column = "grade", classes = ["none", "mild"] }
+[generator]
+conditions = ["grade", "height"]
+values = { height = ["small", "tall"] }
+"""
+
+
+@pytest.mark.parametrize(
+    ("study", "changes", "mirrored"),
+    [
+        (X_RAYS, "", False),
+        (X_RAYS, "mirror=true", True),
+        ("skin-lesions", "", True),
+        ("brain-sex", "", True),
+        ("brain-sex", "mirror=false", False),
+    ],
+)
+def test_images_are_mirrored_where_both_show_the_same_or_it_is_asked_for(study, changes, mirrored):
+    run = {"study": study, "task": "generation", "model.gan-changes": changes}
+    assert stylegan2(read_run_config(run)).mirror == mirrored
+    told = {"mirror": changes == "mirror=true"} if changes else {}
+    assert _for_study(preset("tiny-32"), study, told).mirror == mirrored
+
+
+def test_height_of_a_picture_is_what_its_study_says():
+    run = read_run_config({"study": X_RAYS, "task": "generation"})
+    labels = generation_networks.architecture(run, SITES).labels
+    assert dict(labels) == {"grade": ("mild", "none"), "height": ("small", "tall")}
 
 
 def test_unknown_preset():

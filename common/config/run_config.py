@@ -136,7 +136,7 @@ class RunConfig(Settings):
         if faults:
             raise ConfigError("\n".join(faults))
         config = chosen.model_copy(update=built)
-        config._check_combinations(study)
+        config._check_combinations()
         return config
 
     def to_flower(self) -> dict[str, Value]:
@@ -171,7 +171,7 @@ class RunConfig(Settings):
         """Optimizer steps that one site makes in the whole run."""
         return self.run.rounds * self.training.local_steps
 
-    def _check_combinations(self, study: Study) -> None:
+    def _check_combinations(self) -> None:
         faults = [*self._of_sites(), *self._of_task(), *self._of_classifier()]
         if faults:
             raise ConfigError("\n".join(f"{self.what}: {fault}" for fault in faults))

@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -122,7 +123,10 @@ def read_photograph(
         if n_bytes > MOST_BYTES:
             raise refuse(TOO_LONG, got=f"{n_bytes} bytes", remedy=f"At most {MOST_BYTES} bytes")
         try:
-            pixels, scaling = _decode(stream, refuse, size=size, channels=channels, fit=fit)
+            with warnings.catch_warnings():
+                # Pillow's on metadata, such as damaged EXIF, which say nothing of the pixels.
+                warnings.simplefilter("ignore", UserWarning)
+                pixels, scaling = _decode(stream, refuse, size=size, channels=channels, fit=fit)
         except DataContractError:
             raise
         except Exception as error:  # decoders of damaged bytes raise whatever they like

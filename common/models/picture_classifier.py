@@ -6,8 +6,6 @@ given: :mod:`common.models.efficientnet`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -80,10 +78,9 @@ def build_picture_classifier(
     channels: int,
     classes: int,
     seed: int,
-    weights: Path | None = None,
-    pretrained: bool | None = None,
+    pretrained: bool = False,
 ) -> nn.Module:
-    """Build a classifier of pictures; the seed and the file decide its initial weights.
+    """Build a classifier of pictures; the seed decides its initial weights.
 
     Parameters
     ----------
@@ -93,14 +90,10 @@ def build_picture_classifier(
     classes : int
         Two or more.
     seed : int
-        Of all weights that the file does not give, such as the head's.
-    weights : Path, optional
-        Of an EfficientNet, see :func:`common.models.pretrained.load_pretrained`. The SHA-256 of
-        the file is the model's attribute ``weights_sha256``, otherwise "". A site's policy
-        approves what it is sent, not a file: :func:`common.fingerprint.fingerprint` of the state.
-    pretrained : bool, optional
-        Build the network that pretrained weights fit. By default whether there is a file; True
-        without one is for whoever gets the weights from another, who has it.
+    pretrained : bool
+        Build the network that pretrained weights fit, which
+        :func:`common.models.pretrained.load_pretrained` takes from a file, or another sends who has
+        it.
 
     Returns
     -------
@@ -110,16 +103,13 @@ def build_picture_classifier(
     Raises
     ------
     ConfigError
-        An unknown name, pretrained weights of the small network, or a file that is not accepted.
+        An unknown name, or pretrained weights of the small network.
     """
     if name not in PICTURE_CLASSIFIERS:
         raise ConfigError(
             f"unknown classifier '{name[:80]}' of pictures: accepted is one of "
             f"{', '.join(PICTURE_CLASSIFIERS)}"
         )
-    pretrained = weights is not None if pretrained is None else pretrained
-    if weights is not None and not pretrained:
-        raise ConfigError("a file of weights is given, and pretrained is false: leave one out")
     if pretrained and name == "small":
         raise ConfigError(
             "the classifier 'small' has no pretrained weights: leave them out, or take "
@@ -128,15 +118,8 @@ def build_picture_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "small":
-            model: nn.Module = SmallPictureClassifier(channels, classes)
-        else:
-            # MONAI takes seconds to import, which the small network need not wait for.
-            from common.models.efficientnet import PictureEfficientNet
+            return SmallPictureClassifier(channels, classes)
+        # MONAI takes seconds to import, which the small network need not wait for.
+        from common.models.efficientnet import PictureEfficientNet
 
-            model = PictureEfficientNet(name, channels, classes, pretrained=pretrained)
-    model.weights_sha256 = ""
-    if weights is not None:
-        from common.models.pretrained import load_pretrained
-
-        model.weights_sha256 = load_pretrained(model, Path(weights))
-    return model
+        return PictureEfficientNet(name, channels, classes, pretrained=pretrained)

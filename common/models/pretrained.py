@@ -20,7 +20,6 @@ else has to be there, in its shape, and nothing more.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +140,7 @@ def file_names(model: PictureEfficientNet, naming: Naming) -> dict[str, str]:
     return found
 
 
-def load_pretrained(model: PictureEfficientNet, path: Path) -> str:
+def load_pretrained(model: PictureEfficientNet, path: Path) -> None:
     """Load a file into a network that was built for pretrained weights.
 
     Parameters
@@ -151,11 +150,6 @@ def load_pretrained(model: PictureEfficientNet, path: Path) -> str:
     path : Path
         May be a link, as in the caches of downloaded files.
 
-    Returns
-    -------
-    str
-        SHA-256 of the file, 64 hexadecimal digits.
-
     Raises
     ------
     ConfigError
@@ -163,8 +157,7 @@ def load_pretrained(model: PictureEfficientNet, path: Path) -> str:
         the network has, or numbers that no weights are. The public words hold no path, and no
         words hold a text read from the file.
     """
-    raw = _read(path)
-    tensors = _parse(path, raw)
+    tensors = _parse(path, _read(path))
     naming = next(
         (one for one in NAMINGS.values() if f"{one.modules['_conv_stem']}.weight" in tensors), None
     )
@@ -180,7 +173,6 @@ def load_pretrained(model: PictureEfficientNet, path: Path) -> str:
         state[ours] = _weights(path, ours, tensors[theirs], naming.epsilon)
     state["same_padding"] = torch.full((1,), float(naming.same_padding))
     model.load_state_dict(state)
-    return hashlib.sha256(raw).hexdigest()
 
 
 def _tensors(parent: nn.Module, names: Mapping[str, str], prefix: str) -> dict[str, str]:

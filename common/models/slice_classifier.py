@@ -187,21 +187,30 @@ class DiscriminatorClassifier(StackClassifier):
         L, slices of a head; 1 for a picture.
     centered : bool
         See :class:`StackClassifier`.
+    mirrored : bool
+        An image and its mirror image show the same, so that features are means over both; not so
+        an X-ray, where heart and liver have a side.
     """
 
     def __init__(
-        self, architecture: Architecture, levels: int, classes: int, *, centered: bool = False
+        self,
+        architecture: Architecture,
+        levels: int,
+        classes: int,
+        *,
+        centered: bool = False,
+        mirrored: bool = True,
     ) -> None:
         side = architecture.resolution
         cells = min(side, CELLS)
         super().__init__(
-            levels * architecture.width(side) * cells * cells // 2,
+            levels * architecture.width(side) * cells * cells // (2 if mirrored else 1),
             classes,
             centered=centered,
             scaled=True,
             frozen=True,
         )
-        self.architecture = architecture
+        self.architecture, self.mirrored = architecture, mirrored
         self.from_image = Discriminator(architecture).from_image
         self.cell = side // cells  # pixels a side
         self.from_image.requires_grad_(False)
@@ -212,8 +221,8 @@ class DiscriminatorClassifier(StackClassifier):
         """Return features (B, L · W · cells · cells / 2) of stacks (B, 1, L, R, R) in [0, 1].
 
         Or of pictures (B, C, R, R). Means over an image and its mirror image, so that the cells of
-        one half are all of them. Each image's are standardized by their own mean and SD, which
-        takes a scan's gain out.
+        one half are all of them; where it is not mirrored, (B, L · W · cells · cells). Each image's
+        are standardized by their own mean and SD, which takes a scan's gain out.
 
         The first pixels of all cells make a picture, their second ones another, and so on; the mean
         of these pictures' activations is that of the cells. One at a time fits into a processor's
@@ -223,13 +232,15 @@ class DiscriminatorClassifier(StackClassifier):
         side = stacks.shape[-1]
         pictures = stacks.reshape(-1, self.architecture.channels, side, side) * 2 - 1
         below = pictures.transpose(0, 1)  # (C, N, R, R)
+        half = side // 2
+        sides = (below[..., :half], below.flip(-1)[..., :half]) if self.mirrored else (below,)
         pixels = [
-            half[..., row :: self.cell, column :: self.cell]
-            for half in (below[..., : side // 2], below.flip(-1)[..., : side // 2])
+            one[..., row :: self.cell, column :: self.cell]
+            for one in sides
             for row in range(self.cell)
             for column in range(self.cell)
         ]
-        shape = pixels[0].shape  # (C, N, cells, cells / 2)
+        shape = pixels[0].shape  # (C, N, cells, cells or half of them)
         activations = (self.from_image(one.reshape(1, shape[0], -1, shape[-1])) for one in pixels)
         cells = (sum(activations) / len(pixels)).view(-1, *shape[1:]).transpose(0, 1)
         x = cells.reshape(len(stacks), -1)

@@ -6,7 +6,7 @@ takes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from common.data.site_data import open_split
 from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
 from common.evaluation.of_site import Evaluation
-from common.imaging.slices import LEVELS_MM, RESOLUTIONS, WHOLE_HEAD_MM
+from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
 from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
@@ -30,6 +30,7 @@ from common.tasks.task import Fit, Load, SiteContext, State, Task, ValidationRes
 from common.training.classifier import predict, survey_features, train
 from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks
+from common.training.variation import is_mirrored
 
 
 class Classification(Task):
@@ -55,14 +56,30 @@ class Classification(Task):
                 "model.weights is for model.classifier efficientnet-b0 or efficientnet-b2 of "
                 "pictures: leave it out"
             )
-        if name not in OF_SLICES:
-            return
-        settings = stylegan2(config)
-        if settings.resolution not in RESOLUTIONS:
+        if pictures and config.model.heights != "generated":
             raise ConfigError(
-                f"model.gan '{config.model.gan}' with model.gan-changes "
-                f"'{config.model.gan_changes}' makes pictures of {settings.resolution} pixels a "
-                f"side: accepted are {', '.join(map(str, RESOLUTIONS))}"
+                f"model.heights '{config.model.heights}' is of a volume's slices; study "
+                f"'{study.name}' has pictures: leave it out"
+            )
+        if name in OF_SLICES:
+            stylegan2(config)
+
+    def check_labels(self, site: str, labels: Sequence[int], config: RunConfig) -> None:
+        """Refuse to center a site that lacks a class.
+
+        Raises
+        ------
+        DataContractError
+        """
+        names = config.read_study().label.classes.names
+        missing = [names[k] for k in sorted({*range(len(names))} - set(map(int, labels)))]
+        if config.model.adapt == "center" and missing:
+            raise DataContractError(
+                site,
+                "the training images are not of all classes",
+                got=f"none of {', '.join(missing)}",
+                remedy="A site is centered between its classes: add images of all, or set "
+                "model.adapt to none",
             )
 
     def build_model(self, config: RunConfig, place: SiteContext | None = None) -> nn.Module:
@@ -101,7 +118,9 @@ class Classification(Task):
                 side = stylegan2(config).resolution
                 return SliceClassifier(levels, side, classes, centered=centered)
             networks = architecture(config, place.sites if place else ())
-            return DiscriminatorClassifier(networks, levels, classes, centered=centered)
+            return DiscriminatorClassifier(
+                networks, levels, classes, centered=centered, mirrored=is_mirrored(study)
+            )
 
     def warm_start(self, model: nn.Module, config: RunConfig) -> None:
         """Take over pretrained weights, or the discriminator of ``model.gan-checkpoint``.
@@ -197,14 +216,7 @@ class Classification(Task):
         DivergedError
             If the loss is not finite: the run has diverged.
         """
-        classes = config.read_study().label.classes.names
-        if config.model.adapt == "center" and len(np.unique(data.labels)) < len(classes):
-            raise DataContractError(
-                place.site,
-                "the training images are not of all classes",
-                remedy="A site is centered between its classes: add images of all, or set "
-                "model.adapt to none",
-            )
+        self.check_labels(place.site, data.labels, config)
         received = getattr(model, "log_variance", None)
         received = None if received is None else received.clone()
         loss, moments = train(

@@ -38,7 +38,6 @@ from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
 from common.data.site_data import open_planes, plane_heights_mm
 from common.errors import ConfigError, FedscanError
-from common.imaging.slices import RESOLUTIONS
 from common.studies.sections import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
@@ -82,12 +81,6 @@ class Generation(Task):
         if settings.diversity_weight and config.training.batch_size < 2:
             raise ConfigError(
                 "diversity-weight compares two pictures: set training.batch-size above 1"
-            )
-        if study.images.view != "picture" and settings.resolution not in RESOLUTIONS:
-            raise ConfigError(
-                f"model.gan '{config.model.gan}' with model.gan-changes "
-                f"'{config.model.gan_changes}' makes pictures of {settings.resolution} pixels a "
-                f"side: slices of scans have {', '.join(map(str, RESOLUTIONS))}"
             )
         known = {*study.generator.conditions}
         if unknown := [kind for kind in settings.label_kinds if kind not in known]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.config.run_config import RunConfig
+from common.data.site_data import plane_heights_mm
 from common.errors import FedscanError
-from common.imaging.slices import LEVELS_MM
 from common.models.architecture import Architecture
 from common.models.stylegan2 import Generator, build
 from common.studies.sections import HEIGHT, SITE
@@ -25,11 +25,11 @@ GENERATOR = "generator."  # begins the names of its tensors in a shared or relea
 
 def architecture(config: RunConfig, sites: Sequence[str]) -> Architecture:
     """Return the networks' sizes: all sites must have the same labels, also those they lack."""
-    values = {
-        **{column: known.names for column, known in config.read_study().condition_columns},
-        HEIGHT: tuple(f"{level:g}" for level in LEVELS_MM),
-        SITE: tuple(sites),
-    }
+    study = config.read_study()
+    values = {column: known.names for column, known in study.condition_columns}
+    if heights := plane_heights_mm(study):  # of pictures, a column may have that name
+        values[HEIGHT] = tuple(f"{level:g}" for level in heights)
+    values[SITE] = tuple(sites)
     return stylegan2(config).architecture(values)
 
 

@@ -9,7 +9,7 @@ grows when a task is added. The state of a training is in three parts: what site
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +107,14 @@ class Task(ABC):
         Raises
         ------
         ConfigError
+        """
+
+    def check_labels(self, site: str, labels: Sequence[int], config: RunConfig) -> None:  # noqa: B027
+        """Refuse a site whose labels of training images the run cannot do with.
+
+        Raises
+        ------
+        DataContractError
         """
 
     @abstractmethod
@@ -277,7 +285,7 @@ def survey(site: str, data_dir: Path, config: RunConfig) -> dict[str, int]:
     Raises
     ------
     DataContractError
-        If a split has nobody: better now than after the training.
+        If a split has nobody, or the training too few classes: better now than after it.
     """
     table = read_table(config.read_study(), site, data_dir)
     counts = {f"n_{split}": len(table.rows(split)) for split in SPLITS}
@@ -288,6 +296,7 @@ def survey(site: str, data_dir: Path, config: RunConfig) -> dict[str, int]:
             remedy="Each of train, val and test needs some; without a column `split` fedscan "
             "makes them, from three people of each label on",
         )
+    load_task(config.task).check_labels(site, table.labels[table.rows("train")], config)
     return {**counts, "left_out": sum(table.left_out.values())}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from common.training.gan_config import GanConfig
 
 if TYPE_CHECKING:
     from common.config.run_config import RunConfig
+    from common.studies.study import Study
 
 
 def preset(name: str) -> GanConfig:
@@ -36,9 +37,8 @@ def stylegan2(config: RunConfig) -> GanConfig:
     Raises
     ------
     ConfigError
-        For an unknown preset, or a change that is not accepted.
+        For an unknown preset, or a change that is not accepted; see :func:`for_study`.
     """
-    study = config.read_study()
     # A classifier's batches say nothing of the networks that it takes from a GAN.
     batch_size = config.training.batch_size if config.task == "generation" else 1
     return changed_preset(
@@ -46,13 +46,12 @@ def stylegan2(config: RunConfig) -> GanConfig:
         config.model.gan_changes,
         {
             "batch-size": batch_size,
-            "channels": study.images.channels,
             "seed": config.run.seed,
             "threads": config.run.threads,
             "kimg": config.total_steps * batch_size / 1000,
             "device": config.run.device,
         },
-        labels=study.generator.conditions,
+        study=config.read_study(),
         idle=("log-every", "snapshot-every"),
     )
 
@@ -62,7 +61,7 @@ def changed_preset(
     changes: str,
     decided: Mapping[str, Any],
     *,
-    labels: Sequence[str] = (),
+    study: Study,
     idle: Collection[str] = (),
 ) -> GanConfig:
     """Return a preset with changes that are told in one line, as a run config has them.
@@ -74,19 +73,23 @@ def changed_preset(
         ``"KEY=VALUE KEY=VALUE"``.
     decided : mapping of str to value
         Keys that somebody else decides, who may not be contradicted.
-    labels : sequence of str
-        Kinds of labels of a preset that has any, unless the changes tell others.
+    study : Study
+        It decides the channels; its conditions are the labels of a preset that has any, unless the
+        changes tell others.
     idle : collection of str
         Keys that have no effect there, which are refused so that nobody waits for one.
 
     Raises
     ------
     ConfigError
-        For an unknown preset, or a change that is not accepted.
+        For an unknown preset, or a change that is not accepted; see :func:`for_study`.
     """
     base = preset(name)
+    decided = {**decided, "channels": study.images.channels}
     known = base.to_mapping()
-    found: dict[str, Any] = {"label-kinds": ",".join(labels)} if base.label_kinds else {}
+    found: dict[str, Any] = {}
+    if base.label_kinds:
+        found["label-kinds"] = ",".join(study.generator.conditions)
     for word in changes.split():
         key, equals, text = word.partition("=")
         if not equals or key not in known:
@@ -105,7 +108,30 @@ def changed_preset(
                 f"model.gan-changes: {key} has no effect in a federation: leave it out"
             )
         found[key] = _typed(text, known[key])
-    return base.with_changes({**found, **decided})
+    return for_study(base, study, {**found, **decided})
+
+
+def for_study(base: GanConfig, study: Study, changes: Mapping[str, Any]) -> GanConfig:
+    """Return a preset for a study's images, with changes by kebab-case key, which win.
+
+    The channels are the study's, and no image is mirrored that would then show something else.
+
+    Raises
+    ------
+    ConfigError
+        For a change that is not accepted, or pictures of a size that the study's cannot have.
+    """
+    from common.imaging.slices import RESOLUTIONS
+    from common.training.variation import is_mirrored
+
+    usual = {"channels": study.images.channels, "mirror": base.mirror and is_mirrored(study)}
+    found = base.with_changes({**usual, **changes})
+    if study.images.view != "picture" and found.resolution not in RESOLUTIONS:
+        raise ConfigError(
+            f"resolution = {found.resolution}: accepted for slices of scans is one of "
+            f"{', '.join(map(str, RESOLUTIONS))}"
+        )
+    return found
 
 
 def _typed(text: str, like: Any) -> Any:

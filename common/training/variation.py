@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common.studies.study import Study
+from common.training import picture_augment
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,16 @@ class Variation:
     views: Callable[[Tensor], list[Tensor]]
 
 
+def is_mirrored(study: Study) -> bool:
+    """Say whether an image of a study and its left-to-right mirror image show the same."""
+    if study.images.view != "picture":
+        return True  # a head, whose sides differ less than people do
+    return -1 in picture_augment.modality_of(study.images.channels).mirrored
+
+
 def variation_of(study: Study) -> Variation:
     """Return what varies a study's images: heads by side, place and contrast, pictures by kind."""
     if study.images.view == "picture":
-        from common.training import picture_augment
-
         modality = picture_augment.modality_of(study.images.channels)
         return Variation(
             lambda images, draws: picture_augment.augment(images, draws, modality),

@@ -142,16 +142,14 @@ def _for_study(base: GanConfig, study: str, changes: Mapping[str, Any]) -> GanCo
     A preset's labels are kept where the study has all of them; else its conditions take their
     place, but for the site, which says nothing where there is one.
     """
-    from common.imaging.slices import RESOLUTIONS
+    from common.training.gan_presets import for_study
 
     asked = read_study(study)
     known, channels = asked.generator.conditions, asked.images.channels
     labels = base.label_kinds
     if not set(labels) <= set(known):
         labels = [kind for kind in known if kind != SITE]
-    config = base.with_changes(
-        {"channels": channels, "label-kinds": ",".join(labels) or "none", **changes}
-    )
+    config = for_study(base, asked, {"label-kinds": ",".join(labels) or "none", **changes})
     if not set(config.label_kinds) <= set(known):
         raise ConfigError(
             f"label-kinds = {','.join(config.label_kinds)}: accepted is none, or some of "
@@ -161,11 +159,6 @@ def _for_study(base: GanConfig, study: str, changes: Mapping[str, Any]) -> GanCo
         raise ConfigError(
             f"channels = {config.channels}, but the images of study '{asked.name}' have "
             f"{channels}: leave it out"
-        )
-    if asked.images.view != "picture" and config.resolution not in RESOLUTIONS:
-        raise ConfigError(
-            f"resolution = {config.resolution}: accepted for slices of scans is one of "
-            f"{', '.join(map(str, RESOLUTIONS))}"
         )
     return config
 
