@@ -32,7 +32,10 @@ class FileImages(Pixels, Protocol):
 
 
 class Reader(Protocol):
-    """What a storage's module has; one of pictures also has :class:`PictureReader`'s function."""
+    """What a storage's module has; `fedscan check` also needs one image at a time.
+
+    That is :class:`PictureReader`'s function or :class:`VolumeReader`'s.
+    """
 
     def read_table(self, folder: Path, site: str, study: Study) -> ImageTable:
         """Read which images a site has, without opening one.
@@ -78,6 +81,19 @@ class PictureReader(Reader, Protocol):
         site: str,
     ) -> NDArray[np.uint8]:
         """Read one file as a square of bytes (S, S, C); see `common.data.photographs`.
+
+        Raises
+        ------
+        DataContractError
+            The file cannot be used.
+        """
+
+
+class VolumeReader(Reader, Protocol):
+    """What the module of a storage of volumes has."""
+
+    def read_volume(self, path: Path, *, size: int, root: Path, site: str) -> NDArray[np.float32]:
+        """Read one file as a cube (S, S, S) in [0, 1].
 
         Raises
         ------
