@@ -15,11 +15,11 @@ luminance, a DCT-II. Two pictures are copies where both hold:
 
 A picture that spans fewer than :data:`LEAST_SPAN` grey levels is first stretched to so many: where
 all pictures are dark, as of 12 bits in files of 16, any two differ little. What is left of the
-difference of aligned heads is a twenty-fourth of what they span, or more.
+difference of aligned phantom heads is a twenty-fourth of what they span, or more (120 of them).
 
 Measured on 25,131 phantom lesions of 64 pixels: of 3.2·10⁸ pairs of different lesions none are
 copies by this rule (the nearest leave 2.7 grey levels), and of the pairs of views of one lesion
-one. On 502 others all copies at JPEG quality 50, at half the size and quality 75, turned by 90°,
+one; with pale pictures stretched, of 2,501 pictures none are (9 % are pale). On 502 others all copies at JPEG quality 50, at half the size and quality 75, turned by 90°,
 and 5 % brighter were found.
 
 Copies of a few dozen pixels at low quality are often missed; so are some that are 20 % brighter,

@@ -7,8 +7,10 @@ else knows it.
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +25,8 @@ from common.imaging.slices import LEVELS_MM
 from common.studies.sections import SITE
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
+
+log = logging.getLogger("flwr.fedscan")
 
 
 class FileImages(Pixels, Protocol):
@@ -133,6 +137,25 @@ def read_table(study: Study, site: str, folder: Path) -> ImageTable:
     return reader_of(study).read_table(Path(folder), site, study)
 
 
+def parted_groups(table: ImageTable) -> str:
+    """Say in numbers how a given split parts persons or other groups; "" where it does not."""
+    leaks = table.leaks()
+    if not leaks:
+        return ""
+    images = ", ".join(f"{split} {n}" for split, n in leaks.images.items() if n)
+    groups = f"{len(leaks.groups)} group{'s' if len(leaks.groups) > 1 else ''}"
+    return (
+        f"site '{table.site}': the given split parts {groups} of one person or thing each "
+        f"(images: {images}), so a test result is no result of unseen people. `fedscan check` "
+        "names them; without the column 'split', fedscan splits by groups"
+    )
+
+
+@lru_cache(maxsize=1000)  # once in a process: each split of a site is opened by itself
+def _warn(text: str) -> None:
+    log.warning("%s", text)
+
+
 def open_split(
     study: Study,
     site: str,
@@ -144,6 +167,8 @@ def open_split(
     cache: Path,
 ) -> Dataset:
     """Open one split of one site's images; no file of another split is opened.
+
+    Where the split is given and parts a group, the log says so, in numbers alone.
 
     Parameters
     ----------
@@ -167,6 +192,8 @@ def open_split(
     """
     reader = reader_of(study)
     table = reader.read_table(Path(folder), site, study)
+    if parted := parted_groups(table):
+        _warn(parted)
     chosen = table.rows(split)
     images = reader.open_images(
         table,
