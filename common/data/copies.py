@@ -19,8 +19,9 @@ difference of aligned phantom heads is a twenty-fourth of what they span, or mor
 
 Measured on 25,131 phantom lesions of 64 pixels: of 3.2·10⁸ pairs of different lesions none are
 copies by this rule (the nearest leave 2.7 grey levels), and of the pairs of views of one lesion
-one; with pale pictures stretched, of 2,501 pictures none are (9 % are pale). On 502 others all copies at JPEG quality 50, at half the size and quality 75, turned by 90°,
-and 5 % brighter were found.
+one; so before pale ones were stretched, and since then none of 2,501, of which 9 % are. On 502
+others all copies at JPEG quality 50, at half the size and quality 75, turned by 90°, and 5 %
+brighter were found, on 86 also since then.
 
 Copies of a few dozen pixels at low quality are often missed; so are some that are 20 % brighter,
 where highlights are cut off, half of those cropped by 3 %, and nearly all that were cropped more,
