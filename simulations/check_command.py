@@ -13,9 +13,8 @@ import typer
 from simulations.options import Format, FormatOption
 
 if TYPE_CHECKING:
-    from common.data.check import TablesReport
+    from common.data.check import CohortReport
     from common.data.leaks import Leak
-    from common.imaging.check import CohortReport
 
 MOST_LINES = 20  # of one kind; --format json has them all
 
@@ -29,8 +28,7 @@ def check(
 ) -> None:
     """Open every scan or picture of a data set or cohort and say whether fedscan can use it.
 
-    Of pictures that a table lists, it also finds leaks: a person, a lesion or a copy of a picture
-    in two splits or at two hospitals.
+    It also finds leaks: a person, a lesion or a copy of an image in two splits or at two hospitals.
 
     Exit code 0: usable; 2: not. Nothing leaves this machine: the report names files.
 
@@ -39,70 +37,27 @@ def check(
     - `fedscan check ~/hospitals --format json`
     - `fedscan check ~/clinics --study skin-lesions`
     """
+    from common.data.check import check_cohort
     from common.data.site_data import reader_of
     from common.studies.study import load_study
     from simulations.console import counting
 
     asked = load_study(study)
     reader_of(asked)  # refuses a storage that there is none for
-    folder = folder.expanduser().absolute()
-    report: CohortReport | TablesReport
-    if asked.images.view == "picture":
-        from common.data.check import check_tables
-
-        with counting("Opening pictures") as count:
-            report = check_tables(
-                folder, asked, progress=lambda site, done, total: count(done, total, site)
-            )
-        show = _show_tables
-    else:
-        from common.imaging.check import check_cohort
-
-        with counting("Opening scans") as count:
-            report = check_cohort(
-                folder, asked, progress=lambda site, done, total: count(done, total, site)
-            )
-        show = _show_scans
+    with counting("Opening images") as count:
+        report = check_cohort(
+            folder.expanduser().absolute(),
+            asked,
+            progress=lambda site, done, total: count(done, total, site),
+        )
     if output_format is Format.json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
-        show(report)
+        _show(report)
     raise typer.Exit(0 if report.usable else 2)
 
 
-def _show_scans(report: CohortReport) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from simulations.console import out
-
-    if report.sites:
-        table = Table("site", "left out")
-        table.add_column("", no_wrap=True)
-        table.add_column("voxels, mm", no_wrap=True)
-        table.add_column("axes")
-        for name in ("train", "val", "test"):
-            classes = " / ".join(report.sites[0].n.get("train", {}))
-            table.add_column(f"{name}\n{classes}", justify="right")
-        for site in report.sites:
-            table.add_row(
-                escape(site.site),
-                str(sum(site.left_out.values())),
-                _usable(site.usable),
-                "\n".join(map(escape, site.voxel_sizes_mm)) or "–",
-                "\n".join(map(escape, site.orientations)) or "–",
-                *(" / ".join(map(str, counts.values())) for counts in site.n.values()),
-            )
-        out.print(table)
-    for site in report.sites:
-        for reason, count in site.left_out.items():
-            out.print(f"site '{site.site}': {count} left out: {reason}", markup=False)
-    lines = [line for site in report.sites for line in [*site.incomplete, *site.problems]]
-    _tell([*report.problems, *lines])
-    _conclude(report.usable)
-
-
-def _show_tables(report: TablesReport) -> None:
+def _show(report: CohortReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -126,21 +81,26 @@ def _show_tables(report: TablesReport) -> None:
             )
         out.print(table)
     for site in report.sites:
+        for what, kinds in (("voxels, mm", site.voxel_sizes_mm), ("axes", site.orientations)):
+            if kinds:
+                told = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+                out.print(f"site '{site.site}': {what}: {told}", markup=False, soft_wrap=True)
         for reason, count in site.left_out.items():
             out.print(f"site '{site.site}': {count} left out: {reason}", markup=False)
         if site.without_person:
-            line = f"site '{site.site}': {site.without_person} pictures name no person"
+            line = f"site '{site.site}': {site.without_person} images name no person"
             out.print(line, markup=False)
-        _tell(site.problems, most=MOST_LINES)
-    _tell(report.problems, most=MOST_LINES)
+        _tell(site.problems)
+        _tell(site.incomplete)
+    _tell(report.problems)
     if any(report.copies.values()):
         told = ", ".join(f"{count} ({kind})" for kind, count in report.copies.items() if count)
-        out.print(f"copies of other pictures: {told}", markup=False)
+        out.print(f"copies of other images: {told}", markup=False)
     _show_leaks(report)
-    _conclude(report.usable)
+    out.print("[bold green]usable[/]" if report.usable else "[bold red]not usable[/]")
 
 
-def _show_leaks(report: TablesReport) -> None:
+def _show_leaks(report: CohortReport) -> None:
     """Leaks of each kind: how many, some by name, and what to do."""
     from common.imaging.splits import SPLITS
     from simulations.console import out
@@ -154,13 +114,13 @@ def _show_leaks(report: TablesReport) -> None:
         places = [*["splits"] * of_splits, *["hospitals"] * of_sites]
         images = Counter(row["split"] for leak in leaks for row in leak.rows)
         counts = ", ".join(f"{split} {images[split]}" for split in SPLITS if images[split])
-        head = f"{len(leaks)} × {what} in several {' and '.join(places)}; pictures: {counts}"
+        head = f"{len(leaks)} × {what} in several {' and '.join(places)}; images: {counts}"
         problem = leaks[0].is_problem
         out.print(
             f"[bold {'red' if problem else 'yellow'}]{'leak' if problem else 'note'}[/]: ", end=""
         )
         out.print(f"{head}. {_advice(leaks, given, of_sites)}", markup=False, soft_wrap=True)
-        _tell(map(_line, leaks), most=MOST_LINES)
+        _tell(map(_line, leaks))
 
 
 def _advice(leaks: list[Leak], given: set[str], of_sites: bool) -> str:
@@ -173,7 +133,7 @@ def _advice(leaks: list[Leak], given: set[str], of_sites: bool) -> str:
         return remove
     if of_sites:
         return "Keep one of the files, or give all of them one split at every hospital"
-    join = "Keep one of the files, or give their rows one person or lesion"
+    join = "Keep one of the files, or give their rows one name under the study's [groups]"
     return f"{join}. {remove}" if given else join
 
 
@@ -185,21 +145,15 @@ def _line(leak: Leak) -> str:
     )
 
 
-def _tell(lines: Iterable[str], most: int | None = None) -> None:
+def _tell(lines: Iterable[str]) -> None:
     from simulations.console import out
 
     lines = list(lines)
-    for line in lines[:most]:
+    for line in lines[:MOST_LINES]:
         out.print(line, markup=False, soft_wrap=True)
-    if most is not None and len(lines) > most:
-        out.print(f"  and {len(lines) - most} more: --format json lists them", markup=False)
+    if len(lines) > MOST_LINES:
+        out.print(f"  and {len(lines) - MOST_LINES} more: --format json lists them", markup=False)
 
 
 def _usable(usable: bool) -> str:
     return "[green]usable[/]" if usable else "[red]unusable[/]"
-
-
-def _conclude(usable: bool) -> None:
-    from simulations.console import out
-
-    out.print("[bold green]usable[/]" if usable else "[bold red]not usable[/]")

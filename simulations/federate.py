@@ -7,7 +7,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,9 @@ def federate(
         sites = list_sites(Path(config.data.cohort_dir)) if config.data.cohort_dir else sites
         for site, data_dir in sites.items():
             survey(site, data_dir, config)
+    if config.data.cohort_dir and not quiet:
+        for parted in _parted_groups(config):
+            console.err.print(f"Warning: {parted}", markup=False, soft_wrap=True)
     for start in range(1, STARTS + 1):
         folder, log = _attempt(config, resources, start, quiet=quiet)
         if folder or TOO_SLOW not in log:
@@ -228,6 +231,10 @@ def _attempt(
                             "Note: this simulation goes on, but a hospital's default policy would "
                             f"refuse it: {'; '.join(objections)}"
                         )
+                    for parted in (
+                        _parted_groups(config) if start == 1 and config.data.cohort_dir else ()
+                    ):
+                        bar.tell(f"Warning: {parted}")
                     bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
                     folder = _follow(run, config, bar)
             finally:
@@ -245,6 +252,20 @@ def _attempt(
                 _mark_interrupted(folder)
             _forget_private_state(folder.name)
         raise
+
+
+def _parted_groups(config: RunConfig) -> Iterator[str]:
+    """Say of which hospitals of a cohort the given split parts persons or other groups."""
+    from common.data.site_data import parted_groups, read_table
+    from common.imaging.bids import list_sites
+
+    # What cannot be read is the site's to tell.
+    with contextlib.suppress(FedscanError):
+        study = config.read_study()
+        for name, folder in list_sites(Path(config.data.cohort_dir)).items():
+            with contextlib.suppress(FedscanError):
+                if told := parted_groups(read_table(study, name, folder)):
+                    yield told
 
 
 def require_writable(folder: Path, what: str) -> None:

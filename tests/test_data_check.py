@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from processes import fedscan
 
-from common.data.check import check_tables
+from common.data.check import check_cohort
 from common.data.image_table import NO_LABEL
 from common.data.leaks import NEAR, SAME_FILE, SAME_PIXELS
 from common.data.photographs import DAMAGED, EMPTY
@@ -57,12 +57,12 @@ def north(tmp_path) -> Path:
 
 
 def check(folder: Path):
-    return check_tables(folder, STUDY)
+    return check_cohort(folder, STUDY)
 
 
 def test_sound_table_is_usable_and_counted(north):
     seen = []
-    report = check_tables(north, STUDY, progress=lambda *told: seen.append(told))
+    report = check_cohort(north, STUDY, progress=lambda *told: seen.append(told))
     assert report.usable
     (site,) = report.sites
     assert site.n == {split: {"good": 1, "bad": 1} for split in ("train", "val", "test")}
@@ -183,6 +183,26 @@ def test_lesion_at_two_hospitals_is_told_and_no_problem(north):
     report = check(north.parent)
     assert report.usable
     (leak,) = report.leaks
+    assert (leak.what, leak.sites) == ("lesion", ["north", "south"])
+
+
+def test_pictures_without_contrast_are_one_only_where_their_files_are_equal(tmp_path):
+    """Dark ones of 16 bits, each another, of which the declared range leaves nothing."""
+    root = write_site(tmp_path / "north")
+    for k in range(6):
+        noise = np.random.default_rng(k).integers(0, 100, (64, 64)).astype(np.uint16)
+        Image.fromarray(noise).save(root / f"{k}.png")
+    assert check(root).leaks == []
+    shutil.copyfile(root / "0.png", root / "5.png")
+    (leak,) = check(root).leaks
+    assert (leak.what, leak.splits) == (SAME_FILE, ["train", "test"])
+
+
+def test_lesion_of_one_name_in_another_case_is_one_at_two_hospitals(north):
+    south = write_site(north.parent / "south", first=20)
+    picture(50).save(south / "x.png")
+    add(south, "x.png", "good", "somebody", "L-NORTH-0", "test")
+    (leak,) = check(north.parent).leaks
     assert (leak.what, leak.sites) == ("lesion", ["north", "south"])
 
 

@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from common.data import dicom_files
-from common.data.check import check_tables
+from common.data.check import check_cohort
 from common.data.dicom import SEVERAL, read_dicom
 from common.data.dicom_files import (
     DAMAGED,
@@ -299,11 +299,11 @@ def write_site(folder: Path) -> Path:
 
 def test_a_study_of_storage_dicom_is_checked_and_cached(tmp_path):
     site, study = write_site(tmp_path / "north"), Study.from_mapping(VALUES)
-    report = check_tables(site, study)
+    report = check_cohort(site, study)
     assert report.usable
     assert report.sites[0].n == {split: {"none": 1, "nodule": 1} for split in SPLITS}
     (site / "5.dcm").write_bytes(b"")
-    report = check_tables(site, study)
+    report = check_cohort(site, study)
     assert report.sites[0].left_out == {EMPTY: 1}
     cache = tmp_path / "cache"
     pictures = open_split(study, "north", site, "train", size=16, cache=cache).pixels

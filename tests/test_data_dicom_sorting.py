@@ -43,7 +43,7 @@ from pydicom.uid import (
     VLPhotographicImageStorage,
 )
 
-from common.data.check import check_tables
+from common.data.check import check_cohort
 from common.data.dicom_files import DICOMDIR, EMPTY, NO_DICOM, NO_IMAGE, NOT_UNDERSTOOD, UNDECODABLE
 from common.data.dicom_listing import (
     BURNED_IN,
@@ -470,7 +470,7 @@ def test_a_study_reads_the_pictures(source, out):
         "label": {"column": "sex", "classes": ["F", "M"]},
         "groups": {"person": "person"},
     }
-    (report,) = check_tables(out, Study.from_mapping(values)).sites
+    (report,) = check_cohort(out, Study.from_mapping(values)).sites
     assert (report.persons, report.left_out) == (6, {})
 
 

@@ -379,6 +379,33 @@ def test_a_lesion_and_a_person_of_one_name_are_two_things(tmp_path):
     assert read(put(tmp_path, rows)).groups.tolist() == [0, 1]
 
 
+def test_a_name_in_another_case_is_the_same_person_or_lesion(tmp_path):
+    rows = [
+        ("a.png", "mild", "Pat7", "", ""),
+        ("b.png", "mild", "PAT7", "L\u00e4 1", ""),
+        ("c.png", "mild", "pat8", "la\u0308 1", ""),  # an accent of its own
+        ("d.png", "mild", "Pat9", "", ""),
+    ]
+    table = read(put(tmp_path, rows))
+    assert table.groups.tolist() == [0, 0, 0, 1]
+    assert table.persons == ("PAT7", "PAT7", "pat8", "Pat9")
+    assert table.keys[1][1] == table.keys[2][1]
+
+
+def test_a_file_under_two_names_joins_its_persons(tmp_path):
+    rows = [
+        ("0.png", "mild", "p0", "", ""),
+        ("1.png", "mild", "pX", "", ""),
+        ("link.png", "mild", "pX", "", ""),
+    ]
+    put(tmp_path, rows)
+    (tmp_path / "link.png").unlink()
+    (tmp_path / "link.png").symlink_to("0.png")
+    table = read(tmp_path)
+    assert table.files == ("0.png", "1.png")
+    assert table.groups.tolist() == [0, 0]
+
+
 def test_lesions_numbered_anew_for_each_person_are_refused_not_joined(tmp_path):
     rows = [(f"{i}.png", "mild", f"p{i}", str(1 + i % 3), "") for i in range(40)]
     assert read(put(tmp_path / "few", rows[:9])).splits.tolist()  # too few to tell

@@ -113,6 +113,40 @@ def test_pictures_without_contrast_are_copies_only_where_their_pixels_are_equal(
     assert near[0] == near[1] != near[2]
 
 
+HEADS = 12
+
+
+def head(k: int) -> np.ndarray:
+    """Aligned head from 0 to 1 whose outlines are all heads' and whose details are its own."""
+    x, y = np.meshgrid(*[np.linspace(-1, 1, 64)] * 2)
+    inside = 1 / (1 + np.exp(40 * (np.hypot(x, y * 1.1) - 0.8)))
+    draws = np.random.default_rng(k)
+    common, own = (
+        sum(
+            rng.normal() * np.cos(np.pi * (a * x + b * y) + rng.uniform(0, 7))
+            for a in range(3)
+            for b in range(3)
+        )
+        for rng in (np.random.default_rng(0), draws)
+    )
+    return inside * np.clip(0.6 + 0.08 * common + 0.05 * own, 0, 1)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_dark_pictures_are_copies_by_what_differs_of_their_own_contrast(bits, tmp_path):
+    """As of 12 bits in files of 16, where black to white is a sixteenth of the scale."""
+
+    def dark(k: int, side: int = 64) -> np.ndarray:
+        values = Image.fromarray((head(k) * (2**bits - 1)).astype(np.float32))
+        small = np.asarray(values.resize((side, side), Image.Resampling.BOX))
+        return read(stored(Image.fromarray(np.rint(small).astype(np.uint16)), "PNG"), tmp_path)
+
+    heads = np.array([dark(k) for k in range(HEADS)])
+    _, near = sets_of_copies(heads, range(HEADS))
+    assert len(set(near.tolist())) == HEADS
+    assert found(heads, np.array([dark(k, 32) for k in range(HEADS)])).all()
+
+
 def test_hash_of_a_turned_picture_is_that_of_the_picture_under_the_symmetry(described):
     hashes = picture_hashes(described)
     turned = {

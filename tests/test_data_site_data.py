@@ -305,3 +305,25 @@ def test_stacks_are_the_slices_of_the_volumes_lowest_first(graded, tmp_path: Pat
     np.testing.assert_allclose(stacks.images()[:, 0], planes, atol=2e-3)
     assert stacks.persons == cubes.persons
     np.testing.assert_array_equal(stacks.labels, cubes.labels)
+
+
+def test_a_given_split_that_parts_persons_is_logged_once_in_numbers_alone(
+    arrays_storage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [f"{k},{('red', 'green', 'blue')[k % 3]},p{k}" for k in range(12)]
+    splits = [SPLITS[k % 3] for k in range(12)]
+    whole = arrays_storage / "rows.csv"
+    study = read_study(OF_ARRAYS)
+    for site, parts in (("whole", False), ("parted", True)):
+        told = [row.replace("p4", "p3") if parts else row for row in rows]
+        lines = [f"{row},{split}" for row, split in zip(told, splits, strict=True)]
+        whole.write_text("\n".join(["row,colour,who,split", *lines]) + "\n")
+        for split in SPLITS:
+            open_split(study, site, arrays_storage, split, size=16, cache=tmp_path)
+    (record,) = caplog.records
+    assert record.name == "flwr.fedscan" and record.levelname == "WARNING"
+    assert record.getMessage().startswith(
+        "site 'parted': the given split parts 1 group of one person or thing each "
+        "(images: train 1, val 1)"
+    )
+    assert "p3" not in caplog.text

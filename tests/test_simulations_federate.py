@@ -53,6 +53,31 @@ def test_a_start_that_was_too_slow_is_tried_again(attempts, tmp_path: Path) -> N
     assert made == [1, 2]
 
 
+def test_hospitals_whose_given_split_parts_a_family_are_named_before_the_start(
+    attempts, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for site, families in (("north", "aab"), ("south", "abc"), ("unreadable", "")):
+        lines = ["participant_id\tsex\tfamily\tsplit"]
+        for name, split in zip(families, ("train", "val", "test"), strict=False):
+            scan = tmp_path / site / f"sub-{split}" / "anat" / f"sub-{split}_T1w.nii"
+            scan.parent.mkdir(parents=True)
+            scan.touch()
+            lines.append(f"sub-{split}\tF\t{name}\t{split}")
+        (tmp_path / site).mkdir(exist_ok=True)
+        (tmp_path / site / "participants.tsv").write_text("\n".join(lines))
+    study = (
+        'name = "families"\nimages = { storage = "bids", channels = 1 }\n'
+        'label = { column = "sex", classes = { female = ["F"], male = ["M"] } }\n'
+        'groups = { also = ["family"] }\n'
+    )
+    attempts((None, "Error: something else"))
+    with pytest.raises(RunFailed):
+        federate(config(tmp_path, study=study), Resources(3))
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "Warning" in line]
+    assert len(warnings) == 1
+    assert "site 'north': the given split parts 1 group" in warnings[0]
+
+
 def test_a_machine_that_stays_too_busy_is_said_so(attempts, tmp_path: Path) -> None:
     made = attempts(*[(None, SLOW)] * STARTS)
     with pytest.raises(RunFailed, match="too busy") as caught:

@@ -1,11 +1,11 @@
-"""What `fedscan check` reports of hospitals whose pictures a table lists: usable or not, and leaks.
+"""What `fedscan check` reports: can these data be used, what is wrong where, and what leaks.
 
-Every picture is opened once, as a run opens it but smaller, and described in 1 kB: so much memory
-is held for each. Files are hashed only where pictures are equal, since equal files hold equal
-pictures.
+The tables are read as a run reads them. Every image is opened once, as a run opens it but smaller,
+and described in 1 kB, a volume by its middle axial slice: so much memory is held for each. Files
+are hashed only where images are equal, since equal files hold equal images.
 
-Reports name files: they are for the eyes of whoever holds the data, and are returned as values,
-neither printed nor logged.
+Reports name files and participants: they are for the eyes of whoever holds the data, and are
+returned as values, neither printed nor logged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.copies import DESCRIPTION, READ_SIZE, describe, sets_of_copies
+from common.data.copies import DESCRIPTION, READ_SIZE, describe, is_empty, sets_of_copies
 from common.data.image_table import ImageTable
 from common.data.leaks import (
     SAME_FILE,
@@ -29,39 +29,42 @@ from common.data.leaks import (
     copies_in_several_places,
     things_in_several_places,
 )
-from common.data.photographs import MOST_BYTES
 from common.data.site_data import read_table, reader_of
 from common.errors import DataContractError, FedscanError
-from common.imaging.bids import list_sites, site_name
+from common.imaging.bids import is_dataset, list_sites, site_name
+from common.imaging.nifti import scan_header
 from common.imaging.splits import SPLITS
-from common.site_files import open_inside
+from common.site_files import ESCAPES, UNREADABLE, open_inside, relative
 from common.studies.study import Study
+from common.studies.vocabulary import normalise
 
 Progress = Callable[[str, int, int], None]
 
-_CHUNK = 2**20  # bytes of a file that are hashed at once
-
 
 @dataclass(frozen=True)
-class TableReport:
-    """One hospital's table and pictures as they are.
+class SiteReport:
+    """One hospital's table and images as they are.
 
     Parameters
     ----------
     site : str
         Name of the site.
     usable : bool
-        Each split holds a usable picture, and train holds two classes.
+        Each split holds a usable image, and train holds two classes.
     n : dict
-        Usable pictures by split and class, such as ``n["train"]["MEL"]``.
+        Usable images by split and class, such as ``n["train"]["MEL"]``.
     persons, groups, without_person : int
-        Persons and groups of the usable pictures, and pictures of nobody known.
+        Persons and groups of the usable images, and images of nobody known.
     split_given : bool
         Whether the table fixes the split.
     left_out : dict of str to int
-        Rows left out, for each reason.
+        Rows, participants and folders left out, for each reason.
+    incomplete : list of str
+        One line each: who of a BIDS data set has no label or no scan.
     problems : list of str
-        One line each: unreadable pictures, and why the site is not usable.
+        One line each: unreadable images, and why the site is not usable.
+    voxel_sizes_mm, orientations : dict of str to int
+        Usable scans for each voxel size, rounded to 0.01 mm, and each stored orientation.
     """
 
     site: str
@@ -72,29 +75,32 @@ class TableReport:
     without_person: int = 0
     split_given: bool = False
     left_out: dict[str, int] = field(default_factory=dict)
+    incomplete: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    voxel_sizes_mm: dict[str, int] = field(default_factory=dict)
+    orientations: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class TablesReport:
+class CohortReport:
     """All hospitals of a cohort.
 
     Parameters
     ----------
     usable : bool
         There is a site, every one is usable, and no leak is a problem.
-    sites : list of TableReport
+    sites : list of SiteReport
         Sorted by name.
     leaks : list of Leak
         What is in more than one split or at more than one hospital.
     copies : dict of str to int
-        Pictures that are copies of another one, in whatever place, by kind.
+        Images that are copies of another one, in whatever place, by kind.
     problems : list of str
         What is wrong with the cohort as a whole.
     """
 
     usable: bool
-    sites: list[TableReport] = field(default_factory=list)
+    sites: list[SiteReport] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
     copies: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -106,7 +112,7 @@ class TablesReport:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A table's pictures that could be read: their rows, descriptions and hashes of pixels."""
+    """A table's images that could be read: their rows, descriptions and hashes of pixels."""
 
     table: ImageTable
     rows: NDArray[np.int64]
@@ -114,33 +120,33 @@ class _Opened:
     pixels: list[bytes]
 
 
-def check_tables(folder: Path, study: Study, *, progress: Progress | None = None) -> TablesReport:
-    """Check the tables and pictures of one hospital, or of a folder that holds one for each.
+def check_cohort(folder: Path, study: Study, *, progress: Progress | None = None) -> CohortReport:
+    """Check the tables and images of one hospital, or of a folder that holds one for each.
 
     Parameters
     ----------
     folder : Path
-        A hospital's folder, which holds the study's table, or a folder of them.
+        A hospital's folder, which holds the study's table or is a BIDS data set, or a folder of
+        them.
     study : Study
-        Of storage ``table`` or ``dicom``.
     progress : callable, optional
-        Told after each picture: site, pictures done, pictures of that site.
+        Told after each image: site, images done, images of that site.
     """
-    folder = Path(folder)
-    if (folder / study.images.table).exists():
+    folder, table = Path(folder), study.images.table
+    if (folder / table).exists() if table else is_dataset(folder):
         sites = {site_name(folder): folder}
     else:
         try:
             sites = list_sites(folder)
         except FedscanError as error:
-            return TablesReport(usable=False, problems=[str(error)])
+            return CohortReport(usable=False, problems=[str(error)])
     reports, opened = [], []
     for site, path in sites.items():
-        report, pictures = _check_site(path, site, study, progress)
+        report, images = _check_site(path, site, study, progress)
         reports.append(report)
-        opened += [pictures] if pictures is not None else []
+        opened += [images] if images is not None else []
     leaks, copies, problems = _find_leaks(opened)
-    return TablesReport(
+    return CohortReport(
         usable=all(report.usable for report in reports)
         and not any(leak.is_problem for leak in leaks),
         sites=reports,
@@ -152,44 +158,40 @@ def check_tables(folder: Path, study: Study, *, progress: Progress | None = None
 
 def _check_site(
     folder: Path, site: str, study: Study, progress: Progress | None
-) -> tuple[TableReport, _Opened | None]:
-    """Read a site's table, open every picture, and name each bad one."""
-    n = {split: dict.fromkeys(study.label.classes.names, 0) for split in SPLITS}
+) -> tuple[SiteReport, _Opened | None]:
+    """Read a site's table, open every image, and name each bad one."""
+    classes = study.label.classes.names
+    n = {split: dict.fromkeys(classes, 0) for split in SPLITS}
     try:
         table = read_table(study, site, folder)
     except DataContractError as error:
-        return TableReport(site, usable=False, n=n, problems=[str(error)]), None
-    read = reader_of(study).read_picture
+        return SiteReport(site, usable=False, n=n, problems=[str(error)]), None
+    # Who has no label or scan is named but no problem; what was refused is one.
+    lines = [(f"site '{site}': {who}: {why}", why) for who, why in table.skipped]
+    problems = [line for line, why in lines if why in (ESCAPES, UNREADABLE)]
+    look = _look_at_picture if study.images.view == "picture" else _look_at_volume
     described = np.empty((len(table), *DESCRIPTION), np.float32)
     rows: list[int] = []
     pixels: list[bytes] = []
-    problems: list[str] = []
     left_out = Counter(table.left_out)
+    geometries: list[tuple[str, str]] = []
     for row, file in enumerate(table.files):
         try:
-            picture = read(
-                table.root / file,
-                size=READ_SIZE,  # what a picture is refused for does not depend on the size
-                channels=study.images.channels,
-                fit=study.images.fit,
-                intensity=study.images.intensity,
-                intensity_range=study.images.intensity_range,
-                root=table.root,
-                site=site,
-            )
+            seen, key, geometry = look(table.root / file, table, study)
         except DataContractError as error:
             problems.append(str(error))
             left_out[error.problem] += 1
         else:
-            described[len(rows)] = describe(picture)
-            pixels.append(hashlib.blake2b(picture.tobytes(), digest_size=16).digest())
+            described[len(rows)] = seen
+            pixels.append(key)
             rows.append(row)
-            n[table.splits[row]][study.label.classes.names[table.labels[row]]] += 1
+            geometries += geometry
+            n[table.splits[row]][classes[table.labels[row]]] += 1
         if progress is not None:
             progress(site, row + 1, len(table))
     persons = [table.persons[row] for row in rows]
-    reasons = _unusable(site, n)
-    report = TableReport(
+    reasons = _unusable(site, n, "picture" if study.images.view == "picture" else "scan")
+    report = SiteReport(
         site=site,
         usable=not reasons,
         n=n,
@@ -198,21 +200,59 @@ def _check_site(
         without_person=persons.count("") if study.groups.person else 0,
         split_given=table.split_given,
         left_out=dict(sorted(left_out.items())),
+        incomplete=[line for line, _ in lines if line not in problems],
         problems=problems + reasons,
+        voxel_sizes_mm=dict(sorted(Counter(size for size, _ in geometries).items())),
+        orientations=dict(sorted(Counter(axes for _, axes in geometries).items())),
     )
     return report, _Opened(table, np.array(rows, np.int64), described[: len(rows)], pixels)
 
 
-def _unusable(site: str, n: dict[str, dict[str, int]]) -> list[str]:
+def _look_at_picture(
+    path: Path, table: ImageTable, study: Study
+) -> tuple[NDArray[np.float32], bytes, list[tuple[str, str]]]:
+    """Description of a picture, and a hash of its pixels."""
+    picture = reader_of(study).read_picture(
+        path,
+        size=READ_SIZE,  # what a picture is refused for does not depend on the size
+        channels=study.images.channels,
+        fit=study.images.fit,
+        intensity=study.images.intensity,
+        intensity_range=study.images.intensity_range,
+        root=table.root,
+        site=table.site,
+    )
+    # Black pictures, such as those under a wrong range, are not all one picture.
+    key = _hash_file(path, table) if is_empty(picture) else _hash(picture)
+    return describe(picture), key, []
+
+
+def _look_at_volume(
+    path: Path, table: ImageTable, study: Study
+) -> tuple[NDArray[np.float32], bytes, list[tuple[str, str]]]:
+    """Description of a volume, a hash of its voxels, and their size and stored orientation."""
+    # Whether a head is found hardly depends on the size.
+    cube = reader_of(study).read_volume(path, size=READ_SIZE, root=table.root, site=table.site)
+    header = scan_header(path, site=table.site, root=table.root)
+    middle = np.rint(255 * cube[:, :, READ_SIZE // 2, None]).astype(np.uint8)
+    size = " × ".join(f"{zoom:.2f}" for zoom in header.zooms_mm)
+    return describe(middle), _hash(cube), [(size, header.orientation)]
+
+
+def _hash(pixels: NDArray) -> bytes:
+    return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+
+
+def _unusable(site: str, n: dict[str, dict[str, int]], image: str) -> list[str]:
     """Reasons, one line each, why what is left of a site is not enough."""
     reasons = [
-        f"site '{site}': no usable {split} picture; each split needs at least one"
+        f"site '{site}': no usable {split} {image}; each split needs at least one"
         for split in SPLITS
         if not any(n[split].values())
     ]
     if sum(map(bool, n["train"].values())) == 1:
         (only,) = (name for name, count in n["train"].items() if count)
-        reasons.append(f"site '{site}': all train pictures are {only}; training needs two classes")
+        reasons.append(f"site '{site}': all train {image}s are {only}; training needs two classes")
     return reasons
 
 
@@ -228,7 +268,7 @@ def _find_leaks(opened: list[_Opened]) -> tuple[list[Leak], dict[str, int], list
             rows.sites.append(table.site)
             rows.splits.append(str(table.splits[row]))
             rows.files.append(table.files[row])
-            rows.keys.append(table.keys[row])
+            rows.keys.append(tuple((column, normalise(told)) for column, told in table.keys[row]))
             rows.groups.append((table.site, int(table.groups[row])))
             places.append((table, table.files[row]))
     pixels = [key for one in opened for key in one.pixels]
@@ -241,7 +281,7 @@ def _find_leaks(opened: list[_Opened]) -> tuple[list[Leak], dict[str, int], list
 def _hash_files(
     places: Sequence[tuple[ImageTable, str]], equal: NDArray[np.int64]
 ) -> tuple[list[Hashable], list[str]]:
-    """Hash the bytes of each file whose picture another one equals; for the others, their row."""
+    """Hash the bytes of each file whose image another one equals; for the others, their row."""
     files: list[Hashable] = list(range(len(places)))
     problems = []
     alone = np.bincount(equal, minlength=1)[equal] == 1
@@ -249,16 +289,15 @@ def _hash_files(
         table, file = places[row]
         try:
             files[row] = _hash_file(table.root / file, table)
-        except (DataContractError, OSError) as error:  # gone since it was opened
+        except DataContractError as error:  # gone since it was opened
             problems.append(f"'{SAME_FILE}' is not known of a file: {error}")
     return files, problems
 
 
 def _hash_file(path: Path, table: ImageTable) -> bytes:
-    digest = hashlib.sha256()
     with open_inside(path, root=table.root, site=table.site) as stream:
-        for _ in range(0, MOST_BYTES, _CHUNK):
-            if not (chunk := stream.read(_CHUNK)):
-                break
-            digest.update(chunk)
-    return digest.digest()
+        try:
+            return hashlib.file_digest(stream, "sha256").digest()
+        except OSError as error:
+            where = relative(path, table.root)
+            raise DataContractError(table.site, UNREADABLE, where=where) from error

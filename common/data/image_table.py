@@ -2,8 +2,8 @@
 
 Rows that name one person, lesion or other thing of the study's [groups] are of one group, and so
 are rows that are joined through others: a group is a connected component. A group never straddles
-splits that fedscan makes; a split that the table gives may, and `common.data.groups.find_leaks`
-tells. No image is opened here.
+splits that fedscan makes; a split that the table gives may, and :meth:`ImageTable.leaks` tells. No
+image is opened here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.groups import connect
+from common.data.groups import Leaks, connect, find_leaks
 from common.data.tables import NOT_TOLD, SiteTable, read_site_table
 from common.errors import DataContractError
 from common.imaging.splits import ACCEPTED_SPLITS, assign_splits, parse_split
@@ -67,6 +67,9 @@ class ImageTable:
         How many of the N rows name nobody though the study has a column for it.
     keys : tuple of tuple of (str, str)
         For each row, columns of the study's [groups] and what they hold, where that is a name.
+        Of one site, equal where they mean one thing.
+    skipped : tuple of (str, str)
+        Who or what is left out, and why, where the storage tells by name.
     """
 
     site: str
@@ -81,6 +84,7 @@ class ImageTable:
     left_out: Mapping[str, int] = field(default_factory=dict)
     without_person: int = 0
     keys: tuple[tuple[tuple[str, str], ...], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -89,16 +93,22 @@ class ImageTable:
         """Indices of a split's images, ascending."""
         return np.flatnonzero(self.splits == split)
 
+    def leaks(self) -> Leaks:
+        """Groups that a given split parts."""
+        return find_leaks(self.groups, self.splits)
+
 
 @dataclass(slots=True)
 class _Row:
     line: int
     file: str
-    person: str
     keys: list[tuple[str, str]]
     label: int
     conditions: list[int]
     split: str | None
+    person: str = ""
+    target: Path | None = None  # the file without links
+    fault: str = ""  # why there is none
     group: int = -1
 
 
@@ -143,8 +153,9 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
         mapping=load_site_mapping(root, site),
     )
     rows = _understand(table, study, site)
+    _resolve(rows, root, site)
     _connect(rows)  # before any is left out: a row without label joins a person and a lesion too
-    kept, left_out = _choose(rows, root, site, study, split_given=_SPLIT in table.columns)
+    kept, left_out = _choose(rows, site, study, split_given=_SPLIT in table.columns)
     if not kept:
         raise DataContractError(
             site,
@@ -213,12 +224,24 @@ def _understand(table: SiteTable, study: Study, site: str) -> list[_Row]:
                 note(_SPLIT, line, cells[place[_SPLIT]])
         ids = [(c, cells[place[normalise(c)]]) for c in joined]
         keys = [(c, value) for c, value in ids if normalise(value) not in NOT_TOLD]
-        person = next((value for c, value in keys if c == study.groups.person), "")
         file = _file(cells[at[study.images.file]], study, site, line)
-        rows.append(_Row(line, file, person, keys, -1 if label is None else label, told, split))
+        rows.append(_Row(line, file, keys, -1 if label is None else label, told, split))
     for column, found in unknown.items():
         _refuse_values(column, found, study, site)
+    _spell_alike(rows, study.groups.person)
     return rows
+
+
+def _spell_alike(rows: list[_Row], person: str) -> None:
+    """Give each person or thing one spelling, as cells with other values have one meaning."""
+    spelling: dict[tuple[str, str], str] = {}
+    for row in rows:
+        for column, value in row.keys:
+            key = column, normalise(value)
+            spelling[key] = min(value, spelling.get(key, value))
+    for row in rows:
+        row.keys = [(column, spelling[column, normalise(value)]) for column, value in row.keys]
+        row.person = next((value for column, value in row.keys if column == person), "")
 
 
 def _refuse_values(column: str, found: list[tuple[int, str]], study: Study, site: str) -> None:
@@ -258,15 +281,25 @@ def _file(cell: str, study: Study, site: str, line: int) -> str:
     return (Path(study.images.folder) / path).as_posix()
 
 
+def _resolve(rows: list[_Row], root: Path, site: str) -> None:
+    """Follow the links of each row's file."""
+    for row in rows:
+        if row.file:
+            try:
+                row.target = resolve_inside(root / row.file, root=root, site=site)
+            except DataContractError as error:
+                row.fault = error.problem
+
+
 def _connect(rows: list[_Row]) -> None:
     # The file is a key too: listed twice, it makes one group of the persons whom it shows.
-    named = [[*row.keys, *([("", row.file)] if row.file else [])] for row in rows]
+    named = [[*row.keys, *([row.target or row.file] if row.file else [])] for row in rows]
     for row, group in zip(rows, connect(named).tolist(), strict=True):
         row.group = group
 
 
 def _choose(
-    rows: list[_Row], root: Path, site: str, study: Study, *, split_given: bool
+    rows: list[_Row], site: str, study: Study, *, split_given: bool
 ) -> tuple[list[_Row], dict[str, int]]:
     """Rows that can be used, sorted by file, and how many are left out for each reason."""
     left_out: Counter[str] = Counter()
@@ -276,12 +309,10 @@ def _choose(
             reason = NO_LABEL if row.label < 0 else NO_FILE if not row.file else NO_SPLIT
             left_out[reason] += 1
             continue
-        try:
-            target = resolve_inside(root / row.file, root=root, site=site)
-        except DataContractError as error:
-            left_out[error.problem] += 1
+        if row.target is None:
+            left_out[row.fault] += 1
             continue
-        first = chosen.setdefault(target, row)
+        first = chosen.setdefault(row.target, row)
         if first is row:
             continue
         if (first.label, first.split) != (row.label, row.split):

@@ -7,8 +7,10 @@ else knows it.
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +26,8 @@ from common.studies.sections import SITE
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
+log = logging.getLogger("flwr.fedscan")
+
 
 class FileImages(Pixels, Protocol):
     """Prepared images of the files that could be read."""
@@ -32,7 +36,10 @@ class FileImages(Pixels, Protocol):
 
 
 class Reader(Protocol):
-    """What a storage's module has; one of pictures also has :class:`PictureReader`'s function."""
+    """What a storage's module has; `fedscan check` also needs one image at a time.
+
+    That is :class:`PictureReader`'s function or :class:`VolumeReader`'s.
+    """
 
     def read_table(self, folder: Path, site: str, study: Study) -> ImageTable:
         """Read which images a site has, without opening one.
@@ -86,6 +93,19 @@ class PictureReader(Reader, Protocol):
         """
 
 
+class VolumeReader(Reader, Protocol):
+    """What the module of a storage of volumes has."""
+
+    def read_volume(self, path: Path, *, size: int, root: Path, site: str) -> NDArray[np.float32]:
+        """Read one file as a cube (S, S, S) in [0, 1].
+
+        Raises
+        ------
+        DataContractError
+            The file cannot be used.
+        """
+
+
 def storages() -> list[str]:
     """Name the kinds of storage that can be read."""
     return sorted(module.name for module in pkgutil.iter_modules(readers.__path__))
@@ -117,6 +137,25 @@ def read_table(study: Study, site: str, folder: Path) -> ImageTable:
     return reader_of(study).read_table(Path(folder), site, study)
 
 
+def parted_groups(table: ImageTable) -> str:
+    """Say in numbers how a given split parts persons or other groups; "" where it does not."""
+    leaks = table.leaks()
+    if not leaks:
+        return ""
+    images = ", ".join(f"{split} {n}" for split, n in leaks.images.items() if n)
+    groups = f"{len(leaks.groups)} group{'s' if len(leaks.groups) > 1 else ''}"
+    return (
+        f"site '{table.site}': the given split parts {groups} of one person or thing each "
+        f"(images: {images}), so a test result is no result of unseen people. `fedscan check` "
+        "names them; without the column 'split', fedscan splits by groups"
+    )
+
+
+@lru_cache(maxsize=1000)  # once in a process: each split of a site is opened by itself
+def _warn(text: str) -> None:
+    log.warning("%s", text)
+
+
 def open_split(
     study: Study,
     site: str,
@@ -128,6 +167,8 @@ def open_split(
     cache: Path,
 ) -> Dataset:
     """Open one split of one site's images; no file of another split is opened.
+
+    Where the split is given and parts a group, the log says so, in numbers alone.
 
     Parameters
     ----------
@@ -151,6 +192,8 @@ def open_split(
     """
     reader = reader_of(study)
     table = reader.read_table(Path(folder), site, study)
+    if parted := parted_groups(table):
+        _warn(parted)
     chosen = table.rows(split)
     images = reader.open_images(
         table,

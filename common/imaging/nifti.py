@@ -75,14 +75,6 @@ class ScanHeader:
         return "".join(nib.aff2axcodes(self.affine))
 
 
-@dataclass(frozen=True)
-class ScanBytes:
-    """A file whose header is acceptable, and its state when it was read."""
-
-    raw: bytes
-    status: os.stat_result
-
-
 def load_scan(path: Path, *, site: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Load one scan in canonical orientation.
 
@@ -108,11 +100,11 @@ def load_scan(path: Path, *, site: str, root: Path) -> tuple[np.ndarray, np.ndar
     DataContractError
         The scan cannot be used; the message names the file and, where there is one, the voxel.
     """
-    content = read_scan(path, site=site, root=root)
-    return decode_scan(content.raw, site=site, where=relative(path, root))
+    raw = read_scan(path, site=site, root=root)
+    return decode_scan(raw, site=site, where=relative(path, root))
 
 
-def read_scan(path: Path, *, site: str, root: Path) -> ScanBytes:
+def read_scan(path: Path, *, site: str, root: Path) -> bytes:
     """Read a scan's file after judging its header.
 
     Raises
@@ -123,17 +115,17 @@ def read_scan(path: Path, *, site: str, root: Path) -> ScanBytes:
     where = relative(path, root)
     with open_inside(path, root=root, site=site) as stream:
         try:
-            status = os.fstat(stream.fileno())
-            if status.st_size > 2 * MAX_BYTES:
+            n_bytes = os.fstat(stream.fileno()).st_size
+            if n_bytes > 2 * MAX_BYTES:
                 raise DataContractError(site, "a scan's file is too large", where=where)
             header = _read_header(stream, site, where)
             # Deflate adds a few bytes in a thousand at the most.
             limit = header.n_bytes + header.n_bytes // 256 + _SLACK_BYTES
-            if status.st_size > limit:
+            if n_bytes > limit:
                 raise _too_long(site, where)
             stream.seek(0)
             # Not up to the limit: a read takes all the memory that it asks for.
-            return ScanBytes(stream.read(status.st_size), status)
+            return stream.read(n_bytes)
         except OSError as error:
             raise DataContractError(site, UNREADABLE, where=where) from error
 

@@ -17,6 +17,7 @@ from common.data.tables import NOT_TOLD
 from common.errors import DataContractError
 from common.imaging.bids import Participant, SiteIndex, read_site
 from common.imaging.splits import assign_splits
+from common.site_files import plain, relative
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
@@ -32,7 +33,8 @@ def read_table(folder: Path, site: str, study: Study) -> ImageTable:
     """
     index = read_site(folder, site, study)
     people = index.participants
-    groups = connect([[("", one.id), *_things(one, study, index)] for one in people]).tolist()
+    keys = [_things(one, study, index) for one in people]
+    groups = connect(keys).tolist()
     splits = [one.split for one in people]
     if study.groups.also and "split" not in people[0].cells:
         # What joins people, such as a family, is split as its first one by name is.
@@ -51,7 +53,26 @@ def read_table(folder: Path, site: str, study: Study) -> ImageTable:
         splits=np.array(splits),
         split_given="split" in people[0].cells,
         left_out=index.left_out,
+        skipped=tuple((plain(one.where), one.reason) for one in index.skipped),
+        keys=tuple(map(tuple, keys)),
     )
+
+
+def read_volume(path: Path, *, size: int, root: Path, site: str) -> NDArray[np.float32]:
+    """Read one scan as a cube (S, S, S) in [0, 1] about its head.
+
+    Raises
+    ------
+    DataContractError
+        The file cannot be used.
+    """
+    from common.imaging.nifti import load_scan
+    from common.imaging.prepare import check_head, prepare_volume
+
+    volume, affine = load_scan(path, site=site, root=root)
+    cube = prepare_volume(volume, affine, image_size=size)
+    check_head(cube, site=site, where=relative(path, root))
+    return cube
 
 
 def open_images(
@@ -69,24 +90,13 @@ def open_images(
     (1, S, S, S), or with heights stacks (1, L, S, S) of axial slices, from the lowest: rows from
     front to back, so the nose is up; columns from the participant's left to right.
     """
-    from common.imaging.nifti import decode_scan, read_scan
-    from common.imaging.prepare import (
-        FIELD_OF_VIEW_MM,
-        PREPARE_VERSION,
-        check_head,
-        prepare_volume,
-    )
+    from common.imaging.prepare import FIELD_OF_VIEW_MM, PREPARE_VERSION
     from common.imaging.slices import axial_slices, check_levels
-    from common.site_files import relative
 
     levels = check_levels(size, heights_mm) if heights_mm else ()
 
     def read(path: Path) -> NDArray[Any]:
-        content = read_scan(path, site=table.site, root=table.root)
-        where = relative(path, table.root)
-        volume, affine = decode_scan(content.raw, site=table.site, where=where)
-        cube = prepare_volume(volume, affine, image_size=size)
-        check_head(cube, site=table.site, where=where)
+        cube = read_volume(path, size=size, root=table.root, site=table.site)
         return (axial_slices(cube, levels) if levels else cube)[None].astype(np.float16)
 
     return cached_pictures(
@@ -104,8 +114,9 @@ def open_images(
 
 
 def _things(one: Participant, study: Study, index: SiteIndex) -> list[tuple[str, str]]:
-    cells = [(column, _cell(one, column, index)) for column in study.groups.also]
-    return [(column, cell) for column, cell in cells if normalise(cell) not in NOT_TOLD]
+    """What joins a participant to others; the id does not, since it stands in one row."""
+    cells = [(column, normalise(_cell(one, column, index))) for column in study.groups.also]
+    return [(column, cell) for column, cell in cells if cell not in NOT_TOLD]
 
 
 def _conditions(one: Participant, study: Study, index: SiteIndex) -> list[int]:

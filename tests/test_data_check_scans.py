@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.data.site_data import open_split
-from common.imaging.check import check_cohort, check_site
+from common.data.check import SiteReport, check_cohort
+from common.data.leaks import NEAR, SAME_FILE, SAME_PIXELS
+from common.data.site_data import open_split, read_table
 from common.studies.study import Study, load_study
 
 BRAINS = load_study("brain-sex")
@@ -18,8 +19,11 @@ SPLITS_OF_SIX = ("train", "train", "val", "val", "test", "test")
 
 
 def put_head(root: Path, name: str, *, code: str = "RAS", zoom: float = 8.0) -> Path:
+    """Write a ball with blotches of its own inside."""
     grid = np.indices((26, 28, 26)) - 13
-    head = 500 * (np.linalg.norm(grid, axis=0) * 8 < 80).astype(np.int16)
+    draws = np.random.default_rng(list(f"{root.name} {name}".encode()))
+    blotches = np.kron(draws.integers(200, 500, (7, 7, 7)), np.ones((4, 4, 4)))[:26, :, :26]
+    head = (blotches * (np.linalg.norm(grid, axis=0) * 8 < 80)).astype(np.int16)
     image = nib.Nifti1Image(head, np.diag([zoom] * 3 + [1]))
     turn = nib.orientations.ornt_transform(
         nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(code)
@@ -44,6 +48,11 @@ def north(tmp_path):
     return write_site(tmp_path / "cohort" / "north")
 
 
+def check_site(root: Path, study: Study = BRAINS, **options) -> SiteReport:
+    (site,) = check_cohort(root, study, **options).sites
+    return site
+
+
 def one_line(problems: list[str]) -> bool:
     return all(problem.isprintable() and problem.startswith("site '") for problem in problems)
 
@@ -51,7 +60,7 @@ def one_line(problems: list[str]) -> bool:
 def test_sound_site_is_usable_and_counted(north):
     put_head(north, "sub-0", code="LPI", zoom=7.0)
     seen = []
-    report = check_site(north, "north", BRAINS, progress=lambda *told: seen.append(told))
+    report = check_site(north, progress=lambda *told: seen.append(told))
     assert report.usable
     assert report.problems == []
     assert report.left_out == {}
@@ -66,7 +75,7 @@ def test_site_without_a_split_column_is_usable(tmp_path):
     table = (root / "participants.tsv").read_text().splitlines()
     short = "\n".join(line.rsplit("\t", 1)[0] for line in table)
     (root / "participants.tsv").write_text(short)
-    report = check_site(root, "north", BRAINS)
+    report = check_site(root)
     assert report.usable
     assert report.n == {split: {"female": 1, "male": 1} for split in ("train", "val", "test")}
 
@@ -76,7 +85,7 @@ def test_every_bad_scan_is_named_and_the_others_still_count(north):
     nan = np.ones((4, 4, 4), np.float32)
     nan[1, 2, 3] = np.nan
     nib.save(nib.Nifti1Image(nan, np.eye(4)), north / "sub-4/anat/sub-4_T1w.nii.gz")
-    report = check_site(north, "north", BRAINS)
+    report = check_site(north)
     assert report.usable
     assert len(report.problems) == 2
     assert one_line(report.problems)
@@ -93,7 +102,7 @@ def test_link_out_of_the_site_is_named(north, tmp_path):
         path.rmdir() if path.is_dir() else path.unlink()
     (north / "sub-4").rmdir()
     (north / "sub-4").symlink_to(tmp_path / "elsewhere" / "sub-4")
-    report = check_site(north, "north", BRAINS)
+    report = check_site(north)
     assert report.problems == ["site 'north': sub-4: leaves the site's folder by a link"]
     assert report.left_out == {"leaves the site's folder by a link": 1}
 
@@ -101,7 +110,7 @@ def test_link_out_of_the_site_is_named(north, tmp_path):
 def test_left_out_without_label_or_scan_is_counted_and_no_problem(north):
     with (north / "participants.tsv").open("a") as table:
         table.write("sub-7\tn/a\ttrain\nsub-8\tM\ttrain\n")
-    report = check_site(north, "north", BRAINS)
+    report = check_site(north)
     assert report.usable
     assert report.problems == []
     assert report.incomplete == ["site 'north': sub-7: no label", "site 'north': sub-8: no scan"]
@@ -121,12 +130,12 @@ def test_circle_of_links_stops_nothing(north):
     ("splits", "sexes", "reasons"),
     [
         (["train"] * 4, "MFMF", ["no usable val scan", "no usable test scan"]),
-        (SPLITS_OF_SIX, "MMFFFF", ["no usable female train scan"]),
+        (SPLITS_OF_SIX, "MMFFFF", ["all train scans are male; training needs two classes"]),
         (["val", "test"], "MF", ["no usable train scan"]),
     ],
 )
 def test_site_that_cannot_train_says_why(tmp_path, splits, sexes, reasons):
-    report = check_site(write_site(tmp_path / "north", splits=splits, sexes=sexes), "north", BRAINS)
+    report = check_site(write_site(tmp_path / "north", splits=splits, sexes=sexes))
     assert not report.usable
     assert one_line(report.problems)
     assert len(report.problems) == len(reasons)
@@ -137,14 +146,14 @@ def test_site_that_cannot_train_says_why(tmp_path, splits, sexes, reasons):
 def test_bad_scans_can_make_a_site_unusable(north):
     for i in (4, 5):
         (north / f"sub-{i}/anat/sub-{i}_T1w.nii.gz").write_bytes(b"")
-    report = check_site(north, "north", BRAINS)
+    report = check_site(north)
     assert not report.usable
     assert "no usable test scan" in report.problems[-1]
 
 
 def test_refused_data_set_is_reported_not_raised(north):
     (north / "participants.tsv").write_text("participant_id\tsex\nsub-0\tX\n")
-    report = check_site(north, "north", BRAINS)
+    report = check_site(north)
     assert not report.usable
     (problem,) = report.problems
     assert "line 2, column sex" in problem
@@ -153,7 +162,7 @@ def test_refused_data_set_is_reported_not_raised(north):
 
 def test_report_agrees_with_what_a_run_loads(north, tmp_path):
     (north / "sub-2/anat/sub-2_T1w.nii.gz").write_bytes(b"")
-    report = check_site(north, "north", BRAINS)
+    report = check_site(north)
     for split, n in report.n.items():
         loaded = open_split(BRAINS, "north", north, split, size=16, cache=tmp_path / "cache")
         assert n == {
@@ -221,9 +230,90 @@ def test_classes_and_contrast_are_the_study_s(tmp_path):
         scan.write_bytes(b"bad")
         rows.append(f"sub-{i}\t{('none', 'mild')[i % 2]}\t{split}")
     (tmp_path / "participants.tsv").write_text("\n".join(rows))
-    report = check_site(tmp_path, "north", grades)
+    report = check_site(tmp_path, grades)
     assert report.n["train"] == {"none": 2, "mild": 1, "severe": 0}
+    assert report.usable  # two classes suffice, as they do for pictures
+    assert report.problems == []
+
+
+# As a run reads them, and with leaks
+
+
+def regroup(root: Path, column: str, cells: list[str]) -> None:
+    """Add a column to a site's table."""
+    lines = (root / "participants.tsv").read_text().splitlines()
+    told = [f"{line}\t{cell}" for line, cell in zip(lines, [column, *cells], strict=True)]
+    (root / "participants.tsv").write_text("\n".join(told) + "\n")
+
+
+def with_families(**sections) -> Study:
+    return Study.from_mapping(
+        {
+            "name": "families",
+            "images": {"storage": "bids", "channels": 1},
+            "label": {"column": "sex", "classes": {"female": ["F"], "male": ["M"]}},
+            "groups": {"also": ["family"]},
+        }
+        | sections
+    )
+
+
+def test_what_a_run_refuses_is_refused(north):
+    regroup(north, "hand", ["LINKS"] * 6)
+    generator = {"conditions": ["hand"], "values": {"hand": ["left", "right"]}}
+    site = check_site(north, with_families(groups={}, generator=generator))
+    assert not site.usable
+    assert "'hand' holds unknown values" in site.problems[0]
+
+
+def test_splits_are_those_of_a_run(tmp_path):
+    root = write_site(tmp_path / "north", splits=["train"] * 12, sexes="MF" * 6)
+    lines = (root / "participants.tsv").read_text().splitlines()
+    (root / "participants.tsv").write_text("\n".join(line.rsplit("\t", 1)[0] for line in lines))
+    regroup(root, "family", [f"f{k // 2}" for k in range(12)])
+    table = read_table(with_families(), "north", root)
+    site = check_site(root, with_families())
+    assert {split: sum(n.values()) for split, n in site.n.items()} == {
+        split: len(table.rows(split)) for split in site.n
+    }
+    assert (site.persons, site.groups) == (12, 6)
+
+
+def test_family_in_two_given_splits_is_a_leak(north):
+    regroup(north, "family", ["Smith", "b", "SMITH", "c", "smith", "n/a"])
+    report = check_cohort(north, with_families())
     assert not report.usable
-    assert report.problems == [
-        "site 'north': no usable severe train scan; training needs all classes"
-    ]
+    (leak,) = report.leaks
+    assert (leak.what, leak.splits, leak.one_group) == ("family", ["train", "val", "test"], True)
+
+
+@pytest.mark.parametrize("kind", [SAME_FILE, SAME_PIXELS, NEAR])
+@pytest.mark.parametrize("hospital", ["north", "south"])
+def test_copy_of_a_scan_in_another_split_is_a_leak_within_and_between_hospitals(
+    kind, hospital, north
+):
+    write_site(north.parent / "south")
+    scan = north / "sub-0/anat/sub-0_T1w.nii.gz"
+    copy = north.parent / hospital / "sub-4/anat/sub-4_T1w.nii.gz"
+    if kind == SAME_FILE:
+        copy.write_bytes(scan.read_bytes())
+    elif kind == SAME_PIXELS:
+        copy.unlink()
+        nib.save(nib.load(scan), copy.with_suffix(""))  # not compressed
+    else:
+        image = nib.load(scan)
+        faded = np.rint(0.3 * image.get_fdata()).astype(np.int16)
+        nib.save(nib.Nifti1Image(faded, image.affine), copy)
+    report = check_cohort(north.parent, BRAINS)
+    assert not report.usable
+    (leak,) = report.leaks
+    assert (leak.what, leak.splits) == (kind, ["train", "test"])
+    assert {(row["site"], row["file"][:5]) for row in leak.rows} == {
+        ("north", "sub-0"),
+        (hospital, "sub-4"),
+    }
+
+
+def test_participants_of_one_number_at_two_hospitals_are_nothing_to_tell(north):
+    write_site(north.parent / "south")
+    assert check_cohort(north.parent, BRAINS).leaks == []
