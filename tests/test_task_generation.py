@@ -536,7 +536,7 @@ def test_what_is_saved_is_what_was_released(tmp_path):
 def test_a_grid_has_a_row_a_site_and_sex_and_a_column_a_height(kinds, rows, columns, tmp_path):
     run = config(gan_changes=SMALL.replace("sex,height,site", kinds))
     labels, names, captions = generation_grids.grid_rows(
-        generation_networks.architecture(run, SITES)
+        generation_networks.architecture(run, SITES), {}
     )
     assert names == rows
     assert {len(row) for row in labels} == {columns}
