@@ -12,6 +12,7 @@ from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError
 from common.evaluation.statistics import NO_INTERVAL, WITHOUT
 from common.machine import usable_cpus
+from common.metrics_log import WHOLE
 from common.paths import cache_dir
 from simulations import console
 from simulations.arms import pooled_config
@@ -159,9 +160,8 @@ def _reasons(places: dict[str, dict[str, Any]], shown: list[str]) -> list[str]:
     for where, found in places.items():
         for model in (m for m in shown if m in found):
             for note in (found[model].get("note") or "").split("; "):
-                if note.startswith((WITHOUT, NO_INTERVAL)) or (
-                    note and found[model]["mean"] is None
-                ):
+                few = note.startswith(NO_INTERVAL) and where != WHOLE  # of all, the sites' say it
+                if few or note.startswith(WITHOUT) or (note and found[model]["mean"] is None):
                     models.setdefault((where, note), []).append(model)
     return [
         f"{where}: {note}"

@@ -26,6 +26,7 @@ from simulations.headlines import gain, loss
 from simulations.measures import Judged, judged
 from simulations.results import CHOSEN, count_cells
 from simulations.tested import (
+    ONE_CLASS,
     Key,
     Predictions,
     by_seed,
@@ -275,7 +276,8 @@ def _at_site(
             elif not told:
                 continue
             if not why:
-                why = "undefined" if told else f"withheld by {site}"
+                undefined = ONE_CLASS if metric == "auroc" else "undefined"
+                why = undefined if told else f"withheld by {site}"
             measured[site, name, metric] = Repeated(
                 values, resampled, "" if values else why, few=few if values else ()
             )

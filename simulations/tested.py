@@ -20,6 +20,7 @@ from simulations.contrasts import CENTRALIZED, LOCAL
 from simulations.results import NUMBERS, TEXTS
 
 Key = tuple[str, str, str]  # arm, strategy, trained on
+ONE_CLASS = "test images of one class only"
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +76,7 @@ class Predictions:
         if one in self.members and not self.members[one]:
             return f"no test image of {one}"
         single = sum(map(bool, self.members.values())) < 2
-        return "test images of one class only" if ranks and single else ""
+        return ONE_CLASS if ranks and single else ""
 
 
 def read_predicted(site: str, frame: pd.DataFrame) -> Predictions:

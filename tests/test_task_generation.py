@@ -546,6 +546,17 @@ def test_a_grid_has_a_row_a_site_and_sex_and_a_column_a_height(kinds, rows, colu
     assert [p.name for p in (tmp_path / "grids").iterdir()] == ["round-0007.png"]
 
 
+def test_rows_of_a_grid_are_in_the_studys_order(tmp_path, monkeypatch):
+    shown = []
+    kinds = SMALL.replace("sex,height,site", "diagnosis,site")
+    run = config(study="skin-lesions", gan_changes=kinds)
+    monkeypatch.setattr(generation_grids, "write_grid", lambda *_, names, **__: shown.extend(names))
+    generation.illustrate(tmp_path, first_release(run), run, round_number=1, place=at("server"))
+    classes = run.read_study().label.classes.names
+    assert list(classes) != sorted(classes)
+    assert shown == [f"{name} {site}" for name in classes for site in SITES]
+
+
 @pytest.mark.parametrize(("kinds", "people"), [("none", 40), ("height", 8), ("site", 10)])
 def test_rows_of_one_kind_show_other_people(kinds, people, tmp_path, monkeypatch):
     shown: list[int] = []

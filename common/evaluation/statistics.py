@@ -156,7 +156,8 @@ class Repeated:
         notes = [self.missing]
         if not self.missing:
             notes += [f"{WITHOUT}{', '.join(self.without)}"] * bool(self.without)
-            notes += [f"{NO_INTERVAL}{', '.join(self.few)}"] * bool(self.few)
+            between = " and " if self.sites else ", "  # of each site there are several
+            notes += [f"{NO_INTERVAL}{between.join(self.few)}"] * bool(self.few)
         if k == 1 and low is None and not self.few:
             notes.append(ONE)
         found = {

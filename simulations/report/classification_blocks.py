@@ -47,7 +47,8 @@ class ClassificationBlocks:
 
     def judged(self) -> str:
         """Say how models were tested."""
-        return words.results(self.content.means, self.content.intervals, self.content.nouns)
+        content = self.content
+        return words.results(content.means, content.intervals, content.nouns) + content.few
 
     def notices(self) -> list[str]:
         """Return nothing."""

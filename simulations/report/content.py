@@ -192,6 +192,8 @@ class Content:
                 low, high = (tables.told(name, found[end], signed=True) for end in ("low", "high"))
                 zero = "excludes" if found.get("excludes_zero") else "includes"
                 note += f"; {self.level} interval {low} to {high}, {zero} zero"
+            else:
+                note += "; no interval"
             yield {
                 "name": title,
                 "value": tables.told(name, found["value"], signed=True),
@@ -278,7 +280,7 @@ class Content:
             less = " Less is better." if measure(name).less_is_better else ""
             yield {
                 "title": f"Test {measure(name).words} of every model",
-                "caption": f"{sentence(self.means)}; {self.intervals}.{self.few}{dots}{chance}"
+                "caption": f"{sentence(self.means)}; {self.intervals}.{dots}{chance}"
                 f"{less} At a site, the local model is the site's own, if it has one. Bars may end "
                 "at the figure's edge; the numbers do not.",
                 "panels": panels,
@@ -309,7 +311,7 @@ class Content:
                 "title": f"Paired differences in {measure(name).words}",
                 "caption": f"{better} of zero: the arm named first is better. Both arms of a pair "
                 "are measured in the same repetitions and on the same images, so these intervals, "
-                f"not the overlap of those above, say whether the arms differ.{self.few}",
+                f"not the overlap of those above, say whether the arms differ.",
                 "panels": [
                     figures.panel(
                         tables.contrast_name(contrast),

@@ -113,8 +113,9 @@ class RunContent:
         shown = run_table(
             self.summary,
             "The released generator at every site",
-            f"Training, test: {self.nouns.images}. Over all sites the Fréchet distance is that of "
-            "all together, from merged moments; the other measures are means of the sites'.",
+            f"Training, test: number of {self.nouns.images}. Over all sites the Fréchet distance "
+            "is that of all together, from merged moments; the other measures are means of the "
+            "sites'.",
         )
         results: list[Block] = [
             ("text", says.judged(self.extractors, "those of the run", self.nouns))
