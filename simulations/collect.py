@@ -79,6 +79,7 @@ def summarize_cells(
         sites=sites,
         reference_strategy=plan.reference_strategy or None,
         contrasts=plan.compared_contrasts,
+        classes=config.read_study().label.classes.names,
         positive=config.read_study().label.positive or None,
         plain_bytes=_plain_bytes(folder, plan),
     )

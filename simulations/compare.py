@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError
+from common.evaluation.statistics import NO_INTERVAL, WITHOUT
 from common.machine import usable_cpus
+from common.metrics_log import WHOLE
 from common.paths import cache_dir
 from simulations import console
 from simulations.arms import pooled_config
@@ -148,6 +150,24 @@ def _show_scores(summary: dict[str, Any], name: str) -> None:
             table.add_row(where, *(_interval(cell, digits, digits - 1) for cell in cells))
     if table.row_count:
         console.out.print(table)
+        for line in _reasons(places, shown):
+            console.out.print(line, soft_wrap=True, markup=False)
+
+
+def _reasons(places: dict[str, dict[str, Any]], shown: list[str]) -> list[str]:
+    """Say what a table's cells do not: why one has no interval, or which sites are in no mean."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for where, found in places.items():
+        for model in (m for m in shown if m in found):
+            for note in (found[model].get("note") or "").split("; "):
+                few = note.startswith(NO_INTERVAL) and where != WHOLE  # of all, the sites' say it
+                if few or note.startswith(WITHOUT) or (note and found[model]["mean"] is None):
+                    models.setdefault((where, note), []).append(model)
+    return [
+        f"{where}: {note}"
+        + f" ({', '.join(some)})" * (len(some) < len({*shown} & {*places[where]}))
+        for (where, note), some in models.items()
+    ]
 
 
 def _table(title: str, models: list[str], places: str) -> Table:
@@ -174,7 +194,7 @@ def _show_plan(plan: Plan, sites: int, base: dict[str, Any]) -> None:
     say = console.out.print
     say(f"presets: {', '.join(presets())}", markup=False)
     say(f"{len(cells)} cells: {', '.join(cell.name for cell in cells)}", markup=False)
-    alone = ", alone trains the site with the fewest scans" if plan.local == "poor" else ""
+    alone = ", alone trains the site with the fewest images" if plan.local == "poor" else ""
     say(
         f"{sites} sites, {config.run.rounds} rounds × {config.training.local_steps} steps, "
         f"centralized batch {plan.centralized_batch}{alone if 'local' in plan.arms else ''}",

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -155,6 +155,31 @@ def steps(title: str, total: int, *, quiet: bool = False) -> Iterator[Steps]:
         yield Steps(title, total, bar)
 
 
+def _lacking(summary: Mapping[str, Any], columns: Collection[str]) -> str:
+    """Say why there are dashes in a run's table, in one line."""
+    generation = "generation" in summary
+    why: dict[str, list[str]] = {}
+    for name, site in summary["sites"].items():
+        found = site.get("generation", {}) if generation else site
+        absent = [m for m in columns if m not in found]
+        undefined = [m for m in columns if found.get(m, 0.0) is None]
+        if absent:
+            lost = len(absent) == len(columns) and site.get("rounds_lost")
+            why.setdefault("no answer from" if lost else "withheld by", []).append(name)
+        if undefined and generation:
+            why.setdefault("too few images at", []).append(name)
+        elif undefined:
+            # Of more classes, AUROC is defined where the positive one is missing.
+            single = "auroc" in undefined
+            reason = (
+                "test images of one class only" if single else "no test image of the positive class"
+            )
+            why.setdefault(f"{reason} at", []).append(name)
+    if generation and not why and any(summary["generation"].get(m) is None for m in columns):
+        why["too few images, or moments withheld, for a distance of"] = ["all sites together"]
+    return escape("; ".join(f"{reason} {', '.join(names)}" for reason, names in why.items()))
+
+
 def show_run(summary: Mapping[str, Any]) -> None:
     """Print each site's test result of a run, whatever its task."""
     generation = "generation" in summary
@@ -165,6 +190,9 @@ def show_run(summary: Mapping[str, Any]) -> None:
         title_justify="left",
     )
     columns = GENERATION if generation else CLASSIFICATION
+    if not generation:  # of more than two classes, sensitivity is measured where one is positive
+        told = {m for site in summary["sites"].values() for m in columns if m in site}
+        columns = {m: words for m, words in columns.items() if m in (told or columns)}
     table.add_column("site")
     for heading in ("train", "test", *columns.values()):
         table.add_column(heading, justify="right")
@@ -183,6 +211,8 @@ def show_run(summary: Mapping[str, Any]) -> None:
         ]
         table.add_row(name, str(site["n_train"]), str(site["n_test"]), *numbers)
     out.print(table)
+    if lacking := _lacking(summary, columns):
+        out.print(f"–: {lacking}", soft_wrap=True)
     if summary.get("selected_by") == "last round":
         out.print("No site told how well any round fared: the model is that of the last round.")
     for name, site in summary["sites"].items():

@@ -313,7 +313,7 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
         if folder is None and (run_id := run.run_id()):
             folder = output_dir / run_id
             log = MetricsTail(folder / METRICS)
-            bar.say("sites read and prepare their scans")
+            bar.say("sites read and prepare their images")
         if folder and not greeted and (folder / MANIFEST).is_file():
             greeted = True
             sites = read_json(folder / MANIFEST)["sites"]

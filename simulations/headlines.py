@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from common.evaluation.statistics import LEVEL, SEEDS_TO_TRUST
+from common.evaluation.statistics import LEVEL, NO_INTERVAL, SEEDS_TO_TRUST
 from simulations.measures import Judged
 
 NO_DIFFERENCE = "no significant difference"
@@ -33,7 +33,7 @@ def gain(difference: Difference, how: Judged, poor: str) -> dict[str, Any]:
     return found | {"sentence": sentence + _beside(difference, how)}
 
 
-def loss(difference: Difference, how: Judged, n_sites: int) -> dict[str, Any]:
+def loss(difference: Difference, how: Judged) -> dict[str, Any]:
     """Return what federation loses against pooling, from federated − centralized over all."""
     found, raw, metric = _oriented(difference, how, better_is_positive=False)
     if found["value"] is None:
@@ -84,7 +84,9 @@ def _in_words(found: dict, raw: Mapping[str, Any], measure: Any) -> tuple[str, s
     times = "1 repetition" if k == 1 else f"{k} repetitions"
     less = "; lower is better" if measure.less_is_better else ""
     if low is None:
-        return size, f"(no interval, as there is {times} and no prediction{less})."
+        few = [one for one in str(raw.get("note")).split("; ") if one.startswith(NO_INTERVAL)]
+        why = next(iter(few), f"no interval, as there is {times} and no prediction")
+        return size, f"({why}{less})."
     if value < 0:  # "lowered by 0.03" reads with the interval of the lowering
         low, high = -high, -low
     # + 0.0 turns the -0.0 of rounding into 0.0

@@ -26,6 +26,7 @@ from simulations.headlines import gain, loss
 from simulations.measures import Judged, judged
 from simulations.results import CHOSEN, count_cells
 from simulations.tested import (
+    ONE_CLASS,
     Key,
     Predictions,
     by_seed,
@@ -51,6 +52,7 @@ def summarize(
     sites: Sequence[str] = (),
     reference_strategy: str | None = None,
     contrasts: Sequence[Sequence[str]] = (),
+    classes: Sequence[str] = (),
     positive: str | None = None,
     plain_bytes: Mapping[tuple[str, int], float] | None = None,
     draws: int = 2000,
@@ -74,6 +76,8 @@ def summarize(
     contrasts : sequence of (str, str), optional
         Names among strategies, ``local`` and ``centralized``; see
         :func:`simulations.contrasts.contrasts`.
+    classes : sequence of str
+        The study's; predictions name them as well.
     positive : str, optional
         The class that is to be found, where the study names one.
     plain_bytes : mapping of (strategy, seed) to float, optional
@@ -99,8 +103,9 @@ def summarize(
         - ``costs[model]``: images_seen, bytes_up, bytes_down, seconds, repetitions: means over
           repetitions; share_of_plain_bytes where it is known
         - ``copies``: a record a generator, seed and site whose training images are copied
-        - ``classes``, ``positive``, ``counts[site]`` (test images of each class and persons) and
-          ``curves[site][model]`` (:func:`common.evaluation.curves.describe`), with predictions
+        - ``classes``, ``positive``; with predictions ``counts[site]`` (test images of each class,
+          persons, classes of few) and ``curves[site][model]``
+          (:func:`common.evaluation.curves.describe`)
         - ``models[model]``: arm, strategy, trained_on; ``cells``, ``seeds``, ``level``, ``draws``,
           ``measures``, ``leading``, ``poor_site``, ``reference_strategy``, ``task``
 
@@ -127,7 +132,7 @@ def summarize(
     pairs = contrasts_of(strategies, reference, contrasts)
     named = {*tests["tested_on"], *tests["trained_on"], *predicted, *sites, poor_site}
     places = sorted(named - {"", WHOLE})
-    classes = next((one.classes for one in predicted.values()), ())
+    classes = next((one.classes for one in predicted.values()), tuple(classes))
     each = any("." in metric for metric in tests["metric"])
     how = judged(task, classes, positive, each=each)
     keys = models_of(table)
@@ -135,7 +140,7 @@ def summarize(
     measured: Measured = {}
     for site in places:
         found = predicted.get(site)
-        samples = _resampled(found, site, how, positive, each, draws, seed) if found else {}
+        samples = _resampled(found, site, positive, each, draws, seed) if found else {}
         measured |= _at_site(tests, keys, site, how, samples, found, positive)
     measured |= _over_all(tests, keys, places, how, measured)
     paired = _differences(measured, pairs, [*places, WHOLE], places, how)
@@ -167,9 +172,7 @@ def summarize(
             "gain_of_data_poor_site": gain(
                 differences.get(poor_site, {}).get(against[LOCAL], {}), how, poor_site
             ),
-            "loss_against_pooling": loss(
-                differences[WHOLE].get(against[CENTRALIZED], {}), how, len(places)
-            ),
+            "loss_against_pooling": loss(differences[WHOLE].get(against[CENTRALIZED], {}), how),
         },
         "costs": {
             name: _costs(rows_of(tests, key), key, plain_bytes or {})
@@ -233,7 +236,6 @@ def share_of_plain(sent: float, plain: float | None) -> float | None:
 def _resampled(
     found: Predictions,
     site: str,
-    how: Judged,
     positive: str | None,
     each: bool,
     draws: int,
@@ -242,7 +244,7 @@ def _resampled(
     """Model and seed to every measure on each bootstrap sample of the site's persons."""
     rng = np.random.default_rng(derive_seed(seed, purpose="bootstrap of test scans", site=site))
     weights = resampling_weights(found.labels, draws, rng, found.persons)
-    classes = found.classes if each else None
+    classes = found.classes if each or positive else None
     return {
         key: weighted_metrics(found.labels, probabilities, weights, classes, positive)
         for key, probabilities in found.probabilities.items()
@@ -268,28 +270,18 @@ def _at_site(
         for metric in how.measures:
             values = by_seed(rows[rows["metric"] == metric])
             resampled = {s: one[metric] for (k, s), one in samples.items() if k == key}
-            why = "" if values else _reason(name, site, metric, how, rows, found, positive)
-            if values or metric in set(rows["metric"]) or found is not None:
-                measured[site, name, metric] = Repeated(values, resampled, why)
+            told, few, why = metric in set(rows["metric"]), (), ""
+            if found is not None:
+                few, why = found.few(metric, positive), found.undefined(metric, positive)
+            elif not told:
+                continue
+            if not why:
+                undefined = ONE_CLASS if metric == "auroc" else "undefined"
+                why = undefined if told else f"withheld by {site}"
+            measured[site, name, metric] = Repeated(
+                values, resampled, "" if values else why, few=few if values else ()
+            )
     return measured
-
-
-def _reason(
-    name: str,
-    site: str,
-    metric: str,
-    how: Judged,
-    rows: pd.DataFrame,
-    found: Predictions | None,
-    positive: str | None,
-) -> str:
-    """Say why a model that was tested has no value of a measure."""
-    one = metric.partition(".")[2] or (positive or "" if metric not in ("loss", "f1") else "")
-    if found is not None and one and not found.counts()["images"].get(one, 1):
-        return f"no test image of {one}"
-    if metric not in set(rows["metric"]):
-        return f"withheld by {site}"
-    return f"{name} has no defined {how.measures[metric].words} at {site}"
 
 
 def _over_all(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from common.disclosure import OF_ALL_CLASSES
 from common.errors import DataContractError
+from common.evaluation.classification import OF_POSITIVE
+from common.evaluation.statistics import LEAST_PERSONS
 from common.predictions import PROBABILITY
 from simulations.contrasts import CENTRALIZED, LOCAL
 from simulations.results import NUMBERS, TEXTS
 
 Key = tuple[str, str, str]  # arm, strategy, trained on
+ONE_CLASS = "test images of one class only"
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
@@ -35,11 +40,43 @@ class Predictions:
     classes: tuple[str, ...]
     probabilities: dict[tuple[Key, int], NDArray]
 
+    @cached_property
+    def members(self) -> dict[str, set[int]]:
+        """Persons who have an image of each class."""
+        of_class = enumerate(self.classes)
+        return {name: set(self.persons[self.labels == k].tolist()) for k, name in of_class}
+
     def counts(self) -> dict[str, Any]:
-        """Count the images of each class, and the persons."""
+        """Count the images of each class, and the persons; name classes of few persons."""
         n = np.bincount(self.labels, minlength=len(self.classes))
-        images = dict(zip(self.classes, n.tolist(), strict=True))
-        return {"images": images, "persons": len(np.unique(self.persons))}
+        return {
+            "images": dict(zip(self.classes, n.tolist(), strict=True)),
+            "persons": len(np.unique(self.persons)),
+            "few": [name for name, who in self.members.items() if 0 < len(who) < LEAST_PERSONS],
+        }
+
+    def few(self, metric: str, positive: str | None) -> tuple[str, ...]:
+        """Return the classes of too few persons that a measure's interval would rest on."""
+        kind, _, one = metric.partition(".")
+        if kind in OF_ALL_CLASSES:  # means over images, to which a rare class adds little
+            return ()
+        found = self.counts()["few"]
+        if one := one or (positive or "" if kind in OF_POSITIVE else ""):
+            rest = set().union(*(who for name, who in self.members.items() if name != one))
+            against = kind != "recall" and len(rest) < LEAST_PERSONS
+            found = [name for name in found if name == one or against]
+        return tuple(found)
+
+    def undefined(self, metric: str, positive: str | None) -> str:
+        """Say why these images cannot tell a measure; nothing where they can."""
+        kind, _, one = metric.partition(".")
+        ranks = kind in ("auroc", *OF_POSITIVE)
+        if ranks and not one and (len(self.classes) == 2 or kind in OF_POSITIVE):
+            one = positive or self.classes[-1]
+        if one in self.members and not self.members[one]:
+            return f"no test image of {one}"
+        single = sum(map(bool, self.members.values())) < 2
+        return ONE_CLASS if ranks and single else ""
 
 
 def read_predicted(site: str, frame: pd.DataFrame) -> Predictions:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -277,6 +278,53 @@ def test_real_pictures_keep_their_class_and_colour() -> None:
     np.testing.assert_allclose(rows["NV"][:2], 2 * images[[1, 3]] - 1, atol=1e-6)  # two people
 
 
+def test_real_pictures_of_many_people_are_chosen_at_once() -> None:
+    study, many = load_study("skin-lesions"), 20_000
+    data = Dataset(
+        InMemory(np.ones((many, 3, 2, 2), np.float32)),
+        np.arange(many) % 8,
+        tuple(f"p{k}" for k in range(many)),
+    )
+    began = time.perf_counter()
+    stack = samples.laid_out(data, study)
+    assert time.perf_counter() - began < 3  # 10 s where every person is looked at
+    assert stack.min() == 1  # each place of each row is filled
+
+
+def test_a_run_counts_images_and_not_people(run_folder: Path) -> None:
+    text = Page(write_report(run_folder).read_text()).text
+    assert "Training, test: number of scans." in text
+    assert "(test scans: island 60, north 60, south 60)" in text
+    assert "people tested" not in text
+
+
+def of_skin(run: Path, extractor: str) -> Path:
+    rewrite(run / "manifest.json", config={"task": "generation", "study": "skin-lesions"})
+    summary = json.loads((run / "summary.json").read_text())
+    summary["generation"]["extractor"]["name"] = extractor
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+@pytest.mark.parametrize("name", ["fedscan-skin-r1", "fedscan-brain-r1", "own.pt"])
+def test_each_default_extractor_has_its_own_caveat(name: str, tmp_path: Path) -> None:
+    text = Page(write_report(of_skin(make_run(tmp_path / "17"), name)).read_text()).text
+    for known in ("fedscan-skin", "fedscan-brain"):
+        told = f"The extractor {known} was trained on phantoms" in text
+        assert told == name.startswith(known)
+
+
+def test_generators_of_pictures_are_told_of_in_the_studys_words(tmp_path: Path) -> None:
+    run = of_skin(make_run(tmp_path / "17"), "fedscan-skin-r1")
+    visible = Page(write_report(run).read_text()).text.lower()
+    assert "its own training pictures" in visible
+    for word in ("slices?", "scans?", "heads?"):
+        assert not re.search(rf"\b{word}\b", visible), word
+    assert "synthetic pictures are of use" in generation_words.use(
+        generation_words.Nouns("picture", "picture")
+    ).replace("Synthetic", "synthetic")
+
+
 def test_stages_hold_the_first_the_last_and_the_released() -> None:
     grids = {6 * k: Path("x") for k in range(1, 41)}
     model = pictures.Trained("federated", "fedavg", 0, "all", {"best_round": 126}, grids)
@@ -405,6 +453,37 @@ def test_the_terminal_shows_distances(
     assert "the Fréchet distance was" in told
     console.show_run(json.loads((run_folder / "summary.json").read_text()))
     assert re.search(r"all +│ +340 │ +900 │", lines.getvalue())
+
+
+def shown_run(monkeypatch: pytest.MonkeyPatch, **sites: dict) -> str:
+    from rich.console import Console
+
+    lines = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=lines, width=160))
+    counts = {"n_train": 9, "n_test": 9}
+    about = {"best_round": 1, "rounds": 2, "seconds": 3.0}
+    console.show_run({**about, "sites": {s: {**counts, **found} for s, found in sites.items()}})
+    return lines.getvalue()
+
+
+def test_the_table_of_a_run_says_why_it_has_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"balanced_accuracy": 0.5, "auroc": 0.5, "sensitivity_at_90_specificity": 0.5}
+    told = shown_run(monkeypatch, north=whole, island={}, south={"rounds_lost": 1})
+    assert "–: withheld by island; no answer from south" in told
+    told = shown_run(
+        *(monkeypatch,),
+        north={**whole, "auroc": None, "sensitivity_at_90_specificity": None},
+        south={**whole, "sensitivity_at_90_specificity": None},
+    )
+    assert "–: test images of one class only at north; no test image of the positive class" in told
+    assert "–" not in shown_run(monkeypatch, north=whole)
+
+
+def test_the_table_of_a_run_has_no_column_that_its_study_does_not_measure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = shown_run(monkeypatch, north={"balanced_accuracy": 0.5, "auroc": 0.5})
+    assert "sens." not in told and "–" not in told
 
 
 def test_the_terminal_asks_only_what_was_compared(

@@ -17,8 +17,10 @@ import pytest
 from benchmark_folders import LESIONS, MODELS, SITES, Page, make_folder
 from browser import Browser
 from PIL import Image
+from rich.console import Console
 
 from common.errors import ConfigError, FedscanError
+from simulations import compare, console
 from simulations.report import charts, figures, looks, pictures, tables, words
 from simulations.report.document import read_results, write_report
 from simulations.report.tables import data_size, duration, told
@@ -54,7 +56,7 @@ def test_every_part_that_was_promised_is_there(page: Page) -> None:
         "limits",
     }
     assert "At island, joining" in page.text
-    assert "95 % bootstrap intervals over seeds and persons" in page.text
+    assert "95 % bootstrap intervals over seeds and people" in page.text
     assert "3 repetitions" in page.text
     assert "224 kB a site and round" not in page.text  # 20 149 200 bytes in 6 rounds of 3 sites:
     assert "1.12 MB a site and round" in page.text
@@ -156,7 +158,7 @@ def test_variants_have_their_names_and_one_stands_for_federation(tmp_path: Path)
 def test_one_repetition_is_called_one(tmp_path: Path) -> None:
     page = Page(write_report(make_folder(tmp_path / "b", seeds=1)).read_text())
     assert "means over" not in page.text
-    assert "95 % bootstrap intervals over persons" in page.text
+    assert "95 % bootstrap intervals over people" in page.text
     assert "One repetition: the intervals" in page.text
 
 
@@ -326,13 +328,98 @@ def test_many_classes_are_told_one_by_one(lesions: Path) -> None:
     matrix = next(w for w in words_of_images(page) if w.startswith("Confusion matrix of"))
     assert re.search(r"Rightly recognised: MEL \d+%, NV \d+%", matrix)
     assert "ROC curves of MEL" in page.text  # the positive class
-    assert "MEL (n = " in page.text and "of 24 persons" in page.text
+    assert "MEL (n = " in page.text and "of 24 people" in page.text
 
 
 def test_what_is_not_measured_says_why(lesions: Path) -> None:
     page = Page(write_report(lesions).read_text())
-    assert "SCC (n = 0)" in page.text
-    assert page.text.count("no test image of SCC") == 3 * 3  # three models, three measures
+    assert "SCC (n = 0)" not in page.text
+    assert page.text.count("No test picture of SCC.") == 1  # at island; of a row, nothing
+
+
+def test_classes_of_few_people_are_named_once_a_table(lesions: Path) -> None:
+    text = Page(write_report(lesions).read_text()).text
+    few = "No interval: fewer than 5 test people of MEL, BCC, AK, BKL, DF, VASC at island"
+    assert text.count(few) == 1 + 2 + 1  # in the text, Tables 1 and 2, the classes of island
+    assert "(no interval: fewer than 5 test people of" in text  # the headline
+    assert "federation is better; no interval" in text  # its tile
+    assert "excludes zero" not in text
+
+
+def test_tables_have_no_bars_and_nobody_is_a_person_there(lesions: Path) -> None:
+    text = Page(write_report(lesions).read_text()).text
+    for table in re.findall(r"Table \d+\..*?AUROC", text):
+        assert "bars are" not in table
+    assert "small numbers are 95 % bootstrap intervals over seeds and people" in text
+    assert "persons" not in text
+    assert "the classes that the site's test pictures hold" in text
+
+
+def test_a_site_that_is_in_no_mean_is_named_beside_it(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "b", seeds=2, rounds=2)
+    table = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    table.loc[(table["metric"] == "auroc") & (table["tested_on"] == "island"), "value"] = np.nan
+    table.to_csv(folder / "results.csv", index=False)
+    (folder / "summary.json").write_text("{}")
+    page = Page(write_report(folder).read_text())
+    # A panel of Figure 2; three models in Table 1; two differences in Table 2.
+    assert page.text.count("without island") == 1 + 3 + 2
+    assert page.text.count("test images of one class only") == 3 + 2
+    assert "has no defined" not in page.text
+
+
+def test_the_terminal_says_what_its_table_leaves_out(
+    lesions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=lines, width=160))
+    summary = json.loads((lesions / "summary.json").read_text())
+    for model in ("centralized", "local"):
+        summary["scores"]["all"][model]["balanced_accuracy"]["note"] = "without island"
+    compare.show(summary)
+    assert "\nall: without island (centralized, local)\n" in lines.getvalue()
+    few = "fewer than 5 test people of MEL, BCC, AK, BKL, DF, VASC, SCC"
+    assert f"\nnorth: no interval: {few}\n" in lines.getvalue()
+
+
+def test_notes_stand_once_each() -> None:
+    notes = ["p needs at least 6 seeds, there are 2; a", "p needs at least 6 seeds, there are 2"]
+    notes.append("b; without island")
+    found = {str(k): {"a - b": {"f1": {"mean": 0.1, "note": n}}} for k, n in enumerate(notes)}
+    assert tables.notes(found, ["f1"]) == ["a", "b", "p needs at least 6 seeds, there are 2"]
+
+
+def test_a_curve_is_told_by_the_measured_sensitivity(lesions: Path) -> None:
+    """The curve lies on straight lines between few thresholds, the measure does not."""
+    summary = json.loads((lesions / "summary.json").read_text())
+    told = words_of_images(Page(write_report(lesions).read_text()))
+    found = next(one for one in told if one.startswith("ROC curves at site island"))
+    for model in ("centralized", "local"):
+        score = summary["scores"]["island"][model]["sensitivity_at_90_specificity"]["mean"]
+        assert f"sensitivity at 90 % specificity {score:.2f}" in found
+
+
+def test_a_site_without_a_curve_is_named(lesions: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(lesions, tmp_path / "b")
+    summary = json.loads((copy / "summary.json").read_text())
+    for model in summary["curves"]["island"].values():
+        model["roc"] = None
+    (copy / "summary.json").write_text(json.dumps(summary))
+    text = Page(write_report(copy).read_text()).text
+    why = "no test picture of MEL, or test pictures of one class only"
+    assert f"ROC curves of MEL. Without island: {why}." in text
+
+
+def test_without_predictions_the_study_tells_the_classes(lesions: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(lesions, tmp_path / "b")
+    (copy / "summary.json").write_text("{}")
+    text = Page(write_report(copy).read_text()).text
+    assert "Classes at north" in text and "MEL (n = –)" in text
+
+
+def test_a_class_may_be_called_like_mathematics() -> None:
+    drawn = charts.confusion(((1, 0), (0, 1)), ("$^$", "$x$"), "Confusion matrix")
+    assert "$^$" in drawn and "$x$" in drawn
 
 
 def test_words_are_the_studys(lesions: Path) -> None:

@@ -178,14 +178,116 @@ def test_many_classes_have_scores_curves_and_counts():
     json.dumps(found, allow_nan=False)
     scores = found["scores"]["island"]["centralized"]
     assert set(told) == set(scores)
-    assert all(record["low"] is not None for record in scores.values())
-    assert found["counts"]["island"] == {"images": {"a": 20, "b": 8, "c": 2}, "persons": 15}
+    counts = {"images": {"a": 20, "b": 8, "c": 2}, "persons": 15, "few": ["b", "c"]}
+    assert found["counts"]["island"] == counts
     curves = found["curves"]["island"]["centralized"]
     assert np.sum(curves["confusion"], axis=1).tolist() == [20, 8, 2]
     decided = p.argmax(axis=1)
     assert curves["confusion"] == sk.confusion_matrix(labels, decided).tolist()
     assert curves["roc"][-1] == 1.0 and np.all(np.diff(curves["roc"]) >= 0)
     assert sum(n for n, _, _ in curves["calibration"]) == SCANS
+
+
+def of_classes(labels, *, sites=("island",), arms=(LOCAL, FEDAVG), positive=None, k=3):
+    """Summary of models of k classes: right with the federated arm, never right alone."""
+    names, rows, sides = tuple("abcdefgh"[:k]), [], {}
+    for site in sites:
+        truth = np.asarray(labels[site] if isinstance(labels, dict) else labels)
+        frames = []
+        for arm, strategy in arms:
+            said = truth if arm == "federated" else (truth + 1) % k
+            p = np.full((len(truth), k), 0.1) + np.eye(k)[said] * (1 - 0.1 * k)
+            cell = {"arm": arm, "strategy": strategy, "seed": 0, "trained_on": "all"}
+            cell |= {"trained_on": site} if arm == "local" else {}
+            test = cell | {"tested_on": site, "split": "test", "status": "done", "n": len(p)}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                told = classification_metrics(truth, p, names, positive)
+            rows += [test | {"metric": m, "value": v} for m, v in told.items()]
+            scans = {"scan": np.arange(len(p)), "person": np.arange(len(p)), "label": truth}
+            columns = {f"probability.{name}": p[:, c] for c, name in enumerate(names)}
+            frames.append(pd.DataFrame(cell | scans | columns))
+        sides[site] = pd.concat(frames)
+    return run((pd.DataFrame(rows), sides), positive=positive)
+
+
+FEW = np.repeat([0, 1, 2], [20, 5, 4])  # of class c one person too few
+
+
+def test_what_rests_on_a_class_of_few_people_has_no_interval():
+    found = of_classes(FEW, positive="a")
+    note = "no interval: fewer than 5 test people of c"
+    for records in (found["scores"]["island"]["local"],
+                    found["differences"]["island"]["federated - local"]):  # fmt: skip
+        for metric in ("balanced_accuracy", "auroc", "f1", "recall.c", "f1.c", "auroc.c"):
+            record = records[metric]
+            assert (record["low"], record["high"], record["over"]) == (None, None, None), metric
+            assert record["mean"] is not None and note in record["note"].split("; ")
+        for metric in ("loss", "calibration_error", "recall.a", "recall.b", "auprc", "auroc.b"):
+            assert records[metric]["low"] is not None, metric
+
+
+def test_a_headline_without_an_interval_gives_no_verdict():
+    gain = of_classes(FEW)["headline"]["gain_of_data_poor_site"]
+    assert gain["value"] == 1 and gain["verdict"] is gain["excludes_zero"] is None
+    assert gain["sentence"] == (
+        "At island, joining raised balanced accuracy by 1.00 "
+        "(no interval: fewer than 5 test people of c)."
+    )
+
+
+def test_a_mean_over_sites_names_where_few_people_were_tested():
+    enough = np.repeat([0, 1, 2], 5)
+    found = of_classes({"island": FEW, "north": enough}, sites=("island", "north"))
+    assert found["scores"]["north"]["local"]["auroc"]["low"] is not None
+    record = found["scores"]["all"]["federated/fedavg"]["auroc"]
+    assert record["mean"] == 1 and record["low"] is None
+    assert record["note"] == "no interval: fewer than 5 test people of c at island"
+
+
+def test_intervals_of_balanced_accuracy_cover_the_truth_from_eight_people_a_class_on():
+    rng, counts, recalls = np.random.default_rng(0), [8, 9, 10, 12], np.array([0.7, 0.8, 0.9, 0.8])
+    labels, hits, trials = np.repeat(np.arange(4), counts), 0, 300
+    for _ in range(trials):
+        decided = np.where(rng.random(len(labels)) < recalls[labels], labels, (labels + 1) % 4)
+        weights = resampling_weights(labels, 200, rng)
+        drawn = weighted_metrics(labels, np.eye(4)[decided], weights)["balanced_accuracy"]
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        hits += low - 1e-9 <= recalls.mean() <= high + 1e-9
+    assert hits / trials >= 0.90
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "reason"),
+    [
+        ([1], "auroc", "test images of one class only"),  # not: no image of the positive class
+        ([1], "auprc", "no test image of a"),
+        ([0], "sensitivity_at_90_specificity", "test images of one class only"),
+        ([0, 1], "recall.c", "no test image of c"),
+        ([1, 2], "auprc", "no test image of a"),
+    ],
+)
+def test_what_is_undefined_says_which_class_is_missing(labels, metric, reason):
+    found = of_classes(np.repeat(labels, 6), positive="a")
+    record = found["scores"]["island"]["local"][metric]
+    assert (record["mean"], record["note"]) == (None, reason)
+
+
+def test_predictions_of_a_cell_that_failed_are_no_error_where_a_class_is_positive():
+    _, sides = benchmark(noisy)
+    found = run((failed("error").assign(split=None, n=0), sides), positive="ill")
+    assert found["cells"]["left_out"] == 1 and found["classes"] == ["healthy", "ill"]
+
+
+def test_classes_are_the_studys_where_there_are_no_predictions():
+    labels, p = np.repeat([0, 1, 2], 4), np.eye(3)[np.repeat([0, 1, 2], 4)]
+    test = {"arm": "centralized", "strategy": "", "seed": 0, "trained_on": "all"}
+    test |= {"tested_on": "island", "split": "test", "status": "done", "n": 12}
+    told = classification_metrics(labels, p, "abc", "a")
+    results = pd.DataFrame([test | {"metric": m, "value": v} for m, v in told.items()])
+    found = run((results, {}), classes=["a", "b", "c"], positive="a")
+    assert found["classes"] == ["a", "b", "c"]
+    assert set(found["scores"]["island"]["centralized"]) == set(told)
 
 
 def test_a_withheld_measure_says_so():
@@ -550,7 +652,7 @@ def test_one_class_leaves_auroc_undefined_and_the_rest_defined():
     assert scores["auroc"]["mean"] is scores["auroc"]["low"] is None
     assert scores["balanced_accuracy"]["low"] is not None
     record = found["differences"]["island"]["federated - local"]["auroc"]
-    assert record["mean"] is None and "AUROC" in record["note"]
+    assert record["mean"] is None and record["note"] == "test images of one class only"
     json.dumps(found, allow_nan=False)
 
 

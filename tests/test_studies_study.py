@@ -172,6 +172,14 @@ def test_classes_keep_their_order(names):
     assert [vocabulary.index(f" {name.upper()} ") for name in names] == list(range(len(names)))
 
 
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\x00b", "a\u2028b"])
+def test_a_name_that_no_metric_can_bear_is_refused(name):
+    """A site would tell a metric of that name, after the training."""
+    for classes in ([name, "c"], {"c": [name], "d": []}):
+        with pytest.raises(ValueError, match="control character"):
+            read_vocabulary(classes)
+
+
 @given(NAMES, st.data())
 def test_a_spelling_belongs_to_one_class(names, data):
     table = {name: [f"{name}-x"] for name in names}

@@ -582,7 +582,7 @@ def test_what_is_saved_is_what_was_released(tmp_path):
 def test_a_grid_has_a_row_a_site_and_sex_and_a_column_a_height(kinds, rows, columns, tmp_path):
     run = config(gan_changes=SMALL.replace("sex,height,site", kinds))
     labels, names, captions = generation_grids.grid_rows(
-        generation_networks.architecture(run, SITES)
+        generation_networks.architecture(run, SITES), {}
     )
     assert names == rows
     assert {len(row) for row in labels} == {columns}
@@ -590,6 +590,17 @@ def test_a_grid_has_a_row_a_site_and_sex_and_a_column_a_height(kinds, rows, colu
     released = first_release(run)
     generation.illustrate(tmp_path, released, run, round_number=7, place=at("server"))
     assert [p.name for p in (tmp_path / "grids").iterdir()] == ["round-0007.png"]
+
+
+def test_rows_of_a_grid_are_in_the_studys_order(tmp_path, monkeypatch):
+    shown = []
+    kinds = SMALL.replace("sex,height,site", "diagnosis,site")
+    run = config(study="skin-lesions", gan_changes=kinds)
+    monkeypatch.setattr(generation_grids, "write_grid", lambda *_, names, **__: shown.extend(names))
+    generation.illustrate(tmp_path, first_release(run), run, round_number=1, place=at("server"))
+    classes = run.read_study().label.classes.names
+    assert list(classes) != sorted(classes)
+    assert shown == [f"{name} {site}" for name in classes for site in SITES]
 
 
 @pytest.mark.parametrize(("kinds", "people"), [("none", 40), ("height", 8), ("site", 10)])

@@ -230,9 +230,9 @@ def write_look_alikes(
     training_indices: Sequence[int] | np.ndarray,
     distances: Sequence[float] | np.ndarray,
 ) -> None:
-    """Write generated images above their nearest training scans, with the distance between them.
+    """Write generated images above their nearest training images, with the distance between them.
 
-    The picture shows scans: it stays at the site, and no other user can read it.
+    The picture shows people's images: it stays at the site, and no other user can read it.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ def write_look_alikes(
 
     rows = [generated[np.asarray(generated_indices)], training[np.asarray(training_indices)]]
     captions = [f"{distance:.3g}" for distance in distances]
-    write_grid(path, rows, names=["generated", "scan"], captions=captions)
+    write_grid(path, rows, names=["generated", "training"], captions=captions)
 
 
 def _isolation(

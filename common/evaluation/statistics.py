@@ -15,6 +15,15 @@ intervals that are too wide. The other way round, K seeds resampled show only (K
 variance: where seeds matter more than people, two or three repetitions make an interval that is too
 narrow. Sites are fixed: nothing here speaks of a hospital outside the comparison.
 
+Persons are drawn within classes (:func:`~common.evaluation.resampling.resampling_weights`), so a
+class of one person is in every draw just once, and an interval of its recall has no width at all.
+What rests on a class of fewer than ``LEAST_PERSONS`` therefore has no interval. Where no class has
+fewer, simulated 95 % intervals of balanced accuracy over persons cover the truth as often as this,
+with four classes: 0.94 of times with 8 to 12 persons a class and recalls of 0.7 to 0.9, 0.91 where
+all recalls are 0.9 and 0.87 where they are 0.95; 0.92 with 5 persons a class and recalls of 0.8.
+The recall of one class of 5 persons is covered less often, 0.67 of times at 0.8, since with
+5 right of 5 the interval has no width; of 20 persons, 0.92.
+
 A number that is no mean over images, as a distance between two clouds of features, cannot be
 resampled over persons. Its interval is Student's t over the K seeds, mean ± t(K − 1) · s / √K. It
 says how another repetition on *these* people may turn out, and nothing of other people.
@@ -24,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +46,11 @@ LEVEL = 0.95
 SEEDS_FOR_P = 6
 SEEDS_TO_TRUST = 4  # resampling fewer shows less than 3/4 of their variance: (K - 1) / K
 ONE = "one repetition: no interval"
+# Of a class. With classes of 7, 31, 1, 3, 8, 2 and 1 persons, 95 % intervals of balanced accuracy
+# cover the truth 0.6 of times; with four classes of 3 or 4 persons 0.85 to 0.87, of 5 persons 0.92.
+LEAST_PERSONS = 5
+NO_INTERVAL = f"no interval: fewer than {LEAST_PERSONS} test people of "  # begins a note
+WITHOUT = "without "  # the same
 
 
 def signed_rank_p(differences: ArrayLike) -> float:
@@ -80,6 +94,8 @@ class Repeated:
         Whose mean it is, of a mean over sites.
     without : tuple of str
         Sites that are not in that mean, as they have no value.
+    few : tuple of str
+        Classes of fewer than ``LEAST_PERSONS`` test persons that it rests on: it has no interval.
     """
 
     values: Mapping[int, float]
@@ -87,6 +103,7 @@ class Repeated:
     missing: str = ""
     sites: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    few: tuple[str, ...] = ()
 
     @classmethod
     def combine(cls, parts: Iterable[Repeated], factors: Iterable[float]) -> Repeated:
@@ -101,7 +118,8 @@ class Repeated:
 
         values = shared([part.values for part in parts])
         missing = "" if values else "no repetition ended well in all that is compared"
-        return cls(values, shared([part.resampled for part in parts]), missing)
+        few = tuple(dict.fromkeys(one for part in parts for one in part.few))
+        return cls(values, shared([part.resampled for part in parts]), missing, few=few)
 
     @classmethod
     def over_sites(cls, parts: Mapping[str, Repeated]) -> Repeated:
@@ -112,7 +130,8 @@ class Repeated:
             return cls({}, missing=reasons or "no site has a value")
         found = cls.combine(present.values(), [1 / len(present)] * len(present))
         without = tuple(site for site in parts if site not in present)
-        return cls(found.values, found.resampled, found.missing, tuple(present), without)
+        few = tuple(f"{', '.join(part.few)} at {s}" for s, part in present.items() if part.few)
+        return replace(found, sites=tuple(present), without=without, few=few)
 
     def record(self, seed: int = 0) -> dict[str, Any]:
         """Mean over repetitions with its interval, for JSON; None where there is none.
@@ -124,17 +143,23 @@ class Repeated:
         seeds = sorted(self.values)
         k = len(seeds)
         low = high = over = None
-        if k and all(s in self.resampled for s in seeds):
+        if k and not self.few and all(s in self.resampled for s in seeds):
             images = np.stack([self.resampled[s] for s in seeds], axis=1)  # (D, K)
             rng = np.random.default_rng(derive_seed(seed, purpose="bootstrap of seeds", seeds=k))
             counts = rng.multinomial(k, np.full(k, 1 / k), size=len(images))
             tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
             low, high = np.nanquantile((counts * images).sum(axis=1) / k, tails)
             over = "seeds and persons" if k > 1 else "persons"
-        elif k > 1:
+        elif k > 1 and not self.few:
             low, high = student([self.values[s] for s in seeds])
             over = "seeds"
-        note = self.missing or (f"without {', '.join(self.without)}" if self.without else "")
+        notes = [self.missing]
+        if not self.missing:
+            notes += [f"{WITHOUT}{', '.join(self.without)}"] * bool(self.without)
+            between = " and " if self.sites else ", "  # of each site there are several
+            notes += [f"{NO_INTERVAL}{between.join(self.few)}"] * bool(self.few)
+        if k == 1 and low is None and not self.few:
+            notes.append(ONE)
         found = {
             "mean": number(np.mean([self.values[s] for s in seeds])) if seeds else None,
             "low": None if low is None else number(low),
@@ -142,7 +167,7 @@ class Repeated:
             "seeds": k,
             "over": over,
             "values": {str(s): float(self.values[s]) for s in seeds},
-            "note": "; ".join(filter(None, [note, ONE if k == 1 and low is None else ""])) or None,
+            "note": "; ".join(filter(None, notes)) or None,
         }
         return found | ({"sites": list(self.sites)} if self.sites else {})
 

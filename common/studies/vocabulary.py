@@ -139,4 +139,8 @@ def _text(value: object) -> str:
         value = str(value)
     if not isinstance(value, str) or not value.strip() or len(value) > MOST_CHARACTERS:
         raise ValueError(f"a name or spelling is no text of 1 to {MOST_CHARACTERS} characters")
+    if not value.strip().isprintable():  # a metric is named after it
+        raise ValueError(
+            "a name or spelling holds a tab, a line break or another control character"
+        )
     return value.strip()

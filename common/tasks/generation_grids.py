@@ -1,7 +1,8 @@
-"""Grids of a released generator's pictures: rows are sites and sexes, columns heights."""
+"""Grids of a released generator's pictures: rows are classes and sites, columns heights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,13 @@ COLUMNS = 10  # pictures in a row
 def illustrate(
     folder: Path, released: State, config: RunConfig, *, round_number: int, place: SiteContext
 ) -> None:
-    """Write ``grids/round-NNNN.png``: sites and sexes by heights, with fixed latents.
+    """Write ``grids/round-NNNN.png``: classes and sites by heights, with fixed latents.
 
     The rows and columns are those of the labels there are; of them, a person is one latent.
     """
     generator = generator_of(released, config, place)
-    rows, names, captions = grid_rows(generator.architecture)
+    known = {column: values.names for column, values in config.read_study().condition_columns}
+    rows, names, captions = grid_rows(generator.architecture, known)
     flat = [one for row in rows for one in row]
     # Without names all rows are of one kind, and each shows people of its own.
     people = [
@@ -42,14 +44,20 @@ def illustrate(
 
 
 def grid_rows(
-    networks: Architecture,
+    networks: Architecture, known: Mapping[str, Sequence[str]]
 ) -> tuple[list[list[dict[str, str]]], list[str], list[str]]:
-    """Lay out a grid: labels of each row's pictures, names of rows, captions of columns."""
+    """Lay out a grid: labels of each row's pictures, names of rows, captions of columns.
+
+    Values are in the study's order where it names them (``known``); networks have them sorted.
+    """
+    order = {**dict(networks.labels), **known}
+    place = {(kind, value): k for kind, values in order.items() for k, value in enumerate(values)}
     heights = dict(networks.labels).get("height", ("",))
     others = dict.fromkeys(
         tuple((kind, value) for kind, value in row.items() if kind != "height")
         for row in combinations(networks)
     )
+    others = sorted(others, key=lambda row: [place[one] for one in row])
     people = max(1, COLUMNS // len(heights))
     columns = [{"height": h} if h else {} for _ in range(people) for h in heights]
     rows = [[{**dict(other), **column} for column in columns] for other in others]

@@ -147,7 +147,7 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Validatio
         for site, one in evaluations.items():
             if not math.isfinite(one.metrics.get("kernel_distance", math.nan)):
                 raise AnswerError(site, "it tells no kernel distance, by which rounds are selected")
-        why = "too few slices" if moments else "moments withheld"
+        why = "too few images" if moments else "moments withheld"
         return ValidationResult(
             kernel, whole, f"{said}; no Fréchet distance of all sites: {why}", "kernel"
         )

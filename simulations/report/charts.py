@@ -36,6 +36,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fedscan",
     "font.size": 11.5,
+    "text.parse_math": False,  # a class may be called $^$
     "text.color": INK,
     "axes.edgecolor": RULE,
     "axes.labelcolor": SOFT,

@@ -34,7 +34,7 @@ class ClassificationBlocks:
     def __init__(self, content: Content) -> None:
         self.content = content
         summary = content.summary
-        self.classes = tuple(map(str, summary.get("classes") or ()))
+        self.classes = tuple(map(str, summary.get("classes") or content.nouns.classes))
         self.positive = str(summary.get("positive") or "")
         self.shown = [m for m in CLASSIFICATION if m in (summary.get("measures") or ())]
         k = len(self.classes) or 2
@@ -47,7 +47,8 @@ class ClassificationBlocks:
 
     def judged(self) -> str:
         """Say how models were tested."""
-        return words.results(self.content.means, self.content.intervals, self.content.nouns)
+        content = self.content
+        return words.results(content.means, content.intervals, content.nouns) + content.few
 
     def notices(self) -> list[str]:
         """Return nothing."""
@@ -110,23 +111,28 @@ class ClassificationBlocks:
                      (content.summary.get("measures") or ())]  # fmt: skip
             if not names or not looks:
                 continue
-            groups = {}
+            groups, absent = {}, []
             for one in self.classes:
-                n = whole(mapping(counts.get("images")).get(one))
-                groups[f"{one} (n = {n})"] = [
+                n = mapping(counts.get("images")).get(one)
+                if n == 0:
+                    absent.append(one)
+                    continue
+                groups[f"{one} (n = {whole(n)})"] = [
                     [key_of(look), *(estimate(f"{m}.{one}", here[model].get(f"{m}.{one}"))
                                      for m in names)]
                     for model, look in looks.items()
                 ]  # fmt: skip
             people = counts.get("persons")
-            of = f" of {plural(people, 'person')}" if people else ""
+            of = f" of {words.people(people)}" if people else ""
+            lacks = f" No test {content.nouns.image} of {', '.join(absent)}." if absent else ""
+            few = words.few({"counts": {site: counts}})
             heads = [Head("Class", n=False), Head("Model", n=False)]
             heads += [Head(sentence(CLASSIFICATION[m].words if m in CLASSIFICATION else m))
                       for m in names]  # fmt: skip
             yield Table(
                 f"Classes at {site}",
-                f"n: test {content.nouns.images}{of}. {sentence(content.means)}; "
-                f"{content.intervals}. AUROC: the class against the rest.",
+                f"n: test {content.nouns.images}{of}.{lacks} {sentence(content.means)}; "
+                f"{content.small}.{few} AUROC: the class against the rest.",
                 heads,
                 grouped(groups),
             )
@@ -161,7 +167,7 @@ class ClassificationBlocks:
         """ROC and reliability curves at every site."""
         two = self.classes[1:2] if len(self.classes) == 2 else ()
         target = self.positive or next(iter(two), "")
-        whose = f"of {target}" if target else "one class against the rest, mean over classes"
+        whose = f"of {target}" if target else "of one class against the rest, mean over classes"
         kinds = {
             "roc": ("ROC curves", ("false-positive rate", "sensitivity"), f"ROC curves {whose}."),
             "calibration": (
@@ -173,7 +179,7 @@ class ClassificationBlocks:
             ),
         }
         for kind, (title, names, caption) in kinds.items():
-            panels = []
+            panels, absent = [], []
             for site in self.content.sites:
                 lines, said = [], []
                 for model, found in self._found(site).items():
@@ -182,8 +188,7 @@ class ClassificationBlocks:
                         continue
                     if kind == "roc":
                         lines.append(Line(look, tuple(GRID.tolist()), tuple(points)))
-                        at = float(points[len(points) // 10])
-                        said.append(f"{look.name} sensitivity {at:.2f} at 0.90 specificity")
+                        said.append(self._ranked(site, model, target))
                     else:
                         _, sure, right = zip(*points, strict=True)
                         lines.append(Line(look, sure, right))
@@ -196,8 +201,23 @@ class ClassificationBlocks:
                         tuple(lines), names, told, points=kind == "calibration"
                     )
                     panels.append(figures.panel(site, "", drawn))
+                elif self._found(site):
+                    absent.append(site)
+            if absent:
+                nouns = self.content.nouns
+                why = f"test {nouns.images} of one class only"
+                why = f"no test {nouns.image} of {target}, or {why}" if target else why
+                caption += f" Without {', '.join(absent)}: {why}."
             if panels:
-                yield {"title": f"{title} at every site", "caption": caption, "panels": panels}
+                every = "" if absent else " at every site"
+                yield {"title": f"{title}{every}", "caption": caption, "panels": panels}
+
+    def _ranked(self, site: str, model: str, target: str) -> str:
+        """Tell a ROC curve in a number: as the scores have it, since the curve is interpolated."""
+        look, scores = self.content.all_looks[model], self.content.scores.get(site, {})
+        name = "sensitivity_at_90_specificity" if target else "auroc"
+        found = mapping(mapping(scores.get(model)).get(name)).get("mean")
+        return f"{look.name} {CLASSIFICATION[name].words} {tables.told(name, found)}"
 
     def _strip(self, site: str) -> dict[str, Any]:
         stack = self.content.samples[site]

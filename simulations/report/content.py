@@ -7,7 +7,7 @@ interval is named with what it was taken over, and phantoms are called phantoms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,6 +113,8 @@ class Content:
         self.means = f"means over {self.times}" if self.seeds > 1 else "one repetition"
         self.level = words.level(self.summary)
         self.intervals = words.intervals(self.summary, self.level)
+        self.few = words.few(self.summary)
+        self.small = words.intervals(self.summary, self.level, "small numbers")
         self.blocks = blocks(self)
 
     def _completed(self, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +129,8 @@ class Content:
             sites=list(self.counts),
             reference_strategy=str(self.manifest.get("reference") or ""),
             contrasts=self.manifest.get("contrasts") or [],
+            classes=self.nouns.classes,
+            positive=self.nouns.positive or None,
             plain_bytes={key: float(n) for key, n in plain.items() if is_number(n)},
         )
         return computed | {key: value for key, value in summary.items() if value}
@@ -188,6 +192,8 @@ class Content:
                 low, high = (tables.told(name, found[end], signed=True) for end in ("low", "high"))
                 zero = "excludes" if found.get("excludes_zero") else "includes"
                 note += f"; {self.level} interval {low} to {high}, {zero} zero"
+            else:
+                note += "; no interval"
             yield {
                 "name": title,
                 "value": tables.told(name, found["value"], signed=True),
@@ -266,6 +272,7 @@ class Content:
                 note = words.site(
                     self.counts.get(where, {}), self.nouns.images, poor=where == self.poor
                 )
+                note = note or _without(name, here.values())
                 drawn = figures.comparison(here, self.looks(where), where, name, axis)
                 panels.append(figures.panel(place(where), note, drawn))
             dots = " Small dots: single repetitions." if self.seeds > 1 else ""
@@ -273,9 +280,9 @@ class Content:
             less = " Less is better." if measure(name).less_is_better else ""
             yield {
                 "title": f"Test {measure(name).words} of every model",
-                "caption": f"{sentence(self.means)}; {self.intervals}.{dots}{chance}{less} At a "
-                "site, the local model is the site's own, if it has one. Bars may end at the "
-                "figure's edge; the numbers do not.",
+                "caption": f"{sentence(self.means)}; {self.intervals}.{dots}{chance}"
+                f"{less} At a site, the local model is the site's own, if it has one. Bars may end "
+                "at the figure's edge; the numbers do not.",
                 "panels": panels,
             }
 
@@ -304,11 +311,11 @@ class Content:
                 "title": f"Paired differences in {measure(name).words}",
                 "caption": f"{better} of zero: the arm named first is better. Both arms of a pair "
                 "are measured in the same repetitions and on the same images, so these intervals, "
-                "not the overlap of those above, say whether the arms differ.",
+                f"not the overlap of those above, say whether the arms differ.",
                 "panels": [
                     figures.panel(
                         tables.contrast_name(contrast),
-                        "",
+                        _without(name, [mapping(by_place[WHOLE]).get(contrast)], "All sites "),
                         figures.differences(by_place, contrast, name, limits),
                     )
                     for contrast in contrasts
@@ -325,7 +332,7 @@ class Content:
             },
             *(self._looks, self.places, self.blocks.shown),
             f"Every measure on the test {self.nouns.images}",
-            f"{sentence(self.means)}; {self.intervals}.{pooled}",
+            f"{sentence(self.means)}; {self.small}.{self.few}{pooled}",
         )
         if shown:
             yield "table", shown
@@ -336,7 +343,7 @@ class Content:
         differences = tables.differences_table(
             *(self.differences, self.places, names),
             "Paired differences",
-            f"Within a repetition, then averaged, with {self.level} intervals. {p}"
+            f"Within a repetition, then averaged, with {self.level} intervals.{self.few} {p}"
             + (f"Note: {'; '.join(notes[:4])}." if notes else ""),
         )
         if differences:
@@ -368,3 +375,9 @@ class Content:
                 f"The federation sent {100 * share:.1f} % of the bytes that exchanging G, D and "
                 "G's average as float32 numbers, both ways in every round, would have taken.",
             )
+
+
+def _without(name: str, models: Iterable[object], where: str = "") -> str:
+    """Say which sites are not in models' mean over sites, as a panel's note."""
+    found = tables.without(mapping(mapping(one).get(name)) for one in models)
+    return where + ", ".join(found) if found else ""

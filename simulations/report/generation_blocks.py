@@ -65,8 +65,9 @@ class GenerationBlocks:
     def after_curves(self) -> Iterator[Section]:
         """Yield what the pictures are good for, and what they copy."""
         content, heading = self.content, "Use of synthetic images"
+        nouns = content.nouns
         if use := self._use():
-            yield Section("use", heading, "", [("text", says.USE), ("table", use)])
+            yield Section("use", heading, "", [("text", says.use(nouns)), ("table", use)])
         elif mapping(content.manifest.get("plan")).get("use") and not content.summary.get(
             "unfinished"
         ):
@@ -77,8 +78,8 @@ class GenerationBlocks:
             f"{sentence(content.means)}; flagged: in how many repetitions. Every generator is "
             "tested against every site's images, also those it has not been trained on.",
         )
-        blocks: list[Block] = [("text", says.COPYING), ("table", found)]
-        absent: list[Block] = [("text", says.NO_COPYING)]
+        blocks: list[Block] = [("text", says.copying(nouns)), ("table", found)]
+        absent: list[Block] = [("text", says.no_copying(nouns))]
         yield Section("copying", "Copies of training images", "", blocks if found else absent)
 
     def limits(self) -> Iterator[str]:

@@ -7,26 +7,27 @@ from typing import Any
 
 from simulations.report.words import Nouns, disclosed, is_number, listed, plural
 
-FEW_SLICES = 1000
 FEW_SEEDS = 6  # of which one that strays widens an interval much
 NO_PICTURES = "The folder holds no grids of pictures, so there are none to show."
-NO_COPYING = "No site has tested whether a generator copies its training slices."
-NO_CURVES = "The results hold no validation distance."
-COPYING = (
-    "Each site compares the pictures with its own training slices. Of that it tells: authenticity, "
-    "that of held-out slices as well; the median distance to the nearest training slice, of "
-    "pictures and of held-out slices; the share of look-alikes among the pictures; and whether the "
-    "generator is flagged. The look-alikes themselves stay with it, for its eyes. Authenticity: "
-    "the share of pictures that lie further from their nearest training slice than that slice from "
-    "its own nearest one. It is to be read beside that of held-out slices of other people, which "
-    "copy nobody: a share well below theirs is suspicious. A generator is flagged where a picture "
-    "singles out one training slice as no held-out slice does. One that paints no heads at all, "
-    "as after few rounds, copies nothing and is not flagged: see its precision."
-)
 FLAGGED = (
-    "Pictures that single out one training slice were found. Look at the site's look-alikes before "
+    "Pictures that single out one training image were found. Look at the site's look-alikes before "
     "such a generator, or its pictures, leaves anybody's hands:"
 )
+# Of the extractors that come with fedscan: what each is known not to see (docs/generators.md).
+CAVEATS = {
+    "fedscan-brain": (
+        "The extractor fedscan-brain was trained on phantoms, and sees nothing finer than 64 "
+        "pixels: it tells blurred, noisy and displaced heads apart, not every anatomical fault. "
+        "For real cohorts judge with a network of your own."
+    ),
+    "fedscan-skin": (
+        "The extractor fedscan-skin was trained on phantoms, and fails its own validation: it does "
+        "not see faint blur (1.5 % of a picture's side) and faint noise (SD up to 0.05), blur "
+        "hardly lowers its precision, and its distances may miss that a diagnosis, as melanoma, "
+        "is never made. Colour weighs much in them. For real cohorts judge with a network of your "
+        "own."
+    ),
+}
 COMPARISON_FOOTER = (
     "Made by fedscan report from results.csv, summary.json, manifest.json, samples.npz, use.csv "
     "and the grids of generated pictures in this folder. The file is complete in itself and asks "
@@ -40,15 +41,43 @@ NO_USE = (
     "No classifier has been trained with the pictures yet, as this comparison does at its end. Go "
     "on with fedscan benchmark --resume."
 )
-USE = (
-    "Classifiers, tested on real test images. They are trained with the data-poor site's own "
-    "images, alone or beside synthetic ones, of which as many are taken as its validation scans "
-    "choose; or on synthetic scans alone, with the label of the site where they are tested. The "
-    "federated classifier learns from every site's real scans. It is that of its best round by "
-    "validation; the others keep their last weights. Synthetic scans are of use where a row with "
-    "them is above the one without, by more than the intervals leave open. A generator has no row "
-    "where it makes pictures of another size or lacks labels that a synthetic person needs."
-)
+
+
+def no_copying(nouns: Nouns) -> str:
+    """Say that nobody has tested for copies."""
+    return f"No site has tested whether a generator copies its training {nouns.made}s."
+
+
+def copying(nouns: Nouns) -> str:
+    """Say how sites test for copies."""
+    one = nouns.made
+    return (
+        f"Each site compares generated pictures with its own training {one}s. Of that it tells: "
+        f"authenticity, that of held-out {one}s as well; the median distance to the nearest "
+        f"training {one}, of generated pictures and of held-out {one}s; the share of look-alikes "
+        "among the generated pictures; and whether the generator is flagged. The look-alikes "
+        "themselves stay with it, for its eyes. Authenticity: the share of generated pictures that "
+        f"lie further from their nearest training {one} than that {one} from its own nearest one. "
+        f"It is to be read beside that of held-out {one}s of other people, which copy nobody: a "
+        "share well below theirs is suspicious. A generator is flagged where a generated picture "
+        f"singles out one training {one} as no held-out {one} does. One that makes nothing but "
+        "noise, as after few rounds, copies nothing and is not flagged: see its precision."
+    )
+
+
+def use(nouns: Nouns) -> str:
+    """Say how classifiers were trained with generated images."""
+    many = nouns.images
+    return (
+        "Classifiers, tested on real test images. They are trained with the data-poor site's own "
+        "images, alone or beside synthetic ones, of which as many are taken as its validation "
+        f"{many} choose; or on synthetic {many} alone, with the label of the site where they are "
+        f"tested. The federated classifier learns from every site's real {many}. It is that of its "
+        "best round by validation; the others keep their last weights. Synthetic "
+        f"{many} are of use where a row with them is above the one without, by more than the "
+        "intervals leave open. A generator has no row where it makes pictures of another size or "
+        "lacks labels that a synthetic person needs."
+    )
 
 
 def judged(extractors: Sequence[str], means: str, nouns: Nouns) -> str:
@@ -64,12 +93,12 @@ def judged(extractors: Sequence[str], means: str, nouns: Nouns) -> str:
     )
 
 
-def intervals(level: str, seeds: int, times: str = "") -> str:
-    """Say what the intervals are; ``times`` tells where some have fewer than all repetitions."""
+def intervals(level: str, seeds: int) -> str:
+    """Say what the intervals are."""
     if seeds < 2:
         return "One repetition has no interval."
     return (
-        f"Intervals: {level}, Student's t over {times or plural(seeds, 'repetition')}; they "
+        f"Intervals: {level}, Student's t over {plural(seeds, 'repetition')}; they "
         "hold the chance of training, not of who was tested."
     )
 
@@ -96,18 +125,16 @@ def limits(
             "devices."
         )
     yield from disclosed(counts)
-    if not extractors or any(name.startswith("fedscan-brain") for name in extractors):
-        yield (
-            "The extractor fedscan-brain was trained on phantoms, and sees nothing finer than 64 "
-            "pixels: it tells blurred, noisy and displaced heads apart, not every anatomical "
-            "fault. For real cohorts judge with a network of your own."
-        )
+    usual = "fedscan-skin" if nouns.image == "picture" else "fedscan-brain"
+    for name, caveat in CAVEATS.items():
+        if any(one.startswith(name) for one in extractors or [usual]):
+            yield caveat
     few = {s: n["n_test"] for s, n in counts.items() if is_number(n.get("n_test"))}
     told = ", ".join(f"{site} {n}" for site, n in few.items())
     yield (
         f"Moments of few {nouns.made}s: a Fréchet distance of some hundred is too high, the more "
         "so the fewer they are, also between real and real. Compare models at one place, not "
-        f"places with each other{f' (people tested: {told})' if told else ''}. Images of one "
+        f"places with each other{f' (test {nouns.images}: {told})' if told else ''}. Images of one "
         "person are not independent."
     )
     if seeds is None or seeds < 2:
@@ -141,6 +168,6 @@ def limits(
         "hold no network and no waiting for a hospital."
     )
     yield (
-        "The test for copies does not see parts of a scan in an otherwise new picture, or what the "
-        "extractor is blind to; a generator that passes it is not proven to keep a secret."
+        f"The test for copies does not see parts of a {nouns.made} in an otherwise new picture, or "
+        "what the extractor is blind to; a generator that passes it is not proven to keep a secret."
     )

@@ -113,8 +113,9 @@ class RunContent:
         shown = run_table(
             self.summary,
             "The released generator at every site",
-            "Training: people. Over all sites the Fréchet distance is that of all together, "
-            "from merged moments; the other measures are means of the sites'.",
+            f"Training, test: number of {self.nouns.images}. Over all sites the Fréchet distance "
+            "is that of all together, from merged moments; the other measures are means of the "
+            "sites'.",
         )
         results: list[Block] = [
             ("text", says.judged(self.extractors, "those of the run", self.nouns))
@@ -162,9 +163,9 @@ class RunContent:
         title = "Copies of training images"
         found = copying_table(scores, self.looks, scores, title, "As each site found.")
         if found is None:
-            yield "text", says.NO_COPYING
+            yield "text", says.no_copying(self.nouns)
             return
-        yield "text", says.COPYING
+        yield "text", says.copying(self.nouns)
         yield "table", found
 
     def _costs(self) -> Iterator[Block]:

@@ -59,20 +59,14 @@ def laid_out(data: Dataset, study: Study) -> np.ndarray:
     shape = data.shape[-3:]
     kept = np.zeros((len(study.label.classes.names), len(places), *shape), np.float32)
     persons = np.asarray(data.persons)
+    pictures = study.images.view == "picture"
     for label, row in enumerate(kept):
         mine = np.flatnonzero(np.asarray(data.labels) == label)
-        people = list(dict.fromkeys(persons[mine]))
-        if study.images.view == "picture":
-            chosen = dict(enumerate(mine[persons[mine] == person][0] for person in people))
-        else:
-            chosen = {
-                number * len(levels) + levels.index(data.conditions[k][HEIGHT]): k
-                for number, person in enumerate(people[:PEOPLE])
-                for k in mine[persons[mine] == person]
-            }
-        for at, k in chosen.items():
-            if at < len(places):
-                row[at] = data.take([k])[0]
+        people = list(dict.fromkeys(persons[mine].tolist()))[: PICTURES if pictures else PEOPLE]
+        for number, person in enumerate(people):
+            for k in mine[persons[mine] == person][: 1 if pictures else None]:
+                level = 0 if pictures else levels.index(data.conditions[k][HEIGHT])
+                row[number if pictures else number * len(levels) + level] = data.take([k])[0]
     stack = kept.reshape(-1, *shape).clip(0, 1)
     return np.ascontiguousarray(pictured(stack))
 

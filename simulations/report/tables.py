@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from common.evaluation.statistics import NO_INTERVAL, WITHOUT
 from common.metrics_log import WHOLE
 from simulations.measures import measure
 from simulations.report.looks import Series, series, series_of
@@ -62,17 +63,31 @@ def told(name: str, value: object, *, signed: bool = False) -> str:
 
 
 def estimate(name: str, found: object, *, signed: bool = False) -> Cell:
-    """Return a record's mean with its interval; without a mean the reason beside the dash."""
+    """Return a record's mean with its interval; of what lacks, the reason beside it."""
     record = mapping(found)
     if not is_number(record.get("mean")):
         return Cell("–", str(record.get("note") or ""))
-    small = ""
+    small = []
     if is_number(record.get("low")) and is_number(record.get("high")):
         ends = [told(name, record[end], signed=signed) for end in ("low", "high")]
-        small = " to ".join(ends)
+        small.append(" to ".join(ends))
     elif name == CHOSEN and len(each := mapping(record.get("values"))) > 1:
-        small = ", ".join(told(name, amount) for amount in each.values())
-    return Cell(told(name, record["mean"], signed=signed), small)
+        small.append(", ".join(told(name, amount) for amount in each.values()))
+    # Of whom there are too few stands in the caption, once.
+    small += ["no interval"] * any(one.startswith(NO_INTERVAL) for one in notes_of(record))
+    small += without([record])
+    return Cell(told(name, record["mean"], signed=signed), "; ".join(small))
+
+
+def notes_of(record: Mapping[str, Any]) -> list[str]:
+    """Return a record's notes, one by one."""
+    return [one for one in str(record.get("note") or "").split("; ") if one]
+
+
+def without(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return which sites are in no mean over sites, each set of them once."""
+    every = [one for record in records for one in notes_of(record)]
+    return [one for one in dict.fromkeys(every) if one.startswith(WITHOUT)]
 
 
 def key_of(look: Series, **more: Any) -> Cell:
@@ -150,13 +165,18 @@ def differences_table(
 
 
 def notes(differences: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Return what is to be said of differences in some measures, each note once."""
+    """Return what is to be said of differences in some measures, each note once.
+
+    What stands in the cells is left out.
+    """
     found = {
-        str(mapping(one).get("note"))
+        note
         for contrasts in differences.values()
         for measures in mapping(contrasts).values()
-        for one in map(mapping(measures).get, names)
-        if mapping(one).get("note") and is_number(mapping(one).get("mean"))
+        for one in map(mapping, map(mapping(measures).get, names))
+        if is_number(one.get("mean"))
+        for note in notes_of(one)
+        if not note.startswith((WITHOUT, NO_INTERVAL))
     }
     return sorted(found)
 

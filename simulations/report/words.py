@@ -12,7 +12,7 @@ import pandas as pd
 
 from common.disclosure import MIN_PARTICIPANTS
 from common.errors import FedscanError
-from common.evaluation.statistics import SEEDS_FOR_P, SEEDS_TO_TRUST
+from common.evaluation.statistics import NO_INTERVAL, SEEDS_FOR_P, SEEDS_TO_TRUST
 from common.metrics_log import WHOLE
 from common.studies.study import read_study
 
@@ -39,6 +39,8 @@ class Nouns:
     image: str = "scan"  # of a person
     made: str = "slice"  # what a generator makes
     label: str = "label"
+    classes: tuple[str, ...] = ()
+    positive: str = ""
 
     @property
     def images(self) -> str:
@@ -54,7 +56,8 @@ def nouns(config: Mapping[str, Any]) -> Nouns:
         return Nouns()
     pictures = study.images.view == "picture"
     image, made = ("picture", "picture") if pictures else ("scan", "slice")
-    return Nouns(image, made, study.label.column)
+    label = study.label
+    return Nouns(image, made, label.column, label.classes.names, label.positive or "")
 
 
 def place(name: str) -> str:
@@ -75,13 +78,13 @@ def results(means: str, intervals: str, nouns: Nouns) -> str:
     return (
         f"Every model is tested once, on {nouns.images} that neither training nor the choice of a "
         f"round has seen. Shown are {means}; {intervals}. Balanced accuracy is the mean recall of "
-        "the classes; AUROC needs no threshold and, of more than two classes, is the mean of each "
-        "against the rest."
+        f"the classes that the site's test {nouns.images} hold. AUROC needs no threshold; of more "
+        "than two classes, it is the mean of each of those against the rest, and F1 their mean."
     )
 
 
-def intervals(summary: Mapping[str, Any], level: str) -> str:
-    """Say what the intervals of the scores were taken over."""
+def intervals(summary: Mapping[str, Any], level: str, shown: str = "bars") -> str:
+    """Say what the intervals of the scores were taken over, and how they are shown."""
     records = [
         mapping(record)
         for models in mapping(summary.get("scores")).values()
@@ -93,7 +96,14 @@ def intervals(summary: Mapping[str, Any], level: str) -> str:
         return "there are no intervals"
     kinds = ["Student's t" if one == "seeds" else "bootstrap" for one in over]
     told = [f"{kind} intervals over {one}" for kind, one in zip(kinds, over, strict=True)]
-    return f"bars are {level} {' or '.join(told)}"
+    return f"{shown} are {level} {' or '.join(told)}".replace("persons", "people")
+
+
+def few(summary: Mapping[str, Any]) -> str:
+    """Say where there is no interval, as too few people of a class were tested."""
+    found = {s: mapping(n).get("few") for s, n in mapping(summary.get("counts")).items()}
+    told = [f"{', '.join(map(str, names))} at {site}" for site, names in found.items() if names]
+    return f" {sentence(NO_INTERVAL)}{'; '.join(told)}." if told else ""
 
 
 def level(summary: Mapping[str, Any]) -> str:
@@ -238,7 +248,7 @@ def limits(
         )
     if seeds <= 1:
         yield (
-            "One repetition: the intervals are over persons only and do not hold the chance of "
+            "One repetition: the intervals are over people only and do not hold the chance of "
             "initial weights and batches."
         )
     elif seeds < SEEDS_TO_TRUST:
@@ -298,6 +308,11 @@ def mapping(value: object) -> Mapping[str, Any]:
 def is_number(value: object) -> bool:
     """Whether a value from JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def people(count: object) -> str:
+    """Return a number of people: 1 person, 3 people."""
+    return f"{whole(count)} {'person' if count == 1 else 'people'}"
 
 
 def plural(count: object, word: str) -> str:
