@@ -183,9 +183,9 @@ def _lacking(summary: Mapping[str, Any], columns: Collection[str]) -> str:
 def show_run(summary: Mapping[str, Any]) -> None:
     """Print each site's test result of a run, whatever its task."""
     generation = "generation" in summary
-    what = "slices, generator" if generation else "scans, model"
+    what = "generator" if generation else "model"
     table = Table(
-        title=f"Each site's test {what} of round {summary['best_round']} "
+        title=f"Each site's test images, {what} of round {summary['best_round']} "
         f"of {summary['rounds']}, {summary['seconds']:.0f} s",
         title_justify="left",
     )

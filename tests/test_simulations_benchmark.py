@@ -396,7 +396,7 @@ def test_what_cells_leave_becomes_results_summary_and_report(
     made._collect()
     summary = json.loads((made.folder / "summary.json").read_text())
     assert summary["classes"] == ["female", "male"]
-    record = summary["scores"]["island"]["local"]["balanced_accuracy"]
+    record = summary["scores"]["island"]["local"]["loss"]
     assert record["over"] == "persons" and record["low"] <= record["mean"] <= record["high"]
     page = write_report(made.folder).read_text()
     assert "Confusion matrices at island" in page and "Sample scans of every site" in page
