@@ -293,7 +293,10 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
             bar.say(f"training at {counts}")
             for name, site in sites.items():
                 if site["left_out"]:
-                    bar.tell(f"site '{name}': {site['left_out']} left out; fedscan check tells why")
+                    bar.tell(
+                        f"site '{name}': {site['left_out']} left out before the test; fedscan "
+                        "check tells why"
+                    )
         if log and (new := log.new_rows()):
             rows = [row for row in rows if row.round > bar.done] + new  # those not yet shown
             _show_new_rounds(rows, bar, config)
