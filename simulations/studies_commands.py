@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.options import Format, FormatOption
+from simulations.options import Format, FormatOption, study_override
 
 app = typer.Typer(
     help="List the studies that come with fedscan, or begin one of your own.",
@@ -96,4 +96,5 @@ def text(
     """
     from common.studies.run_text import run_config_toml
 
+    study_override(study)  # refuses a storage that nothing reads
     typer.echo(run_config_toml(study), nl=False)
