@@ -16,7 +16,6 @@ from common.files import write_atomically
 from common.paths import cache_dir
 from common.reading import read_json
 from common.tasks.task import load_task
-from simulations.arms import POOL
 from simulations.plan import Cell, Plan
 from simulations.results import USE_NUMBERS, USE_TEXTS, read_predictions, read_table
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from clients.policy import VARIABLE, SitePolicy
-from clients.state import ENDED
 from common.config.run_config import RunConfig
 from common.data.phantoms.cohorts import phantom_cohort
-from common.errors import ConfigError, FedscanError
-from common.files import make_folder, write_atomically, write_json
+from common.errors import ConfigError, DataContractError, FedscanError
+from common.files import make_folder, write_atomically
 from common.machine import usable_cpus
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
@@ -24,10 +22,11 @@ from common.reading import read_json
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.selection import due
 from simulations import console
+from simulations.flower_command import START_SECONDS
 from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
+from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
 
 LOG = "flower.log"
-STARTS = 3  # of Flower, whose server must be up within 15 seconds: too few on a busy machine
 POLL_SECONDS = 0.5
 CLOSING_SECONDS = 60.0  # in which Flower and Ray may end by themselves, once the run is decided
 
@@ -96,6 +95,30 @@ def prepare_phantoms(study: str, sites: Sequence[str], *, quiet: bool = False) -
             if missing := number - (bar.done - before):
                 bar.advance(missing, f"{name} (cached)")
     return folders
+
+
+def survey_cohort(config: RunConfig) -> None:
+    """Read every hospital's table, which its owner may, before anything is started.
+
+    Raises
+    ------
+    ConfigError
+        A table cannot be used under the run's study.
+    """
+    if not config.data.cohort_dir:
+        return
+    from common.imaging.bids import list_sites
+    from common.tasks.task import survey
+
+    for site, folder in list_sites(Path(config.data.cohort_dir)).items():
+        try:
+            survey(site, folder, config)
+        except DataContractError as error:
+            study = config.read_study().name
+            raise ConfigError(
+                f"{error}\nThat is under study '{study}': --study names another, and `fedscan "
+                "check` tells of every file"
+            ) from None
 
 
 def check_checkpoint(config: RunConfig, sites: int) -> None:
@@ -184,6 +207,7 @@ def federate(
         raise ConfigError(
             f"the policy that {VARIABLE} names refuses this run: {'; '.join(refused)}"
         )
+    survey_cohort(config)
     check_checkpoint(config, resources.sites)
     check_extractor(config)
     require_writable(Path(config.run.output_dir), "--out")
@@ -192,51 +216,49 @@ def federate(
     if not config.data.cohort_dir:
         names = list(phantom_cohort(config.study).subjects(resources.sites))
         prepare_phantoms(config.study, names, quiet=quiet)
-    for start in range(1, STARTS + 1):
-        folder, log = _attempt(config, resources, start, quiet=quiet)
-        if folder or TOO_SLOW not in log:
-            break
-    if folder:  # also of a run that has ended well: a site may not have been able to
-        _forget_private_state(folder.name)
+    clean_up_after_killed()
+    with contextlib.ExitStack() as ended:
+        folder, log = _through_flower(config, resources, ended, quiet=quiet)
     # It writes one of the two as its last; with neither, its process has died.
     if folder and (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
     raise RunFailed(_why(folder, log))
 
 
-def _attempt(
-    config: RunConfig, resources: Resources, start: int, *, quiet: bool
+def _through_flower(
+    config: RunConfig, resources: Resources, ended: contextlib.ExitStack, *, quiet: bool
 ) -> tuple[Path | None, str]:
-    """Run it once: the run folder, where it came to have one, and Flower's log."""
+    """Run it: the run folder, where it came to have one, and Flower's log.
+
+    ``ended`` is left when every process has ended: till then a site would save its round.
+    """
     folder: Path | None = None
     told = False  # why it failed, by the run itself
     try:
         with flower_run(config, resources) as run:
             try:
                 with console.steps("Round", config.run.rounds, quiet=quiet) as bar:
-                    if run.shares_network and start == 1:
+                    if run.shares_network:
                         bar.tell(SHARED_NETWORK)
-                    if start == 1 and (objections := SitePolicy().objections(config)):
+                    if objections := SitePolicy().objections(config):
                         bar.tell(
                             "Note: this simulation goes on, but a hospital's default policy would "
                             f"refuse it: {'; '.join(objections)}"
                         )
-                    bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
-                    folder = _follow(run, config, bar)
+                    bar.say("starting Flower and Ray")
+                    folder = _follow(run, config, bar, ended)
             finally:
                 if folder is None and (run_id := run.run_id()):
                     folder = Path(config.run.output_dir) / run_id
                 if folder and folder.is_dir():
                     told = (folder / FAILURE).is_file()
                     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                        write_atomically(folder / LOG, run.log_path.read_bytes())
+                        write_atomically(folder / LOG, run.log().encode())
             return folder, run.log()
     except BaseException:
-        # Only now has every process ended: a site would save its round, the server say how it died.
-        if folder:
-            if not told:
-                _mark_interrupted(folder)
-            _forget_private_state(folder.name)
+        # Only now has every process ended: the server would say how it died.
+        if folder and not told:
+            mark_interrupted(folder)
         raise
 
 
@@ -255,24 +277,9 @@ def require_writable(folder: Path, what: str) -> None:
         raise ConfigError(f"{what}: {folder} cannot be written to ({error.strerror})") from None
 
 
-def _forget_private_state(run_id: str) -> None:
-    """Remove what simulated sites have kept for a run that nobody goes on with."""
-    sites = site_records("any").parent
-    for state in sites.glob(f"*/state/{run_id}"):
-        shutil.rmtree(state, ignore_errors=True)
-    for ended in sites.glob(f"*/state/{run_id}{ENDED}"):
-        ended.unlink(missing_ok=True)
-
-
-def _mark_interrupted(folder: Path) -> None:
-    """Say in a run folder that nobody goes on with it."""
-    if folder.is_dir() and not (folder / SUMMARY).is_file():
-        why = {"site": "", "phase": "the launcher", "error": "interrupted", "traceback": ""}
-        with contextlib.suppress(OSError):
-            write_json(folder / FAILURE, why)
-
-
-def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | None:
+def _follow(
+    run: FlowerRun, config: RunConfig, bar: console.Steps, ended: contextlib.ExitStack
+) -> Path | None:
     """Show the rounds as they are written to the log of metrics; return the run folder."""
     output_dir = Path(config.run.output_dir)
     folder: Path | None = None
@@ -281,9 +288,10 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
     greeted = False
     deadline = math.inf
     while True:
-        ended = run.ended(POLL_SECONDS)
+        is_over = run.ended(POLL_SECONDS)
         if folder is None and (run_id := run.run_id()):
             folder = output_dir / run_id
+            ended.enter_context(looked_after(folder))
             log = MetricsTail(folder / METRICS)
             bar.say("sites read and prepare their scans")
         if folder and not greeted and (folder / MANIFEST).is_file():
@@ -302,7 +310,7 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
             _show_new_rounds(rows, bar, config)
         if folder and any((folder / last).is_file() for last in (SUMMARY, FAILURE)):
             deadline = min(deadline, time.monotonic() + CLOSING_SECONDS)
-        if ended or time.monotonic() > deadline:
+        if is_over or time.monotonic() > deadline:
             return folder
 
 
@@ -347,8 +355,8 @@ def _why(folder: Path | None, log: str) -> str:
         )
     if TOO_SLOW in log:
         return (
-            f"Flower's server did not start within its 15 seconds, {STARTS} times in a row: this "
-            "machine is too busy. Try again when it is less so"
+            f"Flower's server did not start within {START_SECONDS:.0f} seconds: this machine is "
+            "too busy. Try again when it is less so"
         )
     return "the run ended without a result. The end of Flower's log:\n" + "\n".join(
         log.splitlines()[-25:]

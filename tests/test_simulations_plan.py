@@ -291,6 +291,13 @@ def test_dry_run_tells_cells_and_time_and_starts_nothing(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_dry_run_refuses_a_cohort_of_another_study(tiny_cohort: Path, tmp_path: Path) -> None:
+    words = ("benchmark", "--dry-run", "--cohort", str(tiny_cohort), "--study", "skin-lesions")
+    done = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--study names another" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_benchmark_refuses_a_folder_with_other_files(tiny_cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
