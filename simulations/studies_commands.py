@@ -92,7 +92,9 @@ def text(
 
     The study is checked first. Example:
 
-    `fedscan studies text chest.toml > run.toml`, then `flwr run . --run-config run.toml`
+    `fedscan studies text chest.toml > run.toml`
+
+    Append `[data]` with `cohort-dir`, and what else differs: docs/configuration.md, "With flwr run".
     """
     from common.studies.run_text import run_config_toml
 
