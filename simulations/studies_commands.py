@@ -94,7 +94,7 @@ def text(
 
     `fedscan studies text chest.toml > run.toml`
 
-    Append `[data]` with `cohort-dir`, and what else differs: docs/configuration.md, "With flwr run".
+    Append `[data]` with `cohort-dir`, and what else differs: see docs/configuration.md.
     """
     from common.studies.run_text import run_config_toml
 
