@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,12 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 _SHOWN = 1000  # characters of a refused value
+
+
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Ask whether the known word that is most alike was meant; empty where none is."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _to_key(field_name: str) -> str:
@@ -106,8 +112,7 @@ class Settings(BaseModel):
             return fault["msg"].removeprefix("Value error, ")
         key = str(fault["loc"][0])
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, cls._keys(), n=1)
-            hint = f"; did you mean '{cls.prefix}{near[0]}'?" if near else ""
+            hint = did_you_mean(key, cls._keys()).replace("'", f"'{cls.prefix}", 1)
             return f"unknown key '{cls.prefix}{key}'{hint}"
         accepted = cls.accepted_values(key)
         got = repr(fault["input"])

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from common import messages
 from common.config.run_config import RunConfig
 from common.evaluation.extractor import DEFAULTS, MOST_FEATURES
-from common.evaluation.of_site import Evaluation
+from common.evaluation.of_site import Evaluation, counts_of_use
 from common.fingerprint import fingerprint
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, Row
@@ -77,10 +77,15 @@ def _federate(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
 def _summary(
     result: Result, state: RunState, config: RunConfig, participants: Participants, began: float
 ) -> dict[str, Any]:
+    task = load_task(config.task)
     whole: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {}
+    counts = {name: site.counts for name, site in participants.sites.items()}
+    for name, one in result.test.evaluations.items():  # only now were its test files opened
+        tested = one.count // task.images_per_file(config)
+        counts[name] = counts_of_use(counts[name], {"n_test": tested})
     if result.test.merged:
-        whole, found = load_task(config.task).summary(
+        whole, found = task.summary(
             result.test.evaluations,
             result.test.merged,
             result.fits,
@@ -99,8 +104,8 @@ def _summary(
         "bytes_down": state.bytes_down,
         **whole,
         "sites": {
-            name: {**site.counts, **found.get(name, {}), **state.incidents.of(name)}
-            for name, site in participants.sites.items()
+            name: {**counts[name], **found.get(name, {}), **state.incidents.of(name)}
+            for name in participants.sites
         },
     }
 

@@ -187,7 +187,8 @@ def train_in_place(
     whole, each = load_task(config.task).summary(
         test.evaluations, test.merged, result.fits, config, round_number=result.round
     )
-    write_json(folder / SUMMARY, {"best_round": result.round, **whole, "sites": each})
+    told = {site: {**used, **each.get(site, {})} for site, used in sites.used.items()}
+    write_json(folder / SUMMARY, {"best_round": result.round, **whole, "sites": told})
     return sites.rows
 
 
@@ -207,6 +208,7 @@ class SitesInPlace:
         self.config, self.folders, self.place, self.records = config, folders, place, records
         self.task, self.log = load_task(config.task), MetricsLog(log)
         self.names = tuple(sorted(participants))
+        self.used: dict[str, dict[str, int]] = {site: {} for site in folders}  # files, by split
         members = {site for sites in participants.values() for site in sites}
         self.data = {
             name: pool([self._load(site, "train") for site in participants[name]])
@@ -276,7 +278,9 @@ class SitesInPlace:
         return self.validation[site] if split == "val" else self._load(site, split)
 
     def _load(self, site: str, split: str) -> Dataset:
-        return self.task.open_split(site, self.folders[site], split, self.config, cache_dir())
+        data = self.task.open_split(site, self.folders[site], split, self.config, cache_dir())
+        self.used[site][f"n_{split}"] = data.files
+        return data
 
     def _at(self, site: str) -> SiteContext:
         return replace(self.place, site=site)

@@ -376,7 +376,7 @@ class Benchmark:
             self.folder,
             self.plan,
             self.config,
-            self.sites,
+            manifest["sites"],
             results,
             poor_site=self._poor,
             used=[c for c in every if c.arm == USE and self._status(c) == "done"],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.errors import ConfigError
 from simulations.options import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def check(
         )
     if output_format is Format.json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
+    elif report.sites:
         _show(report)
+    if not report.sites:
+        raise ConfigError("\n".join(report.problems))
     raise typer.Exit(0 if report.usable else 2)
 
 

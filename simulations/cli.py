@@ -14,7 +14,7 @@ import typer
 from common.errors import ConfigError, DataContractError, FedscanError
 from simulations import check_command, prepare_commands, studies_commands, supernode_command
 from simulations.gan import commands as gan_commands
-from simulations.options import Format, FormatOption, StudyOption, parse_set, study_override
+from simulations.options import Format, FormatOption, StudyOption, run_overrides
 from simulations.stopping import STOP, tell_at_once
 
 app = typer.Typer(
@@ -92,7 +92,7 @@ def run(
     from simulations.launch import Resources
 
     cohort = cohort and cohort.expanduser().absolute()
-    overrides = parse_set(set_ or []) | study_override(study)
+    overrides = run_overrides(set_, study)
     if (
         clash := {"data.cohort-dir": "--cohort", "run.output-dir": "--out"}.keys()
         & overrides.keys()
@@ -196,7 +196,7 @@ def benchmark(
                 "first-seed": first_seed,
                 "centralized-batch": centralized_batch,
             },
-            run=parse_set(set_ or []) | study_override(study),
+            run=run_overrides(set_, study),
             cohort=cohort and cohort.expanduser().absolute(),
             sites=sites,
             out=out.expanduser().absolute(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from common.config.run_config import RunConfig
+from common.evaluation.of_site import counts_of_use
 from common.files import write_atomically
 from common.paths import cache_dir
 from common.reading import read_json
 from common.tasks.task import load_task
-from simulations.arms import POOL
 from simulations.plan import Cell, Plan
 from simulations.results import USE_NUMBERS, USE_TEXTS, read_predictions, read_table
 
@@ -42,7 +42,7 @@ def summarize_cells(
     folder: Path,
     plan: Plan,
     config: RunConfig,
-    sites: Iterable[str],
+    counts: Mapping[str, Mapping[str, int]],
     results: pd.DataFrame,
     *,
     poor_site: str,
@@ -57,7 +57,8 @@ def summarize_cells(
     plan : Plan
     config : RunConfig
         Of no variant.
-    sites : iterable of str
+    counts : mapping of str to mapping
+        What each site's table lists, as :func:`common.tasks.task.survey` counts it.
     results : DataFrame
     poor_site : str
     used : iterable of Cell
@@ -65,7 +66,7 @@ def summarize_cells(
     """
     from simulations.summary import summarize, summarize_use
 
-    sites, predictions = list(sites), {}
+    sites, predictions = list(counts), {}
     if config.task != "generation":
         predictions = {site: _predictions(folder, plan, site) for site in sites}
     for site, frame in predictions.items():
@@ -83,6 +84,7 @@ def summarize_cells(
         positive=config.read_study().label.positive or None,
         plain_bytes=_plain_bytes(folder, plan),
     )
+    summary["images"] = {site: _used(folder, plan, site, listed) for site, listed in counts.items()}
     (folder / "use.csv").unlink(missing_ok=True)
     columns = {"numbers": USE_NUMBERS, "texts": USE_TEXTS}
     if tables := [read_rows_of(folder, cell, **columns) for cell in used]:
@@ -95,13 +97,29 @@ def summarize_cells(
 def _plain_bytes(folder: Path, plan: Plan) -> dict[tuple[str, int], float]:
     """What messages of federated cells would have taken uncompressed, where they say so."""
     plain = {}
-    for cell in plan.cells():
-        path = folder / "cells" / cell.name / POOL / SUMMARY
-        if cell.arm == "federated" and path.is_file():
-            found = read_json(path, folder).get("bytes_plain")
-            if isinstance(found, int | float) and found > 0:
-                plain[cell.strategy, cell.seed] = float(found)
+    for cell, summary in _summaries(folder, plan):
+        found = summary.get("bytes_plain")
+        if cell.arm == "federated" and isinstance(found, int | float) and found > 0:
+            plain[cell.strategy, cell.seed] = float(found)
     return plain
+
+
+def _used(folder: Path, plan: Plan, site: str, listed: Mapping[str, int]) -> dict[str, int]:
+    """Count a site's images that were used, of those that its table lists."""
+    used: dict[str, int] = {}
+    for _, summary in _summaries(folder, plan):
+        told = summary.get("sites", {}).get(site, {})
+        for key in ("n_train", "n_val", "n_test"):
+            if isinstance(told.get(key), int):
+                used.setdefault(key, told[key])
+    return counts_of_use(listed, used)
+
+
+def _summaries(folder: Path, plan: Plan) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Read what the models of all cells say of themselves, as far as they were tested."""
+    for cell in plan.cells():
+        for path in sorted((folder / "cells" / cell.name).glob(f"*/{SUMMARY}")):
+            yield cell, read_json(path, folder)
 
 
 def _predictions(folder: Path, plan: Plan, site: str) -> pd.DataFrame:

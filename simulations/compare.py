@@ -19,7 +19,7 @@ from simulations.arms import pooled_config
 from simulations.benchmark import Benchmark, check_folder, question, require_same
 from simulations.contrasts import QUESTIONS
 from simulations.estimate import estimate_seconds
-from simulations.federate import check_extractor, count_sites, prepare_phantoms
+from simulations.federate import check_extractor, count_sites, prepare_phantoms, survey_cohort
 from simulations.launch import Resources
 from simulations.measures import measure
 from simulations.plan import Plan, load_plan, presets
@@ -76,6 +76,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     for config in {c.model.extractor: c for c in configs if c.task == "generation"}.values():
         check_extractor(config)
     Resources(count, threads, request.gpus_per_cell).check("cell")
+    survey_cohort(configs[0])  # all ask the same study
     if dry_run:
         _show_plan(plan, count, base)
         return None

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clients.policy import VARIABLE, SitePolicy
-from clients.state import ENDED
 from common.config.run_config import RunConfig
 from common.data.phantoms.cohorts import phantom_cohort
-from common.errors import ConfigError, FedscanError
-from common.files import make_folder, write_atomically, write_json
+from common.errors import ConfigError, DataContractError, FedscanError
+from common.files import make_folder, write_atomically
 from common.machine import usable_cpus
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
@@ -24,10 +22,11 @@ from common.reading import read_json
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.selection import due
 from simulations import console
+from simulations.flower_command import START_SECONDS
 from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
+from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
 
 LOG = "flower.log"
-STARTS = 3  # of Flower, whose server must be up within 15 seconds: too few on a busy machine
 POLL_SECONDS = 0.5
 CLOSING_SECONDS = 60.0  # in which Flower and Ray may end by themselves, once the run is decided
 
@@ -96,6 +95,36 @@ def prepare_phantoms(study: str, sites: Sequence[str], *, quiet: bool = False) -
             if missing := number - (bar.done - before):
                 bar.advance(missing, f"{name} (cached)")
     return folders
+
+
+def survey_cohort(config: RunConfig, *, quiet: bool = False) -> None:
+    """Read every hospital's table, which its owner may, before anything is started.
+
+    Unless it is to be quiet, it warns of hospitals whose given split parts persons.
+
+    Raises
+    ------
+    ConfigError
+        A table cannot be used under the run's study.
+    """
+    if not config.data.cohort_dir:
+        return
+    from common.data.site_data import parted_groups, read_table
+    from common.imaging.bids import list_sites
+    from common.tasks.task import survey
+
+    for site, folder in list_sites(Path(config.data.cohort_dir)).items():
+        try:
+            survey(site, folder, config)
+            parted = "" if quiet else parted_groups(read_table(config.read_study(), site, folder))
+        except DataContractError as error:
+            study = config.read_study().name
+            raise ConfigError(
+                f"{error}\nThat is under study '{study}': --study names another, and `fedscan "
+                "check` tells of every file"
+            ) from None
+        if parted:
+            console.err.print(f"Warning: {parted}", markup=False, soft_wrap=True)
 
 
 def check_checkpoint(config: RunConfig, sites: int) -> None:
@@ -179,7 +208,6 @@ def federate(
     RunFailed
         With the failed site's name, phase and traceback, or the end of Flower's log.
     """
-    from common.imaging.bids import list_sites
     from common.tasks.task import survey
 
     resources.check()
@@ -189,83 +217,60 @@ def federate(
         )
     check_checkpoint(config, resources.sites)
     check_extractor(config)
+    survey_cohort(config, quiet=quiet)
     require_writable(Path(config.run.output_dir), "--out")
     require_writable(cache_dir(), "the cache, FEDSCAN_CACHE")
     require_writable(site_records("any").parent, "the sites' own records, FEDSCAN_RECORDS")
     if not config.data.cohort_dir:
         names = list(phantom_cohort(config.study).subjects(resources.sites))
         sites = prepare_phantoms(config.study, names, quiet=quiet)
-    if config.model.adapt == "center":  # which not every site's classes allow
-        sites = list_sites(Path(config.data.cohort_dir)) if config.data.cohort_dir else sites
-        for site, data_dir in sites.items():
-            survey(site, data_dir, config)
-    if config.data.cohort_dir and not quiet:
-        for parted in _parted_groups(config):
-            console.err.print(f"Warning: {parted}", markup=False, soft_wrap=True)
-    for start in range(1, STARTS + 1):
-        folder, log = _attempt(config, resources, start, quiet=quiet)
-        if folder or TOO_SLOW not in log:
-            break
-    if folder:  # also of a run that has ended well: a site may not have been able to
-        _forget_private_state(folder.name)
+        if config.model.adapt == "center":  # which not every site's classes allow
+            for site, folder in sites.items():
+                survey(site, folder, config)
+    clean_up_after_killed()
+    with contextlib.ExitStack() as ended:
+        folder, log = _through_flower(config, resources, ended, quiet=quiet)
     # It writes one of the two as its last; with neither, its process has died.
     if folder and (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
     raise RunFailed(_why(folder, log))
 
 
-def _attempt(
-    config: RunConfig, resources: Resources, start: int, *, quiet: bool
+def _through_flower(
+    config: RunConfig, resources: Resources, ended: contextlib.ExitStack, *, quiet: bool
 ) -> tuple[Path | None, str]:
-    """Run it once: the run folder, where it came to have one, and Flower's log."""
+    """Run it: the run folder, where it came to have one, and Flower's log.
+
+    ``ended`` is left when every process has ended: till then a site would save its round.
+    """
     folder: Path | None = None
     told = False  # why it failed, by the run itself
     try:
         with flower_run(config, resources) as run:
             try:
                 with console.steps("Round", config.run.rounds, quiet=quiet) as bar:
-                    if run.shares_network and start == 1:
+                    if run.shares_network:
                         bar.tell(SHARED_NETWORK)
-                    if start == 1 and (objections := SitePolicy().objections(config)):
+                    if objections := SitePolicy().objections(config):
                         bar.tell(
                             "Note: this simulation goes on, but a hospital's default policy would "
                             f"refuse it: {'; '.join(objections)}"
                         )
-                    for parted in (
-                        _parted_groups(config) if start == 1 and config.data.cohort_dir else ()
-                    ):
-                        bar.tell(f"Warning: {parted}")
-                    bar.say("starting Flower and Ray" + (f", attempt {start}" if start > 1 else ""))
-                    folder = _follow(run, config, bar)
+                    bar.say("starting Flower and Ray")
+                    folder = _follow(run, config, bar, ended)
             finally:
                 if folder is None and (run_id := run.run_id()):
                     folder = Path(config.run.output_dir) / run_id
                 if folder and folder.is_dir():
                     told = (folder / FAILURE).is_file()
                     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                        write_atomically(folder / LOG, run.log_path.read_bytes())
+                        write_atomically(folder / LOG, run.log().encode())
             return folder, run.log()
     except BaseException:
-        # Only now has every process ended: a site would save its round, the server say how it died.
-        if folder:
-            if not told:
-                _mark_interrupted(folder)
-            _forget_private_state(folder.name)
+        # Only now has every process ended: the server would say how it died.
+        if folder and not told:
+            mark_interrupted(folder)
         raise
-
-
-def _parted_groups(config: RunConfig) -> Iterator[str]:
-    """Say of which hospitals of a cohort the given split parts persons or other groups."""
-    from common.data.site_data import parted_groups, read_table
-    from common.imaging.bids import list_sites
-
-    # What cannot be read is the site's to tell.
-    with contextlib.suppress(FedscanError):
-        study = config.read_study()
-        for name, folder in list_sites(Path(config.data.cohort_dir)).items():
-            with contextlib.suppress(FedscanError):
-                if told := parted_groups(read_table(study, name, folder)):
-                    yield told
 
 
 def require_writable(folder: Path, what: str) -> None:
@@ -283,24 +288,9 @@ def require_writable(folder: Path, what: str) -> None:
         raise ConfigError(f"{what}: {folder} cannot be written to ({error.strerror})") from None
 
 
-def _forget_private_state(run_id: str) -> None:
-    """Remove what simulated sites have kept for a run that nobody goes on with."""
-    sites = site_records("any").parent
-    for state in sites.glob(f"*/state/{run_id}"):
-        shutil.rmtree(state, ignore_errors=True)
-    for ended in sites.glob(f"*/state/{run_id}{ENDED}"):
-        ended.unlink(missing_ok=True)
-
-
-def _mark_interrupted(folder: Path) -> None:
-    """Say in a run folder that nobody goes on with it."""
-    if folder.is_dir() and not (folder / SUMMARY).is_file():
-        why = {"site": "", "phase": "the launcher", "error": "interrupted", "traceback": ""}
-        with contextlib.suppress(OSError):
-            write_json(folder / FAILURE, why)
-
-
-def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | None:
+def _follow(
+    run: FlowerRun, config: RunConfig, bar: console.Steps, ended: contextlib.ExitStack
+) -> Path | None:
     """Show the rounds as they are written to the log of metrics; return the run folder."""
     output_dir = Path(config.run.output_dir)
     folder: Path | None = None
@@ -309,9 +299,10 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
     greeted = False
     deadline = math.inf
     while True:
-        ended = run.ended(POLL_SECONDS)
+        is_over = run.ended(POLL_SECONDS)
         if folder is None and (run_id := run.run_id()):
             folder = output_dir / run_id
+            ended.enter_context(looked_after(folder))
             log = MetricsTail(folder / METRICS)
             bar.say("sites read and prepare their images")
         if folder and not greeted and (folder / MANIFEST).is_file():
@@ -321,13 +312,16 @@ def _follow(run: FlowerRun, config: RunConfig, bar: console.Steps) -> Path | Non
             bar.say(f"training at {counts}")
             for name, site in sites.items():
                 if site["left_out"]:
-                    bar.tell(f"site '{name}': {site['left_out']} left out; fedscan check tells why")
+                    bar.tell(
+                        f"site '{name}': {site['left_out']} left out before the test; fedscan "
+                        "check tells why"
+                    )
         if log and (new := log.new_rows()):
             rows = [row for row in rows if row.round > bar.done] + new  # those not yet shown
             _show_new_rounds(rows, bar, config)
         if folder and any((folder / last).is_file() for last in (SUMMARY, FAILURE)):
             deadline = min(deadline, time.monotonic() + CLOSING_SECONDS)
-        if ended or time.monotonic() > deadline:
+        if is_over or time.monotonic() > deadline:
             return folder
 
 
@@ -372,8 +366,8 @@ def _why(folder: Path | None, log: str) -> str:
         )
     if TOO_SLOW in log:
         return (
-            f"Flower's server did not start within its 15 seconds, {STARTS} times in a row: this "
-            "machine is too busy. Try again when it is less so"
+            f"Flower's server did not start within {START_SECONDS:.0f} seconds: this machine is "
+            "too busy. Try again when it is less so"
         )
     return "the run ended without a result. The end of Flower's log:\n" + "\n".join(
         log.splitlines()[-25:]

@@ -37,6 +37,7 @@ SIMULATION = "flwr-simulation"  # the process that a run lives in
 TOO_SLOW = "Failed to start local SuperLink within"  # what `flwr run` then says
 ROOT = Path(__file__).parents[1]
 _STARTED = re.compile(r"Successfully started run (\d+)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,8 @@ class FlowerRun:
         return found.group(1) if found else None
 
     def log(self) -> str:
-        """Everything that ``flwr run --stream`` has printed so far."""
-        return self.log_path.read_text(errors="replace")
+        """Everything that ``flwr run --stream`` has printed so far, without colours."""
+        return _COLOUR.sub("", self.log_path.read_text(errors="replace"))
 
     def ended(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds; say whether the run has ended, well or not."""
@@ -253,7 +254,8 @@ def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
         }
         overrides = home / "run-config.toml"
         overrides.write_text(toml(config.to_flower()), encoding="utf-8")
-        command = [_flwr(), "run", str(ROOT), "--stream", "--run-config", str(overrides)]
+        command = [sys.executable, "-m", "simulations.flower_command", "run", str(ROOT)]
+        command += ["--stream", "--run-config", str(overrides)]
         command += ["--federation-config", resources.federation_config()]
         log_path = home / "flower.log"
         # A neutral folder: Ray's workers may import what lies in the working directory.
@@ -308,10 +310,6 @@ def offline_environment(home: Path) -> dict[str, str]:
 def scripts() -> Path:
     """Folder of this very environment's commands, wherever PATH points."""
     return Path(sys.executable).parent
-
-
-def _flwr() -> str:
-    return str(scripts() / "flwr")
 
 
 def free_port(taken: int = 0) -> int:

@@ -68,11 +68,33 @@ def study_override(study: str | None) -> dict[str, str]:
     Raises
     ------
     ConfigError
-        The study cannot be used.
+        The study cannot be used, also for want of a reader of its storage.
     """
+    from common.data.site_data import reader_of
     from common.studies.run_text import run_config_study
+    from common.studies.study import read_study
 
-    return {"study": run_config_study(study)} if study else {}
+    if not study:
+        return {}
+    text = run_config_study(study)
+    reader_of(read_study(text))
+    return {"study": text}
+
+
+def run_overrides(
+    assignments: list[str] | None, study: str | None
+) -> dict[str, bool | int | float | str]:
+    """Return what ``--set`` and ``--study`` change of a run config.
+
+    Raises
+    ------
+    ConfigError
+        One of them cannot be used, or both name a study.
+    """
+    given, chosen = parse_set(assignments or []), study_override(study)
+    if chosen.keys() & given.keys():
+        raise ConfigError("--study and --set study: give one of them")
+    return given | chosen
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.config.run_config import OF_CLASSIFICATION, RunConfig, flatten
 from common.errors import ConfigError
+from common.settings import did_you_mean
 from common.strategies.strategy import load_strategy, strategy_names
 from common.studies.sections import HEIGHT
 from common.studies.study import Study, read_study
@@ -261,9 +262,13 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     """
     found = presets()
     if preset not in found:
-        raise ConfigError(f"unknown preset '{preset}'; there are {', '.join(found)}")
+        meant = did_you_mean(preset, found)
+        raise ConfigError(f"unknown preset '{preset}': accepted are {', '.join(found)}{meant}")
     values = tomllib.loads(found[preset].read_text())
     values.update({key: value for key, value in overrides.items() if value is not None})
+    if unknown := [arm for arm in values.get("arms", ARMS) if arm not in ARMS]:
+        meant = did_you_mean(unknown[0], ARMS, cutoff=0.4)
+        raise ConfigError(f"unknown arm '{unknown[0]}': accepted are {', '.join(ARMS)}{meant}")
     for table in ("pretraining", "use"):
         values[table] = flatten(values.get(table, {}))
     values["variants"] = {

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.options import Format, FormatOption
+from simulations.options import Format, FormatOption, study_override
 
 app = typer.Typer(
     help="List the studies that come with fedscan, or begin one of your own.",
@@ -92,8 +92,11 @@ def text(
 
     The study is checked first. Example:
 
-    `fedscan studies text chest.toml > run.toml`, then `flwr run . --run-config run.toml`
+    `fedscan studies text chest.toml > run.toml`
+
+    Append `[data]` with `cohort-dir`, and what else differs: see docs/configuration.md.
     """
     from common.studies.run_text import run_config_toml
 
+    study_override(study)  # refuses a storage that nothing reads
     typer.echo(run_config_toml(study), nl=False)

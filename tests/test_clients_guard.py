@@ -136,6 +136,13 @@ def test_simulated_site_tells_everything(error):
     assert str(Path(__file__)) in failure.traceback
 
 
+def test_error_of_the_configuration_is_told_without_lines_of_code(caplog):
+    failure = failure_of(ConfigError("there are 2 SuperNodes"), SIMULATED)
+    assert (failure.error, failure.traceback) == ("there are 2 SuperNodes", "")
+    assert "failed in train, round 3: there are 2 SuperNodes" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_error_without_words_is_told_by_its_type():
     assert failure_of(ZeroDivisionError(), SIMULATED).error == "ZeroDivisionError"
 

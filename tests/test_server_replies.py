@@ -29,7 +29,7 @@ from test_server_rounds import (
 from common import messages
 from common.disclosure import WITHHELD
 from common.errors import ProvenanceError
-from common.messages import ARRAYS, EVALUATE, FAILURE, HELLO, IDENTITY, METRICS, TRAIN
+from common.messages import ARRAYS, CONFIG, EVALUATE, FAILURE, HELLO, IDENTITY, METRICS, TRAIN
 from common.metrics_log import UNUSABLE, read_rows
 from server import exchange, participants
 from server.replies import SiteFailure
@@ -342,6 +342,26 @@ def test_site_that_withholds_its_evaluation_is_not_judged_by(tmp_path, warnings)
     }
     assert lost(folder) == []
     assert warnings() == []
+
+
+class BrokenTest(ScriptedSite):
+    """One whose last test file turns out to be broken."""
+
+    def __call__(self, message: Message) -> Message:
+        reply = super().__call__(message)
+        if message.metadata.message_type == HELLO:
+            reply.content[METRICS]["left_out"] = 2
+        elif message.content[CONFIG]["split"] == "test":
+            reply.content[METRICS]["num-examples"] = self.n_val - 1
+        return reply
+
+
+def test_test_files_that_cannot_be_read_are_left_out_of_the_summary(tmp_path):
+    folder = run(tmp_path, InProcessGrid(nodes(BrokenTest("north"), ScriptedSite("south"))))
+    north = json.loads((folder / "summary.json").read_text())["sites"]["north"]
+    assert (north["n_test"], north["left_out"]) == (4, 3)
+    listed = json.loads((folder / "manifest.json").read_text())["sites"]["north"]
+    assert (listed["n_test"], listed["left_out"]) == (5, 2)
 
 
 def test_last_round_is_the_result_where_no_site_tells_how_a_round_fared(tmp_path, warnings):

@@ -186,6 +186,21 @@ def test_training_does_not_depend_on_the_test_scans(arm: str, work, tmp_path: Pa
     pd.testing.assert_frame_equal(before, after)
 
 
+def test_a_models_summary_counts_the_files_that_could_be_read(work, tmp_path: Path) -> None:
+    given = work("centralized")
+    shutil.copytree(Path(given.sites["north"]).parent, tmp_path / "broken")
+    table = pd.read_csv(tmp_path / "broken" / "north" / "participants.tsv", sep="\t")
+    for split in ("train", "test"):
+        name = table.query(f"split == '{split}'").participant_id.iloc[0]
+        scan = tmp_path / "broken" / "north" / name / "anat" / f"{name}_T1w.nii.gz"
+        scan.write_bytes(b"")
+    run_cell(replace(given, sites={s: str(tmp_path / "broken" / s) for s in given.sites}))
+    told = json.loads((Path(given.folder) / POOL / "summary.json").read_text())["sites"]["north"]
+    listed = table.split.value_counts()
+    assert (told["n_train"], told["n_val"]) == (listed["train"] - 1, listed["val"])
+    assert told["n_test"] == listed["test"] - 1
+
+
 def test_predictions_stay_in_each_sites_own_records(work, tmp_path: Path) -> None:
     run_cell(work("local"))
     for site in ("island", "north"):

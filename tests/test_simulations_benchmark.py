@@ -381,6 +381,31 @@ def test_lanes_are_what_cpus_and_gpus_allow(
     assert _lanes(there, [SimpleNamespace(cpus=cpus, gpus=gpus)]) == lanes
 
 
+def test_a_report_counts_the_images_that_could_be_read(
+    tiny_cohort: Path, session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+    shutil.copytree(tiny_cohort, tmp_path / "cohort")
+    table = pd.read_csv(tmp_path / "cohort" / "north" / "participants.tsv", sep="\t")
+    name = table.query("split == 'test'").participant_id.iloc[0]
+    scan = tmp_path / "cohort" / "north" / name / "anat" / f"{name}_T1w.nii.gz"
+    scan.write_bytes(b"")
+    sites = {site: tmp_path / "cohort" / site for site in ("island", "north")}
+    run = {"data.size": 16, "training.local-steps": 2, "training.batch-size": 4, "run.rounds": 1}
+    plan = Plan(arms=["local", "centralized"], run=run, seeds=1)
+    made = Benchmark(plan, sites, {"run.min-sites": 2}, tmp_path / "out")
+    made.folder.mkdir()
+    made._begin(resume=False)
+    for cell in plan.cells():
+        attempt(made._work(cell))
+    made._collect()
+    listed = json.loads((made.folder / "manifest.json").read_text())["sites"]["north"]
+    used = json.loads((made.folder / "summary.json").read_text())["images"]["north"]
+    assert used == {**listed, "n_test": listed["n_test"] - 1, "left_out": listed["left_out"] + 1}
+    said = f"{listed['n_train']} training and {listed['n_test'] - 1} test scans"
+    assert said in write_report(made.folder).read_text()
+
+
 def test_what_cells_leave_becomes_results_summary_and_report(
     tiny_cohort: Path, session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

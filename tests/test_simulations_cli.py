@@ -30,6 +30,7 @@ from simulations.launch import Resources
         (["--cpus", "100000"], "100000 CPUs cannot be had"),
         (["--gpus-per-site", "1000"], "1000 GPUs a site cannot be had"),
         (["--cohort", "nowhere"], "nowhere"),
+        (["--study", "skin-lesions", "--set", "study=brain-sex"], "give one of them"),
     ],
 )
 def test_run_refuses_with_one_clear_message(
@@ -157,6 +158,17 @@ def test_check_names_the_file_and_exits_2(tiny_cohort: Path, tmp_path: Path) -> 
     assert done.returncode == 2
     assert scans[0].name in done.stdout
     assert "not usable" in done.stdout
+
+
+@pytest.mark.parametrize("study", ["brain-sex", "skin-lesions"])
+def test_check_says_its_errors_where_every_command_does(study: str, tmp_path: Path) -> None:
+    words = ("check", "nope", "--study", study)
+    done = fedscan(*words, cwd=tmp_path, cache=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: ") and "nope does not exist" in done.stderr
+    done = fedscan(*words, "--format", "json", cwd=tmp_path, cache=tmp_path)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["usable"] is False
 
 
 def test_resources_become_flowers_federation_config(monkeypatch: pytest.MonkeyPatch) -> None:

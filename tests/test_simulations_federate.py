@@ -1,8 +1,11 @@
-"""Starting Flower on a busy machine, and what counts as the end of a run."""
+"""What is refused before Flower starts, what counts as the end of a run, and what is left of it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,33 +13,50 @@ from types import SimpleNamespace
 import pytest
 
 from common.config.run_config import RunConfig, flatten
-from common.errors import ConfigError, DataContractError
+from common.errors import ConfigError
 from common.metrics_log import Row
 from simulations import federate as module
 from simulations import launch
 from simulations.console import Steps
-from simulations.federate import STARTS, RunFailed, federate
-from simulations.launch import TOO_SLOW, Resources, offline_environment
+from simulations.federate import RunFailed, federate, survey_cohort
+from simulations.flower_command import START_SECONDS
+from simulations.launch import TOO_SLOW, FlowerRun, Resources, offline_environment
+from simulations.private_state import clean_up_after_killed, looked_after
 
 SLOW = f"Starting local SuperLink...\nError: {TOO_SLOW} 15s. See logs at /tmp/x.\n"
 
 
 @pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Give simulated sites a folder for their records; of a run 7, one has kept something."""
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
+    kept = tmp_path / "records" / "north" / "state" / "7"
+    kept.mkdir(parents=True)
+    return kept
+
+
+@pytest.fixture
 def attempts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Let Flower's starts end as they are told to; return how many there were."""
+    """Let Flower end as it is told to; return how often it was started."""
     monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
     made: list[int] = []
 
     def end_as(*outcomes):
-        def attempt(config, resources, start, *, quiet):
-            made.append(start)
-            return outcomes[start - 1]
+        def start(config, resources, ended, *, quiet):
+            made.append(len(made))
+            return outcomes[0]
 
-        monkeypatch.setattr(module, "_attempt", attempt)
+        monkeypatch.setattr(module, "_through_flower", start)
         return made
 
     return end_as
+
+
+@pytest.fixture
+def without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take any folder for a cohort."""
+    monkeypatch.setattr(module, "survey_cohort", lambda config, **_: None)
 
 
 def config(tmp_path: Path, **changes) -> RunConfig:
@@ -44,27 +64,30 @@ def config(tmp_path: Path, **changes) -> RunConfig:
     return RunConfig.from_flower(values)
 
 
-def test_a_start_that_was_too_slow_is_tried_again(attempts, tmp_path: Path) -> None:
-    folder = tmp_path / "7"
-    folder.mkdir()
-    (folder / "summary.json").write_text('{"best_round": 1}')
-    made = attempts((None, SLOW), (folder, ""))
-    assert federate(config(tmp_path), Resources(2)) == (folder, {"best_round": 1})
-    assert made == [1, 2]
+def test_flowers_server_has_minutes_to_start() -> None:
+    code = (
+        "from flwr.cli import local_superlink as installed, app\n"
+        "import flwr.cli.app as command; from simulations import flower_command\n"
+        "assert installed.LOCAL_SUPERLINK_STARTUP_TIMEOUT == 15\n"
+        "command.app = lambda **_: print(installed.LOCAL_SUPERLINK_STARTUP_TIMEOUT)\n"
+        "flower_command.main()\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(told.stdout) == START_SECONDS >= 120
 
 
 def test_hospitals_whose_given_split_parts_a_family_are_named_before_the_start(
     attempts, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    for site, families in (("north", "aab"), ("south", "abc"), ("unreadable", "")):
+    cohort = tmp_path / "cohort"
+    for site, families in (("north", "aab"), ("south", "abc")):
         lines = ["participant_id\tsex\tfamily\tsplit"]
         for name, split in zip(families, ("train", "val", "test"), strict=False):
-            scan = tmp_path / site / f"sub-{split}" / "anat" / f"sub-{split}_T1w.nii"
+            scan = cohort / site / f"sub-{split}" / "anat" / f"sub-{split}_T1w.nii"
             scan.parent.mkdir(parents=True)
             scan.touch()
             lines.append(f"sub-{split}\tF\t{name}\t{split}")
-        (tmp_path / site).mkdir(exist_ok=True)
-        (tmp_path / site / "participants.tsv").write_text("\n".join(lines))
+        (cohort / site / "participants.tsv").write_text("\n".join(lines))
     study = (
         'name = "families"\nimages = { storage = "bids", channels = 1 }\n'
         'label = { column = "sex", classes = { female = ["F"], male = ["M"] } }\n'
@@ -72,27 +95,29 @@ def test_hospitals_whose_given_split_parts_a_family_are_named_before_the_start(
     )
     attempts((None, "Error: something else"))
     with pytest.raises(RunFailed):
-        federate(config(tmp_path, study=study), Resources(3))
+        federate(config(tmp_path, study=study, **{"data.cohort-dir": str(cohort)}), Resources(2))
     warnings = [line for line in capsys.readouterr().err.splitlines() if "Warning" in line]
     assert len(warnings) == 1
     assert "site 'north': the given split parts 1 group" in warnings[0]
 
 
+@pytest.mark.usefixtures("without_tables")
 def test_a_machine_that_stays_too_busy_is_said_so(attempts, tmp_path: Path) -> None:
-    made = attempts(*[(None, SLOW)] * STARTS)
+    attempts((None, SLOW))
     with pytest.raises(RunFailed, match="too busy") as caught:
         federate(config(tmp_path), Resources(2))
-    assert made == list(range(1, STARTS + 1))
     assert "See logs at" not in str(caught.value)  # they are gone
 
 
+@pytest.mark.usefixtures("without_tables")
 def test_any_other_failure_is_final(attempts, tmp_path: Path) -> None:
     made = attempts((None, "Error: something else"))
     with pytest.raises(RunFailed, match="something else"):
         federate(config(tmp_path), Resources(2))
-    assert made == [1]
+    assert made == [0]
 
 
+@pytest.mark.usefixtures("without_tables")
 @pytest.mark.parametrize("left", [(), ("failure.json",), ("summary.json", "failure.json")])
 def test_only_a_summary_without_a_failure_is_success(
     attempts, tmp_path: Path, left: tuple[str, ...]
@@ -108,8 +133,53 @@ def test_only_a_summary_without_a_failure_is_success(
         federate(config(tmp_path), Resources(2))
 
 
+def test_what_simulated_sites_kept_goes_when_nobody_looks_after_the_run(records: Path) -> None:
+    with looked_after(Path("/nowhere/7")):
+        clean_up_after_killed()  # of another run, which begins meanwhile
+        assert records.is_dir()
+    assert not records.exists()
+    assert not list((records.parents[2] / ".running").iterdir())
+
+
+def test_a_run_whose_launcher_was_killed_is_cleaned_up_after(records: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "7"
+    folder.mkdir(parents=True)
+    other = records.with_name("8")  # of a run that nobody has told of, as at a deployed site
+    other.mkdir()
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from simulations.private_state import looked_after\n"
+        "with looked_after(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert records.is_dir()
+    clean_up_after_killed()
+    assert not records.exists() and other.is_dir()
+    assert json.loads((folder / "failure.json").read_text())["error"] == "interrupted"
+
+
+@pytest.mark.parametrize("study", ["brain-sex", "skin-lesions"])
+def test_tables_that_cannot_be_used_are_refused_before_flower_starts(
+    tiny_cohort: Path, tmp_path: Path, study: str
+) -> None:
+    cohort = tiny_cohort if study == "skin-lesions" else tmp_path
+    (tmp_path / "north").mkdir()
+    settings = config(tmp_path, study=study, **{"data.cohort-dir": str(cohort)})
+    with pytest.raises(ConfigError, match=f"study '{study}': --study names another"):
+        survey_cohort(settings)
+    with pytest.raises(ConfigError, match="--study names another"):
+        federate(settings, Resources(2))
+
+
+def test_flowers_log_has_no_colours(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("\x1b[92mINFO \x1b[0m: Successfully started run 7\n")
+    run = FlowerRun(tmp_path / "log", None)
+    assert run.log() == "INFO : Successfully started run 7\n"
+    assert run.run_id() == "7"
+
+
 def test_a_decided_run_does_not_wait_for_a_flower_that_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CLOSING_SECONDS", 0.0)
     settings = config(tmp_path)
@@ -117,7 +187,9 @@ def test_a_decided_run_does_not_wait_for_a_flower_that_hangs(
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
     hanging = SimpleNamespace(ended=lambda seconds: False, run_id=lambda: "7")
-    assert module._follow(hanging, settings, Steps("Round", 1, None, quiet=True)) == folder
+    with contextlib.ExitStack() as ended:
+        steps = Steps("Round", 1, None, quiet=True)
+        assert module._follow(hanging, settings, steps, ended) == folder
 
 
 def test_every_ray_has_a_password_of_its_own(
@@ -211,9 +283,9 @@ def test_a_site_that_lacks_a_class_is_not_centered_before_anything_is_started(
     asked = config(tmp_path, **run, **{"data.cohort-dir": str(tmp_path / "cohort")})
     if adapt == "none":
         federate(asked, Resources(2))
-        assert made == [1]
+        assert made == [0]
     else:
-        with pytest.raises(DataContractError, match=r"'island': .*none of mild.*adapt to none"):
+        with pytest.raises(ConfigError, match=r"'island': .*none of mild.*adapt to none"):
             federate(asked, Resources(2))
         assert made == []
 

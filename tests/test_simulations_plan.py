@@ -278,7 +278,9 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
 @pytest.mark.parametrize(
     ("preset", "overrides", "run", "expected"),
     [
-        ("nope", {}, {}, "unknown preset 'nope'; there are default"),
+        ("nope", {}, {}, "unknown preset 'nope': accepted are default"),
+        ("smok", {}, {}, "did you mean 'smoke'?"),
+        ("default", {"arms": ["local", "fed"]}, {}, "unknown arm 'fed'.* mean 'federated'"),
         ("default", {"arms": ["central"]}, {}, "'central'"),
         ("default", {"arms": ["local", "local"]}, {}, "named once"),
         ("default", {"seeds": 0}, {}, "seeds = 0"),
@@ -322,6 +324,13 @@ def test_dry_run_tells_cells_and_time_and_starts_nothing(tmp_path: Path) -> None
     assert "data.size = 16" in done.stdout
     assert "min on" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_refuses_a_cohort_of_another_study(tiny_cohort: Path, tmp_path: Path) -> None:
+    words = ("benchmark", "--dry-run", "--cohort", str(tiny_cohort), "--study", "skin-lesions")
+    done = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--study names another" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_benchmark_refuses_a_folder_with_other_files(tiny_cohort: Path, tmp_path: Path) -> None:

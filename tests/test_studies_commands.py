@@ -448,3 +448,13 @@ def test_what_is_no_study_is_not_sent(tmp_path, content, expected):
     with pytest.raises(ConfigError, match=expected) as caught:
         run_config_toml(tmp_path / "x.toml")
     assert len(str(caught.value)) < 2000
+
+
+def test_a_study_whose_storage_nothing_reads_is_not_sent(tmp_path):
+    (tmp_path / "x.toml").write_text(
+        'name = "x"\n[images]\nstorage = "csv"\nchannels = 1\nsize = 32\n'
+        '[label]\ncolumn = "k"\nclasses = ["a", "b"]\n'
+    )
+    told = CliRunner().invoke(app, ["studies", "text", str(tmp_path / "x.toml")])
+    assert isinstance(told.exception, ConfigError) and "storage 'csv'" in str(told.exception)
+    assert told.stdout == ""

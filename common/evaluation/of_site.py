@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,3 +36,22 @@ class Evaluation:
     words: dict[str, str] = field(default_factory=dict)
     people: int = 0
     fewest: int = 0
+
+
+def counts_of_use(counts: Mapping[str, int], used: Mapping[str, int]) -> dict[str, int]:
+    """Correct a site's counts by what was used of a split once its files had been opened.
+
+    Parameters
+    ----------
+    counts : mapping of str to int
+        ``n_train``, ``n_val``, ``n_test``, perhaps ``left_out`` and others.
+    used : mapping of str to int
+        Files used, for those of ``n_train``, ``n_val`` and ``n_test`` that are known.
+
+    Returns
+    -------
+    dict of str to int
+        With what could not be used among what is left out.
+    """
+    lost = sum(counts[key] - number for key, number in used.items())
+    return {**counts, **used, "left_out": counts.get("left_out", 0) + lost}

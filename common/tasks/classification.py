@@ -355,7 +355,7 @@ class Classification(Task):
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Return nothing of the whole, and under each site its metrics."""
         del merged, fits, config, round_number
-        return {}, {site: {**one.metrics, "n_test": one.count} for site, one in evaluations.items()}
+        return {}, {site: dict(one.metrics) for site, one in evaluations.items()}
 
     def learning_rates(self, config: RunConfig) -> dict[str, float]:
         """Return the peak of the one learning rate."""

@@ -92,7 +92,9 @@ class Content:
         self.config = mapping(manifest.get("config"))
         self.task = str(self.config.get("task", "classification"))
         self.nouns = words.nouns(self.config)
-        self.counts = {site: mapping(n) for site, n in mapping(manifest.get("sites")).items()}
+        used = mapping(summary.get("images"))  # of what the manifest found listed
+        listed = mapping(manifest.get("sites"))
+        self.counts = {site: mapping(used.get(site)) or mapping(n) for site, n in listed.items()}
         self.poor = str(manifest.get("poor_site") or summary.get("poor_site") or "")
         self.summary = self._completed(summary)
         self.scores = {
@@ -256,9 +258,8 @@ class Content:
         )
         told = words.budget(self.manifest, len(self.sites))
         yield Section("budget", "Budgets", "", [("text", told), ("table", budget)])
-        yield provenance.section(
-            self.manifest, self.poor, f"{sentence(self.nouns.images)} at every site"
-        )
+        title = f"{sentence(self.nouns.images)} at every site"
+        yield provenance.section(self.manifest, self.counts, self.poor, title)
         yield Section("limits", "Limits", "", [("list", list(self.blocks.limits()))])
 
     def _comparisons(self) -> Iterator[dict[str, Any]]:

@@ -19,9 +19,14 @@ OF_A_CELL = (
 
 
 def section(
-    manifest: Mapping[str, Any], poor: str, title: str, *, left_out: tuple[str, ...] = OF_A_CELL
+    manifest: Mapping[str, Any],
+    sites: Mapping[str, Any],
+    poor: str,
+    title: str,
+    *,
+    left_out: tuple[str, ...] = OF_A_CELL,
 ) -> Section:
-    """Return the section; ``title`` is that of the table of scans, if the manifest has any."""
+    """Return the section; ``title`` is that of the table of the sites' scans, if there are any."""
     config = mapping(manifest.get("config"))
     columns = [
         ("Run configuration", list(_config(config, left_out))),
@@ -30,7 +35,7 @@ def section(
     if differing := list(_differing(manifest)):
         columns.append(("Where trainings differ from it", differing))
     blocks: list[Block] = [("columns", columns)]
-    if counts := tables.sites_table(mapping(manifest.get("sites")), poor, title):
+    if counts := tables.sites_table(sites, poor, title):
         blocks.append(("table", counts))
     return Section("provenance", "Provenance", "Configuration and provenance", blocks)
 

@@ -46,7 +46,7 @@ class RunContent:
         model: Trained,
     ) -> None:
         self.metrics, self.summary, self.manifest, self.model = metrics, summary, manifest, model
-        known = mapping(manifest.get("sites")) or mapping(summary.get("sites"))
+        known = mapping(summary.get("sites")) or mapping(manifest.get("sites"))
         self.counts = {site: mapping(n) for site, n in known.items()}
         found = {*metrics["tested_on"]} - {"", WHOLE, *self.counts}
         self.sites = [*self.counts, *sorted(found)]
@@ -139,6 +139,7 @@ class RunContent:
         yield Section("costs", "Bytes and time", "", list(self._costs()))
         yield provenance.section(
             self.manifest,
+            self.counts,
             "",
             f"{sentence(self.nouns.images)} at every site",
             left_out=("run.output-dir",),
