@@ -26,10 +26,14 @@ def gain(difference: Difference, how: Judged, poor: str) -> dict[str, Any]:
         site = poor or "a data-poor site"
         return found | {"sentence": f"What {site} gains by joining cannot be told: {raw}."}
     measure = how.measures[metric]
-    changed = "raised" if raw["mean"] >= 0 else "lowered"
+    rises = raw["mean"] >= 0
     size, certainty = _in_words(found, raw, measure)
     name = f"the {measure.words}" if measure.less_is_better else measure.words
-    sentence = f"At {poor}, joining {changed} {name} by {size} {certainty}"
+    if found["excludes_zero"]:
+        changed = f"joining {'raised' if rises else 'lowered'} {name} by {size}"
+    else:
+        changed = f"{name} was {size} {'higher' if rises else 'lower'} after joining than alone"
+    sentence = f"At {poor}, {changed} {certainty}"
     return found | {"sentence": sentence + _beside(difference, how)}
 
 

@@ -231,7 +231,7 @@ def make_run(folder: Path, *, rounds: int = 12, paint: Paint = noise, ended: boo
             **{"run_id": "17", "strategy": "fedavg", "seed": 0, "rounds": rounds},
             **{"best_round": evaluated[-1], "seconds": 120.0, "bytes_plain": 200e6},
             **{"bytes_up": 30e6, "bytes_down": 40e6, "generation": found},
-            "sites": {site: {**counts[site], "n_test": 300, "generation": found} for site in SITES},
+            "sites": {site: {**counts[site], "generation": found} for site in SITES},
         }
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder

@@ -55,7 +55,7 @@ def test_every_part_that_was_promised_is_there(page: Page) -> None:
         "provenance",
         "limits",
     }
-    assert "At island, joining" in page.text
+    assert "At island, balanced accuracy was" in page.text
     assert "95 % bootstrap intervals over seeds and people" in page.text
     assert "3 repetitions" in page.text
     assert "224 kB a site and round" not in page.text  # 20 149 200 bytes in 6 rounds of 3 sites:

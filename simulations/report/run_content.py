@@ -46,8 +46,11 @@ class RunContent:
         model: Trained,
     ) -> None:
         self.metrics, self.summary, self.manifest, self.model = metrics, summary, manifest, model
-        known = mapping(summary.get("sites")) or mapping(manifest.get("sites"))
-        self.counts = {site: mapping(n) for site, n in known.items()}
+        listed, read = mapping(manifest.get("sites")), mapping(summary.get("sites"))
+        self.counts = {  # as the tables list them, then as they could be read
+            site: {**mapping(listed.get(site)), **mapping(read.get(site))}
+            for site in {**listed, **read}
+        }
         found = {*metrics["tested_on"]} - {"", WHOLE, *self.counts}
         self.sites = [*self.counts, *sorted(found)]
         self.config = mapping(manifest.get("config"))

@@ -8,6 +8,7 @@ many people as a row has places. A place that nobody fills is black.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,8 +63,8 @@ def laid_out(data: Dataset, study: Study) -> np.ndarray:
     pictures = study.images.view == "picture"
     for label, row in enumerate(kept):
         mine = np.flatnonzero(np.asarray(data.labels) == label)
-        people = list(dict.fromkeys(persons[mine].tolist()))[: PICTURES if pictures else PEOPLE]
-        for number, person in enumerate(people):
+        everybody = dict.fromkeys(persons[mine].tolist())
+        for number, person in enumerate(islice(everybody, PICTURES if pictures else PEOPLE)):
             for k in mine[persons[mine] == person][: 1 if pictures else None]:
                 level = 0 if pictures else levels.index(data.conditions[k][HEIGHT])
                 row[number if pictures else number * len(levels) + level] = data.take([k])[0]
