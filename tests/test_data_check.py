@@ -91,6 +91,8 @@ def test_rows_without_label_or_file_and_unreadable_pictures_are_counted_by_reaso
         DAMAGED: 1,
     }
     assert [line.split(":")[1].strip() for line in site.problems] == ["empty.png", "torn.png"]
+    named = sorted(line.split(":")[1].strip().split()[0] for line in site.incomplete)
+    assert named == ["line", "nowhere.png"]
     assert sum(site.n["train"].values()) == 2
     assert site.persons == 6
 

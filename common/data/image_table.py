@@ -69,7 +69,7 @@ class ImageTable:
         For each row, columns of the study's [groups] and what they hold, where that is a name.
         Of one site, equal where they mean one thing.
     skipped : tuple of (str, str)
-        Who or what is left out, and why, where the storage tells by name.
+        Who, which file or which line of the table is left out, and why.
     """
 
     site: str
@@ -155,7 +155,8 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
     rows = _understand(table, study, site)
     _resolve(rows, root, site)
     _connect(rows)  # before any is left out: a row without label joins a person and a lesion too
-    kept, left_out = _choose(rows, site, study, split_given=_SPLIT in table.columns)
+    kept, skipped = _choose(rows, site, study, split_given=_SPLIT in table.columns)
+    left_out = dict(sorted(Counter(why for _, why in skipped).items()))
     if not kept:
         raise DataContractError(
             site,
@@ -182,6 +183,7 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
         left_out=left_out,
         without_person=sum(not row.person for row in kept) if groups.person else 0,
         keys=tuple(tuple(row.keys) for row in kept),
+        skipped=tuple(skipped),
     )
 
 
@@ -300,17 +302,17 @@ def _connect(rows: list[_Row]) -> None:
 
 def _choose(
     rows: list[_Row], site: str, study: Study, *, split_given: bool
-) -> tuple[list[_Row], dict[str, int]]:
-    """Rows that can be used, sorted by file, and how many are left out for each reason."""
-    left_out: Counter[str] = Counter()
+) -> tuple[list[_Row], list[tuple[str, str]]]:
+    """Rows that can be used, sorted by file, and which others there are and why not."""
+    skipped: list[tuple[str, str]] = []
     chosen: dict[Path, _Row] = {}
     for row in sorted(rows, key=lambda row: (row.file, row.line)):
         if row.label < 0 or not row.file or (split_given and row.split is None):
             reason = NO_LABEL if row.label < 0 else NO_FILE if not row.file else NO_SPLIT
-            left_out[reason] += 1
+            skipped.append((f"line {row.line}", reason))
             continue
         if row.target is None:
-            left_out[row.fault] += 1
+            skipped.append((plain(row.file), row.fault))
             continue
         first = chosen.setdefault(row.target, row)
         if first is row:
@@ -321,8 +323,8 @@ def _choose(
                 "the table lists a file twice, under two labels or splits",
                 where=f"{plain(study.images.table)}, lines {first.line} and {row.line}",
             )
-        left_out[DUPLICATE] += 1
-    return list(chosen.values()), dict(sorted(left_out.items()))
+        skipped.append((f"line {row.line}", DUPLICATE))
+    return list(chosen.values()), skipped
 
 
 def _check_groups(rows: list[_Row], study: Study, site: str) -> None:
