@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.config.run_config import RunConfig
 from common.data.phantoms import cohorts
-from common.data.phantoms.cohorts import PHANTOM_TEST, PhantomCohort, phantom_sites
+from common.data.phantoms.cohorts import PHANTOM_TEST, phantom_sites
 from common.data.phantoms.lesion_cohorts import HOSPITALS
 from common.errors import ConfigError
 from common.imaging.cohorts import check_site
@@ -36,7 +37,7 @@ def made(monkeypatch) -> list[str]:
         return cache / site
 
     for study, cohort in cohorts._COHORTS.items():
-        changed = PhantomCohort(cohort.what, cohort.subjects, ensure)
+        changed = dataclasses.replace(cohort, ensure=ensure)
         monkeypatch.setitem(cohorts._COHORTS, study, changed)
     return names
 

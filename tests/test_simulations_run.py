@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,16 +212,24 @@ def shared(tiny_cohort: Path, session_cache: Path, tmp_path_factory: pytest.Temp
 
 
 def servers(run: SimpleNamespace) -> dict[str, set[tuple[str, int]]]:
-    """Addresses that the processes of a run listen on, by command line."""
-    found = {}
-    for process in psutil.Process(run.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            command = " ".join(process.cmdline())
-            if addresses := listening(process):
-                found[command] = found.get(command, set()) | addresses
-    assert any("flower-superlink" in command for command in found)
-    assert any("gcs_server" in command for command in found)
-    return found
+    """Addresses that the processes of a run listen on, by command line, once all are there."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = {}
+        for process in psutil.Process(run.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                command = " ".join(process.cmdline())
+                if addresses := listening(process):
+                    found[command] = found.get(command, set()) | addresses
+        missing = [
+            name
+            for name in ("flower-superlink", "gcs_server")
+            if not any(name in command for command in found)
+        ]
+        if not missing:
+            return found
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.5)
 
 
 def test_no_other_user_reaches_what_a_run_listens_on(isolated) -> None:

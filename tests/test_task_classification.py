@@ -599,7 +599,7 @@ def test_summary_has_each_sites_metrics_and_nothing_of_the_whole():
     verdict, fits = classification.judge(found, config()), {"0": {"loss": 9.0}, "1": {"loss": 9.0}}
     whole, sites = classification.summary(found, verdict, fits, config(), round_number=1)
     assert whole == {}
-    assert sites == {site: {"n_test": one.count, **one.metrics} for site, one in found.items()}
+    assert sites == {site: one.metrics for site, one in found.items()}
     sites["0"]["loss"] = 7.0
     assert found["0"].metrics["loss"] == 0.5
 
