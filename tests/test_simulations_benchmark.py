@@ -381,6 +381,20 @@ def test_lanes_are_what_cpus_and_gpus_allow(
     assert _lanes(there, [SimpleNamespace(cpus=cpus, gpus=gpus)]) == lanes
 
 
+def finished(cohort: Path, out: Path) -> Benchmark:
+    """Run a comparison without a federation in this process, to its results and summary."""
+    run = {"data.size": 16, "training.local-steps": 2, "training.batch-size": 4, "run.rounds": 1}
+    plan = Plan(arms=["local", "centralized"], run=run, seeds=1)
+    sites = {site: cohort / site for site in ("island", "north")}
+    made = Benchmark(plan, sites, {"run.min-sites": 2}, out)
+    made.folder.mkdir()
+    made._begin(resume=False)
+    for cell in plan.cells():
+        attempt(made._work(cell))
+    made._collect()
+    return made
+
+
 def test_a_report_counts_the_images_that_could_be_read(
     tiny_cohort: Path, session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,15 +404,7 @@ def test_a_report_counts_the_images_that_could_be_read(
     name = table.query("split == 'test'").participant_id.iloc[0]
     scan = tmp_path / "cohort" / "north" / name / "anat" / f"{name}_T1w.nii.gz"
     scan.write_bytes(b"")
-    sites = {site: tmp_path / "cohort" / site for site in ("island", "north")}
-    run = {"data.size": 16, "training.local-steps": 2, "training.batch-size": 4, "run.rounds": 1}
-    plan = Plan(arms=["local", "centralized"], run=run, seeds=1)
-    made = Benchmark(plan, sites, {"run.min-sites": 2}, tmp_path / "out")
-    made.folder.mkdir()
-    made._begin(resume=False)
-    for cell in plan.cells():
-        attempt(made._work(cell))
-    made._collect()
+    made = finished(tmp_path / "cohort", tmp_path / "out")
     listed = json.loads((made.folder / "manifest.json").read_text())["sites"]["north"]
     used = json.loads((made.folder / "summary.json").read_text())["images"]["north"]
     assert used == {**listed, "n_test": listed["n_test"] - 1, "left_out": listed["left_out"] + 1}
@@ -410,15 +416,7 @@ def test_what_cells_leave_becomes_results_summary_and_report(
     tiny_cohort: Path, session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
-    sites = {site: tiny_cohort / site for site in ("island", "north")}
-    run = {"data.size": 16, "training.local-steps": 2, "training.batch-size": 4, "run.rounds": 1}
-    plan = Plan(arms=["local", "centralized"], run=run, seeds=1)
-    made = Benchmark(plan, sites, {"run.min-sites": 2}, tmp_path / "out")
-    made.folder.mkdir()
-    made._begin(resume=False)
-    for cell in plan.cells():
-        attempt(made._work(cell))
-    made._collect()
+    made = finished(tiny_cohort, tmp_path / "out")
     summary = json.loads((made.folder / "summary.json").read_text())
     assert summary["classes"] == ["female", "male"]
     record = summary["scores"]["island"]["local"]["loss"]
