@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RESULTS, SUMMARY, SAMPLES = "results.csv", "summary.json", "samples.npz"
 SAMPLE_IMAGES = 6
+
+Models = Sequence[tuple[Cell, Mapping[str, Any]]]  # what each says of itself
 
 
 def read_rows_of(folder: Path, cell: Cell, **columns: Any) -> pd.DataFrame:
@@ -72,6 +74,7 @@ def summarize_cells(
     for site, frame in predictions.items():
         path = folder / "sites" / site / "predictions.csv"
         write_atomically(path, frame.to_csv(index=False).encode())
+    models = list(_summaries(folder, plan))
     summary = summarize(
         results,
         predictions,
@@ -82,9 +85,9 @@ def summarize_cells(
         contrasts=plan.compared_contrasts,
         classes=config.read_study().label.classes.names,
         positive=config.read_study().label.positive or None,
-        plain_bytes=_plain_bytes(folder, plan),
+        plain_bytes=_plain_bytes(models),
     )
-    summary["images"] = {site: _used(folder, plan, site, listed) for site, listed in counts.items()}
+    summary["images"] = {site: _used(models, site, listed) for site, listed in counts.items()}
     (folder / "use.csv").unlink(missing_ok=True)
     columns = {"numbers": USE_NUMBERS, "texts": USE_TEXTS}
     if tables := [read_rows_of(folder, cell, **columns) for cell in used]:
@@ -94,20 +97,20 @@ def summarize_cells(
     return summary
 
 
-def _plain_bytes(folder: Path, plan: Plan) -> dict[tuple[str, int], float]:
+def _plain_bytes(models: Models) -> dict[tuple[str, int], float]:
     """What messages of federated cells would have taken uncompressed, where they say so."""
     plain = {}
-    for cell, summary in _summaries(folder, plan):
+    for cell, summary in models:
         found = summary.get("bytes_plain")
         if cell.arm == "federated" and isinstance(found, int | float) and found > 0:
             plain[cell.strategy, cell.seed] = float(found)
     return plain
 
 
-def _used(folder: Path, plan: Plan, site: str, listed: Mapping[str, int]) -> dict[str, int]:
+def _used(models: Models, site: str, listed: Mapping[str, int]) -> dict[str, int]:
     """Count a site's images that were used, of those that its table lists."""
     used: dict[str, int] = {}
-    for _, summary in _summaries(folder, plan):
+    for _, summary in models:
         told = summary.get("sites", {}).get(site, {})
         for key in ("n_train", "n_val", "n_test"):
             if isinstance(told.get(key), int):

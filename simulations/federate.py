@@ -111,19 +111,19 @@ def survey_cohort(config: RunConfig, *, quiet: bool = False) -> None:
         return
     from common.data.site_data import parted_groups, read_table
     from common.imaging.bids import list_sites
-    from common.tasks.task import survey
+    from common.tasks.task import survey_table
 
     for site, folder in list_sites(Path(config.data.cohort_dir)).items():
         try:
-            survey(site, folder, config)
-            parted = "" if quiet else parted_groups(read_table(config.read_study(), site, folder))
+            table = read_table(config.read_study(), site, folder)
+            survey_table(table, config)
         except DataContractError as error:
             study = config.read_study().name
             raise ConfigError(
                 f"{error}\nThat is under study '{study}': --study names another, and `fedscan "
                 "check` tells of every file"
             ) from None
-        if parted:
+        if not quiet and (parted := parted_groups(table)):
             console.err.print(f"Warning: {parted}", markup=False, soft_wrap=True)
 
 

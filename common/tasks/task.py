@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from common.config.run_config import RunConfig
     from common.data.dataset import Dataset
+    from common.data.image_table import ImageTable
     from common.training.hooks import Hooks
 
 
@@ -275,6 +276,11 @@ class Task(ABC):
 
 
 def survey(site: str, data_dir: Path, config: RunConfig) -> dict[str, int]:
+    """Read a site's table and count its files: :func:`survey_table`."""
+    return survey_table(read_table(config.read_study(), site, data_dir), config)
+
+
+def survey_table(table: ImageTable, config: RunConfig) -> dict[str, int]:
     """Count the files of each split and those left out, without opening one.
 
     Returns
@@ -287,16 +293,15 @@ def survey(site: str, data_dir: Path, config: RunConfig) -> dict[str, int]:
     DataContractError
         If a split has nobody, or the training too few classes: better now than after it.
     """
-    table = read_table(config.read_study(), site, data_dir)
     counts = {f"n_{split}": len(table.rows(split)) for split in SPLITS}
     if empty := [name.removeprefix("n_") for name, count in counts.items() if not count]:
         raise DataContractError(
-            site,
+            table.site,
             f"no image with a label is in split '{empty[0]}'",
             remedy="Each of train, val and test needs some; without a column `split` fedscan "
             "makes them, from three people of each label on",
         )
-    load_task(config.task).check_labels(site, table.labels[table.rows("train")], config)
+    load_task(config.task).check_labels(table.site, table.labels[table.rows("train")], config)
     return {**counts, "left_out": sum(table.left_out.values())}
 
 
