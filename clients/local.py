@@ -26,11 +26,11 @@ from common import messages
 from common.config.run_config import RunConfig
 from common.errors import ConfigError, DataContractError, FedscanError
 from common.evaluation.extractor import DEFAULTS
-from common.local_round import first_weights, train_one_round
+from common.local_round import first_weights, judge_at_site, train_one_round
 from common.paths import cache_dir, site_records
 from common.site_names import SITE_NAME
 from common.sites import Site, locate_site
-from common.strategies.strategy import with_prefix
+from common.strategies.strategy import load_strategy, with_prefix
 from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey
 from common.transport import encode_update, received, to_keep
 
@@ -92,6 +92,12 @@ class SiteClient:
                 f"fewer than {self.policy.min_batch_size} participants to train on",
                 remedy="A batch would repeat them: its policy (min-batch-size) refuses that",
             )
+        if self.config.local_steps(counts["n_train"]) < self.policy.min_local_steps:
+            raise DataContractError(
+                self.site.name,
+                f"too few images for {self.policy.min_local_steps} steps a round",
+                remedy="Its policy (min-local-steps) refuses that: set more training.local-epochs",
+            )
         with compute_device(self.config, granted()) as device:
             extractor = self.task.extractor_hash(self.config)
             self.state.require_same_data(digests | self._config_digest, begins=True)
@@ -103,7 +109,8 @@ class SiteClient:
         What the task keeps between rounds, what the transport still owes, the weights that were
         received and the size of the site's own updates go to the site's own disk.
         """
-        config, number = self.config, int(message.content[messages.CONFIG]["round"])
+        order = message.content[messages.CONFIG]
+        config, number, best = self.config, int(order["round"]), int(order["best"])
         require_round(config, number)
         before = self.state.load(number - 1)
         self.state.require_same_data(self._config_digest)
@@ -115,7 +122,7 @@ class SiteClient:
         with self._place(message) as place:
             model = self.task.build_model(config, place)
             if number == 1:
-                self._require_first(reference, model)
+                self._require_first(reference, model, place.sites)
             else:
                 self._require_explained(reference, last, largest)
             self.state.require_one_order(
@@ -140,8 +147,8 @@ class SiteClient:
             LARGEST: largest_updates(done.sent, reference, largest),
         }
         kept = {prefix + name: part[name] for prefix, part in parts.items() for name in part}
-        self.state.save(number, done.private | kept)
-        seen = config.training.local_steps * config.training.batch_size
+        self.state.save(number, done.private | kept, keep=best)
+        seen = config.local_steps(len(data)) * config.training.batch_size
         shown = min(data.people, seen // self.task.images_per_file(config))
         metrics = self.policy.disclosure.training(done.metrics, shown)
         return messages.update_reply(message, data.files, metrics, update)
@@ -173,9 +180,18 @@ class SiteClient:
             )
             self.state.require_one_order(f"{split}, round {number}", asked)
         records = site_records(self.site.name) / self.state.run_id if split == "test" else None
+        personal = load_strategy(self.config.strategy.name).is_personal
         with self._place(message) as place:
-            found = self.task.evaluate(
-                released, self._data, split, self.config, place=place, records=records
+            found = judge_at_site(
+                self.task,
+                released,
+                self._data,
+                split,
+                self.config,
+                private=self.state.load(number) if personal else {},
+                place=place,
+                round_number=number,
+                records=records,
             )
         if split == "test":
             try:
@@ -204,11 +220,13 @@ class SiteClient:
             exempt=self.task.statistics,
         )
 
-    def _require_first(self, weights: Mapping[str, Tensor], model: Any) -> None:
+    def _require_first(
+        self, weights: Mapping[str, Tensor], model: Any, sites: tuple[str, ...]
+    ) -> None:
         """Refuse a run's first weights unless they are its seed's, or approved."""
         if self.site.simulated:  # on the server's machine, with its files, and of one owner
             self.task.warm_start(model, self.config)
-        expected = first_weights(self.task, model, self.config)
+        expected = first_weights(self.task, model, self.config, sites)
         approved = self.policy.approved_weights
         require_first_weights(self.site.name, weights, expected, approved)
 

@@ -19,6 +19,7 @@ from common.config.run_config import RunConfig
 from common.disclosure import EVERYTHING, MIN_PARTICIPANTS, Disclosure
 from common.errors import ConfigError
 from common.settings import NonNegative, Positive, Settings
+from common.strategies.strategy import load_strategy
 from common.tasks.task import load_task
 
 VARIABLE = "FEDSCAN_POLICY"
@@ -142,7 +143,7 @@ class SitePolicy(Settings):
             ),
             (
                 "training.local-steps",
-                config.training.local_steps,
+                config.training.local_steps or self.min_local_steps,  # of epochs: at the start
                 self.min_local_steps,
                 "min-local-steps",
             ),
@@ -164,9 +165,10 @@ class SitePolicy(Settings):
                     f"{key} = {value:g}, accepted is {self.min_learning_rate:g} to "
                     f"{self.max_learning_rate:g} (min-learning-rate, max-learning-rate)"
                 )
-        if config.strategy.mu > self.max_proximal_mu:
+        pull = load_strategy(config.strategy.name).pull(config)
+        if pull > self.max_proximal_mu:
             found.append(
-                f"strategy.mu = {config.strategy.mu:g}, accepted is {self.max_proximal_mu:g} or "
+                f"strategy.mu = {pull:g}, accepted is {self.max_proximal_mu:g} or "
                 "less (max-proximal-mu)"
             )
         if self.require_augmentation and (why := task.without_augmentation(config)):

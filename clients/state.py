@@ -118,12 +118,13 @@ class SiteState:
         # Tensors that were just read are windows on the file, which a later round removes.
         return {name: tensor.clone() for name, tensor in state.items()}
 
-    def save(self, round_number: int, state: Mapping[str, Tensor]) -> None:
+    def save(self, round_number: int, state: Mapping[str, Tensor], *, keep: int = 0) -> None:
         """Keep the state at the end of a round: whole, or not at all if the process ends meanwhile.
 
         The last round before it is kept too, so that an order that is repeated after a crash
-        starts from the same state and gets the same answer. All others are removed, older ones
-        and newer ones, which belong to a past that is being redone.
+        starts from the same state and gets the same answer, and so is the best so far, by whose
+        model the site may be tested. All others are removed, older ones and newer ones, which
+        belong to a past that is being redone.
 
         Parameters
         ----------
@@ -131,6 +132,8 @@ class SiteState:
             At least 1.
         state : mapping of str to Tensor
             May be empty. No two may share memory.
+        keep : int
+            The best round so far; 0: none is known.
 
         Raises
         ------
@@ -150,7 +153,7 @@ class SiteState:
                 raise
             rounds = self._rounds()
             before = max(filter(self._whole, (n for n in rounds if n < round_number)), default=0)
-        for number in rounds - {before, round_number}:
+        for number in rounds - {before, round_number, min(keep, round_number)}:
             try:
                 shutil.rmtree(self._round(number))
             except OSError as error:  # no reason to fail a round that is saved: tried again next

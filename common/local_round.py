@@ -1,24 +1,37 @@
-"""One round of training at one site: what comes with the order, what goes back, what stays.
+"""One site's part in a round: what comes with an order, what goes back, what stays.
 
-The same at a hospital, in a simulation and in a pool, so that no arm of a comparison trains in
-another way than the others.
+The same at a hospital, in a simulation and in a pool, so that no arm of a comparison trains or
+judges in another way than the others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.strategies.strategy import State, join, load_strategy, split, with_prefix
+from common.strategies.strategy import (
+    COMMON,
+    SiteTraining,
+    SiteTuning,
+    State,
+    join,
+    load_strategy,
+    split,
+    with_prefix,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from common.config.run_config import RunConfig
     from common.data.dataset import Dataset
-    from common.tasks.task import SiteContext, Task
+    from common.evaluation.of_site import Evaluation
+    from common.tasks.task import Load, SiteContext, Task
+    from common.training.hooks import Hooks
 
-# Parts of a site's private state: the task's, the strategy's, parameters that do not travel.
+# Parts of a site's private state: the task's of each model that it trains, the strategy's,
+# parameters that do not travel.
 TASK, STRATEGY, OWN = "task/", "strategy/", "own/"
 
 
@@ -41,11 +54,54 @@ class LocalRound:
     private: dict[str, Tensor]
 
 
-def first_weights(task: Task, model: Any, config: RunConfig) -> dict[str, Tensor]:
+def first_weights(task: Task, model: Any, config: RunConfig, sites: tuple[str, ...]) -> State:
     """Return what a run's first order brings, given a model as it is before any training."""
     strategy = load_strategy(config.strategy.name)
     weights = task.shared_state(model, config)
-    return join(weights, strategy.arrays(strategy.first_state(weights, config)))
+    return join(weights, strategy.arrays(strategy.first_state(weights, config, sites)))
+
+
+class _Training(SiteTraining):
+    """A site in one round; see :class:`~common.strategies.strategy.SiteTraining`."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: Any,
+        data: Dataset,
+        config: RunConfig,
+        *,
+        received: State,
+        private: State,
+        place: SiteContext,
+        round_number: int,
+    ) -> None:
+        weights, self.arrays = split(received)
+        self.task, self.model, self.data, self.config = task, model, data, config
+        self.place, self.round_number, self.kept = place, round_number, private
+        self.weights = whole(task, model, weights, private)
+        self.private = with_prefix(private, STRATEGY)
+        self.parts = task.parts(model)
+        self.metrics: dict[str, float] = {}
+        self.moments: dict[str, Tensor] = {}
+
+    def fit(self, weights: State, hooks: Hooks, *, model: str = COMMON) -> dict[str, Tensor]:
+        """Train; the metrics that are reported are those of the common model."""
+        prefix = f"{TASK}{model}/"
+        self.task.load_shared(self.model, weights)
+        fit = self.task.fit(
+            self.model,
+            self.data,
+            self.config,
+            place=self.place,
+            round_number=self.round_number,
+            private=with_prefix(self.kept, prefix),
+            hooks=hooks,
+        )
+        self.moments |= {prefix + name: tensor for name, tensor in fit.private.items()}
+        if model == COMMON:
+            self.metrics = fit.metrics
+        return self.task.parameters(self.model)
 
 
 def train_one_round(
@@ -59,7 +115,7 @@ def train_one_round(
     place: SiteContext,
     round_number: int,
 ) -> LocalRound:
-    """Train a site's model for one round.
+    """Do a site's half of a round.
 
     Parameters
     ----------
@@ -78,25 +134,102 @@ def train_one_round(
         From 1.
     """
     strategy = load_strategy(config.strategy.name)
-    weights, arrays = split(received)
-    task.load_shared(model, {**with_prefix(private, OWN), **weights})
-    hooks = strategy.hooks(config, arrays, with_prefix(private, STRATEGY))
-    fit = task.fit(
+    site = _Training(
+        task,
         model,
         data,
         config,
+        received=received,
+        private=private,
         place=place,
         round_number=round_number,
-        private=with_prefix(private, TASK),
-        **({"hooks": hooks} if task.takes_hooks else {}),
     )
-    trained = task.parameters(model)
-    shared = {name: tensor for name, tensor in trained.items() if strategy.shares(name, config)}
-    sent, kept = hooks.after_round(shared)
-    own = {name: tensor for name, tensor in trained.items() if name not in shared}
-    parts = {TASK: fit.private, STRATEGY: kept, OWN: own}
+    done = strategy.train(site)
+    shared = {
+        name: tensor
+        for name, tensor in done.parameters.items()
+        if strategy.shares(name, site.parts[name], config)
+    }
+    own = {name: tensor for name, tensor in done.parameters.items() if name not in shared}
+    parts = {"": site.moments, STRATEGY: done.private, OWN: own}
     return LocalRound(
-        fit.metrics,
-        join(shared, sent),
+        site.metrics,
+        join(shared, done.arrays),
         {prefix + name: part[name] for prefix, part in parts.items() for name in part},
     )
+
+
+class _Tuning(SiteTuning):
+    """A site before its test; see :class:`~common.strategies.strategy.SiteTuning`."""
+
+    def __init__(
+        self, task: Task, model: Any, load: Load, config: RunConfig, place: SiteContext
+    ) -> None:
+        self.task, self.model, self.load = task, model, load
+        self.config, self.place = config, place
+
+    def fit(self, weights: State, steps: int) -> dict[str, Tensor]:
+        """Train as in a run of one round."""
+        values = {"run.rounds": 1, "training.local-steps": steps, "training.local-epochs": 0}
+        self.task.load_shared(self.model, weights)
+        self.task.fit(
+            self.model,
+            self.load("train"),
+            self.config.replace(values),
+            place=self.place,
+            round_number=1,
+            private={},
+        )
+        return self.task.parameters(self.model)
+
+    def loss(self, weights: State) -> float:
+        """Judge on validation images."""
+        found = self.task.evaluate(weights, self.load, "val", self.config, place=self.place)
+        return found.metrics["loss"]
+
+
+def judge_at_site(
+    task: Task,
+    released: State,
+    load: Load,
+    split_name: str,
+    config: RunConfig,
+    *,
+    private: State,
+    place: SiteContext,
+    round_number: int,
+    records: Path | None = None,
+) -> Evaluation:
+    """Judge what is released on one split of a site, as the strategy adapts it to the site.
+
+    Parameters
+    ----------
+    task : Task
+    released : mapping of str to Tensor
+    load : callable
+    split_name : {"val", "test"}
+    config : RunConfig
+    private : mapping of str to Tensor
+        What the site has kept of the round whose model that is.
+    place : SiteContext
+    round_number : int
+        That round.
+    records : Path, optional
+        For what stays at the site: predictions, and the model where it is the site's own.
+    """
+    strategy = load_strategy(config.strategy.name)
+    weights = released
+    if task.judged_whole:
+        model = task.build_model(config, place)
+        kept = with_prefix(private, STRATEGY)
+        weights = strategy.personal(whole(task, model, released, private), kept, config)
+        if split_name == "test":
+            weights = strategy.tune(_Tuning(task, model, load, config, place), weights)
+        if records is not None and strategy.is_personal:
+            task.save(records, weights, weights, config, round_number=round_number, place=place)
+    return task.evaluate(weights, load, split_name, config, place=place, records=records)
+
+
+def whole(task: Task, model: Any, weights: State, private: State) -> dict[str, Tensor]:
+    """Complete shared weights by the site's own; before its first round they are the initial."""
+    return {**task.parameters(model), **with_prefix(private, OWN), **weights}

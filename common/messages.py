@@ -65,14 +65,16 @@ def request(
     round_number: int = 0,
     split: str = "",
     sites: Sequence[str] = (),
+    best: int = 0,
     arrays: ArrayRecord | None = None,
     timeout: float = 0.0,
 ) -> Message:
     """Compose a request to one site; ``sites`` are all that take part, sorted.
 
+    ``best`` is the round whose model is the best so far; 0: none is.
     ``timeout`` is how many seconds an answer is waited for, which Flower must not cut short.
     """
-    order = {"round": round_number, "split": split, "sites": list(sites)}
+    order = {"round": round_number, "split": split, "sites": list(sites), "best": best}
     content = RecordDict({CONFIG: ConfigRecord({**order, "source-hash": source_hash()})})
     if arrays is not None:
         content[ARRAYS] = arrays

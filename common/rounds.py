@@ -45,12 +45,24 @@ class Update:
 
 @dataclass(frozen=True)
 class Best:
-    """The best round so far, with what it released and what its training reported."""
+    """The best round so far.
+
+    Parameters
+    ----------
+    round : int
+    released : mapping of str to Tensor
+    fits : dict
+        What its training reported.
+    judged : Judged
+    private : dict of str to mapping
+        Private states of sites in this process, as they were.
+    """
 
     round: int
     released: State
     fits: Fits
     judged: Judged
+    private: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -144,19 +156,25 @@ def begin(config: RunConfig, place: SiteContext) -> RunState:
     Raises
     ------
     ConfigError
-        The strategy keeps at the sites what the task's models are judged with, or the weights to
-        begin with cannot be read.
+        There are too few sites for the strategy, or the weights to begin with cannot be read.
     """
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
+    needed = strategy.sites_needed(config)
+    if len(place.sites) < needed:
+        raise ConfigError(
+            f"strategy '{config.strategy.name}' needs {needed} sites and there are "
+            f"{len(place.sites)}: choose another, or other options"
+        )
     model = task.build_model(config, place)
     task.warm_start(model, config)
     shared = task.shared_state(model, config)
-    if task.judged_whole and (kept := sorted(task.parameters(model).keys() - shared.keys())):
+    if strategy.splits and len(shared) == len(task.parameters(model)):
         raise ConfigError(
-            f"strategy '{config.strategy.name}' keeps {kept[0]} at the sites, but task "
-            f"'{config.task}' judges one model for all: share every parameter"
+            f"strategy '{config.strategy.name}' keeps nothing of this network at the sites: choose "
+            "another strategy, or another model.classifier"
         )
-    return RunState(shared, task.first_release(model, config), strategy.first_state(shared, config))
+    first = strategy.first_state(shared, config, place.sites)
+    return RunState(shared, task.first_release(model, config), first)
 
 
 def run_rounds(
@@ -244,11 +262,14 @@ def _train(
     participants = len(sites.names)
     return strategy.aggregate(
         {
-            name: SiteUpdate(weights[name], update.count, bounded[name], arrays[name])
+            name: SiteUpdate(
+                weights[name], update.count, bounded[name], arrays[name], update.metrics
+            )
             for name, update in updates.items()
         },
         state.shared,
         state.strategy,
+        config,
         participants=participants,
         rate=config.strategy.server_learning_rate or task.server_learning_rate(participants),
     )
@@ -274,7 +295,7 @@ def _validate(
         state.is_known = True
     chosen = is_better(judge, judged, state.best.judged if state.best else None)
     if chosen:
-        state.best = Best(number, state.released, state.fits, judged)
+        state.best = Best(number, state.released, state.fits, judged, dict(state.private))
     if chosen or not state.is_known:
         # At once: what ends the run early must not take the best generator with it.
         task.save(folder, state.released, state.shared, config, round_number=number, place=place)

@@ -27,6 +27,24 @@ def _to_key(field_name: str) -> str:
     return field_name.replace("_", "-")
 
 
+def as_typed(text: str, like: Any) -> Any:
+    """Read a word as the type of the value that it replaces; validation follows."""
+    if isinstance(like, bool):
+        return {"true": True, "false": False}.get(text, text)
+    try:
+        return type(like)(text)
+    except ValueError:
+        return text
+
+
+def as_words(values: Mapping[str, bool | int | float | str]) -> str:
+    """Tell values in one line, ``"KEY=VALUE KEY=VALUE"``, by key."""
+    return " ".join(
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in sorted(values.items())
+    )
+
+
 class Settings(BaseModel):
     """Base of a configuration: its fields are the keys, each with a description.
 
@@ -61,6 +79,29 @@ class Settings(BaseModel):
             return cls.model_validate(values, by_alias=True, by_name=False)
         except ValidationError as error:
             raise ConfigError(cls._refusal(error)) from None
+
+    @classmethod
+    def from_words(cls, text: str) -> Self:
+        """Validate settings that are told in one line, ``"KEY=VALUE KEY=VALUE"``.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`from_mapping`; and for a word that is no pair.
+        """
+        defaults = {key: field.default for key, field in cls._keys().items()}
+        found = {}
+        for word in text.split():
+            key, equals, value = word.partition("=")
+            if not equals:
+                raise ConfigError(f"{cls.what}: {cls.prefix}options: '{word}' is no KEY=VALUE")
+            found[key] = as_typed(value, defaults.get(key, value))
+        return cls.from_mapping(found)
+
+    def to_words(self) -> str:
+        """Return what :meth:`from_words` reads: all values that are not the default's, sorted."""
+        defaults = {key: field.default for key, field in self._keys().items()}
+        return as_words({k: v for k, v in self.to_mapping().items() if v != defaults[k]})
 
     def to_mapping(self) -> dict[str, bool | int | float | str]:
         """Return the flat, kebab-case mapping that :meth:`from_mapping` reads."""

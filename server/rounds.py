@@ -214,6 +214,7 @@ class RemoteSites:
             round_number=number,
             split=split,
             sites=self.names,
+            best=state.best.round if state.best else 0,
             arrays=arrays,
             timeout=self.config.run.reply_timeout,
         )

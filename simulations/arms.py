@@ -25,7 +25,7 @@ from common.config.run_config import RunConfig
 from common.data.dataset import Dataset, pool
 from common.errors import DivergedError
 from common.files import make_folder, write_atomically, write_json
-from common.local_round import train_one_round
+from common.local_round import judge_at_site, train_one_round
 from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
 from common.paths import cache_dir
 from common.rounds import Measured, RunState, Update, begin, run_rounds
@@ -239,16 +239,19 @@ class SitesInPlace:
 
     def evaluate(self, number: int, released: State, split: str, state: RunState) -> Judged:
         """Judge at the participants' sites, or, on test scans, at all; these are read now."""
-        del state
+        private = state.best.private if split == "test" and state.best else state.private
         found = {}
         for site in self.validation if split == "val" else self.folders:
             above, below = self.records
-            found[site] = self.task.evaluate(
+            found[site] = judge_at_site(
+                self.task,
                 released,
                 partial(self._opened, site),
                 split,
                 self.config,
+                private=private.get(site, {}),
                 place=self._at(site),
+                round_number=number,
                 records=above / site / below if split == "test" else None,
             )
         merged = self.task.judge(found, self.config)
@@ -269,10 +272,8 @@ class SitesInPlace:
         if split == "val":
             self.log.append(rows)
         rounds = number if split == "val" else self.config.run.rounds
-        participants = len(self.names)
-        self.rows += [
-            _result(self.place.site, row, self.config, rounds, participants) for row in rows
-        ]
+        images = [len(data) for data in self.data.values()]
+        self.rows += [_result(self.place.site, row, self.config, rounds, images) for row in rows]
 
     def _opened(self, site: str, split: str) -> Dataset:
         return self.validation[site] if split == "val" else self._load(site, split)
@@ -301,10 +302,13 @@ def pooled_config(config: RunConfig, members: int, centralized_batch: str) -> Ru
 
 
 def _result(
-    trained_on: str, row: Row, config: RunConfig, rounds: int, participants: int
+    trained_on: str, row: Row, config: RunConfig, rounds: int, images: Sequence[int]
 ) -> dict[str, Any]:
-    """Turn a row of a metrics log into one of the results, with the budget spent after rounds."""
-    steps = rounds * config.training.local_steps
+    """Turn a row of a metrics log into one of the results, with the budget spent after rounds.
+
+    ``images`` are those of each participant; ``steps`` is what the one with the most has made.
+    """
+    steps = [rounds * config.local_steps(count) for count in images]
     return {
         "trained_on": trained_on,
         "tested_on": row.site,
@@ -312,8 +316,8 @@ def _result(
         "metric": row.name,
         "value": row.value,
         "n": row.n,
-        "steps": steps,
-        "images_seen": steps * config.training.batch_size * participants,
+        "steps": max(steps),
+        "images_seen": sum(steps) * config.training.batch_size,
         "rounds": rounds,
         "bytes_up": 0,
         "bytes_down": 0,
@@ -332,13 +336,13 @@ def _federated(work: Work) -> list[dict[str, Any]]:
     os.environ["FEDSCAN_RECORDS"] = work.records
     run_folder, summary = federate(config, resources, quiet=True)
     spent = {"bytes_up": summary["bytes_up"], "bytes_down": summary["bytes_down"]}
-    rows = []
+    images, rows = [one["n_train"] for one in summary["sites"].values()], []
     for row in read_rows(run_folder / METRICS):
         if row.name.startswith(BYTES) or row.name == UNUSABLE:
             continue
         if row.split == "test" or (row.split == "val" and row.name in CURVES):
             rounds = summary["rounds"] if row.split == "test" else row.round
-            found = _result(POOL, row, config, rounds, participants=count)
+            found = _result(POOL, row, config, rounds, images)
             rows.append(found | (spent if row.split == "test" else {}))
     run_folder.rename(run_folder.with_name(POOL))
     for site in work.sites:

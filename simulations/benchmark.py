@@ -25,6 +25,7 @@ from common.files import make_folder, write_atomically, write_json
 from common.machine import processor, usable_cpus
 from common.provenance import PACKAGES, source_hash, versions
 from common.reading import read_json, require_plain_tree
+from common.strategies.strategy import strategy_names
 from common.tasks.task import survey
 from simulations import console
 from simulations.arms import POOL, Work
@@ -80,10 +81,8 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 def question(plan: Plan, base: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a comparison asks: of its manifest, all that knows nothing of the sites' data."""
     config = _usual(plan, base)
-    mus = [plan.config(cell, base).strategy.mu for cell in plan.cells()]
     return {
-        # FedProx's μ, where a cell uses it, whichever cell's configuration is shown.
-        "config": {**config.to_flower(), "strategy.mu": max(mus)},
+        "config": config.to_flower(),
         "arms": list(plan.arms),
         "strategies": list(plan.strategies),
         "seeds": list(plan.seed_range),
@@ -257,20 +256,20 @@ class Benchmark:
         }
 
     def _differing(self) -> dict[str, dict[str, bool | int | float | str]]:
-        """Where variants, what goes before and what comes after differ from the configuration."""
+        """Where strategies, what goes before and what comes after differ from the configuration."""
         usual, found = self.config.to_flower(), {}
         for stage in self.plan.stages():
             for cell in stage:
                 name = cell.arm if cell.arm in (PRETRAINING, USE) else cell.strategy
-                if cell.seed == self.plan.first_seed and (
-                    name != cell.strategy or name in self.plan.variants
-                ):
+                if cell.seed == self.plan.first_seed and name:
                     own = self.plan.config(cell, self.base).to_flower()
-                    found[name] = {
+                    differs = {
                         key: value
                         for key, value in own.items()
-                        if value != usual[key] and key not in (*OPTIONS, "strategy.mu")
+                        if value != usual[key] and key not in OPTIONS
                     }
+                    if differs or name not in strategy_names():
+                        found[name] = differs
         return found
 
     def _schedule(self, cells: list[Cell]) -> None:

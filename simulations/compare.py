@@ -196,8 +196,10 @@ def _show_plan(plan: Plan, sites: int, base: dict[str, Any]) -> None:
     say(f"presets: {', '.join(presets())}", markup=False)
     say(f"{len(cells)} cells: {', '.join(cell.name for cell in cells)}", markup=False)
     alone = ", alone trains the site with the fewest images" if plan.local == "poor" else ""
+    epochs, steps = config.training.local_epochs, config.training.local_steps
+    each = f"{epochs} epochs" if epochs else f"{steps} steps"
     say(
-        f"{sites} sites, {config.run.rounds} rounds × {config.training.local_steps} steps, "
+        f"{sites} sites, {config.run.rounds} rounds × {each}, "
         f"centralized batch {plan.centralized_batch}{alone if 'local' in plan.arms else ''}",
         markup=False,
     )

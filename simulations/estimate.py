@@ -21,6 +21,7 @@ SLOW_STEPS = 4
 FEDERATED_OVERHEAD = 35.0
 ROUND_OVERHEAD = 0.4
 CELL_OVERHEAD = 8.0
+USUAL_IMAGES = 100  # of a site whose steps are told as epochs, of its images
 
 
 def estimate_seconds(plan: Plan, sites: int, base: Mapping[str, Any]) -> float:
@@ -51,7 +52,8 @@ def estimate_seconds(plan: Plan, sites: int, base: Mapping[str, Any]) -> float:
             overhead = CELL_OVERHEAD
             if federated:
                 overhead = FEDERATED_OVERHEAD + ROUND_OVERHEAD * config.run.rounds * sites
-            seconds.append(steps[alike] * config.total_steps * trainings + overhead)
+            each = config.run.rounds * config.local_steps(USUAL_IMAGES)
+            seconds.append(steps[alike] * each * trainings + overhead)
         lanes = max(1, usable_cpus() // threads)
         total += max(sum(seconds) / lanes, max(seconds))
     return total
@@ -77,7 +79,7 @@ def step_seconds(config: RunConfig, sites: int) -> float:
     count = PROBE_STEPS[config.task]
 
     def run(steps: int) -> float:
-        some = config.replace({"training.local-steps": steps})
+        some = config.replace({"training.local-epochs": 0, "training.local-steps": steps})
         began = time.perf_counter()
         task.fit(model, data, some, place=place, round_number=1, private={})
         return (time.perf_counter() - began) / steps

@@ -183,21 +183,19 @@ class Plan(BaseModel):
             own["model.gan-changes"] = f"{values['model.gan-changes']} {own['model.gan-changes']}"
         name = own.get("strategy.name", cell.strategy)
         name = name if name in strategy_names() else "fedavg"
-        # What concerns one strategy alone is left to that one's cells.
-        values = {key: value for key, value in values.items() if key not in _own_options()}
-        values |= {key: self.run.get(key, usual) for key, usual in _options_of(name).items()}
+        # What concerns some strategies alone is left to their cells.
+        others = _own_options().keys() - set(_options_of(name))
+        values = {key: value for key, value in values.items() if key not in others}
         values |= {**own, "strategy.name": name}
         if cell.strategy in self.pretrained:
             values["model.gan-checkpoint"] = features
         return read_run_config(values)
 
 
-def _options_of(strategy: str) -> Values:
-    """Return what a strategy alone has among the run config's keys, with a usual value each."""
-    return {
-        f"strategy.{name.replace('_', '-')}": value
-        for name, value in load_strategy(strategy).options.items()
-    }
+def _options_of(strategy: str) -> list[str]:
+    """Return the keys of a strategy's own options."""
+    options = load_strategy(strategy).Options
+    return [f"{options.prefix}{key}" for key in options().to_mapping()]
 
 
 def _own_options() -> dict[str, list[str]]:

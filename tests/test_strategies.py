@@ -51,7 +51,7 @@ def moved(*steps: float, votes: tuple[float, ...] = ()) -> dict[str, SiteUpdate]
 
 def after(name: str, updates: dict[str, SiteUpdate], rate: float = 1.0) -> dict[str, torch.Tensor]:
     weights, _ = load_strategy(name).aggregate(
-        updates, FIRST, {}, participants=len(updates), rate=rate
+        updates, FIRST, {}, RunConfig(), participants=len(updates), rate=rate
     )
     return weights
 
@@ -104,7 +104,7 @@ def test_weights_and_further_arrays_travel_together_and_come_apart_again():
 def test_only_the_network_that_is_shared_travels(share, travels):
     config = RunConfig.from_flower({"task": "generation", "strategy.share": share})
     names = ("generator.synthesis.weight", "discriminator.dense.weight")
-    assert [load_strategy("fedavg").shares(name, config) for name in names] == travels
+    assert [load_strategy("fedavg").shares(name, "body", config) for name in names] == travels
 
 
 # What a run config may ask of a strategy
@@ -113,11 +113,14 @@ def test_only_the_network_that_is_shared_travels(share, travels):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"strategy.name": "fedsgd"}, "accepted is one of fedavg, fedprox"),
-        ({"strategy.mu": 0.1}, "strategy.mu has no effect with strategy 'fedavg': set it 0"),
-        ({"strategy.name": "fedprox"}, "needs strategy.mu above 0"),
-        ({**FEDPROX, "strategy.server-learning-rate": 2.0}, "needs strategy 'fedavg'"),
-        ({**FEDPROX, "task": "generation"}, "has no strategy 'fedprox': accepted is one of fedavg"),
+        ({"strategy.name": "fedsgd"}, "accepted is one of .*fedavg, .*fedprox"),
+        ({"strategy.mu": 0.1}, "strategy 'fedavg' has no option 'mu'"),
+        ({**FEDPROX, "strategy.mue": 0.1}, "no option 'mue'; did you mean 'strategy.mu'"),
+        ({"strategy.options": "mu"}, "'mu' is no KEY=VALUE"),
+        ({**FEDPROX, "strategy.mu": 0}, "strategy.mu = 0.0: accepted is a number above 0"),
+        ({**FEDPROX, "strategy.server-learning-rate": 2.0}, "no effect with strategy 'fedprox'"),
+        ({**FEDPROX, "task": "generation"}, "has no strategy 'fedprox': .* one of .*fedavg"),
+        ({"strategy.name": "fedbn", "task": "generation"}, "has no strategy 'fedbn'"),
     ],
 )
 def test_options_that_a_strategy_does_not_have_are_refused(values, words):
@@ -125,8 +128,21 @@ def test_options_that_a_strategy_does_not_have_are_refused(values, words):
         read_run_config(values)
 
 
-def test_fedprox_with_its_term_is_accepted():
-    assert read_run_config(FEDPROX).strategy.mu == 0.1
+@pytest.mark.parametrize(
+    "values",
+    [FEDPROX, {"strategy.name": "fedprox", "strategy.options": "mu=0.1"}],
+    ids=["a key of its own", "in one text"],
+)
+def test_options_of_a_strategy_are_told_by_keys_or_in_one_text(values):
+    config = read_run_config(values)
+    assert config.strategy.options == "mu=0.1"
+    assert load_strategy("fedprox").options(config).mu == 0.1
+
+
+def test_options_that_say_what_is_usual_are_as_if_left_out():
+    assert read_run_config({"strategy.name": "fedprox", "strategy.mu": 0.01}) == read_run_config(
+        {"strategy.name": "fedprox"}
+    )
 
 
 # A strategy is one file
@@ -152,13 +168,13 @@ class Median(Strategy):
     def hooks(self, config, arrays, private):
         return Counter(config, arrays, private)
 
-    def first_state(self, weights, config):
+    def first_state(self, weights, config, sites):
         return {"rounds": torch.zeros(())}
 
     def arrays(self, state):
         return state
 
-    def aggregate(self, updates, weights, state, *, participants, rate):
+    def aggregate(self, updates, weights, state, config, *, participants, rate):
         sites = [update.weights for update in updates.values()]
         median = {n: torch.stack([site[n] for site in sites]).median(0).values for n in weights}
         return median, dict(next(iter(updates.values())).arrays)
@@ -199,11 +215,10 @@ def test_one_file_is_a_strategy(median, tiny_cohort: Path, session_cache, tmp_pa
     assert (tmp_path / "all" / "model.safetensors").is_file()
 
 
-def test_a_strategy_that_keeps_a_classifier_s_head_at_the_sites_is_refused(median, monkeypatch):
-    config = read_run_config({"strategy.name": median})
-    monkeypatch.setattr(load_strategy(median), "shares", lambda name, _: "head" not in name)
+def test_a_strategy_that_would_keep_nothing_of_a_network_is_refused():
+    config = read_run_config({"strategy.name": "fedbn", "model.classifier": "gan-features"})
     place = SiteContext("", ("north",), torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"keeps head.* judges one model for all"):
+    with pytest.raises(ConfigError, match="'fedbn' keeps nothing of this network at the sites"):
         begin(config, place)
 
 
@@ -235,8 +250,12 @@ GENERATION = {
 @pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
 @pytest.mark.parametrize(
     "values",
-    [{"data.size": 16, "strategy.name": "fedprox", "strategy.mu": 1.0}, GENERATION],
-    ids=["fedprox", "private discriminators"],
+    [
+        {"data.size": 16, "strategy.name": "fedprox", "strategy.mu": 1.0},
+        {"data.size": 16, "strategy.name": "fedbn"},
+        GENERATION,
+    ],
+    ids=["fedprox", "fedbn", "private discriminators"],
 )
 def test_sites_in_one_process_learn_the_same_bits_as_sites_asked_by_messages(
     values, tiny_cohort: Path, session_cache, tmp_path, monkeypatch

@@ -170,6 +170,13 @@ class Training(Group):
     local_steps: int = Field(
         0, ge=0, le=1_000_000, description="optimizer steps a site and round; 0: as suits the task"
     )
+    local_epochs: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="times that a site shows all of its images in a round, instead of local-steps "
+        "of equal number at all sites; 0: local-steps decides",
+    )
     batch_size: int = Field(
         0, ge=0, le=4096, description="images an optimizer step at a site; 0: as suits the task"
     )
@@ -206,8 +213,10 @@ class Strategy(Group):
         max_length=64,
         description="how sites learn together: a module of common/strategies",
     )
-    mu: NonNegative = Field(
-        0.0, description="FedProx: weight of the pull towards the round's global model"
+    options: str = Field(
+        "",
+        max_length=10_000,
+        description="the strategy's own, as in 'mu=0.1'; see fedscan strategies",
     )
     weighting: Literal["auto", "images", "uniform"] = Field(
         "auto",

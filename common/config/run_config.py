@@ -8,6 +8,8 @@ int, float or str. This module is its only reader: everything behind it works wi
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +18,7 @@ from pydantic import Field
 from common.config.groups import Data, Group, Model, Run, Strategy, Training, nodes_of_sites
 from common.config.renamed import hint
 from common.errors import ConfigError
-from common.settings import Settings
+from common.settings import Settings, as_words
 from common.studies.study import LARGEST_FILE, Study, read_study
 
 Value = bool | int | float | str
@@ -28,11 +30,13 @@ GROUPS: dict[str, type[Group]] = {
     "training": Training,
     "strategy": Strategy,
 }
+OPTION = re.compile(r"[a-z][a-z0-9-]*")  # a key of strategy.options
 OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
 OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-changes`, or none
     *("training.learning-rate", "training.weight-decay", "training.label-smoothing"),
     *(
         "training.augment",
+        "training.local-epochs",
         "training.balance",
         "data.size",
         "model.weights",
@@ -102,7 +106,8 @@ class RunConfig(Settings):
         ----------
         run_config : mapping of str to bool, int, float or str
             Dotted, kebab-case keys, as in ``[tool.flwr.app.config]``; tables are read as Flower
-            flattens them. Missing keys take the default.
+            flattens them. Missing keys take the default. A key ``strategy.X`` that no strategy
+            shares with others is one of ``strategy.options``.
 
         Raises
         ------
@@ -123,6 +128,8 @@ class RunConfig(Settings):
         for name, group in GROUPS.items():
             part = parts[name]
             for key, value in _suitable(chosen.task, study, name).items():
+                if key == "local-steps" and part.get("local-epochs"):
+                    continue
                 left_open = group.model_fields[key.replace("-", "_")].default
                 given = part.get(key, left_open)
                 if given == left_open and type(given) is type(left_open):
@@ -168,8 +175,15 @@ class RunConfig(Settings):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps that one site makes in the whole run."""
+        """Optimizer steps in a run whose sites all make ``training.local-steps`` a round."""
         return self.run.rounds * self.training.local_steps
+
+    def local_steps(self, images: int) -> int:
+        """Return the optimizer steps in a round at a site that trains on so many images."""
+        epochs = self.training.local_epochs
+        if epochs:
+            return epochs * math.ceil(images / self.training.batch_size)
+        return self.training.local_steps
 
     def _check_combinations(self) -> None:
         faults = [*self._of_sites(), *self._of_task(), *self._of_classifier()]
@@ -193,9 +207,12 @@ class RunConfig(Settings):
                 for key, value in self.to_flower().items()
                 if key in OF_CLASSIFICATION and value != defaults[key]
             ]
+        found = []
         if self.strategy.share != "both":
-            return ["strategy.share has no effect without task 'generation'"]
-        return []
+            found.append("strategy.share has no effect without task 'generation'")
+        if self.training.local_epochs and self.training.local_steps:
+            found.append("training.local-steps and training.local-epochs: set one of them")
+        return found
 
     def _of_classifier(self) -> list[str]:
         if self.task != "classification":
@@ -246,9 +263,12 @@ def _by_group(
     top: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
     unknown = []
+    options = {}
     for key, value in flat.items():
         group, _, name = key.rpartition(".")
-        if key not in known:
+        if group == "strategy" and key not in known and OPTION.fullmatch(name):
+            options[name] = value  # known to the strategy alone
+        elif key not in known:
             near = max(known, key=lambda one: _likeness(key, one))
             nearest = f"; did you mean '{near}'?" if _likeness(key, near) >= 0.6 else ""
             unknown.append(f"unknown key '{key}'{hint(key) or nearest}")
@@ -256,6 +276,9 @@ def _by_group(
             parts[group][name] = value
         else:
             top[key] = value
+    if options:
+        words = [str(parts["strategy"].get("options", "")), as_words(options)]
+        parts["strategy"]["options"] = " ".join(filter(None, words))
     return top, parts, unknown
 
 

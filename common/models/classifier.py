@@ -79,6 +79,18 @@ class SmallClassifier(nn.Module):
         return self.head(GAIN * self.features(images))
 
 
+class VolumeEfficientNet(nn.Sequential):
+    """An EfficientNet of standardized heads."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(StandardizeHead(), network)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer."""
+        return self[1]._fc
+
+
 def build_classifier(name: str, *, image_size: int, classes: int, seed: int) -> nn.Module:
     """Build a classifier with initial weights that the seed decides.
 
@@ -110,5 +122,5 @@ def build_classifier(name: str, *, image_size: int, classes: int, seed: int) -> 
                 num_classes=classes,
                 norm=("group", {"num_groups": 8}),
             )
-            return nn.Sequential(StandardizeHead(), network)
+            return VolumeEfficientNet(network)
     raise ValueError(f"unknown classifier {name!r}")

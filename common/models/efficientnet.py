@@ -32,6 +32,8 @@ class FrozenBatchNorm(nn.Module):
     channels : int
     """
 
+    normalizes = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
@@ -108,6 +110,11 @@ class PictureEfficientNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, K) of pictures (B, C, S, S) in [0, 1]."""
         return self.network(self.standardize(images))
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer."""
+        return self.network._fc
 
     def blocks(self) -> list[list[nn.Module]]:
         """Blocks by stage."""

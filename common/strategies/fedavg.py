@@ -1,7 +1,7 @@
 """FedAvg: sites train by themselves, and the server takes their mean.
 
 McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data",
-arXiv 1602.05629.
+arXiv 1602.05629: w ← Σ_i p_i w_i, with p_i site i's share of the votes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from common.strategies.strategy import SiteUpdate, State, Strategy, step_towards, weighted_mean
+from common.strategies.strategy import SiteUpdate, State, Strategy, mean_of, step_towards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from common.config.run_config import RunConfig
+
 
 class FedAvg(Strategy):
-    """The mean of the sites' weights, weighted by their votes.
+    """Take the mean of the sites' weights.
 
     With a server learning rate η other than 1 the mean is a direction and not the place to go
     (:func:`~common.strategies.strategy.step_towards`). The step is taken in all that is shared,
@@ -24,21 +26,21 @@ class FedAvg(Strategy):
     """
 
     secure_sums = True
+    takes_server_rate = True
 
     def aggregate(
         self,
         updates: Mapping[str, SiteUpdate],
         weights: State,
         state: State,
+        config: RunConfig,
         *,
         participants: int,
         rate: float,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Average, and go η of the way to the average."""
-        del participants
-        votes = {site: update.votes for site, update in updates.items()}
-        mean = weighted_mean({site: update.weights for site, update in updates.items()}, votes)
-        return step_towards(weights, mean, rate), dict(state)
+        del config, participants
+        return step_towards(weights, mean_of(updates), rate), dict(state)
 
 
 STRATEGY = FedAvg()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common.errors import ConfigError
+from pydantic import Field
+
+from common.strategies import strategy
 from common.strategies.fedavg import FedAvg
 from common.strategies.strategy import State
-from common.training.hooks import Hooks
+from common.training.hooks import Batch, Hooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,46 +28,50 @@ class ProximalTerm(Hooks):
     ----------
     mu : float
         Above 0.
+    start : mapping of str to Tensor, optional
+        w₀, by parameter; by default the weights with which the training begins. Parameters that
+        it lacks are free.
     """
 
-    def __init__(self, mu: float) -> None:
-        self.mu = mu
-        self.start: list[Tensor] = []
+    def __init__(self, mu: float, start: State | None = None) -> None:
+        self.mu, self.start = mu, start
+        self.pairs: list[tuple[Tensor, Tensor]] = []
 
     def before_round(self, model: nn.Module) -> None:
         """Keep w₀."""
-        self.start = [p.detach().clone() for p in model.parameters()]
+        start = dict(model.named_parameters()) if self.start is None else self.start
+        self.pairs = [
+            (p, start[name].detach().clone().to(p.device))
+            for name, p in model.named_parameters()
+            if name in start
+        ]
 
-    def loss(self, model: nn.Module) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the term, a scalar."""
-        pairs = zip(model.parameters(), self.start, strict=True)
-        return self.mu / 2 * sum((p - p0).square().sum() for p, p0 in pairs)
+        del model, batch
+        return self.mu / 2 * sum((p - p0).square().sum() for p, p0 in self.pairs)
 
 
 class FedProx(FedAvg):
-    """FedAvg with a proximal term at the sites; the server's part is the same."""
+    """Hold the sites near the common weights by a proximal term; else as fedavg."""
 
-    options = {"mu": 0.01}  # noqa: RUF012 - of Li et al.'s grid
+    takes_server_rate = False
 
-    def check(self, config: RunConfig) -> None:
-        """Refuse a run without the term, or with a server's step beside it.
+    class Options(strategy.Options):
+        """Options of FedProx."""
 
-        Raises
-        ------
-        ConfigError
-        """
-        super().check(config)
-        if config.strategy.mu == 0:
-            raise ConfigError(
-                "run config: strategy 'fedprox' needs strategy.mu above 0; with 0 it is 'fedavg'"
-            )
-        if config.strategy.server_learning_rate:
-            raise ConfigError("run config: strategy.server-learning-rate needs strategy 'fedavg'")
+        mu: float = Field(
+            0.01, gt=0, le=1e30, description="weight of the pull towards the common weights"
+        )
+
+    def pull(self, config: RunConfig) -> float:
+        """Return μ."""
+        return self.options(config).mu
 
     def hooks(self, config: RunConfig, arrays: State, private: State) -> Hooks:
         """Return the term."""
         del arrays, private
-        return ProximalTerm(config.strategy.mu)
+        return ProximalTerm(self.options(config).mu)
 
 
 STRATEGY = FedProx()

@@ -1,7 +1,7 @@
 """How sites learn together: what is shared, what a site does in a round, what the server does.
 
 A strategy is one module of this package with an object ``STRATEGY``, and ``strategy.name`` is the
-module's name; nothing else knows it. Whatever the strategy, the loop of rounds bounds how far one
+module's name, ``-`` for ``_``; nothing else knows it. Whatever the strategy, the loop of rounds bounds how far one
 site may pull and how many votes it may have (:mod:`common.bounds`).
 """
 
@@ -12,10 +12,11 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from common import strategies
 from common.errors import ConfigError
+from common.settings import Settings
 from common.training.hooks import Hooks
 
 if TYPE_CHECKING:
@@ -25,9 +26,18 @@ if TYPE_CHECKING:
 
 State = Mapping[str, "Tensor"]
 
+COMMON = "common"  # the name of the model that sites train together
 ARRAYS = "strategy/"  # before the names of a strategy's further arrays, beside those of weights
-# Options of every strategy; the others in the group `strategy` belong to those that declare them.
-COMMON = ("name", "weighting", "server_learning_rate", "most_share", "most_norm", "share")
+
+
+class Options(Settings):
+    """Options of one strategy, which subclasses declare as fields; by default none.
+
+    A run config tells them in ``strategy.options``; see :attr:`RunConfig.strategy`.
+    """
+
+    what: ClassVar[str] = "run config"
+    prefix: ClassVar[str] = "strategy."
 
 
 @dataclass(frozen=True)
@@ -38,66 +48,185 @@ class SiteUpdate:
     ----------
     weights : mapping of str to Tensor
         All shared weights after the site's training, bounded in how far they have moved.
-    arrays : mapping of str to Tensor
-        What the site's :meth:`~common.training.hooks.Hooks.after_round` has sent.
     count : int
         Images that the site trains on.
     votes : float
         How much it counts in an average, by the run's weighting, bounded; above 0.
+    arrays : mapping of str to Tensor
+        The strategy's further arrays, as the site has sent them.
+    metrics : mapping of str to float
+        What the training reports, where the site tells it.
     """
 
     weights: State
     count: int
     votes: float
     arrays: State = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a site's half of a round gives.
+
+    Parameters
+    ----------
+    parameters : mapping of str to Tensor
+        All of the model's; those that are shared are sent, the others are kept.
+    arrays : mapping of str to Tensor
+        Sent beside: a value for each array that came with the order.
+    private : mapping of str to Tensor
+        Kept at the site for the next round's half, and for evaluation.
+    """
+
+    parameters: State
+    arrays: State = field(default_factory=dict)
+    private: State = field(default_factory=dict)
+
+
+class SiteTraining(Protocol):
+    """A site in one round, as a strategy sees it.
+
+    Attributes
+    ----------
+    config : RunConfig
+    weights : mapping of str to Tensor
+        All of the model's parameters at the round's beginning: those that the server has sent, and
+        the site's own of those that are not shared.
+    arrays : mapping of str to Tensor
+        The strategy's further arrays, as the server has sent them.
+    private : mapping of str to Tensor
+        What the last round's half has kept; empty at first.
+    parts : mapping of str to str
+        Of each parameter: "head", the last linear layer; "norm", a normalization; "body".
+    """
+
+    config: RunConfig
+    weights: State
+    arrays: State
+    private: State
+    parts: Mapping[str, str]
+
+    def fit(self, weights: State, hooks: Hooks, *, model: str = COMMON) -> dict[str, Tensor]:
+        """Train for a round's steps from some weights; return all parameters.
+
+        Each model that a site trains by a name of its own has its own optimizer's moments.
+        """
+
+
+class SiteTuning(Protocol):
+    """A site that is about to be tested, as a strategy sees it."""
+
+    config: RunConfig
+
+    def fit(self, weights: State, steps: int) -> dict[str, Tensor]:
+        """Train for some steps from some weights; return all parameters."""
+
+    def loss(self, weights: State) -> float:
+        """Return the loss on the site's validation images."""
 
 
 class Strategy(ABC):
     """Base of all strategies; its methods are pure and know neither messages nor tasks."""
 
-    # Its own options in the group `strategy`, each with a comparison's value where none is set.
-    options: Mapping[str, float] = {}
+    Options: ClassVar[type[Options]] = Options
     # Whether the server half needs no more than Σ votes · update and Σ votes over the sites.
-    secure_sums: bool = False
+    secure_sums: ClassVar[bool] = False
+    # Whether the server's learning rate has a meaning: there is an average, and steps along it.
+    takes_server_rate: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
-        """The name in the run config: that of the module."""
-        return type(self).__module__.rpartition(".")[2]
+        """The name in the run config: that of the module, with ``-`` for ``_``."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
 
     @property
-    def has_hooks(self) -> bool:
-        """Whether it steps into the sites' training."""
-        return type(self).hooks is not Strategy.hooks
+    def summary(self) -> str:
+        """What it does, in the one line that the class begins with."""
+        return (type(self).__doc__ or "").strip().splitlines()[0]
+
+    @property
+    def of_classifiers(self) -> bool:
+        """Whether it steps into a classifier's training, or makes a model for each site."""
+        mine = type(self)
+        own = (mine.hooks, mine.train)
+        return self.is_personal or own != (Strategy.hooks, Strategy.train)
+
+    @property
+    def splits(self) -> bool:
+        """Whether it keeps a part of a model at the sites."""
+        return type(self).shares is not Strategy.shares
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether each site is judged by a model of its own."""
+        mine = type(self)
+        own = (mine.personal, mine.tune)
+        return self.splits or own != (Strategy.personal, Strategy.tune)
+
+    def options(self, config: RunConfig) -> Any:
+        """Return the strategy's options in a run.
+
+        Raises
+        ------
+        ConfigError
+            For one that the strategy does not have, or a value out of range.
+        """
+        try:
+            return self.Options.from_words(config.strategy.options)
+        except ConfigError as error:
+            unknown = f"unknown key '{self.Options.prefix}"
+            raise ConfigError(
+                str(error).replace(unknown, f"strategy '{self.name}' has no option '")
+            ) from None
 
     def check(self, config: RunConfig) -> None:
-        """Refuse options that this strategy does not have.
+        """Refuse what has no effect with this strategy, or that it cannot do.
 
         Raises
         ------
         ConfigError
         """
-        for key, given in type(config.strategy).model_fields.items():
-            value = getattr(config.strategy, key)
-            if key not in (*COMMON, *self.options) and value != given.default:
-                raise ConfigError(
-                    f"run config: strategy.{key.replace('_', '-')} has no effect with strategy "
-                    f"'{self.name}': set it {given.default!r}"
-                )
+        self.options(config)
+        if config.strategy.server_learning_rate and not self.takes_server_rate:
+            raise ConfigError(
+                "run config: strategy.server-learning-rate has no effect with strategy "
+                f"'{self.name}': leave it out"
+            )
 
-    def shares(self, name: str, config: RunConfig) -> bool:
+    def sites_needed(self, config: RunConfig) -> int:
+        """Return how many sites must take part for the server half to have a meaning."""
+        del config
+        return 1
+
+    def pull(self, config: RunConfig) -> float:
+        """Return the weight of a pull of the sites' shared weights towards the server's.
+
+        A strong one leaves in an update little but a training's last steps; sites bound it.
+        """
+        del config
+        return 0.0
+
+    def shares(self, name: str, part: str, config: RunConfig) -> bool:
         """Tell whether a parameter travels; any other stays at the site, from round to round.
 
         By default all, or those of the one network that ``strategy.share`` names: its name is the
         first part of theirs.
+
+        Parameters
+        ----------
+        name : str
+        part : {"body", "norm", "head"}
+        config : RunConfig
         """
+        del part
         share = config.strategy.share
         return share == "both" or name.startswith(f"{share}.")
 
     # The site half
 
     def hooks(self, config: RunConfig, arrays: State, private: State) -> Hooks:
-        """Return what a site does in one round.
+        """Return what a site does in one training.
 
         Parameters
         ----------
@@ -110,17 +239,45 @@ class Strategy(ABC):
         del config, arrays, private
         return Hooks()
 
+    def train(self, site: SiteTraining) -> Trained:
+        """Do a site's half of a round: by default one training, with :meth:`hooks`."""
+        hooks = self.hooks(site.config, site.arrays, site.private)
+        parameters = site.fit(site.weights, hooks)
+        return Trained(parameters, *hooks.after_round(parameters))
+
+    def personal(self, weights: State, private: State, config: RunConfig) -> dict[str, Tensor]:
+        """Return the weights by which a site is judged: by default those that it is given.
+
+        Parameters
+        ----------
+        weights : mapping of str to Tensor
+            What is released, with the site's own of those parameters that are not shared.
+        private : mapping of str to Tensor
+            What the site has kept of the same round.
+        config : RunConfig
+        """
+        del private, config
+        return dict(weights)
+
+    def tune(self, site: SiteTuning, weights: State) -> dict[str, Tensor]:
+        """Adapt weights to a site once, before its test; by default leave them as they are."""
+        del site
+        return dict(weights)
+
     # The server half
 
-    def first_state(self, weights: State, config: RunConfig) -> dict[str, Tensor]:
+    def first_state(
+        self, weights: State, config: RunConfig, sites: tuple[str, ...]
+    ) -> dict[str, Tensor]:
         """Return the server's state before the first round; the same wherever it is built."""
-        del weights, config
+        del weights, config, sites
         return {}
 
     def arrays(self, state: State) -> dict[str, Tensor]:
         """Return what of the server's state travels to the sites, beside the weights.
 
-        A site sends arrays of the same names and shapes back.
+        A site sends arrays of the same names and shapes back: what it has made of them, so that
+        the difference is as small as the site's part in it.
         """
         del state
         return {}
@@ -131,6 +288,7 @@ class Strategy(ABC):
         updates: Mapping[str, SiteUpdate],
         weights: State,
         state: State,
+        config: RunConfig,
         *,
         participants: int,
         rate: float,
@@ -145,6 +303,7 @@ class Strategy(ABC):
             The server's, with which the round began.
         state : mapping of str to Tensor
             The server's, of this strategy.
+        config : RunConfig
         participants : int
             Sites of the run.
         rate : float
@@ -178,6 +337,12 @@ def step_towards(weights: State, goal: State, rate: float) -> dict[str, Tensor]:
     return {name: weight - rate * (weight - goal[name]) for name, weight in weights.items()}
 
 
+def mean_of(updates: Mapping[str, SiteUpdate]) -> dict[str, Tensor]:
+    """Return the mean of the sites' weights by their votes."""
+    votes = {site: update.votes for site, update in updates.items()}
+    return weighted_mean({site: update.weights for site, update in updates.items()}, votes)
+
+
 def join(weights: State, arrays: State) -> dict[str, Tensor]:
     """Put weights and a strategy's further arrays into one mapping, as they travel."""
     return {**weights, **{ARRAYS + name: tensor for name, tensor in arrays.items()}}
@@ -197,7 +362,7 @@ def with_prefix(state: State, prefix: str) -> dict[str, Tensor]:
 def strategy_names() -> list[str]:
     """Name the strategies that there are."""
     modules = {module.name for module in pkgutil.iter_modules(strategies.__path__)}
-    return sorted(modules - {"strategy"})
+    return sorted(name.replace("_", "-") for name in modules - {"strategy"})
 
 
 def load_strategy(name: str) -> Strategy:
@@ -213,5 +378,5 @@ def load_strategy(name: str) -> Strategy:
             f"run config: strategy.name = {name!r}: accepted is one of "
             f"{', '.join(strategy_names())}"
         )
-    found: Any = importlib.import_module(f"{strategies.__name__}.{name}")
+    found: Any = importlib.import_module(f"{strategies.__name__}.{name.replace('-', '_')}")
     return found.STRATEGY

@@ -22,6 +22,7 @@ from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
 from common.evaluation.of_site import Evaluation
 from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
+from common.models.parts import parts_of
 from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
@@ -157,6 +158,10 @@ class Classification(Task):
         """Return the model's state: all of it, in every classifier."""
         return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
+    def parts(self, model: nn.Module) -> dict[str, str]:
+        """Tell head and normalizations from the body."""
+        return parts_of(model)
+
     def load_shared(self, model: nn.Module, state: State) -> None:
         """Take over weights, strictly."""
         model.load_state_dict(dict(state), strict=True)
@@ -225,7 +230,7 @@ class Classification(Task):
             config,
             device=place.device,
             seed=place.seed(config.run.seed, round=round_number, purpose="fit"),
-            first_step=(round_number - 1) * config.training.local_steps,
+            round_number=round_number,
             moments=private,
             hooks=hooks,
         )
@@ -233,7 +238,7 @@ class Classification(Task):
             model.log_variance.copy_(
                 place.disclosure.log_variance(model.log_variance, received, data.people)
             )
-        seen = float(config.training.local_steps * config.training.batch_size)
+        seen = float(config.local_steps(len(data)) * config.training.batch_size)
         return Fit({"loss": loss, "images-seen": seen}, moments)
 
     def evaluate(

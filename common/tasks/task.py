@@ -133,10 +133,18 @@ class Task(ABC):
     def parameters(self, model: Any) -> dict[str, Tensor]:
         """Return copies of all of the model's state that sites might share, float32."""
 
+    def parts(self, model: Any) -> dict[str, str]:
+        """Return of each of these what it is part of, "body", "norm" or "head"; here the body."""
+        return dict.fromkeys(self.parameters(model), "body")
+
     def shared_state(self, model: Any, config: RunConfig) -> dict[str, Tensor]:
         """Return the part of the model's state that sites share, as the strategy says."""
-        shares = load_strategy(config.strategy.name).shares
-        return {n: tensor for n, tensor in self.parameters(model).items() if shares(n, config)}
+        shares, parts = load_strategy(config.strategy.name).shares, self.parts(model)
+        return {
+            name: tensor
+            for name, tensor in self.parameters(model).items()
+            if shares(name, parts[name], config)
+        }
 
     def server_learning_rate(self, participants: int) -> float:
         """Return the server's learning rate that suits so many sites, where none is set."""
@@ -338,8 +346,10 @@ def read_run_config(run_config: Mapping[str, Any]) -> RunConfig:
     reader_of(config.read_study())
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
     strategy.check(config)
-    if strategy.has_hooks and not task.takes_hooks:
-        able = [name for name in strategy_names() if not load_strategy(name).has_hooks]
+    options = {"options": strategy.options(config).to_words()}  # alike, if they mean the same
+    config = config.model_copy(update={"strategy": config.strategy.model_copy(update=options)})
+    if not task.takes_hooks and strategy.of_classifiers:
+        able = [name for name in strategy_names() if not load_strategy(name).of_classifiers]
         raise ConfigError(
             f"run config: task '{config.task}' has no strategy '{strategy.name}': accepted is one "
             f"of {', '.join(able)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import DivergedError
+from common.models.parts import captured_features
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
 from common.training.balanced_batches import BalancedBatches
-from common.training.hooks import Hooks
+from common.training.hooks import Batch, Hooks
 from common.training.variation import variation_of
 
 if TYPE_CHECKING:
@@ -81,11 +83,11 @@ def train(
     *,
     device: torch.device,
     seed: int,
-    first_step: int,
+    round_number: int,
     moments: Mapping[str, Tensor],
     hooks: Hooks | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
-    """Train a classifier in place: ``local_steps`` optimizer steps.
+    """Train a classifier in place for one round's optimizer steps.
 
     AdamW on the cross-entropy, each class weighted (:func:`class_weights`) or equally often in
     batches, so that a hospital's mix of classes does not become a prior; the learning rate follows
@@ -108,8 +110,8 @@ def train(
     device : torch.device
     seed : int
         Of batches, augmentation and what the model drops.
-    first_step : int
-        Steps of the run that were made before.
+    round_number : int
+        From 1.
     moments : mapping of str to Tensor
         What the last call gave back; empty at first.
     hooks : Hooks, optional
@@ -127,7 +129,9 @@ def train(
     DivergedError
         If the loss is not finite: the run has diverged.
     """
-    steps, study = config.training.local_steps, config.read_study()
+    steps, study = config.local_steps(len(data)), config.read_study()
+    first_step, total = (round_number - 1) * steps, config.run.rounds * steps
+    smoothing = config.training.label_smoothing
     labels, augment = torch.from_numpy(data.labels), variation_of(study).augment
     classes = len(study.label.classes.names)
     per_class = torch.from_numpy(class_weights(data.labels, classes)).to(device)
@@ -152,7 +156,8 @@ def train(
         log_variance = model.survey(features, per_class[labels.to(device)])
         if log_variance is not None and not first_step:
             model.log_variance.copy_(log_variance)
-        if model.frozen and config.training.augment == "none":
+        plain = type(hooks).loss is Hooks.loss
+        if model.frozen and plain and config.training.augment == "none":
             constant = features
     augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
     losses = []
@@ -160,24 +165,22 @@ def train(
         torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
         for step in range(first_step, first_step + steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.training.learning_rate * cosine(step, config.total_steps)
+                group["lr"] = config.training.learning_rate * cosine(step, total)
             index = next(batches)
             targets = labels[index].to(device)
+            criterion = partial(_loss, targets=targets, weights=in_loss, smoothing=smoothing)
             if constant is not None:
-                logits = model.classify(constant[torch.from_numpy(index)])
+                loss = criterion(model.classify(constant[torch.from_numpy(index)]))
             else:
                 images = torch.from_numpy(data.take(index))
                 if config.training.augment == "all":
                     images = augment(images, augmentation)
-                logits = model(images.to(device))
-            # Divided by the batch, not by its own weights as "mean" would: a batch without the
-            # rarer class would else pull towards the other at full strength.
-            each = F.cross_entropy(
-                logits, targets, label_smoothing=config.training.label_smoothing, reduction="none"
-            )
-            loss = in_loss[targets] @ each / len(targets)
-            if (term := hooks.loss(model)) is not None:
-                loss = loss + term
+                images = images.to(device)
+                with captured_features(model) as features:
+                    loss = criterion(model(images))
+                batch = Batch(images, targets, features[-1], loss, criterion)
+                if (term := hooks.loss(model, batch)) is not None:
+                    loss = loss + term
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             hooks.gradient(model)
@@ -193,6 +196,14 @@ def train(
             "diverged. Try a lower training.learning-rate"
         )
     return mean_loss, _moments(optimizer, model)
+
+
+def _loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy of a batch, each class weighted; see :func:`train`."""
+    each = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+    # Divided by the batch, not by its own weights as "mean" would: a batch without the rarer class
+    # would else pull towards the other at full strength.
+    return weights[targets] @ each / len(targets)
 
 
 def _moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

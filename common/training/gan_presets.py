@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
+from common.settings import as_typed
 from common.training.gan_config import GanConfig
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def changed_preset(
             raise ConfigError(
                 f"model.gan-changes: {key} has no effect in a federation: leave it out"
             )
-        found[key] = _typed(text, known[key])
+        found[key] = as_typed(text, known[key])
     return for_study(base, study, {**found, **decided})
 
 
@@ -132,16 +133,6 @@ def for_study(base: GanConfig, study: Study, changes: Mapping[str, Any]) -> GanC
             f"{', '.join(map(str, RESOLUTIONS))}"
         )
     return found
-
-
-def _typed(text: str, like: Any) -> Any:
-    """Read a word as the type of the value that it replaces; validation follows."""
-    if isinstance(like, bool):
-        return {"true": True, "false": False}.get(text, text)
-    try:
-        return type(like)(text)
-    except ValueError:
-        return text
 
 
 # Tried on phantom slices: those of 32 pixels. γ by the authors' rule of thumb for data never tried,

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Arrays = dict[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of a classifier's training, on the device of the training.
+
+    Parameters
+    ----------
+    images : Tensor
+        (B, …), augmented.
+    targets : (B,) Tensor of int
+    features : (B, F) Tensor
+        What the last linear layer sees, with its gradient.
+    loss : Tensor
+        The training's own loss, a scalar.
+    criterion : callable
+        The training's loss of logits (B, K) for these targets.
+    """
+
+    images: Tensor
+    targets: Tensor
+    features: Tensor
+    loss: Tensor
+    criterion: Callable[[Tensor], Tensor]
 
 
 class Hooks:
@@ -20,13 +45,16 @@ class Hooks:
     def before_round(self, model: nn.Module) -> None:
         """See the model, on the device of the training, before the first optimizer step."""
 
-    def loss(self, model: nn.Module) -> Tensor | None:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
         """Return a scalar that is added to the loss of a batch; None adds nothing."""
-        del model
+        del model, batch
         return None
 
     def gradient(self, model: nn.Module) -> None:
-        """Change the gradients of a batch in place, between ``backward`` and the step."""
+        """Change the gradients of a batch in place, between ``backward`` and the step.
+
+        A parameter whose gradient is None is left alone by the step.
+        """
 
     def after_round(self, trained: Mapping[str, Tensor]) -> tuple[Arrays, Arrays]:
         """Say what beside the weights goes to the server, and what stays for the next round.
@@ -34,7 +62,7 @@ class Hooks:
         Parameters
         ----------
         trained : mapping of str to Tensor
-            The shared weights after the round, on the CPU.
+            All parameters after the round, on the CPU.
 
         Returns
         -------

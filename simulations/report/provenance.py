@@ -44,8 +44,6 @@ def _config(config: Mapping[str, Any], left_out: tuple[str, ...]) -> Iterator[tu
     for key, value in config.items():
         if key in left_out:
             continue
-        if key == "strategy.mu" and not value:  # of fedavg's cells, where both were run
-            continue
         if key == "data.cohort-dir":
             value = PurePath(str(value)).name or "none: phantoms"
         yield key, _told(value)
