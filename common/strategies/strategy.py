@@ -1,8 +1,8 @@
 """How sites learn together: what is shared, what a site does in a round, what the server does.
 
 A strategy is one module of this package with an object ``STRATEGY``, and ``strategy.name`` is the
-module's name, ``-`` for ``_``; nothing else knows it. Whatever the strategy, the loop of rounds bounds how far one
-site may pull and how many votes it may have (:mod:`common.bounds`).
+module's name, with ``-`` for ``_``; nothing else knows it. Whatever the strategy, the loop of
+rounds bounds how far one site may pull and how many votes it may have (:mod:`common.bounds`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from common import strategies
 from common.errors import ConfigError
-from common.settings import Settings
+from common.settings import Settings, did_you_mean
 from common.training.hooks import Hooks
 
 if TYPE_CHECKING:
@@ -172,13 +172,16 @@ class Strategy(ABC):
         ConfigError
             For one that the strategy does not have, or a value out of range.
         """
-        try:
-            return self.Options.from_words(config.strategy.options)
-        except ConfigError as error:
-            unknown = f"unknown key '{self.Options.prefix}"
+        own = self.Options().to_mapping()
+        given = [word.partition("=")[0] for word in config.strategy.options.split()]
+        if unknown := [key for key in given if key not in own]:
+            every = [*own, *type(config.strategy)().to_mapping()]
+            hint = did_you_mean(unknown[0], every).replace(" '", " 'strategy.")
             raise ConfigError(
-                str(error).replace(unknown, f"strategy '{self.name}' has no option '")
-            ) from None
+                f"run config: unknown key 'strategy.{unknown[0]}'{hint}. Strategy '{self.name}' "
+                f"has {'the options ' + ', '.join(own) if own else 'no options'}"
+            )
+        return self.Options.from_words(config.strategy.options)
 
     def check(self, config: RunConfig) -> None:
         """Refuse what has no effect with this strategy, or that it cannot do.
