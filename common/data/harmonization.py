@@ -70,7 +70,7 @@ class IntensityMap:
                 found[:, channel] = np.interp(stored, *knots)
         return found
 
-    # Ten times as quick as to interpolate each pixel.
+    # Several times as quick as to interpolate each pixel.
 
     @cached_property
     def _bytes(self) -> list[NDArray[np.float32]]:
@@ -126,7 +126,7 @@ def learn_map(train: Pixels, *, site: str, volumes: bool) -> IntensityMap:
     """
     version = getattr(train, "version", None)
     key = (version, volumes)
-    if version is not None and key in _known:
+    if key in _known:
         return _known[key]
     floor = HEAD if volumes else 0.0
     landmarks = _landmarks(train, floor)
