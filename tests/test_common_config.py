@@ -308,6 +308,7 @@ RUN_CONFIGS = st.fixed_dictionaries(
         "training.learning-rate": _positive(10) | st.integers(1, 10),
         "training.weight-decay": st.floats(0, 10) | st.integers(0, 10),
         "data.size": st.integers(16, 256),
+        "data.harmonize": st.sampled_from(["none", "landmarks"]),
         "model.classifier": st.sampled_from(["small", "efficientnet-b2"]),
         "run.seed": st.integers(0, 2**53),
         "run.device": st.sampled_from(["auto", "cpu"]),

@@ -84,7 +84,7 @@ class Run(Group):
 
 
 class Data(Group):
-    """Which images, and how large."""
+    """Which images, how large, and in whose intensities."""
 
     prefix: ClassVar[str] = "data."
 
@@ -100,6 +100,11 @@ class Data(Group):
         le=512,
         description="pixels or voxels a side that a classifier sees; 0: the study's",
         json_schema_extra={"accepted": "a whole number from 16 up to 512, or 0 for the study's"},
+    )
+    harmonize: Literal["none", "landmarks"] = Field(
+        "none",
+        description="landmarks: a site maps its images' intensities to a scale that all sites "
+        "share, by landmarks of its own training images that stay there (Nyul and Udupa 1999)",
     )
 
     _absolute = field_validator("cohort_dir")(_require_absolute)

@@ -64,6 +64,11 @@ class CachedPictures:
         For each image, the index of its file among those asked for, ascending.
     left_out : dict of str to int
         How many files are left out for each reason.
+
+    Attributes
+    ----------
+    version : tuple
+        Another where the images are others: a file of pixels never changes.
     """
 
     def __init__(
@@ -76,6 +81,8 @@ class CachedPictures:
     ) -> None:
         self.rows = np.array(rows, dtype=np.int64)
         self.left_out = left_out
+        status = Path(path).stat()
+        self.version = (str(path), status.st_ino, status.st_mtime_ns)
         self.pixels: np.memmap = np.memmap(path, dtype=dtype, mode="r", shape=shape)
         self._touched = 0
 

@@ -88,7 +88,7 @@ class _Joined:
         whole = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
         found = np.empty((len(index), *self.shape), whole)
         for k, images in read.items():
-            found[home == k] = images if images.dtype == whole else _in_unit_range(images)
+            found[home == k] = images if images.dtype == whole else in_unit_range(images)
         return found
 
 
@@ -157,7 +157,7 @@ class Dataset:
 
     def take(self, index: ArrayLike) -> NDArray[np.float32]:
         """Read some images, (B, *shape) in [0, 1]."""
-        return _in_unit_range(self.pixels.take(index))
+        return in_unit_range(self.pixels.take(index))
 
     def images(self) -> NDArray[np.float32]:
         """Read all images, (N, *shape) in [0, 1]: for few of them."""
@@ -210,7 +210,7 @@ def pool(sets: Sequence[Dataset]) -> Dataset:
     )
 
 
-def _in_unit_range(stored: NDArray[Pixel]) -> NDArray[np.float32]:
+def in_unit_range(stored: NDArray[Pixel]) -> NDArray[np.float32]:
     """Images as they are stored, a copy of the caller's own, in [0, 1]."""
     found = stored.astype(np.float32, copy=False)
     if stored.dtype == np.uint8:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from common.data import readers
 from common.data.dataset import Dataset, Pixels
+from common.data.harmonization import Harmonized, learn_map
 from common.data.image_table import UNKNOWN, ImageTable
 from common.errors import ConfigError
 from common.imaging.slices import LEVELS_MM
@@ -165,10 +166,12 @@ def open_split(
     size: int,
     heights_mm: Sequence[float] = (),
     cache: Path,
+    harmonize: str = "none",
 ) -> Dataset:
     """Open one split of one site's images; no file of another split is opened.
 
-    Where the split is given and parts a group, the log says so, in numbers alone.
+    With ``harmonize`` those of the training split are, too. Where the split is given and parts a
+    group, the log says so, in numbers alone.
 
     Parameters
     ----------
@@ -184,6 +187,9 @@ def open_split(
         stacks; without any, the whole volumes.
     cache : Path
         Folder on the site's own disk, for prepared images.
+    harmonize : {"none", "landmarks"}
+        Whether intensities are mapped as `common.data.harmonization` learns it from the site's
+        training images.
 
     Raises
     ------
@@ -194,19 +200,27 @@ def open_split(
     table = reader.read_table(Path(folder), site, study)
     if parted := parted_groups(table):
         _warn(parted)
-    chosen = table.rows(split)
-    images = reader.open_images(
-        table,
-        chosen,
-        study,
-        name=f"{study.name} {split}",
-        size=size,
-        heights_mm=heights_mm,
-        cache=cache,
-    )
-    kept = chosen[images.rows]
+
+    def opened(split: str) -> FileImages:
+        return reader.open_images(
+            table,
+            table.rows(split),
+            study,
+            name=f"{study.name} {split}",
+            size=size,
+            heights_mm=heights_mm,
+            cache=cache,
+        )
+
+    images = opened(split)
+    kept = table.rows(split)[images.rows]
+    pixels: Pixels = images
+    if harmonize == "landmarks":
+        train = images if split == "train" else opened("train")
+        volumes = study.images.view != "picture"
+        pixels = Harmonized(images, learn_map(train, site=site, volumes=volumes))
     return Dataset(
-        images,
+        pixels,
         table.labels[kept],
         tuple(table.persons[row] or f"#{table.groups[row]}" for row in kept),
         tuple(_conditions(table, row, study) for row in kept),
@@ -219,14 +233,27 @@ def plane_heights_mm(study: Study) -> tuple[float, ...]:
 
 
 def open_planes(
-    study: Study, site: str, folder: Path, split: str, *, size: int, cache: Path
+    study: Study,
+    site: str,
+    folder: Path,
+    split: str,
+    *,
+    size: int,
+    cache: Path,
+    harmonize: str = "none",
 ) -> Dataset:
     """Open one split as a generator takes it: pictures, or the axial slices of volumes.
 
     Parameters and errors are those of :func:`open_split`.
     """
     heights = plane_heights_mm(study)
-    found = open_split(study, site, folder, split, size=size, heights_mm=heights, cache=cache)
+    found = open_split(
+        *(study, site, folder, split),
+        size=size,
+        heights_mm=heights,
+        cache=cache,
+        harmonize=harmonize,
+    )
     return found.levels(heights) if heights else found
 
 

@@ -13,6 +13,7 @@ from common.errors import DataContractError
 FIELD_OF_VIEW_MM = 216.0  # an adult head, neck apart, with room to spare
 PREPARE_VERSION = 1  # raise it with any change that alters a prepared volume
 SMALLEST_IMAGE = 4
+HEAD = 0.05  # prepared intensity above which a voxel counts as the head's
 
 _BINS = 256
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-HEAD = 0.05  # prepared intensity above which a voxel belongs to the head
+from common.imaging.prepare import HEAD
+
 CLIP_SD = 3.0
 CELLS = 3  # a side, of the grid that the small classifier's linear layer sees
 GAIN = 8.0  # of that grid's values

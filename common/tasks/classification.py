@@ -179,6 +179,7 @@ class Classification(Task):
             size=stylegan2(config).resolution if of_slices else config.data.size,
             heights_mm=heights_mm(config),
             cache=cache,
+            harmonize=config.data.harmonize,
         )
 
     def fit(

@@ -184,7 +184,12 @@ class Generation(Task):
     ) -> Dataset:
         """Open one split of one site's pictures or slices; no file of another split is opened."""
         size = stylegan2(config).resolution
-        return open_planes(config.read_study(), site, data_dir, split, size=size, cache=cache)
+        return open_planes(
+            *(config.read_study(), site, data_dir, split),
+            size=size,
+            cache=cache,
+            harmonize=config.data.harmonize,
+        )
 
     def images_per_file(self, config: RunConfig) -> int:
         """Return how many slices are made of a volume; of a picture, one."""
