@@ -259,20 +259,30 @@ def _train(
     over = [name for name in votes if bounded[name] < votes[name]]
     state.incidents.share(number, over, config.strategy.most_share)
 
+    # No step is taken in statistics over people: they are put together, whatever the strategy.
+    statistics = state.shared.keys() & set(task.statistics)
+    seen = {
+        name: SiteUpdate(
+            {key: t for key, t in weights[name].items() if key not in statistics},
+            update.count,
+            bounded[name],
+            arrays[name],
+            update.metrics,
+            {key: weights[name][key] for key in statistics},
+        )
+        for name, update in updates.items()
+    }
     participants = len(sites.names)
-    return strategy.aggregate(
-        {
-            name: SiteUpdate(
-                weights[name], update.count, bounded[name], arrays[name], update.metrics
-            )
-            for name, update in updates.items()
-        },
-        state.shared,
+    found, server = strategy.aggregate(
+        seen,
+        {key: tensor for key, tensor in state.shared.items() if key not in statistics},
         state.strategy,
         config,
         participants=participants,
         rate=config.strategy.server_learning_rate or task.server_learning_rate(participants),
     )
+    found |= strategy.statistics(seen, config)
+    return {key: found[key] for key in state.shared}, server
 
 
 def _validate(

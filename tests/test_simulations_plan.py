@@ -14,7 +14,7 @@ from common.training.gan_presets import stylegan2
 from simulations.compare import Request, compare
 from simulations.plan import Cell, load_plan, presets
 
-WITH_HOOKS = [name for name in strategy_names() if load_strategy(name).has_hooks]
+WITH_HOOKS = [name for name in strategy_names() if load_strategy(name).of_classifiers]
 
 
 @pytest.mark.parametrize("name", presets())

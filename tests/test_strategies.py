@@ -326,6 +326,7 @@ def stub_task(monkeypatch) -> list[int]:
     """A task of one weight; the rounds whose release it was told to save."""
     saved: list[int] = []
     task = SimpleNamespace(
+        statistics=(),
         align=lambda updates, config: None,
         release=lambda previous, shared, config, **named: dict(shared),
         save=lambda *arguments, round_number, place: saved.append(round_number),
