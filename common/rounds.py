@@ -150,6 +150,21 @@ class Sites(Protocol):
         """Write metrics to the run's log."""
 
 
+def require_sites(config: RunConfig, number: int) -> None:
+    """Refuse fewer sites than the strategy needs.
+
+    Raises
+    ------
+    ConfigError
+    """
+    needed = load_strategy(config.strategy.name).sites_needed(config)
+    if number < needed:
+        raise ConfigError(
+            f"strategy '{config.strategy.name}' needs {needed} sites and there are {number}: "
+            "choose another, or other options"
+        )
+
+
 def begin(config: RunConfig, place: SiteContext) -> RunState:
     """Return the state of a run before its first round.
 
@@ -158,13 +173,8 @@ def begin(config: RunConfig, place: SiteContext) -> RunState:
     ConfigError
         There are too few sites for the strategy, or the weights to begin with cannot be read.
     """
+    require_sites(config, len(place.sites))
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
-    needed = strategy.sites_needed(config)
-    if len(place.sites) < needed:
-        raise ConfigError(
-            f"strategy '{config.strategy.name}' needs {needed} sites and there are "
-            f"{len(place.sites)}: choose another, or other options"
-        )
     model = task.build_model(config, place)
     task.warm_start(model, config)
     shared = task.shared_state(model, config)
