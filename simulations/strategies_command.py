@@ -70,6 +70,8 @@ def about(strategy: Strategy) -> dict[str, Any]:
 
 def lines(told: dict[str, Any], *, whole: bool) -> Iterator[str]:
     """Say it in words; ``whole`` with the equation and paper."""
+    from common.settings import as_words
+
     yield f"{told['name']}: {told['summary']}"
     can = [
         "a model for each site" if told["personal"] else "one model for all",
@@ -80,6 +82,6 @@ def lines(told: dict[str, Any], *, whole: bool) -> Iterator[str]:
     ]
     yield f"    {', '.join(can)}"
     for option in told["options"]:
-        yield f"    {option['key']}={option['default']}: {option['accepted']}"
+        yield f"    {as_words({option['key']: option['default']})}: {option['accepted']}"
     if whole:
         yield f"\n{told['about']}"

@@ -22,7 +22,6 @@ from common.strategies.fedavg import FedAvg
 from common.strategies.strategy import SiteUpdate, State, mean_of
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from common.config.run_config import RunConfig
@@ -54,7 +53,7 @@ class FedAvgM(FedAvg):
         *,
         participants: int,
         rate: float,
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Go η along v."""
         del participants
         momentum, mean = self.options(config).momentum, mean_of(updates)
