@@ -150,6 +150,21 @@ class Sites(Protocol):
         """Write metrics to the run's log."""
 
 
+def require_sites(config: RunConfig, number: int) -> None:
+    """Refuse fewer sites than the strategy needs.
+
+    Raises
+    ------
+    ConfigError
+    """
+    needed = load_strategy(config.strategy.name).sites_needed(config)
+    if number < needed:
+        raise ConfigError(
+            f"strategy '{config.strategy.name}' needs {needed} sites and there are {number}: "
+            "choose another, or other options"
+        )
+
+
 def begin(config: RunConfig, place: SiteContext) -> RunState:
     """Return the state of a run before its first round.
 
@@ -158,13 +173,8 @@ def begin(config: RunConfig, place: SiteContext) -> RunState:
     ConfigError
         There are too few sites for the strategy, or the weights to begin with cannot be read.
     """
+    require_sites(config, len(place.sites))
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
-    needed = strategy.sites_needed(config)
-    if len(place.sites) < needed:
-        raise ConfigError(
-            f"strategy '{config.strategy.name}' needs {needed} sites and there are "
-            f"{len(place.sites)}: choose another, or other options"
-        )
     model = task.build_model(config, place)
     task.warm_start(model, config)
     shared = task.shared_state(model, config)
@@ -259,20 +269,30 @@ def _train(
     over = [name for name in votes if bounded[name] < votes[name]]
     state.incidents.share(number, over, config.strategy.most_share)
 
+    # No step is taken in statistics over people: they are put together, whatever the strategy.
+    statistics = state.shared.keys() & set(task.statistics)
+    seen = {
+        name: SiteUpdate(
+            {key: t for key, t in weights[name].items() if key not in statistics},
+            update.count,
+            bounded[name],
+            arrays[name],
+            update.metrics,
+            {key: weights[name][key] for key in statistics},
+        )
+        for name, update in updates.items()
+    }
     participants = len(sites.names)
-    return strategy.aggregate(
-        {
-            name: SiteUpdate(
-                weights[name], update.count, bounded[name], arrays[name], update.metrics
-            )
-            for name, update in updates.items()
-        },
-        state.shared,
+    found, server = strategy.aggregate(
+        seen,
+        {key: tensor for key, tensor in state.shared.items() if key not in statistics},
         state.strategy,
         config,
         participants=participants,
         rate=config.strategy.server_learning_rate or task.server_learning_rate(participants),
     )
+    found |= strategy.statistics(seen, config)
+    return {key: found[key] for key in state.shared}, server
 
 
 def _validate(

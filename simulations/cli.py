@@ -12,7 +12,13 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError, DataContractError, FedscanError
-from simulations import check_command, prepare_commands, studies_commands, supernode_command
+from simulations import (
+    check_command,
+    prepare_commands,
+    strategies_command,
+    studies_commands,
+    supernode_command,
+)
 from simulations.gan import commands as gan_commands
 from simulations.options import Format, FormatOption, StudyOption, run_overrides
 from simulations.stopping import STOP, tell_at_once
@@ -239,6 +245,7 @@ def report(
 
 
 app.command()(check_command.check)
+app.command()(strategies_command.strategies)
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -14,6 +14,7 @@ from common.evaluation.statistics import NO_INTERVAL, WITHOUT
 from common.machine import usable_cpus
 from common.metrics_log import WHOLE
 from common.paths import cache_dir
+from common.rounds import require_sites
 from simulations import console
 from simulations.arms import pooled_config
 from simulations.benchmark import Benchmark, check_folder, question, require_same
@@ -64,6 +65,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     for cell in (cell for stage in plan.stages() for cell in stage):
         # Every fault of the configuration is met before anything starts.
         configs.append(config := plan.config(cell, base))
+        require_sites(config, count)
         threads = config.run.threads
         if cell.arm == "centralized":
             try:

@@ -19,6 +19,7 @@ from common.machine import usable_cpus
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.reading import read_json
+from common.rounds import require_sites
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.selection import due
 from simulations import console
@@ -211,6 +212,7 @@ def federate(
     from common.tasks.task import survey
 
     resources.check()
+    require_sites(config, resources.sites)
     if refused := SitePolicy.of_site(simulated=True).objections(config):
         raise ConfigError(
             f"the policy that {VARIABLE} names refuses this run: {'; '.join(refused)}"

@@ -11,6 +11,7 @@ import pytest
 
 from common.config.renamed import hint
 from common.config.run_config import GROUPS, flatten, known_keys
+from common.strategies.strategy import load_strategy, strategy_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -98,7 +99,9 @@ def test_every_key_that_is_set_in_an_example_exists(page):
     keys = [key for line in found for key in re.findall(rf"--set ({KEY})=", line)]
     for line in re.findall(r"--run-config (\"[^\"\n]*\"|'[^'\n]*')", text):
         keys += re.findall(rf"(?<![\w.-])({KEY})=", line)
-    assert not [key for key in keys if key not in known_keys()]
+    options = [load_strategy(name).Options for name in strategy_names()]
+    own = {one.prefix + key for one in options for key in one().to_mapping()}
+    assert not [key for key in keys if key not in {*known_keys(), *own}]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -118,7 +118,9 @@ def test_run_refuses_another_number_of_sites_than_the_cohort_has(
     assert "holds 2: island, north" in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["prepare"], ["prepare", "phantom"], ["check"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["prepare"], ["prepare", "phantom"], ["check"], ["strategies"]]
+)
 def test_help_has_an_example(command: list[str], tmp_path: Path) -> None:
     done = fedscan(*command, "--help", cwd=tmp_path, cache=tmp_path)
     assert done.returncode == 0

@@ -102,6 +102,16 @@ def test_hospitals_whose_given_split_parts_a_family_are_named_before_the_start(
 
 
 @pytest.mark.usefixtures("without_tables")
+def test_a_strategy_that_needs_more_sites_is_refused_before_flower_starts(
+    attempts, tmp_path: Path
+) -> None:
+    made = attempts((None, "Error: something else"))
+    with pytest.raises(ConfigError, match="strategy 'bulyan' needs 7 sites and there are 2"):
+        federate(config(tmp_path, **{"strategy.name": "bulyan"}), Resources(2))
+    assert made == []
+
+
+@pytest.mark.usefixtures("without_tables")
 def test_a_machine_that_stays_too_busy_is_said_so(attempts, tmp_path: Path) -> None:
     attempts((None, SLOW))
     with pytest.raises(RunFailed, match="too busy") as caught:

@@ -259,9 +259,11 @@ def test_repetitions_may_begin_beyond_the_seeds_that_a_recipe_was_chosen_on() ->
 
 def test_only_fedprox_cells_have_a_proximal_term() -> None:
     plan = load_plan("default", {"strategies": ["fedavg", "fedprox"]}, {"strategy.mu": 0.3})
-    assert plan.config(Cell("federated", "fedprox", 0), {}).strategy.options == "mu=0.3"
-    assert plan.config(Cell("federated", "fedavg", 0), {}).strategy.options == ""
-    assert plan.config(Cell("local", "", 0), {}).strategy.options == ""
+    told = {
+        name: plan.config(Cell(arm, name, 0), {}).strategy.options
+        for arm, name in (("federated", "fedprox"), ("federated", "fedavg"), ("local", ""))
+    }
+    assert told == {"fedprox": "mu=0.3", "fedavg": "", "": ""}
 
 
 def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
@@ -339,3 +341,11 @@ def test_benchmark_refuses_a_folder_with_other_files(tiny_cohort: Path, tmp_path
     assert done.returncode == 2
     assert "holds other files" in done.stderr
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_a_strategy_that_needs_more_sites_is_refused_before_the_start(tmp_path: Path) -> None:
+    plan = {"strategies": ["krum"]}
+    request = Request("default", plan, {}, None, 3, tmp_path / "out", 0.0, 60.0)
+    with pytest.raises(ConfigError, match="strategy 'krum' needs 5 sites and there are 3"):
+        compare(request, resume=False, dry_run=True)
+    assert not list(tmp_path.iterdir())

@@ -254,8 +254,9 @@ GENERATION = {
         {"data.size": 16, "strategy.name": "fedprox", "strategy.mu": 1.0},
         {"data.size": 16, "strategy.name": "fedbn"},
         GENERATION,
+        {**GENERATION, "strategy.share": "both", "strategy.name": "fedadam"},
     ],
-    ids=["fedprox", "fedbn", "private discriminators"],
+    ids=["fedprox", "fedbn", "private discriminators", "generators by fedadam"],
 )
 def test_sites_in_one_process_learn_the_same_bits_as_sites_asked_by_messages(
     values, tiny_cohort: Path, session_cache, tmp_path, monkeypatch
@@ -326,6 +327,7 @@ def stub_task(monkeypatch) -> list[int]:
     """A task of one weight; the rounds whose release it was told to save."""
     saved: list[int] = []
     task = SimpleNamespace(
+        statistics=(),
         align=lambda updates, config: None,
         release=lambda previous, shared, config, **named: dict(shared),
         save=lambda *arguments, round_number, place: saved.append(round_number),

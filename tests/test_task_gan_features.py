@@ -437,13 +437,6 @@ def test_what_a_classifier_does_not_have_is_refused(key: str, value: str) -> Non
         config("small", gan_changes="", **{key: value})
 
 
-def test_no_step_is_taken_in_a_variance() -> None:
-    with pytest.raises(ConfigError, match=r"server-learning-rate has no place .*Set it 0"):
-        config(server_learning_rate=2.0)
-    config("slices", server_learning_rate=2.0)
-    config(server_learning_rate=1.0)
-
-
 def test_a_whole_head_has_the_generated_heights_among_its_own(tiny_cohort, tmp_path) -> None:
     where = ("north", tiny_cohort / "north", "test")
     few, many = (

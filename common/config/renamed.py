@@ -37,7 +37,7 @@ _NOW = {
     "share": "strategy.share",
 }
 _GONE = {
-    "server-momentum": "no momentum is applied to the server's steps any more",
+    "server-momentum": "strategy 'fedavgm' has a strategy.momentum",
     "feature-layer": "features are those of the discriminator's first convolution",
     "features": "the discriminator's weights are not trained on",
 }

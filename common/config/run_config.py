@@ -226,11 +226,6 @@ class RunConfig(Settings):
                     f"it {default!r}, or model.classifier to "
                     f"{' or '.join(map(repr, OF_SLICES))}"
                 )
-        if given == "gan-features" and self.strategy.server_learning_rate not in (0, 1):
-            found.append(
-                "strategy.server-learning-rate has no place with classifier 'gan-features': the "
-                "features' variance is averaged, no step is taken in it. Set it 0"
-            )
         return found
 
 

@@ -1,8 +1,9 @@
 """How sites learn together: what is shared, what a site does in a round, what the server does.
 
 A strategy is one module of this package with an object ``STRATEGY``, and ``strategy.name`` is the
-module's name, with ``-`` for ``_``; nothing else knows it. Whatever the strategy, the loop of
-rounds bounds how far one site may pull and how many votes it may have (:mod:`common.bounds`).
+module's name, ``-`` for ``_``; nothing else knows it. A module whose name begins with ``_`` holds
+what several strategies share. Whatever the strategy, the loop of rounds bounds how far one site may
+pull and how many votes it may have (:mod:`common.bounds`).
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class SiteUpdate:
         The strategy's further arrays, as the site has sent them.
     metrics : mapping of str to float
         What the training reports, where the site tells it.
+    statistics : mapping of str to Tensor
+        What is shared and is no weight, but a statistic over the site's people.
     """
 
     weights: State
@@ -63,6 +66,7 @@ class SiteUpdate:
     votes: float
     arrays: State = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    statistics: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -313,6 +317,12 @@ class Strategy(ABC):
             The server's learning rate.
         """
 
+    def statistics(self, updates: Mapping[str, SiteUpdate], config: RunConfig) -> dict[str, Tensor]:
+        """Put together the sites' statistics, in which no step is taken: by default their mean."""
+        del config
+        votes = {site: update.votes for site, update in updates.items()}
+        return weighted_mean({site: update.statistics for site, update in updates.items()}, votes)
+
 
 def weighted_mean(updates: Mapping[str, State], votes: Mapping[str, float]) -> dict[str, Tensor]:
     """Return Σ v_i T_i / Σ v_i of each tensor, summed in the order of ``updates``.
@@ -365,7 +375,8 @@ def with_prefix(state: State, prefix: str) -> dict[str, Tensor]:
 def strategy_names() -> list[str]:
     """Name the strategies that there are."""
     modules = {module.name for module in pkgutil.iter_modules(strategies.__path__)}
-    return sorted(name.replace("_", "-") for name in modules - {"strategy"})
+    public = {name for name in modules if not name.startswith("_")}
+    return sorted(name.replace("_", "-") for name in public - {"strategy"})
 
 
 def load_strategy(name: str) -> Strategy:
@@ -379,7 +390,7 @@ def load_strategy(name: str) -> Strategy:
     if name not in strategy_names():
         raise ConfigError(
             f"run config: strategy.name = {name!r}: accepted is one of "
-            f"{', '.join(strategy_names())}"
+            f"{', '.join(strategy_names())}{did_you_mean(name, strategy_names())}"
         )
     found: Any = importlib.import_module(f"{strategies.__name__}.{name.replace('-', '_')}")
     return found.STRATEGY
