@@ -1,8 +1,8 @@
 """How sites learn together: what is shared, what a site does in a round, what the server does.
 
 A strategy is one module of this package with an object ``STRATEGY``, and ``strategy.name`` is the
-module's name, ``-`` for ``_``; nothing else knows it. Whatever the strategy, the loop of rounds bounds how far one
-site may pull and how many votes it may have (:mod:`common.bounds`).
+module's name, ``-`` for ``_``; nothing else knows it. Whatever the strategy, the loop of rounds
+bounds how far one site may pull and how many votes it may have (:mod:`common.bounds`).
 """
 
 from __future__ import annotations
@@ -115,11 +115,12 @@ class SiteTraining(Protocol):
 
 
 class SiteTuning(Protocol):
-    """A site that is about to be tested, as a strategy sees it."""
+    """A site that is about to be tested, as a strategy sees it; see :class:`SiteTraining`."""
 
     config: RunConfig
+    parts: Mapping[str, str]
 
-    def fit(self, weights: State, steps: int) -> dict[str, Tensor]:
+    def fit(self, weights: State, steps: int, hooks: Hooks) -> dict[str, Tensor]:
         """Train for some steps from some weights; return all parameters."""
 
     def loss(self, weights: State) -> float:
