@@ -132,7 +132,7 @@ def test_apfl_learns_its_parts_by_the_mixture_s_slope():
 
 
 def test_apfl_s_parts_stay_between_none_and_all():
-    federation = Federation("apfl", *two(), alpha_rate=1e6)
+    federation = Federation("apfl", *two(), alpha=0.9, alpha_rate=1e6)
     for _ in range(2):
         federation.round()
     assert {float(site.kept["alpha"]) for site in federation.sites.values()} == {0, 1}

@@ -70,7 +70,7 @@ class MixtureLoss(Hooks):
 
     def next_alpha(self, rate: float) -> float:
         """Return α_i after a step along the mean slope, from 0 to 1."""
-        moved = float(self.alpha) - rate * self.slope / max(1, self.steps)
+        moved = float(self.alpha.detach()) - rate * self.slope / max(1, self.steps)
         return min(1.0, max(0.0, moved))
 
 
