@@ -248,17 +248,8 @@ GENERATION = {
 
 
 @pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"data.size": 16, "strategy.name": "fedprox", "strategy.mu": 1.0},
-        {"data.size": 16, "strategy.name": "fedbn"},
-        GENERATION,
-    ],
-    ids=["fedprox", "fedbn", "private discriminators"],
-)
-def test_sites_in_one_process_learn_the_same_bits_as_sites_asked_by_messages(
-    values, tiny_cohort: Path, session_cache, tmp_path, monkeypatch
+def test_private_discriminators_learn_the_same_bits_in_one_process_as_by_messages(
+    tiny_cohort: Path, session_cache, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
     monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
@@ -274,7 +265,7 @@ def test_sites_in_one_process_learn_the_same_bits_as_sites_asked_by_messages(
             **{"run.rounds": 2, "run.evaluate-every": 1, "run.output-dir": str(tmp_path)},
             **{"training.local-steps": 2, "training.batch-size": 4},
             "data.cohort-dir": str(tiny_cohort),
-            **values,
+            **GENERATION,
         }
     )
     federate(InProcessGrid(clients(simulated(), config)[0]), config, run_id="run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from test_server_rounds import InProcessGrid, clients, no_waiting, simulated  # noqa: F401
 
 from common.config.run_config import RunConfig
+from common.data.phantoms.lesion_cohorts import write_hospital
 from common.strategies.fedper import FedPer
 from common.strategies.strategy import load_strategy, strategy_names
 from common.tasks.classification import Classification
@@ -23,7 +25,11 @@ from simulations.arms import train_in_place
 pytestmark = pytest.mark.usefixtures("in_simulation", "one_thread", "task_identity")
 
 SITES, RUN = ("island", "north"), "1"  # as the contexts of the SuperNodes have it
-OPTIONS = {"fine-tune": {"steps": 2}, "apfl": {"alpha-rate": 0.1}}  # so that they do something
+OPTIONS = {  # so that they do something in few steps
+    "apfl": {"alpha-rate": 0.1},
+    "fedrep": {"head-steps": 1},
+    "fine-tune": {"steps": 2},
+}
 OF_TWO = [n for n in strategy_names() if load_strategy(n).sites_needed(RunConfig()) <= len(SITES)]
 
 
@@ -83,6 +89,52 @@ def test_sites_in_one_process_learn_and_judge_the_same_bits_as_sites_asked_by_me
         found.append([(path.name, path.read_bytes()) for path in files])
     assert found[0] == found[1]
     assert len(found[0]) == 2 + 2 * (3 if load_strategy(name).is_personal else 1)
+
+
+def test_fednova_s_steps_travel_in_int8_well_enough_to_be_equal(config):
+    models = set()
+    for name in ("fedavg", "fednova"):
+        folder, _ = by_messages(config(name, transport="int8"))
+        models.add((folder / "model.safetensors").read_bytes())
+        shutil.rmtree(folder.parent)
+    assert len(models) == 1
+
+
+@pytest.mark.parametrize("transport", ["float16", "int8"])
+def test_scaffold_s_variates_travel_in_few_bits_nearly_as_they_are(transport, config):
+    """Two ways of rounding, of the same training: a weight differs by little of what it moves."""
+    start = Classification().build_model(config("scaffold")).state_dict()
+    whole, few = (
+        load_file(run(config("scaffold", transport=kind))[0] / "model.safetensors")
+        for run, kind in ((in_one_process, "float32"), (by_messages, transport))
+    )
+    moved = sum(float((whole[name] - start[name]).square().sum()) for name in start)
+    apart = sum(float((whole[name] - few[name]).square().sum()) for name in start)
+    assert 0 < apart < 0.1**2 * moved
+
+
+@pytest.fixture(scope="module")
+def tiny_pictures(tmp_path_factory) -> Path:
+    """Two hospitals with pictures of skin lesions, north with more of them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, patients in {"island": 8, "north": 16}.items():
+        write_hospital(folder, name, seed=1005, patients=patients, size=16)
+    return folder
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_every_strategy_trains_pictures_at_sites_that_make_different_numbers_of_steps(
+    name, config, tiny_pictures
+):
+    values = {"study": "skin-lesions", "data.cohort-dir": str(tiny_pictures), "run.threads": 1}
+    epochs = {"training.local-epochs": 1, "training.local-steps": 0, "training.batch-size": 16}
+    folder, records = in_one_process(config(name, **values, **epochs))
+    told = json.loads((folder / "summary.json").read_text())["sites"]
+    assert told["north"]["n_train"] > 16 >= told["island"]["n_train"]
+    assert all(0 < one["loss"] < 10 for one in told.values())
+    for site in SITES:
+        saved = (records / site / RUN / "model.safetensors").is_file()
+        assert saved == load_strategy(name).is_personal
 
 
 @pytest.mark.parametrize("run", [by_messages, in_one_process])

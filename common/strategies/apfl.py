@@ -57,6 +57,7 @@ class MixtureLoss(Hooks):
         mixture = {
             name: torch.lerp(self.common[name], parameter, self.alpha)
             for name, parameter in model.named_parameters()
+            if parameter.requires_grad  # what is frozen is alike in both
         }
         return batch.criterion(functional_call(model, mixture, (batch.images,))) - batch.loss
 
