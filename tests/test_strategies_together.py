@@ -117,7 +117,7 @@ def test_scaffold_s_variates_travel_in_few_bits_nearly_as_they_are(transport, co
 def tiny_pictures(tmp_path_factory) -> Path:
     """Two hospitals with pictures of skin lesions, north with more of them."""
     folder = tmp_path_factory.mktemp("pictures")
-    for name, patients in {"island": 8, "north": 16}.items():
+    for name, patients in {"island": 8, "north": 24}.items():
         write_hospital(folder, name, seed=1005, patients=patients, size=16)
     return folder
 
