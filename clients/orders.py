@@ -20,6 +20,7 @@ import torch
 
 from common.errors import ConfigError, FedscanError
 from common.fingerprint import digest, fingerprint
+from common.strategies.strategy import ARRAYS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,8 +90,9 @@ def require_explained(
 
     A tensor of n entries may move by ``factor`` · max(u, r √n), where u is the norm of the site's
     own largest update of it, and r the root mean square of the largest updates of all entries: a
-    small tensor that the site itself hardly trains may be trained by others. One that the site
-    does not train at all (u = 0) may not move, but for the rounding of an average.
+    small tensor that the site itself hardly trains may be trained by others. A strategy's further
+    arrays have an r of their own, as they are in other units. A tensor that the site does not train
+    at all (u = 0) may not move, but for the rounding of an average.
 
     Parameters
     ----------
@@ -111,12 +113,16 @@ def require_explained(
     """
     if not factor:
         return
-    squares = sum(float(norm) ** 2 for norm in largest.values())
-    usual = math.sqrt(squares / max(1, sum(before[name].numel() for name in largest)))
+    usual = {}
+    for further in (False, True):
+        names = [name for name in largest if name.startswith(ARRAYS) == further]
+        squares = sum(float(largest[name]) ** 2 for name in names)
+        usual[further] = math.sqrt(squares / max(1, sum(before[name].numel() for name in names)))
     excess = {}
     for name in received.keys() - set(exempt):
         tensor, own = received[name], float(largest[name])
-        most = factor * max(own, usual * math.sqrt(tensor.numel())) if own else 0.0
+        others = usual[name.startswith(ARRAYS)] * math.sqrt(tensor.numel())
+        most = factor * max(own, others) if own else 0.0
         rounding = RELATIVE * float(before[name].norm()) + ABSOLUTE
         excess[name] = float((tensor - before[name]).norm()) / (most + rounding)
     worst = max(excess, key=excess.__getitem__)

@@ -166,9 +166,9 @@ class _Tuning(SiteTuning):
         self, task: Task, model: Any, load: Load, config: RunConfig, place: SiteContext
     ) -> None:
         self.task, self.model, self.load = task, model, load
-        self.config, self.place = config, place
+        self.config, self.place, self.parts = config, place, task.parts(model)
 
-    def fit(self, weights: State, steps: int) -> dict[str, Tensor]:
+    def fit(self, weights: State, steps: int, hooks: Hooks) -> dict[str, Tensor]:
         """Train as in a run of one round."""
         values = {"run.rounds": 1, "training.local-steps": steps, "training.local-epochs": 0}
         self.task.load_shared(self.model, weights)
@@ -179,6 +179,7 @@ class _Tuning(SiteTuning):
             place=self.place,
             round_number=1,
             private={},
+            hooks=hooks,
         )
         return self.task.parameters(self.model)
 

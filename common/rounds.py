@@ -241,17 +241,15 @@ def _train(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Have sites train, bound what single ones can do, and aggregate."""
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
-    updates = sites.train(number, join(state.shared, strategy.arrays(state.strategy)), state)
+    own = strategy.arrays(state.strategy)
+    updates = sites.train(number, join(state.shared, own), state)
     state.fits = {name: update.metrics for name, update in updates.items()}
     weights, arrays = {}, {}
     for name, update in updates.items():
         weights[name], arrays[name] = split(update.state)
 
-    norms = update_norms(weights, state.shared)
-    for name, most in longest_norms(norms, config.strategy.most_norm).items():
-        if norms[name] > most:
-            state.incidents.norm(number, name, norms[name], most)
-            weights[name] = shortened(weights[name], state.shared, most / norms[name])
+    norms = _shorten(number, weights, state.shared, config, state.incidents)
+    _shorten(number, arrays, own, config, state.incidents)
     sites.record(
         number,
         "train",
@@ -293,6 +291,22 @@ def _train(
     )
     found |= strategy.statistics(seen, config)
     return {key: found[key] for key in state.shared}, server
+
+
+def _shorten(
+    number: int,
+    updates: dict[str, dict[str, Tensor]],
+    start: State,
+    config: RunConfig,
+    incidents: Incidents,
+) -> dict[str, float]:
+    """Bound by the others' how far each site has moved, in place; return how far it had."""
+    norms = update_norms(updates, start)
+    for name, most in longest_norms(norms, config.strategy.most_norm).items():
+        if norms[name] > most:
+            incidents.norm(number, name, norms[name], most)
+            updates[name] = shortened(updates[name], start, most / norms[name])
+    return norms
 
 
 def _validate(

@@ -27,14 +27,14 @@ class Point(nn.Module):
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
         for name in PARTS:
-            part = nn.Module()
+            part = nn.Identity()
             part.weight = nn.Parameter(state[name].clone())
             self.add_module(name.partition(".")[0], part)
 
     def forward(self, curvature: Tensor) -> Tensor:
-        """Return the three numbers, as logits (1, 3)."""
+        """Return the three numbers, as features and logits (1, 3)."""
         del curvature
-        return torch.cat([p for _, p in sorted(self.named_parameters())])[None]
+        return self.head(torch.cat([p for _, p in sorted(self.named_parameters())])[None])
 
 
 @dataclass

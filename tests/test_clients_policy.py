@@ -236,6 +236,15 @@ def test_tensor_that_the_site_does_not_train_may_not_be_moved():
     require_explained("north", moved_by("frozen", 5.0), before, largest, 4.0, exempt=["frozen"])
 
 
+def test_large_further_arrays_of_a_strategy_do_not_let_weights_move_farther():
+    before = {"w": torch.ones(100), "strategy/steps": torch.zeros(())}
+    largest = {"w": torch.tensor(1.0), "strategy/steps": torch.tensor(1000.0)}
+    with pytest.raises(FedscanError, match="w has moved"):
+        require_explained("north", before | {"w": before["w"] + 1}, before, largest, 4.0)
+    moved_array = before | {"strategy/steps": torch.tensor(1000.0)}
+    require_explained("north", moved_array, before, largest, 4.0)
+
+
 def test_model_that_is_validated_is_one_that_the_run_explains(site):
     weights = site.after(site.start, site.train(1, site.start))
     assert "has moved" in refusal(site, EVALUATE, 1, "val", moved(weights, 1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from common.paths import cache_dir
 from common.tasks.classification import score
 from common.tasks.task import SiteContext, load_task
 from common.training.classifier import predict
-from simulations.arms import POOL, Work, pooled_config, run_cell
+from simulations.arms import POOL, Work, pooled_config, run_cell, train_in_place
 from simulations.plan import Cell
 from simulations.results import COLUMNS
 
@@ -79,6 +80,42 @@ def test_arms_make_equal_steps_and_see_equal_images(work) -> None:
     assert set(small.steps) == {12}  # sites × as many
     both_sites = local.groupby("trained_on").images_seen.first().sum()
     assert set(large.images_seen) == set(small.images_seen) == {both_sites}
+
+
+def test_sites_that_train_by_epochs_make_the_steps_that_their_results_tell(
+    work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs in batches of 2; a federation's are the most steps, and all sites' images."""
+    made: dict[str, int] = {}
+    fit = classification.fit
+
+    def spy(*arguments, place, **named):
+        found = fit(*arguments, place=place, **named)
+        made[place.site] = int(found.private["head.bias/step"])
+        return found
+
+    monkeypatch.setattr(classification, "fit", spy)
+    given = work("local", local_steps=0, local_epochs=2, batch_size=2)
+    local = run_cell(given).query("split == 'test'").groupby("trained_on")
+    files = {
+        site: json.loads((Path(given.folder) / site / "summary.json").read_text())["sites"][site]
+        for site in given.sites
+    }
+    rounds = 2
+    assert made == {n: rounds * 2 * math.ceil(one["n_train"] / 2) for n, one in files.items()}
+    assert made["north"] > made["island"]
+    assert local.steps.first().to_dict() == made
+    assert local.images_seen.first().to_dict() == {site: 2 * made[site] for site in made}
+    rows = train_in_place(
+        {site: [site] for site in given.sites},
+        {site: Path(path) for site, path in given.sites.items()},
+        given.config,
+        place=SiteContext(POOL, tuple(given.sites), torch.device("cpu")),
+        folder=tmp_path / "together",
+        records=(tmp_path / "records", Path("together")),
+    )
+    assert {row["steps"] for row in rows if row["split"] == "test"} == {made["north"]}
+    assert {r["images_seen"] for r in rows if r["split"] == "test"} == {2 * sum(made.values())}
 
 
 def test_a_pools_configuration_is_validated() -> None:

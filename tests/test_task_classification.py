@@ -301,9 +301,10 @@ class KnowsOnlyFrequency(nn.Module):
     def __init__(self, start: Tensor | None = None) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(2) if start is None else start.clone())
+        self.head = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.bias.expand(len(images), 2)
+        return self.head(self.bias.expand(len(images), 2))
 
 
 def learnt_frequency(men: float, batch_size: int) -> float:
@@ -360,7 +361,10 @@ def moved(data: Dataset, run: RunConfig) -> float:
 def test_pull_towards_the_start_keeps_the_weights_near_it(data):
     one_round = {"weight_decay": 0, "local_steps": 20, "rounds": 1}
     free = moved(data, config(**one_round))
-    leashed = [moved(data, config(name="fedprox", mu=mu, **one_round)) for mu in (1e-6, 1.0, 1e4)]
+    leashed = [
+        moved(data, config(name="fedprox", options=f"mu={mu}", **one_round))
+        for mu in (1e-6, 1.0, 1e4)
+    ]
     assert leashed[0] == pytest.approx(free, rel=1e-2)
     assert leashed[2] < leashed[1] < leashed[0]
     assert leashed[2] < 0.2 * free
@@ -373,7 +377,7 @@ def test_proximal_term_is_half_mu_times_squared_distance(data):
     def loss_after(steps: int) -> tuple[float, Tensor]:
         model = KnowsOnlyFrequency(start)
         length = {"local_steps": steps, "rounds": 20 // steps}  # of one schedule
-        run = config(name="fedprox", mu=50.0, batch_size=12, **length)
+        run = config(name="fedprox", options="mu=50.0", batch_size=12, **length)
         _, done = train(data, run, model=model)
         return done.metrics["loss"], model.bias.detach()
 

@@ -119,11 +119,12 @@ class SiteTraining(Protocol):
 
 
 class SiteTuning(Protocol):
-    """A site that is about to be tested, as a strategy sees it."""
+    """A site that is about to be tested, as a strategy sees it; see :class:`SiteTraining`."""
 
     config: RunConfig
+    parts: Mapping[str, str]
 
-    def fit(self, weights: State, steps: int) -> dict[str, Tensor]:
+    def fit(self, weights: State, steps: int, hooks: Hooks) -> dict[str, Tensor]:
         """Train for some steps from some weights; return all parameters."""
 
     def loss(self, weights: State) -> float:

@@ -26,6 +26,7 @@ from common.models.parts import parts_of
 from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
+from common.strategies.strategy import load_strategy
 from common.studies.study import Study
 from common.tasks.task import Fit, Load, SiteContext, State, Task, ValidationResult
 from common.training.classifier import predict, survey_features, train
@@ -329,13 +330,17 @@ class Classification(Task):
         round_number: int,
         place: SiteContext,
     ) -> None:
-        """Write ``model.safetensors`` and ``model.json``."""
-        del shared, place
+        """Write ``model.safetensors``, and ``model.json``, also of what only sites have of it."""
+        del shared
         keys = ("gan", "gan_changes", "heights", "adapt")
         if config.model.classifier in OF_SLICES:
             about = {key: getattr(config.model, key) for key in keys}
         else:  # pretrained weights need other layers than random ones
             about = {"image_size": config.data.size, "pretrained": bool(config.model.weights)}
+        if load_strategy(config.strategy.name).splits:
+            whole = self.parameters(self.build_model(config, place))
+            if kept := sorted(whole.keys() - released.keys()):
+                about["at-sites"] = kept
         save_model(
             folder,
             dict(released),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,3 +73,26 @@ class Hooks:
         """
         del trained
         return {}, {}
+
+
+class Held(Hooks):
+    """Leaves some parameters as they are.
+
+    Parameters
+    ----------
+    names : collection of str
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+
+    def gradient(self, model: nn.Module) -> None:
+        """Take the gradients of these away."""
+        hold(model, self.names)
+
+
+def hold(model: nn.Module, names: Collection[str]) -> None:
+    """Take gradients away, so that the next step leaves these parameters as they are."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.grad = None
