@@ -84,13 +84,16 @@ def require_explained(
     factor: float,
     *,
     exempt: Collection[str] = (),
+    without_labels: bool = False,
 ) -> None:
     """Refuse weights that have moved farther since a round's than updates explain.
 
     A tensor of n entries may move by ``factor`` · max(u, r √n), where u is the norm of the site's
     own largest update of it, and r the root mean square of the largest updates of all entries: a
     small tensor that the site itself hardly trains may be trained by others. One that the site
-    does not train at all (u = 0) may not move, but for the rounding of an average.
+    does not train at all (u = 0) may not move, but for the rounding of an average. A site without
+    labels never trains a classifier's head and perhaps nothing in the first rounds, while others
+    do: there r is at least the root mean square of the weights, and every tensor may move.
 
     Parameters
     ----------
@@ -103,6 +106,8 @@ def require_explained(
         0 accepts everything.
     exempt : collection of str
         Names that may have any values: statistics, which are no weights.
+    without_labels : bool
+        Whether the site has no label to train on.
 
     Raises
     ------
@@ -111,12 +116,18 @@ def require_explained(
     """
     if not factor:
         return
-    squares = sum(float(norm) ** 2 for norm in largest.values())
-    usual = math.sqrt(squares / max(1, sum(before[name].numel() for name in largest)))
+    weights = [name for name in largest if name not in exempt]
+    numbers = max(1, sum(before[name].numel() for name in weights))
+    usual = math.sqrt(sum(float(largest[name]) ** 2 for name in weights) / numbers)
+    if without_labels:
+        squares = sum(float(before[name].square().sum()) for name in weights)
+        usual = max(usual, math.sqrt(squares / numbers))
     excess = {}
     for name in received.keys() - set(exempt):
         tensor, own = received[name], float(largest[name])
-        most = factor * max(own, usual * math.sqrt(tensor.numel())) if own else 0.0
+        most = factor * max(own, usual * math.sqrt(tensor.numel()))
+        if not own and not without_labels:
+            most = 0.0
         rounding = RELATIVE * float(before[name].norm()) + ABSOLUTE
         excess[name] = float((tensor - before[name]).norm()) / (most + rounding)
     worst = max(excess, key=excess.__getitem__)

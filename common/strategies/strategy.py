@@ -1,8 +1,8 @@
 """How sites learn together: what is shared, what a site does in a round, what the server does.
 
 A strategy is one module of this package with an object ``STRATEGY``, and ``strategy.name`` is the
-module's name, ``-`` for ``_``; nothing else knows it. Whatever the strategy, the loop of rounds bounds how far one
-site may pull and how many votes it may have (:mod:`common.bounds`).
+module's name, ``-`` for ``_``; nothing else knows it. Whatever the strategy, the loop of rounds
+bounds how far one site may pull and how many votes it may have (:mod:`common.bounds`).
 """
 
 from __future__ import annotations
@@ -90,6 +90,12 @@ class SiteTraining(Protocol):
     Attributes
     ----------
     config : RunConfig
+    site : str
+        The site's name, or a pool's.
+    sites : tuple of str
+        All sites of the run, sorted.
+    round : int
+        From 1.
     weights : mapping of str to Tensor
         All of the model's parameters at the round's beginning: those that the server has sent, and
         the site's own of those that are not shared.
@@ -102,6 +108,9 @@ class SiteTraining(Protocol):
     """
 
     config: RunConfig
+    site: str
+    sites: tuple[str, ...]
+    round: int
     weights: State
     arrays: State
     private: State
@@ -130,8 +139,13 @@ class Strategy(ABC):
     """Base of all strategies; its methods are pure and know neither messages nor tasks."""
 
     Options: ClassVar[type[Options]] = Options
-    # Whether the server half needs no more than Σ votes · update and Σ votes over the sites.
+    # Whether the server half needs no more than sums over the sites: Σ votes · update and Σ votes,
+    # and of each further array Σ array or Σ votes · array.
     secure_sums: ClassVar[bool] = False
+    # Whether its hooks learn from images without a label, which are left out otherwise.
+    uses_unlabelled: ClassVar[bool] = False
+    # Names, among the further arrays, of sums over a site's people: a site of too few sends zeros.
+    statistics: ClassVar[tuple[str, ...]] = ()
     # Whether the server's learning rate has a meaning: there is an average, and steps along it.
     takes_server_rate: ClassVar[bool] = False
 

@@ -27,7 +27,15 @@ from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
 from common.studies.study import Study
-from common.tasks.task import Fit, Load, SiteContext, State, Task, ValidationResult
+from common.tasks.task import (
+    Fit,
+    Load,
+    SiteContext,
+    State,
+    Task,
+    ValidationResult,
+    use_of_labels,
+)
 from common.training.classifier import predict, survey_features, train
 from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks
@@ -179,6 +187,7 @@ class Classification(Task):
             size=stylegan2(config).resolution if of_slices else config.data.size,
             heights_mm=heights_mm(config),
             cache=cache,
+            labels=use_of_labels(site, config),
         )
 
     def fit(
