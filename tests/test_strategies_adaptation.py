@@ -80,7 +80,7 @@ def test_dann_adds_nothing_where_no_site_is():
 
 def test_dann_s_classifier_of_sites_is_the_same_wherever_it_is_built():
     config, dann = read_run_config({"strategy.name": "dann"}), load_strategy("dann")
-    first, again = (dann.first_state({"head.weight": torch.zeros(2, 5)}, config, SITES), 0)
+    first = dann.first_state({"head.weight": torch.zeros(2, 5)}, config, SITES)
     again = dann.first_state({"head.weight": torch.ones(2, 5)}, config, SITES)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert first["output.weight"].shape == (2, 32)
