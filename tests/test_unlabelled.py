@@ -245,7 +245,7 @@ def test_sites_asked_by_messages_learn_the_same_bits(
     federate(InProcessGrid(clients(simulated(), config)[0]), config, run_id="run")
     here, _ = trained(tiny_cohort, values_of(name), tmp_path / "here")
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == here
-    rows = read_rows(tmp_path / "run" / METRICS)
+    rows = list(read_rows(tmp_path / "run" / METRICS))
     judged = {
         split: {r.site for r in rows if r.split == split and r.name == "loss"}
         for split in ("val", "test")
