@@ -30,7 +30,7 @@ from common.local_round import first_weights, judge_at_site, train_one_round
 from common.paths import cache_dir, site_records
 from common.site_names import SITE_NAME
 from common.sites import Site, locate_site
-from common.strategies.strategy import load_strategy, with_prefix
+from common.strategies.strategy import ARRAYS, load_strategy, with_prefix
 from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey
 from common.transport import encode_update, received, to_keep
 
@@ -82,8 +82,11 @@ class SiteClient:
         digests = {ROSTER: _remembered_roster(self.config, self.site)}
         people = {}
         for split in ("train", "val"):
+            if not counts[f"n_{split}"]:  # nothing to judge by, at a site without labels
+                continue
             data, digests[split] = _remembered(self.config, self.site, split)
-            people[split] = data.people
+            # A class's loss stands by itself, however many images without a label are beside.
+            people[split] = (data.labelled() or data).people
             counts["left_out"] += counts[f"n_{split}"] - data.files
             counts[f"n_{split}"] = data.files
         if people["train"] < self.policy.min_batch_size:
@@ -123,7 +126,7 @@ class SiteClient:
             model = self.task.build_model(config, place)
             if number == 1:
                 self._require_first(reference, model, place.sites)
-            else:
+            elif self._trains:
                 self._require_explained(reference, last, largest)
             self.state.require_one_order(
                 f"{messages.TRAIN}, round {number}", digest_of_order(sent, place.sites)
@@ -149,7 +152,7 @@ class SiteClient:
         kept = {prefix + name: part[name] for prefix, part in parts.items() for name in part}
         self.state.save(number, done.private | kept, keep=best)
         seen = config.local_steps(len(data)) * config.training.batch_size
-        shown = min(data.people, seen // self.task.images_per_file(config))
+        shown = min((data.labelled() or data).people, seen // self.task.images_per_file(config))
         metrics = self.policy.disclosure.training(done.metrics, shown)
         return messages.update_reply(message, data.files, metrics, update)
 
@@ -171,13 +174,14 @@ class SiteClient:
         if split == "test":  # once, whatever round's model that is
             self.state.require_validated(asked, number)
             self.state.require_one_order(split, asked)
-        else:
+        elif self._trains:
             trained = self.state.load(number)
             # An average over time lies between the weights of all rounds so far.
             lag = number if self.task.averages_over_time else 1
             self._require_explained(
                 released, with_prefix(trained, REFERENCE), with_prefix(trained, LARGEST), lag
             )
+        if split == "val":
             self.state.require_one_order(f"{split}, round {number}", asked)
         records = site_records(self.site.name) / self.state.run_id if split == "test" else None
         personal = load_strategy(self.config.strategy.name).is_personal
@@ -201,6 +205,12 @@ class SiteClient:
         return messages.evaluation_reply(message, self.policy.disclosure.evaluation(found))
 
     @property
+    def _trains(self) -> bool:
+        """Whether the site learns from its images: else no weights can make it tell of them."""
+        named = self.site.name in self.config.data.unlabelled_sites
+        return load_strategy(self.config.strategy.name).uses_unlabelled or not named
+
+    @property
     def _config_digest(self) -> dict[str, str]:
         return {CONFIG: _digest(self.config.to_flower().items())}
 
@@ -211,13 +221,15 @@ class SiteClient:
         largest: Mapping[str, Tensor],
         lag: int = 1,
     ) -> None:
+        statistics = load_strategy(self.config.strategy.name).sums_over_people
         require_explained(
             self.site.name,
             weights,
             before,
             largest,
             lag * self.policy.max_movement,
-            exempt=self.task.statistics,
+            exempt={*self.task.statistics, *(ARRAYS + name for name in statistics)},
+            without_labels=not self._data("train").labelled(),
         )
 
     def _require_first(

@@ -85,6 +85,7 @@ def require_explained(
     factor: float,
     *,
     exempt: Collection[str] = (),
+    without_labels: bool = False,
 ) -> None:
     """Refuse weights that have moved farther since a round's than updates explain.
 
@@ -92,7 +93,9 @@ def require_explained(
     own largest update of it, and r the root mean square of the largest updates of all entries: a
     small tensor that the site itself hardly trains may be trained by others. A strategy's further
     arrays have an r of their own, as they are in other units. A tensor that the site does not train
-    at all (u = 0) may not move, but for the rounding of an average.
+    at all (u = 0) may not move, but for the rounding of an average. A site without labels never
+    trains a classifier's head and perhaps nothing in the first rounds, while others do: there r is
+    at least the root mean square of the weights, and every tensor may move.
 
     Parameters
     ----------
@@ -105,6 +108,8 @@ def require_explained(
         0 accepts everything.
     exempt : collection of str
         Names that may have any values: statistics, which are no weights.
+    without_labels : bool
+        Whether the site has no label to train on.
 
     Raises
     ------
@@ -115,14 +120,18 @@ def require_explained(
         return
     usual = {}
     for further in (False, True):
-        names = [name for name in largest if name.startswith(ARRAYS) == further]
-        squares = sum(float(largest[name]) ** 2 for name in names)
-        usual[further] = math.sqrt(squares / max(1, sum(before[name].numel() for name in names)))
+        names = [n for n in largest if n.startswith(ARRAYS) == further and n not in exempt]
+        numbers = max(1, sum(before[name].numel() for name in names))
+        usual[further] = math.sqrt(sum(float(largest[name]) ** 2 for name in names) / numbers)
+        if without_labels:
+            squares = sum(float(before[name].square().sum()) for name in names)
+            usual[further] = max(usual[further], math.sqrt(squares / numbers))
     excess = {}
     for name in received.keys() - set(exempt):
         tensor, own = received[name], float(largest[name])
-        others = usual[name.startswith(ARRAYS)] * math.sqrt(tensor.numel())
-        most = factor * max(own, others) if own else 0.0
+        most = factor * max(own, usual[name.startswith(ARRAYS)] * math.sqrt(tensor.numel()))
+        if not own and not without_labels:
+            most = 0.0
         rounding = RELATIVE * float(before[name].norm()) + ABSOLUTE
         excess[name] = float((tensor - before[name]).norm()) / (most + rounding)
     worst = max(excess, key=excess.__getitem__)

@@ -73,6 +73,8 @@ class Disclosure:
 
     def evaluation(self, found: Evaluation) -> Evaluation:
         """Return what of an evaluation may leave: all, all but the moments, or nothing."""
+        if WITHHELD in found.words:
+            return found  # it holds no numbers as it is
         if found.people < self.min_participants:
             why = f"fewer than {self.min_participants} participants"
             return replace(found, count=0, metrics={}, statistics={}, words={WITHHELD: why})
@@ -82,9 +84,34 @@ class Disclosure:
             }
             found = replace(found, metrics=metrics)
         sizes = [len(mean) for name, mean in found.statistics.items() if name.endswith(".mean")]
-        if self.moments or all(found.people >= people_for_moments(size) for size in sizes):
+        if all(self.tells_moments(size, found.people) for size in sizes):
             return found
         return replace(found, statistics={})
+
+    def tells_moments(self, features: int, people: int) -> bool:
+        """Tell whether the mean and covariance of so many features leave, over so many people."""
+        if people < self.min_participants:
+            return False
+        return self.moments or people >= people_for_moments(features)
+
+    def sums(self, own: Mapping[str, Tensor], people: int) -> dict[str, Tensor]:
+        """Return sums over people, of features and of their products, as they may leave.
+
+        Parameters
+        ----------
+        own : mapping of str to Tensor
+            A count and sums, the last axis of which is the features.
+        people : int
+
+        Returns
+        -------
+        dict of str to Tensor
+            ``own``, or zeros: sums over nobody.
+        """
+        features = max((len(tensor) for tensor in own.values() if tensor.ndim), default=0)
+        if self.tells_moments(features, people):
+            return dict(own)
+        return {name: tensor.new_zeros(tensor.shape) for name, tensor in own.items()}
 
     def training(self, metrics: Mapping[str, float], people: int) -> dict[str, float]:
         """Return what of a round's training may be reported.

@@ -6,10 +6,14 @@ judges in another way than the others.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.data.unlabelled import UnlabelledError
+from common.disclosure import WITHHELD
+from common.evaluation.of_site import Evaluation
 from common.strategies.strategy import (
     COMMON,
     SiteTraining,
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
 
     from common.config.run_config import RunConfig
     from common.data.dataset import Dataset
-    from common.evaluation.of_site import Evaluation
     from common.tasks.task import Load, SiteContext, Task
     from common.training.hooks import Hooks
 
@@ -78,7 +81,8 @@ class _Training(SiteTraining):
     ) -> None:
         weights, self.arrays = split(received)
         self.task, self.model, self.data, self.config = task, model, data, config
-        self.place, self.round_number, self.kept = place, round_number, private
+        self.place, self.round, self.kept = place, round_number, private
+        self.site, self.sites = place.site, place.sites
         self.weights = whole(task, model, weights, private)
         self.private = with_prefix(private, STRATEGY)
         self.parts = task.parts(model)
@@ -94,7 +98,7 @@ class _Training(SiteTraining):
             self.data,
             self.config,
             place=self.place,
-            round_number=self.round_number,
+            round_number=self.round,
             private=with_prefix(self.kept, prefix),
             hooks=hooks,
         )
@@ -117,6 +121,8 @@ def train_one_round(
 ) -> LocalRound:
     """Do a site's half of a round.
 
+    A site that may not use its labels, under a strategy that needs them, sends what it received.
+
     Parameters
     ----------
     task : Task
@@ -134,6 +140,10 @@ def train_one_round(
         From 1.
     """
     strategy = load_strategy(config.strategy.name)
+    if not strategy.uses_unlabelled and place.site in config.data.unlabelled_sites:
+        return LocalRound({}, dict(received), dict(private))
+    if not strategy.uses_unlabelled:
+        data = data.labelled()  # in a pool there may be others
     site = _Training(
         task,
         model,
@@ -150,11 +160,14 @@ def train_one_round(
         for name, tensor in done.parameters.items()
         if strategy.shares(name, site.parts[name], config)
     }
+    seen = config.local_steps(len(data)) * config.training.batch_size
+    statistics = {name: done.arrays[name] for name in strategy.sums_over_people}
+    told = place.disclosure.sums(statistics, min(data.people, seen))
     own = {name: tensor for name, tensor in done.parameters.items() if name not in shared}
     parts = {"": site.moments, STRATEGY: done.private, OWN: own}
     return LocalRound(
         site.metrics,
-        join(shared, done.arrays),
+        join(shared, {**done.arrays, **told}),
         {prefix + name: part[name] for prefix, part in parts.items() for name in part},
     )
 
@@ -171,10 +184,13 @@ class _Tuning(SiteTuning):
     def fit(self, weights: State, steps: int, hooks: Hooks) -> dict[str, Tensor]:
         """Train as in a run of one round."""
         values = {"run.rounds": 1, "training.local-steps": steps, "training.local-epochs": 0}
+        data = self.load("train").labelled()
+        if not len(data):
+            return dict(weights)
         self.task.load_shared(self.model, weights)
         self.task.fit(
             self.model,
-            self.load("train"),
+            data,
             self.config.replace(values),
             place=self.place,
             round_number=1,
@@ -224,11 +240,15 @@ def judge_at_site(
         model = task.build_model(config, place)
         kept = with_prefix(private, STRATEGY)
         weights = strategy.personal(whole(task, model, released, private), kept, config)
-        if split_name == "test":
-            weights = strategy.tune(_Tuning(task, model, load, config, place), weights)
+        with suppress(UnlabelledError):  # nothing to tune by
+            if split_name == "test":
+                weights = strategy.tune(_Tuning(task, model, load, config, place), weights)
         if records is not None and strategy.is_personal:
             task.save(records, weights, weights, config, round_number=round_number, place=place)
-    return task.evaluate(weights, load, split_name, config, place=place, records=records)
+    try:
+        return task.evaluate(weights, load, split_name, config, place=place, records=records)
+    except UnlabelledError as error:
+        return Evaluation(0, {}, words={WITHHELD: error.problem})
 
 
 def whole(task: Task, model: Any, weights: State, private: State) -> dict[str, Tensor]:

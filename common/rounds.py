@@ -171,10 +171,16 @@ def begin(config: RunConfig, place: SiteContext) -> RunState:
     Raises
     ------
     ConfigError
-        There are too few sites for the strategy, or the weights to begin with cannot be read.
+        There are too few sites for the strategy, ``data.unlabelled`` names one that there is not,
+        or the weights to begin with cannot be read.
     """
     require_sites(config, len(place.sites))
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
+    if strange := set(config.data.unlabelled_sites) - set(place.sites):
+        raise ConfigError(
+            f"data.unlabelled: there is no site '{min(strange)}': accepted are "
+            f"{', '.join(place.sites)}"
+        )
     model = task.build_model(config, place)
     task.warm_start(model, config)
     shared = task.shared_state(model, config)
@@ -243,6 +249,14 @@ def _train(
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
     own = strategy.arrays(state.strategy)
     updates = sites.train(number, join(state.shared, own), state)
+    if not strategy.uses_unlabelled:  # what a site without labels has sent is no update
+        silent = config.data.unlabelled_sites
+        updates = {name: update for name, update in updates.items() if name not in silent}
+        if not updates:
+            raise ConfigError(
+                "data.unlabelled leaves no site to train: take out one of its names, or choose a "
+                "strategy that learns from images without labels"
+            )
     state.fits = {name: update.metrics for name, update in updates.items()}
     weights, arrays = {}, {}
     for name, update in updates.items():

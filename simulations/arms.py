@@ -13,6 +13,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import pandas as pd
 from clients.resources import compute_device, granted
 from common.config.run_config import RunConfig
 from common.data.dataset import Dataset, pool
+from common.data.unlabelled import UnlabelledError
 from common.errors import DivergedError
 from common.files import make_folder, write_atomically, write_json
 from common.local_round import judge_at_site, train_one_round
@@ -214,7 +216,11 @@ class SitesInPlace:
             name: pool([self._load(site, "train") for site in participants[name]])
             for name in self.names
         }
-        self.validation = {site: self._load(site, "val") for site in folders if site in members}
+        self.members = [site for site in folders if site in members]
+        self.validation: dict[str, Dataset] = {}
+        for site in self.members:
+            with suppress(UnlabelledError):  # which validation tells again
+                self.validation[site] = self._load(site, "val")
         self.models = {name: self.task.build_model(config, self._at(name)) for name in self.names}
         self.rows: list[dict[str, Any]] = []
         self.began = time.monotonic()
@@ -241,7 +247,7 @@ class SitesInPlace:
         """Judge at the participants' sites, or, on test scans, at all; these are read now."""
         private = state.best.private if split == "test" and state.best else state.private
         found = {}
-        for site in self.validation if split == "val" else self.folders:
+        for site in self.members if split == "val" else self.folders:
             above, below = self.records
             found[site] = judge_at_site(
                 self.task,
@@ -254,6 +260,9 @@ class SitesInPlace:
                 round_number=number,
                 records=above / site / below if split == "test" else None,
             )
+        found = {site: one for site, one in found.items() if one.count}
+        if not found:
+            return Judged(None, {})
         merged = self.task.judge(found, self.config)
         undefined = frozenset() if math.isfinite(merged.loss) else frozenset(found)
         return Judged(merged, found, undefined=undefined)
@@ -276,7 +285,8 @@ class SitesInPlace:
         self.rows += [_result(self.place.site, row, self.config, rounds, images) for row in rows]
 
     def _opened(self, site: str, split: str) -> Dataset:
-        return self.validation[site] if split == "val" else self._load(site, split)
+        kept = self.validation if split == "val" else {}
+        return kept[site] if site in kept else self._load(site, split)
 
     def _load(self, site: str, split: str) -> Dataset:
         data = self.task.open_split(site, self.folders[site], split, self.config, cache_dir())

@@ -211,7 +211,7 @@ def test_rows_without_a_person_are_kept_and_counted(tmp_path, nobody):
         ([("C:\\SECRET.png", "mild", "p", "", "")], "line 2"),
         ([("SECRET.png", "mild", "p", "", "", "")], "line 2: a row of the table does not fit"),
         ([("SECRET.png", label, "p", "", "") for label in ("mild", "1", "0")], "lines 2 and 4"),
-        ([("SECRET.png", "", "p", "", "")], "no label: 1"),
+        ([("", "", "SECRET", "", "")], "no label: 1"),
         ([('"SECRET.png', "mild", "p", "", "")], "cannot be read as rows of cells"),
         ([], "an empty table"),
     ],

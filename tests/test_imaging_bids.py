@@ -351,7 +351,9 @@ class TestRefused:
         assert "leads nowhere" in str(refusal(tmp_path))
 
     def test_nobody_left(self, make_site):
-        error = refusal(make_site("participant_id\tsex\nsub-01\tn/a\nsub-9\tM\n"))
+        error = refusal(
+            make_site("participant_id\tsex\tsplit\nsub-01\tn/a\ttest\nsub-9\tM\ttrain\n")
+        )
         assert "no participant has a label and a scan" in str(error)
         assert "no label: 1, no scan: 1" in str(error)
 

@@ -20,14 +20,8 @@ from common.errors import ConfigError
 from common.evaluation.of_site import Evaluation
 from common.rounds import RunState, Update, begin, run_rounds
 from common.selection import Judged
-from common.strategies.strategy import (
-    SiteUpdate,
-    join,
-    load_strategy,
-    split,
-    strategy_names,
-    weighted_mean,
-)
+from common.strategies._averages import weighted_mean
+from common.strategies.strategy import SiteUpdate, join, load_strategy, split, strategy_names
 from common.tasks import generation_quality
 from common.tasks.task import SiteContext, ValidationResult, load_task, read_run_config
 from server.rounds import federate

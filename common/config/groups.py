@@ -107,7 +107,27 @@ class Data(Group):
         "share, by landmarks of its own training images that stay there (Nyul and Udupa 1999)",
     )
 
+    unlabelled: str = Field(
+        "",
+        description="classification: names of sites, with blanks between them, whose labels for "
+        "training and validation are not used, as if the site had none",
+        json_schema_extra={"accepted": "names of sites with blanks between them, or nothing"},
+    )
+
     _absolute = field_validator("cohort_dir")(_require_absolute)
+
+    @property
+    def unlabelled_sites(self) -> tuple[str, ...]:
+        """The sites that ``unlabelled`` names, sorted."""
+        return tuple(sorted(self.unlabelled.split()))
+
+    @field_validator("unlabelled")
+    @classmethod
+    def _names(cls, value: str) -> str:
+        names = value.split()
+        if len(set(names)) < len(names) or not all(map(SITE_NAME.fullmatch, names)):
+            raise ValueError("no names")  # put into words by accepted_values
+        return " ".join(sorted(names))  # alike, if they mean the same
 
     @field_validator("size")
     @classmethod

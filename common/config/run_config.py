@@ -39,6 +39,7 @@ OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-
         "training.local-epochs",
         "training.balance",
         "data.size",
+        "data.unlabelled",
         "model.weights",
         "model.classifier",
         "model.heights",

@@ -122,7 +122,8 @@ class Dataset:
         N images: pictures (C, S, S), rows from the top; volumes (1, S, S, S) with axes right,
         anterior, superior; or stacks (1, L, R, R) of a volume's axial slices.
     labels : (N,) int64
-        Indices into the study's classes.
+        Indices into the study's classes; −1 of an image whose label is not known or not used, which
+        is in training sets alone (:mod:`common.data.unlabelled`).
     persons : tuple of str
         Who is on each image, or another name of what never straddles splits.
     conditions : tuple of dict
@@ -162,6 +163,11 @@ class Dataset:
     def images(self) -> NDArray[np.float32]:
         """Read all images, (N, *shape) in [0, 1]: for few of them."""
         return self.take(np.arange(len(self)))
+
+    def labelled(self) -> Dataset:
+        """Return the images whose label is known: all of them, as a rule."""
+        known = self.labels >= 0
+        return self if known.all() else self.subset(known)
 
     def subset(self, chosen: ArrayLike) -> Dataset:
         """Return the images of the given indices or of a mask, in that order."""

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ NO_SPLIT = "no split"
 NO_FILE = "no file named"
 DUPLICATE = "file listed again"
 UNKNOWN = -1  # index of a condition that a row does not tell
+NO_CLASS = -1  # label of an image that has none
 
 _SPLIT = "split"  # column in which a site may fix the split
 _MANY_PEOPLE = 10
@@ -70,6 +72,9 @@ class ImageTable:
         Of one site, equal where they mean one thing.
     skipped : tuple of (str, str)
         Who, which file or which line of the table is left out, and why.
+    unlabelled : ImageTable, optional
+        Of those left out for want of a label, the images that some strategies train on: their
+        labels are :data:`NO_CLASS`, all are of split ``train``, and groups are numbered as here.
     """
 
     site: str
@@ -85,6 +90,7 @@ class ImageTable:
     without_person: int = 0
     keys: tuple[tuple[tuple[str, str], ...], ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    unlabelled: ImageTable | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -157,7 +163,12 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
     _connect(rows)  # before any is left out: a row without label joins a person and a lesion too
     kept, skipped = _choose(rows, site, study, split_given=_SPLIT in table.columns)
     left_out = dict(sorted(Counter(why for _, why in skipped).items()))
-    if not kept:
+    given = _SPLIT in table.columns
+    if not given and kept:
+        _check_groups(kept, study, site)
+    splits = [row.split for row in kept] if given else _split_groups(kept)
+    others = _without_label(rows, kept, splits, given)
+    if not kept and not others:
         raise DataContractError(
             site,
             "no row of the table can be used",
@@ -165,26 +176,27 @@ def read_image_table(folder: Path, site: str, study: Study) -> ImageTable:
             got=", ".join(f"{why}: {n}" for why, n in left_out.items()) or "an empty table",
             remedy="A row needs a label and a file that lies in the site's folder",
         )
-    numbers = {group: k for k, group in enumerate(dict.fromkeys(row.group for row in kept))}
-    given = _SPLIT in table.columns
-    if not given:
-        _check_groups(kept, study, site)
-    splits = [row.split for row in kept] if given else _split_groups(kept)
-    return ImageTable(
-        site=site,
-        root=root,
-        files=tuple(row.file for row in kept),
-        persons=tuple(row.person for row in kept),
-        groups=_frozen([numbers[row.group] for row in kept]),
-        labels=_frozen([row.label for row in kept]),
-        conditions=_frozen([row.conditions for row in kept]),
-        splits=_frozen(splits, dtype=str),
-        split_given=given,
-        left_out=left_out,
-        without_person=sum(not row.person for row in kept) if groups.person else 0,
-        keys=tuple(tuple(row.keys) for row in kept),
-        skipped=tuple(skipped),
-    )
+    numbers = {g: k for k, g in enumerate(dict.fromkeys(row.group for row in kept + others))}
+    width = len(study.condition_columns)
+
+    def made(of: list[_Row], splits: list[str], **more: Any) -> ImageTable:
+        return ImageTable(
+            site=site,
+            root=root,
+            files=tuple(row.file for row in of),
+            persons=tuple(row.person for row in of),
+            groups=_frozen([numbers[row.group] for row in of]),
+            labels=_frozen([row.label for row in of]),
+            conditions=_frozen([row.conditions for row in of]).reshape(len(of), width),
+            splits=_frozen(splits, dtype=str),
+            split_given=given,
+            without_person=sum(not row.person for row in of) if groups.person else 0,
+            keys=tuple(tuple(row.keys) for row in of),
+            **more,
+        )
+
+    unlabelled = made(others, ["train"] * len(others)) if others else None
+    return made(kept, splits, left_out=left_out, skipped=tuple(skipped), unlabelled=unlabelled)
 
 
 def _understand(table: SiteTable, study: Study, site: str) -> list[_Row]:
@@ -325,6 +337,17 @@ def _choose(
             )
         skipped.append((f"line {row.line}", DUPLICATE))
     return list(chosen.values()), skipped
+
+
+def _without_label(rows: list[_Row], kept: list[_Row], splits: list, given: bool) -> list[_Row]:
+    """Rows that lack nothing but a label, sorted by file, and that would train."""
+    drawn = {row.group: split for row, split in zip(kept, splits, strict=True)}
+    found = {row.target: None for row in kept}
+    for row in sorted(rows, key=lambda row: (row.file, row.line)):
+        split = row.split if given else drawn.get(row.group, "train")
+        if row.label < 0 and row.target is not None and split == "train":
+            found.setdefault(row.target, row)
+    return [row for row in found.values() if row is not None]
 
 
 def _check_groups(rows: list[_Row], study: Study, site: str) -> None:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from common.data import readers
 from common.data.dataset import Dataset, Pixels
 from common.data.harmonization import Harmonized, learn_map
-from common.data.image_table import UNKNOWN, ImageTable
+from common.data.image_table import NO_CLASS, UNKNOWN, ImageTable
+from common.data.unlabelled import ALL, UnlabelledError, UseOfLabels
 from common.errors import ConfigError
 from common.imaging.slices import LEVELS_MM
 from common.studies.sections import SITE
@@ -167,6 +168,7 @@ def open_split(
     heights_mm: Sequence[float] = (),
     cache: Path,
     harmonize: str = "none",
+    labels: UseOfLabels = ALL,
 ) -> Dataset:
     """Open one split of one site's images; no file of another split is opened.
 
@@ -190,30 +192,39 @@ def open_split(
     harmonize : {"none", "landmarks"}
         Whether intensities are mapped as `common.data.harmonization` learns it from the site's
         training images.
+    labels : UseOfLabels
+        What the run does with images that have no label; by default they are left out.
 
     Raises
     ------
+    UnlabelledError
+        The site has no images with a label to judge by, and need not have any.
     ConfigError, DataContractError
         The site's data cannot be read, or no image of the split can be used.
     """
     reader = reader_of(study)
-    table = reader.read_table(Path(folder), site, study)
+    whole = reader.read_table(Path(folder), site, study)
+    table = labels.of(whole)
     if parted := parted_groups(table):
         _warn(parted)
+    chosen = table.rows(split)
+    if not len(chosen) and split != "train" and not labels.judges(table):
+        raise UnlabelledError(site, f"no image of split '{split}' has a label to judge by")
+    more = labels.keep and whole.unlabelled is not None
 
     def opened(split: str) -> FileImages:
         return reader.open_images(
             table,
             table.rows(split),
             study,
-            name=f"{study.name} {split}",
+            name=f"{study.name} {split}" + (more and split == "train") * " with unlabelled",
             size=size,
             heights_mm=heights_mm,
             cache=cache,
         )
 
     images = opened(split)
-    kept = table.rows(split)[images.rows]
+    kept = chosen[images.rows]
     pixels: Pixels = images
     if harmonize == "landmarks":
         train = images if split == "train" else opened("train")
@@ -262,6 +273,7 @@ def _conditions(table: ImageTable, row: int, study: Study) -> dict[str, str]:
         column: values.names[index]
         for k, (column, values) in enumerate(study.condition_columns)
         if (index := int(table.conditions[row, k])) != UNKNOWN
+        and (table.labels[row] != NO_CLASS or normalise(column) != normalise(study.label.column))
     }
     if SITE in map(normalise, study.generator.conditions):
         told[SITE] = table.site

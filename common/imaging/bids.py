@@ -47,14 +47,14 @@ _ENTITIES = re.compile(r"(_[A-Za-z0-9._+-]+)?_(?P<contrast>[A-Za-z0-9]+)\.nii(\.
 
 @dataclass(frozen=True)
 class Participant:
-    """One labelled participant with one scan.
+    """One participant with one scan.
 
     Parameters
     ----------
     id : str
         ``participant_id`` of participants.tsv, with its ``sub-``.
     label : int
-        Index into the study's classes.
+        Index into the study's classes; −1 without one.
     split : str
         ``train``, ``val`` or ``test``.
     scan : Path
@@ -92,12 +92,16 @@ class SiteIndex:
         Sorted by id.
     skipped : tuple of Skipped
         Who is left out. The names in it stay at the site.
+    unlabelled : tuple of Participant
+        Of those left out for want of a label, who has a scan and is of split ``train``, or of
+        none where the table has no splits; sorted by id.
     """
 
     site: str
     root: Path
     participants: tuple[Participant, ...]
     skipped: tuple[Skipped, ...] = ()
+    unlabelled: tuple[Participant, ...] = ()
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -136,6 +140,7 @@ def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteInde
     meaning = read_levels(root, site, column, study.label, mapping)
     folders = _folders(root, site)
     found: dict[str, Participant] = {}
+    unlabelled: dict[str, Participant] = {}
     skipped: list[Skipped] = []
     listed: set[str] = set()
     for line, row in rows:
@@ -144,21 +149,23 @@ def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteInde
         listed.add(name)
         value = read_label(row[column], meaning, study.label, site, f"line {line}, column {column}")
         split = read_split(row["split"], site, line) if "split" in row else None
+        scan, reason = None, NO_SCAN
+        if name in folders:
+            scan, reason = _find_scan(root, name, study.images.contrast)
         if value is None:
             skipped.append(Skipped(name, NO_LABEL))
+            if scan is not None and ("split" not in row or split == "train"):
+                unlabelled[name] = Participant(name, -1, "train", scan, row)
         elif "split" in row and split is None:
             skipped.append(Skipped(name, NO_SPLIT))
+        elif scan is None:
+            skipped.append(Skipped(name, reason))
         else:
-            scan, reason = None, NO_SCAN
-            if name in folders:
-                scan, reason = _find_scan(root, name, study.images.contrast)
-            if scan is None:
-                skipped.append(Skipped(name, reason))
-            else:
-                found[name] = Participant(name, value, split or "", scan, row)
+            found[name] = Participant(name, value, split or "", scan, row)
     skipped += [Skipped(name, UNLISTED) for name in sorted(folders - listed)]
-    index = SiteIndex(site, root, _with_splits(found), tuple(skipped))
-    if not index.participants:
+    others = tuple(unlabelled[name] for name in sorted(unlabelled))
+    index = SiteIndex(site, root, _with_splits(found), tuple(skipped), others)
+    if not index.participants and not others:
         counts = ", ".join(f"{reason}: {n}" for reason, n in index.left_out.items())
         raise DataContractError(
             site,

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from common.errors import FedscanError
 from common.strategies import strategy
-from common.strategies.strategy import SiteUpdate, State, Strategy, step_towards
+from common.strategies._averages import step_towards
+from common.strategies.strategy import SiteUpdate, State, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from common.strategies.strategy import SiteUpdate, State, Strategy, mean_of, step_towards
+from common.strategies._averages import step_towards
+from common.strategies.strategy import SiteUpdate, State, Strategy, mean_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from common import strategies
 from common.errors import ConfigError
 from common.settings import Settings, did_you_mean
+from common.strategies._averages import State, weighted_mean
 from common.training.hooks import Hooks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from common.config.run_config import RunConfig
-
-State = Mapping[str, "Tensor"]
 
 COMMON = "common"  # the name of the model that sites train together
 ARRAYS = "strategy/"  # before the names of a strategy's further arrays, beside those of weights
@@ -94,6 +93,12 @@ class SiteTraining(Protocol):
     Attributes
     ----------
     config : RunConfig
+    site : str
+        The site's name, or a pool's.
+    sites : tuple of str
+        All sites of the run, sorted.
+    round : int
+        From 1.
     weights : mapping of str to Tensor
         All of the model's parameters at the round's beginning: those that the server has sent, and
         the site's own of those that are not shared.
@@ -106,6 +111,9 @@ class SiteTraining(Protocol):
     """
 
     config: RunConfig
+    site: str
+    sites: tuple[str, ...]
+    round: int
     weights: State
     arrays: State
     private: State
@@ -135,8 +143,13 @@ class Strategy(ABC):
     """Base of all strategies; its methods are pure and know neither messages nor tasks."""
 
     Options: ClassVar[type[Options]] = Options
-    # Whether the server half needs no more than Σ votes · update and Σ votes over the sites.
+    # Whether the server half needs no more than sums over the sites: Σ votes · update and Σ votes,
+    # and of each further array Σ array or Σ votes · array.
     secure_sums: ClassVar[bool] = False
+    # Whether its hooks learn from images without a label, which are left out otherwise.
+    uses_unlabelled: ClassVar[bool] = False
+    # Names, among the further arrays, of sums over a site's people: a site of too few sends zeros.
+    sums_over_people: ClassVar[tuple[str, ...]] = ()
     # Whether the server's learning rate has a meaning: there is an average, and steps along it.
     takes_server_rate: ClassVar[bool] = False
 
@@ -323,32 +336,6 @@ class Strategy(ABC):
         del config
         votes = {site: update.votes for site, update in updates.items()}
         return weighted_mean({site: update.statistics for site, update in updates.items()}, votes)
-
-
-def weighted_mean(updates: Mapping[str, State], votes: Mapping[str, float]) -> dict[str, Tensor]:
-    """Return Σ v_i T_i / Σ v_i of each tensor, summed in the order of ``updates``.
-
-    Parameters
-    ----------
-    updates : mapping of str to mapping of str to Tensor
-        By site; each with the same names and shapes.
-    votes : mapping of str to float
-    """
-    total = sum(votes[site] for site in updates)
-    mean: dict[str, Tensor] = {}
-    for site, state in updates.items():
-        share = votes[site] / total
-        for name, tensor in state.items():
-            part = tensor * share
-            mean[name] = mean[name] + part if name in mean else part
-    return mean
-
-
-def step_towards(weights: State, goal: State, rate: float) -> dict[str, Tensor]:
-    """Return W - η (W - goal): the goal itself for η = 1 (Hsu et al. 2019, arXiv 1909.06335)."""
-    if rate == 1:
-        return dict(goal)
-    return {name: weight - rate * (weight - goal[name]) for name, weight in weights.items()}
 
 
 def mean_of(updates: Mapping[str, SiteUpdate]) -> dict[str, Tensor]:

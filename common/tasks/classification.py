@@ -28,7 +28,15 @@ from common.provenance import source_hash
 from common.seeding import derive_seed
 from common.strategies.strategy import load_strategy
 from common.studies.study import Study
-from common.tasks.task import Fit, Load, SiteContext, State, Task, ValidationResult
+from common.tasks.task import (
+    Fit,
+    Load,
+    SiteContext,
+    State,
+    Task,
+    ValidationResult,
+    use_of_labels,
+)
 from common.training.classifier import predict, survey_features, train
 from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks
@@ -181,6 +189,7 @@ class Classification(Task):
             heights_mm=heights_mm(config),
             cache=cache,
             harmonize=config.data.harmonize,
+            labels=use_of_labels(site, config),
         )
 
     def fit(

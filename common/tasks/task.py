@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.data.site_data import read_table, reader_of
+from common.data.unlabelled import ALL, UseOfLabels
 from common.disclosure import EVERYTHING, Disclosure
 from common.errors import ConfigError, DataContractError
 from common.evaluation.of_site import Evaluation
@@ -288,6 +289,16 @@ def survey(site: str, data_dir: Path, config: RunConfig) -> dict[str, int]:
     return survey_table(read_table(config.read_study(), site, data_dir), config)
 
 
+def use_of_labels(site: str, config: RunConfig) -> UseOfLabels:
+    """Say what a run does at a site with images that have no label, and with labels."""
+    if config.task != "classification":
+        return ALL
+    return UseOfLabels(
+        keep=load_strategy(config.strategy.name).uses_unlabelled,
+        hide=site in config.data.unlabelled_sites,
+    )
+
+
 def survey_table(table: ImageTable, config: RunConfig) -> dict[str, int]:
     """Count the files of each split and those left out, without opening one.
 
@@ -301,13 +312,18 @@ def survey_table(table: ImageTable, config: RunConfig) -> dict[str, int]:
     DataContractError
         If a split has nobody, or the training too few classes: better now than after it.
     """
+    labels, unlabelled = use_of_labels(table.site, config), table.unlabelled is not None
+    table = labels.of(table)
     counts = {f"n_{split}": len(table.rows(split)) for split in SPLITS}
-    if empty := [name.removeprefix("n_") for name, count in counts.items() if not count]:
+    needed = SPLITS if labels.judges(table) else ("train",)
+    if empty := [split for split in needed if not counts[f"n_{split}"]]:
+        remedy = "Each of train, val and test needs some; without a column `split` fedscan makes "
+        remedy += "them, from three people of each label on"
+        if empty[0] == "train" and unlabelled:
+            able = [name for name in strategy_names() if load_strategy(name).uses_unlabelled]
+            remedy = f"Images without a label are of use with strategy.name {' or '.join(able)}"
         raise DataContractError(
-            table.site,
-            f"no image with a label is in split '{empty[0]}'",
-            remedy="Each of train, val and test needs some; without a column `split` fedscan "
-            "makes them, from three people of each label on",
+            table.site, f"no image with a label is in split '{empty[0]}'", remedy=remedy
         )
     load_task(config.task).check_labels(table.site, table.labels[table.rows("train")], config)
     return {**counts, "left_out": sum(table.left_out.values())}
@@ -321,7 +337,7 @@ def roster(site: str, data_dir: Path, config: RunConfig) -> list[tuple[str, int,
     DataContractError
         The site's table cannot be understood.
     """
-    table = read_table(config.read_study(), site, data_dir)
+    table = use_of_labels(site, config).of(read_table(config.read_study(), site, data_dir))
     return list(zip(table.files, table.labels.tolist(), table.splits.tolist(), strict=True))
 
 

@@ -7,8 +7,7 @@ decides only which images it may see.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from common.errors import DivergedError
 from common.models.parts import captured_features
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
-from common.training.balanced_batches import BalancedBatches
+from common.training.batches import batches_of
 from common.training.hooks import Batch, Hooks
 from common.training.variation import variation_of
 
@@ -32,23 +31,6 @@ if TYPE_CHECKING:
 
 PART = 32  # images at once, where no gradient is needed
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Random batches without end: every image once, in a new order, before any a second time."""
-
-    count: int
-    size: int
-    generator: np.random.Generator
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        pending = np.empty(0, dtype=np.int64)
-        while True:
-            while len(pending) < self.size:
-                pending = np.concatenate([pending, self.generator.permutation(self.count)])
-            yield pending[: self.size]
-            pending = pending[self.size :]
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -63,6 +45,7 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     Parameters
     ----------
     labels : ndarray of int, shape (N,)
+        −1, of an image without a label, does not count.
     classes : int
         Of the study.
 
@@ -70,9 +53,9 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     -------
     ndarray of float32, shape (classes,)
     """
-    counts = np.bincount(labels, minlength=classes)
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
     present = np.count_nonzero(counts)
-    weights = len(labels) / (present * counts.clip(min=1)) if present else np.zeros(classes)
+    weights = counts.sum() / (present * counts.clip(min=1)) if present else np.zeros(classes)
     return np.where(counts, weights, 0).astype(np.float32)
 
 
@@ -135,11 +118,9 @@ def train(
     labels, augment = torch.from_numpy(data.labels), variation_of(study).augment
     classes = len(study.label.classes.names)
     per_class = torch.from_numpy(class_weights(data.labels, classes)).to(device)
-    rng, size = np.random.default_rng(seed), config.training.batch_size
-    if config.training.balance == "weights":
-        batches, in_loss = iter(_Batches(len(labels), size, rng)), per_class
-    else:
-        batches, in_loss = iter(BalancedBatches(data.labels, size, rng)), torch.ones_like(per_class)
+    balance = config.training.balance
+    batches = batches_of(data.labels, config.training.batch_size, seed, balance)
+    in_loss = per_class if balance == "weights" else torch.ones_like(per_class)
 
     model.to(device).train()
     hooks = hooks or Hooks()
@@ -153,7 +134,7 @@ def train(
     log_variance = constant = None
     if isinstance(model, StackClassifier) and (model.centered or model.scaled):
         features = features_of(model, data)
-        log_variance = model.survey(features, per_class[labels.to(device)])
+        log_variance = model.survey(features, torch.from_numpy(_scan_weights(data, classes)))
         if log_variance is not None and not first_step:
             model.log_variance.copy_(log_variance)
         plain = type(hooks).loss is Hooks.loss
@@ -182,9 +163,10 @@ def train(
                 if (term := hooks.loss(model, batch)) is not None:
                     loss = loss + term
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            hooks.gradient(model)
-            optimizer.step()
+            if loss.requires_grad:  # not without any label, where a strategy adds nothing yet
+                loss.backward()
+                hooks.gradient(model)
+                optimizer.step()
             losses.append(loss.detach())
     mean_loss = float(torch.stack(losses).mean())
     if log_variance is not None:
@@ -199,7 +181,16 @@ def train(
 
 
 def _loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of a batch, each class weighted; see :func:`train`."""
+    """Cross-entropy of a batch, each class weighted; see :func:`train`.
+
+    Images without a label have no part in it; of a batch without any label it is 0, which has no
+    gradient, so that the step leaves alone what serves classes only.
+    """
+    known = targets >= 0
+    if not known.all():
+        logits, targets = logits[known], targets[known]
+    if not len(targets):
+        return logits.new_zeros(())
     each = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
     # Divided by the batch, not by its own weights as "mean" would: a batch without the rarer class
     # would else pull towards the other at full strength.
@@ -236,8 +227,14 @@ def cosine(step: int, total: int) -> float:
 
 def survey_features(model: StackClassifier, data: Dataset) -> None:
     """Let a classifier of slices know its site's features, where it is centered on them."""
-    weights = torch.from_numpy(class_weights(data.labels, model.head.out_features)[data.labels])
-    model.survey(features_of(model, data), weights)
+    weights = _scan_weights(data, model.head.out_features)
+    model.survey(features_of(model, data), torch.from_numpy(weights))
+
+
+def _scan_weights(data: Dataset, classes: int) -> np.ndarray:
+    """Return what each image counts in means over a site, so that each class counts as much."""
+    weights = class_weights(data.labels, classes)[data.labels]
+    return np.where(data.labels >= 0, weights, np.float32(0))
 
 
 @torch.no_grad()

@@ -21,12 +21,13 @@ class Batch:
     images : Tensor
         (B, …), augmented.
     targets : (B,) Tensor of int
+        −1 of an image without a label.
     features : (B, F) Tensor
         What the last linear layer sees, with its gradient.
     loss : Tensor
-        The training's own loss, a scalar.
+        The training's own loss, a scalar; 0, with no gradient, where no image has a label.
     criterion : callable
-        The training's loss of logits (B, K) for these targets.
+        The training's loss of logits (B, K) for these targets, of the images that have a label.
     """
 
     images: Tensor

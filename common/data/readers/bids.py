@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from common.data.cache import CachedPictures, cached_pictures
 from common.data.groups import connect
@@ -32,28 +33,66 @@ def read_table(folder: Path, site: str, study: Study) -> ImageTable:
         not accepted.
     """
     index = read_site(folder, site, study)
-    people = index.participants
+    people, others = index.participants, index.unlabelled
+    given = "split" in (*people, *others)[0].cells
     keys = [_things(one, study, index) for one in people]
     groups = connect(keys).tolist()
     splits = [one.split for one in people]
-    if study.groups.also and "split" not in people[0].cells:
+    if study.groups.also and not given:
         # What joins people, such as a family, is split as its first one by name is.
         drawn = assign_splits({people[group].id: people[group].label for group in set(groups)})
         splits = [drawn[people[group].id] for group in groups]
+    number = np.unique(groups, return_inverse=True)[1]
+    whole = _table(people, index, study, keys=keys, groups=number, splits=splits, split_given=given)
+    more = [_things(one, study, index) for one in others]
+    joined = connect([*keys, *more])
+    held_out = {joined[k] for k, split in enumerate(splits) if split != "train"}
+    free = [k for k in range(len(others)) if given or joined[len(people) + k] not in held_out]
+    unlabelled = None
+    if free:
+        # Whoever shares a family with somebody labelled is of that person's group.
+        known = {joined[k]: int(group) for k, group in enumerate(number)}
+        new = {g: len(people) + k for k, g in enumerate(np.unique(joined).tolist())} | known
+        unlabelled = _table(
+            [others[k] for k in free],
+            index,
+            study,
+            keys=[more[k] for k in free],
+            groups=[new[joined[len(people) + k]] for k in free],
+            splits=["train"] * len(free),
+            split_given=given,
+        )
+    return replace(
+        whole,
+        left_out=index.left_out,
+        skipped=tuple((plain(one.where), one.reason) for one in index.skipped),
+        unlabelled=unlabelled,
+    )
+
+
+def _table(
+    people: Sequence[Participant],
+    index: SiteIndex,
+    study: Study,
+    *,
+    keys: Sequence[list[tuple[str, str]]],
+    groups: ArrayLike,
+    splits: Sequence[str],
+    split_given: bool,
+) -> ImageTable:
+    """Tell of some of a data set's people."""
+    columns = len(study.condition_columns)
+    conditions = [_conditions(one, study, index) for one in people]
     return ImageTable(
-        site=site,
+        site=index.site,
         root=index.root,
         files=tuple(one.scan.relative_to(index.root).as_posix() for one in people),
         persons=tuple(one.id for one in people),
-        groups=np.unique(groups, return_inverse=True)[1].astype(np.int64),
+        groups=np.array(groups, dtype=np.int64),
         labels=np.array([one.label for one in people], dtype=np.int64),
-        conditions=np.array(
-            [_conditions(one, study, index) for one in people], dtype=np.int64
-        ).reshape(len(people), len(study.condition_columns)),
-        splits=np.array(splits),
-        split_given="split" in people[0].cells,
-        left_out=index.left_out,
-        skipped=tuple((plain(one.where), one.reason) for one in index.skipped),
+        conditions=np.array(conditions, dtype=np.int64).reshape(len(people), columns),
+        splits=np.array(splits, dtype=str),
+        split_given=split_given,
         keys=tuple(map(tuple, keys)),
     )
 
@@ -127,7 +166,7 @@ def _conditions(one: Participant, study: Study, index: SiteIndex) -> list[int]:
             continue
         cell = _cell(one, column, index)
         found = values.index(cell)
-        if found is None and normalise(cell) not in NOT_TOLD:
+        if found is None and one.label >= 0 and normalise(cell) not in NOT_TOLD:
             raise DataContractError(
                 index.site,
                 f"the column of the study '{column}' holds unknown values",
