@@ -15,12 +15,12 @@ from test_server_rounds import InProcessGrid, clients, run_config, simulated
 
 import common.strategies
 from common import messages
+from common.averages import weighted_mean
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.evaluation.of_site import Evaluation
 from common.rounds import RunState, Update, begin, run_rounds
 from common.selection import Judged
-from common.strategies._averages import weighted_mean
 from common.strategies.strategy import SiteUpdate, join, load_strategy, split, strategy_names
 from common.tasks import generation_quality
 from common.tasks.task import SiteContext, ValidationResult, load_task, read_run_config

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 
+from common.averages import step_towards
 from common.errors import FedscanError
 from common.strategies import strategy
-from common.strategies._averages import step_towards
 from common.strategies.strategy import SiteUpdate, State, Strategy
 
 if TYPE_CHECKING:

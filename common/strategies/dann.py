@@ -23,10 +23,10 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
+from common.averages import weighted_mean
 from common.errors import ConfigError
 from common.seeding import derive_seed
 from common.strategies import strategy
-from common.strategies._averages import weighted_mean
 from common.strategies.fedavg import FedAvg
 from common.strategies.strategy import SiteTraining, State, Trained
 from common.training.hooks import Arrays, Batch, Hooks

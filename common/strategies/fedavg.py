@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from common.strategies._averages import step_towards
+from common.averages import step_towards
 from common.strategies.strategy import SiteUpdate, State, Strategy, mean_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class FedAvg(Strategy):
     """Take the mean of the sites' weights.
 
     With a server learning rate η other than 1 the mean is a direction and not the place to go
-    (:func:`~common.strategies.strategy.step_towards`). The step is taken in all that is shared,
+    (:func:`~common.averages.step_towards`). The step is taken in all that is shared,
     also in what one site alone has learned.
     """
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.strategies._averages import step_towards, weighted_mean
+from common.averages import step_towards, weighted_mean
 from common.strategies.fedavg import FedAvg
 from common.strategies.strategy import SiteUpdate, State, mean_of
 from common.training.hooks import Arrays, Hooks

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from common import strategies
+from common.averages import State, weighted_mean
 from common.errors import ConfigError
 from common.settings import Settings, did_you_mean
-from common.strategies._averages import State, weighted_mean
 from common.training.hooks import Hooks
 
 if TYPE_CHECKING:
