@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.errors import DivergedError
 from common.models.parts import captured_features
@@ -23,6 +22,8 @@ from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
 from common.training.balanced_batches import BalancedBatches
 from common.training.hooks import Batch, Hooks
+from common.training.losses import Loss, loss_of, weighted_mean
+from common.training.site_survey import parts, survey
 from common.training.variation import variation_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from common.data.dataset import Dataset
     from common.studies.study import Study
 
-PART = 32  # images at once, where no gradient is needed
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
 
 
@@ -89,15 +89,16 @@ def train(
 ) -> tuple[float, dict[str, Tensor]]:
     """Train a classifier in place for one round's optimizer steps.
 
-    AdamW on the cross-entropy, each class weighted (:func:`class_weights`) or equally often in
-    batches, so that a hospital's mix of classes does not become a prior; the learning rate follows
-    one cosine over the whole run. The moments are the caller's to keep: a site's own, never
-    averaged, since starting them anew every round makes its first steps as large as the learning
-    rate in every direction.
+    AdamW on one of :mod:`common.training.losses`, each class weighted (:func:`class_weights`) or
+    equally often in batches, so that a hospital's mix of classes does not become a prior; the
+    learning rate follows one cosine over the whole run. The moments are the caller's to keep: a
+    site's own, never averaged, since starting them anew every round makes its first steps as large
+    as the learning rate in every direction.
 
-    A classifier of slices is centered on what its features are of these images on entry, and they
-    are in the units that it came with; in the run's first step nobody has any, and a site takes its
-    own. Where neither features nor images change, they are computed once.
+    Where a classifier takes its site's statistics, they are those of these images on entry.
+    Features that are scaled are in the units that they came with; in the run's first step nobody
+    has any, and a site takes its own. Where neither features nor images change, they are computed
+    once.
 
     Parameters
     ----------
@@ -131,49 +132,59 @@ def train(
     """
     steps, study = config.local_steps(len(data)), config.read_study()
     first_step, total = (round_number - 1) * steps, config.run.rounds * steps
-    smoothing = config.training.label_smoothing
     labels, augment = torch.from_numpy(data.labels), variation_of(study).augment
-    classes = len(study.label.classes.names)
+    classes, settings = len(study.label.classes.names), config.training
+    loss_of_each = loss_of(
+        settings.loss,
+        data.labels,
+        classes,
+        gamma=settings.focal_gamma,
+        tau=settings.logit_tau,
+        smoothing=settings.label_smoothing,
+        mask=settings.absent_classes == "mask",
+    )
     per_class = torch.from_numpy(class_weights(data.labels, classes)).to(device)
-    rng, size = np.random.default_rng(seed), config.training.batch_size
-    if config.training.balance == "weights":
-        batches, in_loss = iter(_Batches(len(labels), size, rng)), per_class
+    rng, size = np.random.default_rng(seed), settings.batch_size
+    if settings.balance == "batches":
+        batches = iter(BalancedBatches(data.labels, size, rng))
     else:
-        batches, in_loss = iter(BalancedBatches(data.labels, size, rng)), torch.ones_like(per_class)
+        batches = iter(_Batches(len(labels), size, rng))
+    in_loss = per_class if settings.balance == "weights" else torch.ones_like(per_class)
 
     model.to(device).train()
+    log_variance = features = constant = None
+    if isinstance(model, StackClassifier) and model.scaled:
+        features = features_of(model, data)
+        log_variance = model.log_variance_of(features, per_class[labels.to(device)])
+        if not first_step:
+            model.log_variance.copy_(log_variance)
+    survey_site(model, data, config, device, features=features)
     hooks = hooks or Hooks()
     hooks.before_round(model)
+    absent = torch.from_numpy(~np.isin(np.arange(classes), data.labels)).to(device)
+    before = {name: one.detach()[absent] for name, one in model.head.named_parameters()}
     optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.training.learning_rate,
-        weight_decay=config.training.weight_decay,
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     _restore_moments(optimizer, model, moments)
-    log_variance = constant = None
-    if isinstance(model, StackClassifier) and (model.centered or model.scaled):
-        features = features_of(model, data)
-        log_variance = model.survey(features, per_class[labels.to(device)])
-        if log_variance is not None and not first_step:
-            model.log_variance.copy_(log_variance)
-        plain = type(hooks).loss is Hooks.loss
-        if model.frozen and plain and config.training.augment == "none":
-            constant = features
+    plain = type(hooks).loss is Hooks.loss
+    if features is not None and model.frozen and plain and settings.augment == "none":
+        constant = features
     augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
     losses = []
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
         for step in range(first_step, first_step + steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.training.learning_rate * cosine(step, total)
+                group["lr"] = settings.learning_rate * cosine(step, total)
             index = next(batches)
             targets = labels[index].to(device)
-            criterion = partial(_loss, targets=targets, weights=in_loss, smoothing=smoothing)
+            criterion = partial(_mean_loss, loss_of_each, targets, in_loss[targets])
             if constant is not None:
                 loss = criterion(model.classify(constant[torch.from_numpy(index)]))
             else:
                 images = torch.from_numpy(data.take(index))
-                if config.training.augment == "all":
+                if settings.augment == "all":
                     images = augment(images, augmentation)
                 images = images.to(device)
                 with captured_features(model) as features:
@@ -189,6 +200,10 @@ def train(
     mean_loss = float(torch.stack(losses).mean())
     if log_variance is not None:
         model.log_variance.copy_(log_variance)
+    if settings.absent_classes == "mask":  # weights decay without any gradient as well
+        with torch.no_grad():
+            for name, one in model.head.named_parameters():
+                one[absent] = before[name]
     model.cpu()
     if not math.isfinite(mean_loss):
         raise DivergedError(
@@ -198,12 +213,8 @@ def train(
     return mean_loss, _moments(optimizer, model)
 
 
-def _loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of a batch, each class weighted; see :func:`train`."""
-    each = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-    # Divided by the batch, not by its own weights as "mean" would: a batch without the rarer class
-    # would else pull towards the other at full strength.
-    return weights[targets] @ each / len(targets)
+def _mean_loss(loss: Loss, targets: Tensor, weights: Tensor, logits: Tensor) -> Tensor:
+    return weighted_mean(loss(logits, targets), weights)
 
 
 def _moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -234,17 +245,30 @@ def cosine(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
 
-def survey_features(model: StackClassifier, data: Dataset) -> None:
-    """Let a classifier of slices know its site's features, where it is centered on them."""
-    weights = torch.from_numpy(class_weights(data.labels, model.head.out_features)[data.labels])
-    model.survey(features_of(model, data), weights)
+def survey_site(
+    model: nn.Module,
+    data: Dataset,
+    config: RunConfig,
+    device: torch.device,
+    *,
+    features: Tensor | None = None,
+) -> None:
+    """Let a classifier take its site's statistics from training images, where it has any.
+
+    A center is that of all classes alike: a plain mean leans towards the class that a site has
+    more of, and the threshold leans with it. See :func:`common.training.site_survey.survey`.
+    """
+    study, weights = config.read_study(), None
+    if config.model.adapt == "center":
+        weights = class_weights(data.labels, len(study.label.classes.names))[data.labels]
+    survey(model.to(device), data, study, device, weights=weights, features=features)
 
 
 @torch.no_grad()
 def features_of(model: StackClassifier, data: Dataset) -> Tensor:
     """Return the features (N, features) of all images, on the model's device."""
     return torch.cat(
-        [model.features_of(torch.from_numpy(data.take(part))) for part in _parts(data)]
+        [model.features_of(torch.from_numpy(data.take(part))) for part in parts(len(data))]
     )
 
 
@@ -262,7 +286,7 @@ def predict(model: nn.Module, data: Dataset, study: Study, device: torch.device)
     model.to(device).eval()
     views = variation_of(study).views
     found = []
-    for part in _parts(data):
+    for part in parts(len(data)):
         images = torch.from_numpy(data.take(part)).to(device)
         seen = [model(view).double().softmax(1) for view in views(images)]
         found.append(torch.stack(seen).mean(0).cpu())
@@ -273,8 +297,3 @@ def predict(model: nn.Module, data: Dataset, study: Study, device: torch.device)
             "the model predicts NaN: the run has diverged. Lower training.learning-rate"
         )
     return (probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities).numpy()
-
-
-def _parts(data: Dataset) -> list[np.ndarray]:
-    """Indices of all images, a few at a time."""
-    return np.split(np.arange(len(data)), range(PART, len(data), PART))
