@@ -7,7 +7,7 @@ decides only which images it may see.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -161,8 +161,7 @@ def train(
     survey_site(model, data, config, device, features=features)
     hooks = hooks or Hooks()
     hooks.before_round(model)
-    absent = torch.from_numpy(~np.isin(np.arange(classes), data.labels)).to(device)
-    before = {name: one.detach()[absent] for name, one in model.head.named_parameters()}
+    put_back = _absent_rows(model, per_class == 0) if settings.absent_classes == "mask" else None
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -200,10 +199,8 @@ def train(
     mean_loss = float(torch.stack(losses).mean())
     if log_variance is not None:
         model.log_variance.copy_(log_variance)
-    if settings.absent_classes == "mask":  # weights decay without any gradient as well
-        with torch.no_grad():
-            for name, one in model.head.named_parameters():
-                one[absent] = before[name]
+    if put_back:
+        put_back()
     model.cpu()
     if not math.isfinite(mean_loss):
         raise DivergedError(
@@ -215,6 +212,18 @@ def train(
 
 def _mean_loss(loss: Loss, targets: Tensor, weights: Tensor, logits: Tensor) -> Tensor:
     return weighted_mean(loss(logits, targets), weights)
+
+
+def _absent_rows(model: nn.Module, absent: Tensor) -> Callable[[], None]:
+    """Remember a head's rows of some classes; weights decay without any gradient as well."""
+    rows = {name: one.detach()[absent] for name, one in model.head.named_parameters()}
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for name, one in model.head.named_parameters():
+            one[absent] = rows[name]
+
+    return put_back
 
 
 def _moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
