@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from common.studies.study import read_study
 from common.tasks.task import SiteContext, load_task
 from common.training import site_survey
 from common.training.classifier import predict, survey_site
+from common.training.hooks import Batch, Hooks
 from common.training.site_survey import survey
 from common.training.threshold import MOST, of_each_class, offsets, shifted
 
@@ -335,6 +338,30 @@ def test_training_with_it_is_repeatable(adapt: str) -> None:
     assert all(torch.equal(one, trained[1][name]) for name, one in trained[0].items())
     fresh = classification.build_model(run).state_dict()
     assert not torch.equal(trained[0]["head.weight"], fresh["head.weight"])
+
+
+@pytest.mark.parametrize("adapt", ["center", "statistics"])
+def test_a_strategy_may_copy_the_model_as_it_is_at_the_site(adapt: str) -> None:
+    copies = []
+
+    class Copying(Hooks):
+        def before_round(self, model: nn.Module) -> None:
+            copies.append(copy.deepcopy(model))
+
+        def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+            return copies[0](batch.images).square().mean()
+
+    run = config(adapt=adapt)
+    done = classification.fit(
+        classification.build_model(run),
+        heads(),
+        run,
+        place=NORTH,
+        round_number=1,
+        private={},
+        hooks=Copying(),
+    )
+    assert np.isfinite(done.metrics["loss"]) and len(copies) == 1
 
 
 def test_a_saved_model_says_how_it_is_to_be_adapted(tmp_path) -> None:

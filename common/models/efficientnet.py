@@ -51,6 +51,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("site_mean", None, persistent=False)
         self.register_buffer("site_variance", None, persistent=False)
         self.seen: list[tuple[int, Tensor, Tensor]] | None = None
+        self.trust = 0.0  # in the site's own statistics
 
     def begin(self, images: int) -> None:
         """Normalize what comes next, of so many images, by itself, and remember by what."""

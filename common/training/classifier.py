@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from common.errors import DivergedError
 from common.models.parts import captured_features
+from common.models.site_statistics import layers_of_site
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
 from common.training.balanced_batches import BalancedBatches
@@ -153,13 +154,13 @@ def train(
 
     model.to(device).train()
     log_variance = features = constant = None
-    if isinstance(model, StackClassifier) and model.scaled:
+    if _is_scaled(model):
         features = features_of(model, data)
         log_variance = model.log_variance_of(features, per_class[labels.to(device)])
         if not first_step:
             model.log_variance.copy_(log_variance)
     survey_site(model, data, config, device, features=features)
-    hooks = hooks or Hooks()
+    hooks = hooks or Hooks()  # which may copy the model
     hooks.before_round(model)
     put_back = _absent_rows(model, per_class == 0) if settings.absent_classes == "mask" else None
     optimizer = torch.optim.AdamW(
@@ -186,9 +187,9 @@ def train(
                 if settings.augment == "all":
                     images = augment(images, augmentation)
                 images = images.to(device)
-                with captured_features(model) as features:
+                with captured_features(model) as seen:
                     loss = criterion(model(images))
-                batch = Batch(images, targets, features[-1], loss, criterion)
+                batch = Batch(images, targets, seen[-1], loss, criterion)
                 if (term := hooks.loss(model, batch)) is not None:
                     loss = loss + term
             optimizer.zero_grad(set_to_none=True)
@@ -270,7 +271,14 @@ def survey_site(
     study, weights = config.read_study(), None
     if config.model.adapt == "center":
         weights = class_weights(data.labels, len(study.label.classes.names))[data.labels]
-    survey(model.to(device), data, study, device, weights=weights, features=features)
+    model.to(device)
+    if features is None and layers_of_site(model) and _is_scaled(model):
+        features = features_of(model, data)
+    survey(model, data, study, device, weights=weights, features=features)
+
+
+def _is_scaled(model: nn.Module) -> bool:
+    return isinstance(model, StackClassifier) and model.scaled
 
 
 @torch.no_grad()
