@@ -209,12 +209,15 @@ class SitesInPlace:
         self.task, self.log = load_task(config.task), MetricsLog(log)
         self.names = tuple(sorted(participants))
         self.used: dict[str, dict[str, int]] = {site: {} for site in folders}  # files, by split
-        members = {site for sites in participants.values() for site in sites}
+        self.members = {site for sites in participants.values() for site in sites}
+        self.opened = {  # what every round reads; sites that do not take part are tested alone
+            split: {site: self._load(site, split) for site in folders if site in self.members}
+            for split in ("train", "val")
+        }
         self.data = {
-            name: pool([self._load(site, "train") for site in participants[name]])
+            name: pool([self.opened["train"][site] for site in participants[name]])
             for name in self.names
         }
-        self.validation = {site: self._load(site, "val") for site in folders if site in members}
         self.models = {name: self.task.build_model(config, self._at(name)) for name in self.names}
         self.rows: list[dict[str, Any]] = []
         self.began = time.monotonic()
@@ -241,7 +244,7 @@ class SitesInPlace:
         """Judge at the participants' sites, or, on test scans, at all; these are read now."""
         private = state.best.private if split == "test" and state.best else state.private
         found = {}
-        for site in self.validation if split == "val" else self.folders:
+        for site in self.opened["val"] if split == "val" else self.folders:
             above, below = self.records
             found[site] = judge_at_site(
                 self.task,
@@ -276,11 +279,13 @@ class SitesInPlace:
         self.rows += [_result(self.place.site, row, self.config, rounds, images) for row in rows]
 
     def _opened(self, site: str, split: str) -> Dataset:
-        return self.validation[site] if split == "val" else self._load(site, split)
+        known = self.opened.get(split, {})
+        return known[site] if site in known else self._load(site, split)
 
     def _load(self, site: str, split: str) -> Dataset:
         data = self.task.open_split(site, self.folders[site], split, self.config, cache_dir())
-        self.used[site][f"n_{split}"] = data.files
+        if split == "test" or site in self.members:  # others adapt a model to themselves alone
+            self.used[site][f"n_{split}"] = data.files
         return data
 
     def _at(self, site: str) -> SiteContext:
