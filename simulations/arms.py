@@ -212,15 +212,19 @@ class SitesInPlace:
         self.names = tuple(sorted(participants))
         self.used: dict[str, dict[str, int]] = {site: {} for site in folders}  # files, by split
         members = {site for sites in participants.values() for site in sites}
+        self.members = [site for site in folders if site in members]
+        # What every round reads; sites that do not take part are tested alone.
+        self.opened: dict[str, dict[str, Dataset]] = {
+            "train": {site: self._load(site, "train") for site in self.members}
+        }
         self.data = {
-            name: pool([self._load(site, "train") for site in participants[name]])
+            name: pool([self.opened["train"][site] for site in participants[name]])
             for name in self.names
         }
-        self.members = [site for site in folders if site in members]
-        self.validation: dict[str, Dataset] = {}
+        self.opened["val"] = {}
         for site in self.members:
             with suppress(UnlabelledError):  # which validation tells again
-                self.validation[site] = self._load(site, "val")
+                self.opened["val"][site] = self._load(site, "val")
         self.models = {name: self.task.build_model(config, self._at(name)) for name in self.names}
         self.rows: list[dict[str, Any]] = []
         self.began = time.monotonic()
@@ -285,12 +289,13 @@ class SitesInPlace:
         self.rows += [_result(self.place.site, row, self.config, rounds, images) for row in rows]
 
     def _opened(self, site: str, split: str) -> Dataset:
-        kept = self.validation if split == "val" else {}
-        return kept[site] if site in kept else self._load(site, split)
+        known = self.opened.get(split, {})
+        return known[site] if site in known else self._load(site, split)
 
     def _load(self, site: str, split: str) -> Dataset:
         data = self.task.open_split(site, self.folders[site], split, self.config, cache_dir())
-        self.used[site][f"n_{split}"] = data.files
+        if split == "test" or site in self.members:  # others adapt a model to themselves alone
+            self.used[site][f"n_{split}"] = data.files
         return data
 
     def _at(self, site: str) -> SiteContext:

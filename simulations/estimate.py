@@ -93,7 +93,7 @@ def _random_images(config: RunConfig, sites: tuple[str, ...]) -> Any:
     from common.config.run_config import OF_SLICES
     from common.data.dataset import Dataset, InMemory
     from common.imaging.slices import LEVELS_MM
-    from common.tasks.classification import heights_mm
+    from common.tasks.classifier_networks import heights_mm
     from common.training.gan_presets import stylegan2
 
     draws, study = np.random.default_rng(0), config.read_study()

@@ -312,10 +312,11 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         )
     if "federated" not in plan.arms and overrides.get("strategies"):
         raise ConfigError("--strategies has no effect without the arm federated: leave it out")
-    if "centralized" in plan.arms and plan.run.get("model.adapt", "none") != "none":
+    if "centralized" in plan.arms and plan.run.get("model.adapt") == "center":
+        # `statistics` and `threshold` adapt whatever model a site is given, one of a pool as well.
         raise ConfigError(
-            f"model.adapt = '{plan.run['model.adapt']}' takes out what is a site's own, which a "
-            "pool of sites has not: leave centralized out of --arms"
+            "model.adapt = 'center' trains without what is a site's own, which a pool of sites has "
+            "not: leave centralized out of --arms"
         )
     for values in (plan.arms, plan.strategies):
         if len(set(values)) < len(values):

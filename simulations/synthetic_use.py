@@ -146,8 +146,8 @@ def use_of_synthetic(
         )
     if config.model.adapt != "none":
         raise ConfigError(
-            f"model.adapt = '{config.model.adapt}': synthetic people have no site to be centered "
-            "on. Set it 'none'"
+            f"model.adapt = '{config.model.adapt}': synthetic people have no site to be adapted "
+            "to. Set it 'none'"
         )
     if poor not in folders or not amounts or min(amounts) < 1:
         raise ConfigError(

@@ -233,7 +233,8 @@ def test_several_faults_are_all_named_a_line_each():
 
 @pytest.mark.parametrize("key", FLOAT_KEYS)
 def test_whole_number_is_a_fine_float(key):
-    whole = {"training.label-smoothing": 0, "strategy.most-share": 1}.get(key, 2)
+    ones = {"strategy.most-share": 1, "training.logit-tau": 1}
+    whole = {"training.label-smoothing": 0, **ones}.get(key, 2)
     config = RunConfig.from_flower({key: whole})
     value = config.to_flower()[key]
     assert value == whole
@@ -357,6 +358,8 @@ def test_whatever_flower_hands_over_is_accepted_or_refused_in_words(run_config):
         ("data.size", 16),
         ("model.classifier", "slices"),
         ("model.adapt", "center"),
+        ("training.loss", "focal"),
+        ("training.absent-classes", "mask"),
     ],
 )
 def test_a_classifiers_options_are_refused_for_generation_rather_than_ignored(key, value):
@@ -390,6 +393,24 @@ def test_networks_that_cannot_be_are_refused_before_anything_starts(changed, wor
     with pytest.raises(ConfigError) as caught:
         read_run_config(changed)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"training.focal-gamma": 1.0}, "training.focal-gamma has no effect"),
+        ({"training.loss": "focal", "training.logit-tau": 2.0}, "training.logit-tau has no effect"),
+        ({"training.loss": "logit-adjusted", "training.balance": "batches"}, "twice"),
+    ],
+)
+def test_losses_options_that_do_nothing_or_the_same_twice_are_refused(changed, words):
+    assert words in refusal(changed)
+
+
+def test_beside_a_logit_adjusted_loss_nothing_else_balances_by_default():
+    for study in ("brain-sex", "skin-lesions"):
+        values = {"study": study, "training.loss": "logit-adjusted"}
+        assert RunConfig.from_flower(values).training.balance == "none"
 
 
 def test_batches_of_a_classifier_need_not_suit_a_gan():

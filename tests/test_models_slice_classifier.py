@@ -11,12 +11,8 @@ import torch
 
 from common.errors import ConfigError
 from common.models.architecture import Architecture
-from common.models.slice_classifier import (
-    CELLS,
-    SD_FLOOR,
-    DiscriminatorClassifier,
-    SliceClassifier,
-)
+from common.models.site_statistics import SD_FLOOR, layers_of_site, take_site_statistics
+from common.models.slice_classifier import CELLS, DiscriminatorClassifier, SliceClassifier
 from common.models.stylegan2 import build
 from common.training.classifier import class_weights
 from common.transport import broadcast, decode_update, encode_update, received
@@ -35,12 +31,23 @@ def classifier(
     seed: int = 0,
     architecture: Architecture = TINY,
     *,
-    centered: bool = False,
+    adapt: str = "none",
 ) -> torch.nn.Module:
     torch.manual_seed(seed)
     if kind == "slices":
-        return SliceClassifier(LEVELS, SIDE, CLASSES, width=4, centered=centered)
-    return DiscriminatorClassifier(architecture, LEVELS, CLASSES, centered=centered)
+        model = SliceClassifier(LEVELS, SIDE, CLASSES, width=4)
+    else:
+        model = DiscriminatorClassifier(architecture, LEVELS, CLASSES)
+    take_site_statistics(model, adapt)
+    return model
+
+
+def survey(model: torch.nn.Module, features: torch.Tensor, weights: torch.Tensor) -> None:
+    (layer,) = layers_of_site(model)
+    layer.begin(len(features))
+    with torch.no_grad():
+        model.classify(features)
+    layer.end(weights, len(features))
 
 
 def stacks(count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -159,7 +166,7 @@ def test_average_of_equal_frozen_weights_is_the_same_weights_again(votes) -> Non
 def test_frozen_weights_travel_in_float16_unharmed_and_the_linear_layer_is_not_rounded() -> None:
     model = classifier()
     model.take_over(trained_discriminator())
-    model.log_variance.copy_(model.survey(model.features_of(stacks()), torch.ones(4)))
+    model.log_variance.copy_(model.log_variance_of(model.features_of(stacks()), torch.ones(4)))
     for name, tensor in model.state_dict().items():
         whole = torch.equal(tensor.half().float(), tensor)
         assert whole == (name not in LEARNED), name
@@ -213,38 +220,35 @@ def test_a_coloured_picture_is_seen_with_all_its_channels() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_centered_on_its_site_a_shift_of_all_features_changes_nothing(kind: str) -> None:
     images, weights = stacks(6), torch.tensor([1.0, 1, 1, 1, 2, 2])
-    model = classifier(kind, centered=True)
-    model.survey(model.features_of(images), weights)
+    model = classifier(kind, adapt="center")
+    survey(model, model.features_of(images), weights)
     represent, before = model.represent, model(images)
     model.represent = lambda stacks: represent(stacks) + 3.0  # another scanner, in all its scans
     assert not torch.allclose(model(images), before, atol=1e-2)
-    model.survey(model.features_of(images), weights)
+    survey(model, model.features_of(images), weights)
     torch.testing.assert_close(model(images), before, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_variance_of_a_site_is_its_scans_about_their_center(kind: str) -> None:
-    model, weights = classifier(kind), torch.tensor([1.0, 1, 1, 1, 2, 2])
+def test_the_variance_of_a_site_is_its_scans_about_their_center() -> None:
+    model, weights = classifier(), torch.tensor([1.0, 1, 1, 1, 2, 2])
     features = model.features_of(stacks(6))
-    found = model.survey(features, weights)
+    found = model.log_variance_of(features, weights)
     twice = torch.cat([features, features[4:]]).double()  # as often as each one counts
-    torch.testing.assert_close(model.center.double(), twice.mean(0), atol=1e-5, rtol=1e-4)
-    if kind == "slices":
-        assert found is None and "log_variance" not in model.state_dict()
-    else:
-        expected = twice.var(0, correction=0)
-        expected += SD_FLOOR**2 * expected.mean()
-        torch.testing.assert_close(found.double().exp(), expected, atol=1e-6, rtol=1e-3)
-        # It is the training's to say when it is taken, and the federation's to average.
-        assert torch.equal(model.state_dict()["log_variance"], torch.zeros(len(found)))
+    expected = twice.var(0, correction=0)
+    expected += SD_FLOOR**2 * expected.mean()
+    torch.testing.assert_close(found.double().exp(), expected, atol=1e-6, rtol=1e-3)
+    # It is the training's to say when it is taken, and the federation's to average.
+    assert torch.equal(model.state_dict()["log_variance"], torch.zeros(len(found)))
+    assert "log_variance" not in classifier("slices").state_dict()
 
 
 def test_a_features_unit_is_its_sd_and_one_that_never_varies_does_no_harm() -> None:
-    model, images = classifier(centered=True), stacks()
+    model, images = classifier(adapt="center"), stacks()
     features, weights = model.features_of(images), torch.ones(4)
     features[:, 0] = 0.3
     with torch.no_grad():
-        model.log_variance.copy_(model.survey(features, weights))
+        model.log_variance.copy_(model.log_variance_of(features, weights))
+        survey(model, features, weights)
         widest = features.var(0).argmax()
         model.head.weight.zero_()
         model.head.weight[0, 0] = model.head.weight[1, widest] = 1
@@ -253,7 +257,7 @@ def test_a_features_unit_is_its_sd_and_one_that_never_varies_does_no_harm() -> N
         torch.testing.assert_close(scaled[:, 0], torch.zeros(4), atol=1e-3, rtol=0)
         assert scaled[:, 1].square().mean().item() == pytest.approx(1, rel=1e-2)
         # One scan alone has no variance, and is left in the unit that it has.
-        alone = model.survey(features[:1], weights[:1])
+        alone = model.log_variance_of(features[:1], weights[:1])
     assert torch.equal(alone, torch.zeros(len(alone)))
 
 
@@ -262,7 +266,7 @@ def test_a_variance_survives_its_way_to_the_server_and_back(encoding: str) -> No
     """Variances span orders of magnitude; a rounding of them as they are would lose the least."""
     model = classifier()
     start = {"log_variance": model.log_variance.clone()}
-    found = model.survey(model.features_of(stacks(8)), torch.ones(8))
+    found = model.log_variance_of(model.features_of(stacks(8)), torch.ones(8))
     assert found.max() - found.min() > math.log(100)
     sent, _ = encode_update({"log_variance": found}, start, {}, encoding)
     averaged = decode_update(sent, start, encoding)
@@ -272,20 +276,20 @@ def test_a_variance_survives_its_way_to_the_server_and_back(encoding: str) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sites_center_is_no_part_of_the_state_and_must_be_told(kind: str) -> None:
-    plain, model = classifier(kind), classifier(kind, centered=True)
+    plain, model = classifier(kind), classifier(kind, adapt="center")
     with pytest.raises(RuntimeError, match="survey"):
         model(stacks())
-    model.survey(model.features_of(stacks()), torch.ones(len(stacks())))
+    survey(model, model.features_of(stacks()), torch.ones(len(stacks())))
     assert model(stacks()).isfinite().all()
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_a_center_lies_midway_between_the_sexes_whatever_a_sites_mix() -> None:
     """Only then does a site with ten men and six women decide where one with eight of each does."""
-    model = classifier(centered=True)
+    model = classifier(adapt="center")
     features = model.features_of(stacks(16))
     labels = np.array([1] * 10 + [0] * 6)
-    model.survey(features, torch.from_numpy(class_weights(labels, 2)[labels]))
+    survey(model, features, torch.from_numpy(class_weights(labels, 2)[labels]))
     midway = (features[:10].mean(0) + features[10:].mean(0)) / 2
-    torch.testing.assert_close(model.center, midway, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.head.at_site.mean, midway, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(features.mean(0), midway, atol=1e-3)

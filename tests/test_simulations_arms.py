@@ -206,6 +206,33 @@ def test_no_test_scan_is_opened_before_training_and_selection_are_over(
 
 
 @pytest.mark.parametrize("arm", ["local", "centralized"])
+@pytest.mark.parametrize("adapt", ["statistics", "threshold"])
+def test_every_arms_models_are_adapted_to_each_place_by_its_own_training_scans(
+    arm: str, adapt: str, work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, seen = classification.evaluate, []
+
+    def spy(released, load, split, config, *, place, records=None):
+        given = {split: load(split).persons for split in ("train", "test")}
+        seen.append((split, place.site, given["train"]))
+        return evaluate(released, load, split, config, place=place, records=records)
+
+    monkeypatch.setattr(classification, "evaluate", spy)
+    given = replace(work(arm, adapt=adapt), local=["island"])
+    run_cell(given)
+    own = {
+        site: classification.open_split(site, Path(path), "train", given.config, cache_dir())
+        for site, path in given.sites.items()
+    }
+    assert {site for split, site, _ in seen if split == "test"} == set(own)
+    assert all(persons == own[site].persons for _, site, persons in seen)
+    trained_on = POOL if arm == "centralized" else "island"
+    told = json.loads((Path(given.folder) / trained_on / "summary.json").read_text())["sites"]
+    trained = {site for site, one in told.items() if "n_train" in one}
+    assert trained == (set(own) if arm == "centralized" else {"island"})
+
+
+@pytest.mark.parametrize("arm", ["local", "centralized"])
 def test_training_does_not_depend_on_the_test_scans(arm: str, work, tmp_path: Path) -> None:
     given = work(arm)
     before = run_cell(given).query("split == 'val'").drop(columns="seconds")

@@ -302,6 +302,13 @@ def test_what_cannot_be_is_refused(preset: str, overrides: dict, run: dict, expe
         load_plan(preset, overrides, run)
 
 
+@pytest.mark.parametrize("adapt", ["statistics", "threshold"])
+def test_a_pool_is_adapted_to_each_site_as_every_arm_is(adapt: str) -> None:
+    plan = load_plan("default", {}, {"model.adapt": adapt})
+    assert {plan.config(cell, {}).model.adapt for cell in plan.cells()} == {adapt}
+    assert {cell.arm for cell in plan.cells()} == {"centralized", "local", "federated"}
+
+
 def test_resources_that_do_not_exist_are_refused_before_the_start(tmp_path: Path) -> None:
     for words in (["--set", "run.threads=200"], ["--gpus-per-cell", "100"]):
         done = fedscan("benchmark", *words, cwd=tmp_path, cache=tmp_path / "cache")

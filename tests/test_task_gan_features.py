@@ -17,11 +17,8 @@ from common.data.dataset import Dataset
 from common.disclosure import Disclosure
 from common.errors import ConfigError, DataContractError, FedscanError
 from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
-from common.models.slice_classifier import (
-    SD_FLOOR,
-    DiscriminatorClassifier,
-    SliceClassifier,
-)
+from common.models.site_statistics import SD_FLOOR
+from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
 from common.studies.study import read_study
 from common.tasks.classification import score
 from common.tasks.generation_networks import architecture
@@ -32,6 +29,7 @@ from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augmen
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_discriminator, save_checkpoint
 from common.training.gan_presets import stylegan2
+from common.training.site_survey import survey
 from simulations.federate import check_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -302,13 +300,13 @@ def test_a_site_is_centered_on_its_training_scans_whatever_is_judged() -> None:
     judged = classification.evaluate(shared, load, "val", settings, place=NORTH)
     assert asked == ["train", "val"]
     assert not any("center" in name for name in shared)
-    features = features_of(model, known)
-    model.survey(features, torch.ones(8))
+    survey(model, known, STUDY, CPU)
     assert judged.metrics != score(
         STUDY, data().labels, predicted(model, data())
     )  # leans to the men
-    model.survey(features, torch.tensor([2.0] * 2 + [2 / 3] * 6))
-    assert judged.metrics == score(STUDY, data().labels, predicted(model, data()))
+    survey(model, known, STUDY, CPU, weights=np.array([2.0] * 2 + [2 / 3] * 6))
+    found = score(STUDY, data().labels, predicted(model, data()))
+    assert judged.metrics == pytest.approx(found, rel=1e-5)
 
 
 @pytest.mark.parametrize("augmented", ["all", "none"])
@@ -322,7 +320,7 @@ def test_training_is_centered_on_all_scans_of_the_site_between_the_sexes(
     midway = (features[:2].mean(0) + features[2:].mean(0)) / 2
 
     def watched(self, features: Tensor) -> Tensor:
-        seen.append(self.center.clone())
+        seen.append(self.head.at_site.mean.clone()) if self.training else None
         return classify(self, features)
 
     monkeypatch.setattr(SliceClassifier, "classify", watched)
@@ -431,10 +429,9 @@ def test_a_site_of_one_sex_has_no_center() -> None:
                 train()
 
 
-@pytest.mark.parametrize(("key", "value"), [("heights", "whole-head"), ("adapt", "center")])
-def test_what_a_classifier_does_not_have_is_refused(key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=f"model.{key} has no effect with classifier 'small'"):
-        config("small", gan_changes="", **{key: value})
+def test_what_a_classifier_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.heights has no effect with classifier 'small'"):
+        config("small", gan_changes="", heights="whole-head")
 
 
 def test_a_whole_head_has_the_generated_heights_among_its_own(tiny_cohort, tmp_path) -> None:

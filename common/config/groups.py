@@ -167,10 +167,12 @@ class Model(Group):
         description="slices and gan-features: the axial slices of a head that they see, the five "
         "that generators make, or twelve from the temporal lobes to the crown",
     )
-    adapt: Literal["none", "center"] = Field(
+    adapt: Literal["none", "center", "statistics", "threshold"] = Field(
         "none",
-        description="slices and gan-features: center takes a site's own mean out of the features "
-        "of its images (after AdaBN, arXiv 1603.04779, but with all classes counting as much)",
+        description="how a site fits a model to its own training images, of which nothing leaves: "
+        "center takes their mean out of the features, all classes counting as much; statistics "
+        "normalizes by their mean and SD (AdaBN, arXiv 1603.04779); threshold shifts the decision "
+        "where it suits them best",
     )
     gan: str = Field("tiny-32-federated", description="generation: preset of the StyleGAN2-ADA")
     gan_changes: str = Field(
@@ -216,11 +218,30 @@ class Training(Group):
         description="share of a label that is spread over all classes (arXiv 1512.00567, section "
         "7), so that correctly classified images keep a gradient",
     )
-    balance: Literal["auto", "weights", "batches"] = Field(
+    loss: Literal["cross-entropy", "focal", "logit-adjusted"] = Field(
+        "cross-entropy",
+        description="focal: what is told apart already counts less (arXiv 1708.02002); "
+        "logit-adjusted: rare classes have to be told apart the more clearly (arXiv 2007.07314)",
+    )
+    focal_gamma: NonNegative = Field(
+        2.0, le=10.0, description="focal: how much less; 0 is the cross-entropy"
+    )
+    logit_tau: NonNegative = Field(
+        1.0,
+        le=10.0,
+        description="logit-adjusted: factor of the logarithm of a class's share of the site's "
+        "images; 0 is the cross-entropy",
+    )
+    balance: Literal["auto", "weights", "batches", "none"] = Field(
         "auto",
         description="what keeps a site's mix of classes from becoming a prior: weights in the "
-        "loss, or batches with all classes equally often; auto: weights for two classes, else "
-        "batches",
+        "loss, or batches with all classes equally often; none: nothing; auto: weights for two "
+        "classes, else batches, and none beside logit-adjusted",
+    )
+    absent_classes: Literal["keep", "mask"] = Field(
+        "keep",
+        description="mask: classes of which a site has no training image are no part of its "
+        "softmax, so that it does not unlearn them (as in FedRS, Li and Zhan 2021, KDD)",
     )
     augment: Literal["all", "none"] = Field(
         "all", description="what training varies of an image: all that suits it, or nothing"

@@ -37,7 +37,11 @@ OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-
     *(
         "training.augment",
         "training.local-epochs",
+        "training.loss",
+        "training.focal-gamma",
+        "training.logit-tau",
         "training.balance",
+        "training.absent-classes",
         "data.size",
         "data.unlabelled",
         "model.weights",
@@ -134,7 +138,8 @@ class RunConfig(Settings):
                 left_open = group.model_fields[key.replace("-", "_")].default
                 given = part.get(key, left_open)
                 if given == left_open and type(given) is type(left_open):
-                    part[key] = value
+                    adjusted = key == "balance" and part.get("loss") == "logit-adjusted"
+                    part[key] = "none" if adjusted else value
             try:
                 built[name] = group.from_mapping(part)
             except ConfigError as error:
@@ -219,7 +224,7 @@ class RunConfig(Settings):
         if self.task != "classification":
             return []
         given, found = self.model.classifier, []
-        for key in ("gan", "gan_changes", "heights", "adapt"):
+        for key in ("gan", "gan_changes", "heights"):
             default = Model.model_fields[key].default
             if given not in OF_SLICES and getattr(self.model, key) != default:
                 found.append(
@@ -227,6 +232,18 @@ class RunConfig(Settings):
                     f"it {default!r}, or model.classifier to "
                     f"{' or '.join(map(repr, OF_SLICES))}"
                 )
+        for key, loss in (("focal_gamma", "focal"), ("logit_tau", "logit-adjusted")):
+            default = Training.model_fields[key].default
+            if self.training.loss != loss and getattr(self.training, key) != default:
+                found.append(
+                    f"training.{key.replace('_', '-')} has no effect with training.loss = "
+                    f"'{self.training.loss}': leave it out, or set training.loss = '{loss}'"
+                )
+        if self.training.loss == "logit-adjusted" and self.training.balance != "none":
+            found.append(
+                f"training.balance = '{self.training.balance}' and training.loss = "
+                "'logit-adjusted' make up for the same mix of classes twice: leave one of them out"
+            )
         return found
 
 

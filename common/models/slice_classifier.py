@@ -17,23 +17,15 @@ from common.errors import ConfigError
 from common.models.architecture import Architecture
 from common.models.classifier import StandardizeHead
 from common.models.discriminator import Discriminator
+from common.models.site_statistics import SD_FLOOR
 
 CELLS = 16  # a side, at most: a discriminator's features are means over cells of 13.5 mm
-SD_FLOOR = 0.01  # of a feature's SD, in root mean squares of all of them: in air it is zero
 # What decides the weights of a discriminator's blocks; latents and labels have no part in them.
 BLOCK_SIZES = ("resolution", "channels", "channel_base", "channel_max")
 
 
 class StackClassifier(nn.Module):
-    """A linear layer on features of a stack of slices, which know their site.
-
-    Features may be centered on their site. A scanner moves the features of all its scans, and a
-    common model's threshold then fits no site but the largest. Adaptive batch normalization (Li et
-    al. 2016, arXiv 1603.04779) takes a site's own statistics instead of those of the training; here
-    the mean alone, since SDs of a dozen scans say little. It is that of the site's training scans,
-    weighted so that each class counts as much: a plain mean leans towards the class that a site has
-    more of, and the threshold leans with it. It is no part of the state: it never leaves the site,
-    nobody averages it.
+    """A linear layer on features of a stack of slices.
 
     Features may be in units of their SD over scans. What varies most of a head, its edge and its
     folds, says least of sex, and would be learned from first. The variance is part of the state:
@@ -47,26 +39,18 @@ class StackClassifier(nn.Module):
     features : int
         How many there are of a stack.
     classes : int
-    centered : bool
     scaled : bool
     frozen : bool
         Whether the linear layer alone learns.
     """
 
     def __init__(
-        self,
-        features: int,
-        classes: int,
-        *,
-        centered: bool,
-        scaled: bool = False,
-        frozen: bool = False,
+        self, features: int, classes: int, *, scaled: bool = False, frozen: bool = False
     ) -> None:
         super().__init__()
-        self.centered, self.scaled, self.frozen = centered, scaled, frozen
+        self.scaled, self.frozen = scaled, frozen
         self.head = nn.Linear(features, classes)
         self.register_buffer("log_variance", torch.zeros(features) if scaled else None)
-        self.register_buffer("center", None, persistent=False)
 
     @torch.no_grad()
     def features_of(self, stacks: Tensor) -> Tensor:
@@ -77,8 +61,11 @@ class StackClassifier(nn.Module):
         parts = stacks.to(self.head.weight.device).split(32)
         return torch.cat([(self.represent(x) + self.represent(x.flip(-1))) / 2 for x in parts])
 
-    def survey(self, features: Tensor, scan_weights: Tensor) -> Tensor | None:
-        """Take the mean of a site's training scans as the center.
+    @staticmethod
+    def log_variance_of(features: Tensor, scan_weights: Tensor) -> Tensor:
+        """Return the logarithm of the features' variance over a site's training scans.
+
+        For `log_variance` after the training, so that it is averaged with what was learned.
 
         Parameters
         ----------
@@ -89,31 +76,16 @@ class StackClassifier(nn.Module):
 
         Returns
         -------
-        (features,) Tensor or None
-            Where features are scaled, the logarithm of their variance about it: for `log_variance`
-            after the training, so that it is averaged with what was learned. Zeros for one scan,
-            which has none.
+        (features,) Tensor
+            Zeros for one scan, which has none.
         """
         share = (scan_weights / scan_weights.sum()).to(features.device)
-        self.center = share @ features
-        if not self.scaled:
-            return None
-        variance = share @ (features - self.center).square()
+        variance = share @ (features - share @ features).square()
         floor = SD_FLOOR**2 * variance.mean()
         return (variance + floor).log() if floor else torch.zeros_like(variance)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Return logits (B, K) of features (B, features).
-
-        Raises
-        ------
-        RuntimeError
-            If it is centered and has not surveyed its site.
-        """
-        if self.centered:
-            if self.center is None:
-                raise RuntimeError("a centered classifier must first survey its site")
-            features = features - self.center
+        """Return logits (B, K) of features (B, features)."""
         if self.scaled:
             features = features * (-self.log_variance / 2).exp()
         return self.head(features)
@@ -138,8 +110,6 @@ class SliceClassifier(StackClassifier):
     classes : int
     width : int
         Channels that the convolution makes.
-    centered : bool
-        See :class:`StackClassifier`.
     """
 
     def __init__(
@@ -148,10 +118,8 @@ class SliceClassifier(StackClassifier):
         resolution: int,
         classes: int,
         width: int = 32,
-        *,
-        centered: bool = False,
     ) -> None:
-        super().__init__(width * ((resolution + 1) // 2) ** 2, classes, centered=centered)
+        super().__init__(width * ((resolution + 1) // 2) ** 2, classes)
         self.standardize = StandardizeHead()
         self.features = nn.Sequential(
             nn.Conv2d(levels, width, kernel_size=5, stride=2, padding=2),
@@ -185,8 +153,6 @@ class DiscriminatorClassifier(StackClassifier):
         Of the discriminator.
     levels : int
         L, slices of a head; 1 for a picture.
-    centered : bool
-        See :class:`StackClassifier`.
     mirrored : bool
         An image and its mirror image show the same, so that features are means over both; not so
         an X-ray, where heart and liver have a side.
@@ -198,7 +164,6 @@ class DiscriminatorClassifier(StackClassifier):
         levels: int,
         classes: int,
         *,
-        centered: bool = False,
         mirrored: bool = True,
     ) -> None:
         side = architecture.resolution
@@ -206,7 +171,6 @@ class DiscriminatorClassifier(StackClassifier):
         super().__init__(
             levels * architecture.width(side) * cells * cells // (2 if mirrored else 1),
             classes,
-            centered=centered,
             scaled=True,
             frozen=True,
         )

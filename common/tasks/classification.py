@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from common.checkpoints import save_model
@@ -21,13 +20,12 @@ from common.data.site_data import open_split
 from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
 from common.evaluation.of_site import Evaluation
-from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
 from common.models.parts import parts_of
 from common.predictions import save_predictions
 from common.provenance import source_hash
-from common.seeding import derive_seed
 from common.strategies.strategy import load_strategy
 from common.studies.study import Study
+from common.tasks.classifier_networks import build, heights_mm
 from common.tasks.task import (
     Fit,
     Load,
@@ -37,10 +35,10 @@ from common.tasks.task import (
     ValidationResult,
     use_of_labels,
 )
-from common.training.classifier import predict, survey_features, train
+from common.training.classifier import predict, survey_site, train
 from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks
-from common.training.variation import is_mirrored
+from common.training.threshold import of_each_class, offsets, shifted
 
 
 class Classification(Task):
@@ -100,37 +98,7 @@ class Classification(Task):
         ConfigError
             If the networks of ``model.gan`` and ``model.gan-changes`` cannot be.
         """
-        study, name = config.read_study(), config.model.classifier
-        classes = len(study.label.classes.names)
-        seed = derive_seed(config.run.seed, purpose="initial weights")
-        if name not in OF_SLICES:
-            if study.images.view == "picture":
-                from common.models.picture_classifier import build_picture_classifier
-
-                channels = study.images.channels
-                return build_picture_classifier(
-                    name,
-                    channels=channels,
-                    classes=classes,
-                    seed=seed,
-                    pretrained=bool(config.model.weights),
-                )
-            from common.models.classifier import build_classifier
-
-            return build_classifier(name, image_size=config.data.size, classes=classes, seed=seed)
-        from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
-        from common.tasks.generation_networks import architecture
-
-        levels, centered = len(heights_mm(config)) or 1, config.model.adapt == "center"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if name == "slices":
-                side = stylegan2(config).resolution
-                return SliceClassifier(levels, side, classes, centered=centered)
-            networks = architecture(config, place.sites if place else ())
-            return DiscriminatorClassifier(
-                networks, levels, classes, centered=centered, mirrored=is_mirrored(study)
-            )
+        return build(config, place.sites if place else ())
 
     def warm_start(self, model: nn.Module, config: RunConfig) -> None:
         """Take over pretrained weights, or the discriminator of ``model.gan-checkpoint``.
@@ -277,11 +245,16 @@ class Classification(Task):
         study = config.read_study()
         model = self.build_model(config, place)
         self.load_shared(model, released)
-        if config.model.adapt == "center":
-            model.to(place.device)
-            survey_features(model, load("train"))
+        known = load("train") if config.model.adapt != "none" else None
+        if known is not None:
+            survey_site(model, known, config, place.device)
         data = load(split)
         predictions = predict(model, data, study, place.device)
+        known = known.labelled() if known is not None else ()
+        if len(known) and config.model.adapt == "threshold":
+            some = known.subset(of_each_class(known.labels))
+            of_known = predict(model, some, study, place.device)
+            predictions = shifted(predictions, offsets(of_known, some.labels, some.people))
         classes = study.label.classes.names
         if records is not None:
             path = records / "predictions.csv"
@@ -341,7 +314,7 @@ class Classification(Task):
     ) -> None:
         """Write ``model.safetensors``, and ``model.json``, also of what only sites have of it."""
         del shared
-        keys = ("gan", "gan_changes", "heights", "adapt")
+        keys = ("gan", "gan_changes", "heights")
         if config.model.classifier in OF_SLICES:
             about = {key: getattr(config.model, key) for key in keys}
         else:  # pretrained weights need other layers than random ones
@@ -358,6 +331,7 @@ class Classification(Task):
                 "task": config.task,
                 "classifier": config.model.classifier,
                 **about,
+                "adapt": config.model.adapt,
                 "classes": list(config.read_study().label.classes.names),
                 "round": round_number,
                 "source_hash": source_hash(),
@@ -392,14 +366,6 @@ def score(study: Study, labels: np.ndarray, predictions: np.ndarray) -> dict[str
     if len(names) == 2 and not study.label.positive:
         return classification_metrics(labels, predictions)
     return classification_metrics(labels, predictions, names, study.label.positive or None)
-
-
-def heights_mm(config: RunConfig) -> tuple[float, ...]:
-    """Return the heights of a volume's slices, for classifiers of them; else none."""
-    volumes = config.read_study().images.view != "picture"
-    if not volumes or config.model.classifier not in OF_SLICES:
-        return ()
-    return {"generated": LEVELS_MM, "whole-head": WHOLE_HEAD_MM}[config.model.heights]
 
 
 TASK = Classification()

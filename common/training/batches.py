@@ -29,7 +29,7 @@ class _Batches:
 
 
 def batches_of(
-    labels: np.ndarray, size: int, seed: int, balance: Literal["weights", "batches"]
+    labels: np.ndarray, size: int, seed: int, balance: Literal["none", "weights", "batches"]
 ) -> Iterator[np.ndarray]:
     """Draw batches of a site's images.
 
@@ -44,7 +44,7 @@ def batches_of(
     size : int
         Images with a label in a batch, and as many without one.
     seed : int
-    balance : {"weights", "batches"}
+    balance : {"none", "weights", "batches"}
         Whether all classes are equally often in a batch: "batches".
 
     Yields
@@ -58,9 +58,9 @@ def batches_of(
         rng = np.random.default_rng(seed)
         known = labels[with_label]
         drawn = (
-            _Batches(len(known), size, rng)
-            if balance == "weights"
-            else BalancedBatches(known, size, rng)
+            BalancedBatches(known, size, rng)
+            if balance == "batches"
+            else _Batches(len(known), size, rng)
         )
         halves.append((with_label, iter(drawn)))
     if len(without):

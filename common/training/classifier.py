@@ -7,21 +7,23 @@ decides only which images it may see.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.errors import DivergedError
 from common.models.parts import captured_features
+from common.models.site_statistics import layers_of_site
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
 from common.training.batches import batches_of
 from common.training.hooks import Batch, Hooks
+from common.training.losses import Loss, loss_of, weighted_mean
+from common.training.site_survey import parts, survey
 from common.training.variation import variation_of
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from common.data.dataset import Dataset
     from common.studies.study import Study
 
-PART = 32  # images at once, where no gradient is needed
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
 
 
@@ -72,15 +73,16 @@ def train(
 ) -> tuple[float, dict[str, Tensor]]:
     """Train a classifier in place for one round's optimizer steps.
 
-    AdamW on the cross-entropy, each class weighted (:func:`class_weights`) or equally often in
-    batches, so that a hospital's mix of classes does not become a prior; the learning rate follows
-    one cosine over the whole run. The moments are the caller's to keep: a site's own, never
-    averaged, since starting them anew every round makes its first steps as large as the learning
-    rate in every direction.
+    AdamW on one of :mod:`common.training.losses`, each class weighted (:func:`class_weights`) or
+    equally often in batches, so that a hospital's mix of classes does not become a prior; the
+    learning rate follows one cosine over the whole run. The moments are the caller's to keep: a
+    site's own, never averaged, since starting them anew every round makes its first steps as large
+    as the learning rate in every direction.
 
-    A classifier of slices is centered on what its features are of these images on entry, and they
-    are in the units that it came with; in the run's first step nobody has any, and a site takes its
-    own. Where neither features nor images change, they are computed once.
+    Where a classifier takes its site's statistics, they are those of these images on entry.
+    Features that are scaled are in the units that they came with; in the run's first step nobody
+    has any, and a site takes its own. Where neither features nor images change, they are computed
+    once.
 
     Parameters
     ----------
@@ -114,52 +116,60 @@ def train(
     """
     steps, study = config.local_steps(len(data)), config.read_study()
     first_step, total = (round_number - 1) * steps, config.run.rounds * steps
-    smoothing = config.training.label_smoothing
     labels, augment = torch.from_numpy(data.labels), variation_of(study).augment
-    classes = len(study.label.classes.names)
+    classes, settings = len(study.label.classes.names), config.training
+    loss_of_each = loss_of(
+        settings.loss,
+        data.labels[data.labels >= 0],
+        classes,
+        gamma=settings.focal_gamma,
+        tau=settings.logit_tau,
+        smoothing=settings.label_smoothing,
+        mask=settings.absent_classes == "mask",
+    )
     per_class = torch.from_numpy(class_weights(data.labels, classes)).to(device)
-    balance = config.training.balance
-    batches = batches_of(data.labels, config.training.batch_size, seed, balance)
-    in_loss = per_class if balance == "weights" else torch.ones_like(per_class)
+    batches = batches_of(data.labels, settings.batch_size, seed, settings.balance)
+    in_loss = per_class if settings.balance == "weights" else torch.ones_like(per_class)
 
     model.to(device).train()
-    hooks = hooks or Hooks()
+    log_variance = features = constant = None
+    if _is_scaled(model):
+        features = features_of(model, data)
+        weights = torch.from_numpy(_scan_weights(data, classes)).to(device)
+        log_variance = model.log_variance_of(features, weights)
+        if not first_step:
+            model.log_variance.copy_(log_variance)
+    survey_site(model, data, config, device, features=features)
+    hooks = hooks or Hooks()  # which may copy the model
     hooks.before_round(model)
+    put_back = _absent_rows(model, per_class == 0) if settings.absent_classes == "mask" else None
     optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.training.learning_rate,
-        weight_decay=config.training.weight_decay,
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     _restore_moments(optimizer, model, moments)
-    log_variance = constant = None
-    if isinstance(model, StackClassifier) and (model.centered or model.scaled):
-        features = features_of(model, data)
-        log_variance = model.survey(features, torch.from_numpy(_scan_weights(data, classes)))
-        if log_variance is not None and not first_step:
-            model.log_variance.copy_(log_variance)
-        plain = type(hooks).loss is Hooks.loss
-        if model.frozen and plain and config.training.augment == "none":
-            constant = features
+    plain = type(hooks).loss is Hooks.loss
+    if features is not None and model.frozen and plain and settings.augment == "none":
+        constant = features
     augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
     losses = []
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
         for step in range(first_step, first_step + steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.training.learning_rate * cosine(step, total)
+                group["lr"] = settings.learning_rate * cosine(step, total)
             index = next(batches)
             targets = labels[index].to(device)
-            criterion = partial(_loss, targets=targets, weights=in_loss, smoothing=smoothing)
+            criterion = partial(_mean_loss, loss_of_each, targets, in_loss[targets])
             if constant is not None:
                 loss = criterion(model.classify(constant[torch.from_numpy(index)]))
             else:
                 images = torch.from_numpy(data.take(index))
-                if config.training.augment == "all":
+                if settings.augment == "all":
                     images = augment(images, augmentation)
                 images = images.to(device)
-                with captured_features(model) as features:
+                with captured_features(model) as seen:
                     loss = criterion(model(images))
-                batch = Batch(images, targets, features[-1], loss, criterion)
+                batch = Batch(images, targets, seen[-1], loss, criterion)
                 if (term := hooks.loss(model, batch)) is not None:
                     loss = loss + term
             optimizer.zero_grad(set_to_none=True)
@@ -171,6 +181,8 @@ def train(
     mean_loss = float(torch.stack(losses).mean())
     if log_variance is not None:
         model.log_variance.copy_(log_variance)
+    if put_back:
+        put_back()
     model.cpu()
     if not math.isfinite(mean_loss):
         raise DivergedError(
@@ -180,21 +192,30 @@ def train(
     return mean_loss, _moments(optimizer, model)
 
 
-def _loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of a batch, each class weighted; see :func:`train`.
+def _mean_loss(loss: Loss, targets: Tensor, weights: Tensor, logits: Tensor) -> Tensor:
+    """Return a batch's mean loss; images without a label have no part in it.
 
-    Images without a label have no part in it; of a batch without any label it is 0, which has no
-    gradient, so that the step leaves alone what serves classes only.
+    Of a batch without any label it is 0, which has no gradient, so that the step leaves alone what
+    serves classes only.
     """
     known = targets >= 0
     if not known.all():
-        logits, targets = logits[known], targets[known]
+        logits, targets, weights = logits[known], targets[known], weights[known]
     if not len(targets):
         return logits.new_zeros(())
-    each = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-    # Divided by the batch, not by its own weights as "mean" would: a batch without the rarer class
-    # would else pull towards the other at full strength.
-    return weights[targets] @ each / len(targets)
+    return weighted_mean(loss(logits, targets), weights)
+
+
+def _absent_rows(model: nn.Module, absent: Tensor) -> Callable[[], None]:
+    """Remember a head's rows of some classes; weights decay without any gradient as well."""
+    rows = {name: one.detach()[absent] for name, one in model.head.named_parameters()}
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for name, one in model.head.named_parameters():
+            one[absent] = rows[name]
+
+    return put_back
 
 
 def _moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -225,10 +246,30 @@ def cosine(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
 
-def survey_features(model: StackClassifier, data: Dataset) -> None:
-    """Let a classifier of slices know its site's features, where it is centered on them."""
-    weights = _scan_weights(data, model.head.out_features)
-    model.survey(features_of(model, data), torch.from_numpy(weights))
+def survey_site(
+    model: nn.Module,
+    data: Dataset,
+    config: RunConfig,
+    device: torch.device,
+    *,
+    features: Tensor | None = None,
+) -> None:
+    """Let a classifier take its site's statistics from training images, where it has any.
+
+    A center is that of all classes alike: a plain mean leans towards the class that a site has
+    more of, and the threshold leans with it. See :func:`common.training.site_survey.survey`.
+    """
+    study, weights = config.read_study(), None
+    if config.model.adapt == "center":
+        weights = _scan_weights(data, len(study.label.classes.names))
+    model.to(device)
+    if features is None and layers_of_site(model) and _is_scaled(model):
+        features = features_of(model, data)
+    survey(model, data, study, device, weights=weights, features=features)
+
+
+def _is_scaled(model: nn.Module) -> bool:
+    return isinstance(model, StackClassifier) and model.scaled
 
 
 def _scan_weights(data: Dataset, classes: int) -> np.ndarray:
@@ -241,7 +282,7 @@ def _scan_weights(data: Dataset, classes: int) -> np.ndarray:
 def features_of(model: StackClassifier, data: Dataset) -> Tensor:
     """Return the features (N, features) of all images, on the model's device."""
     return torch.cat(
-        [model.features_of(torch.from_numpy(data.take(part))) for part in _parts(data)]
+        [model.features_of(torch.from_numpy(data.take(part))) for part in parts(len(data))]
     )
 
 
@@ -259,7 +300,7 @@ def predict(model: nn.Module, data: Dataset, study: Study, device: torch.device)
     model.to(device).eval()
     views = variation_of(study).views
     found = []
-    for part in _parts(data):
+    for part in parts(len(data)):
         images = torch.from_numpy(data.take(part)).to(device)
         seen = [model(view).double().softmax(1) for view in views(images)]
         found.append(torch.stack(seen).mean(0).cpu())
@@ -270,8 +311,3 @@ def predict(model: nn.Module, data: Dataset, study: Study, device: torch.device)
             "the model predicts NaN: the run has diverged. Lower training.learning-rate"
         )
     return (probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities).numpy()
-
-
-def _parts(data: Dataset) -> list[np.ndarray]:
-    """Indices of all images, a few at a time."""
-    return np.split(np.arange(len(data)), range(PART, len(data), PART))

@@ -1,0 +1,63 @@
+"""A run's classifier, with its initial weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from common.config.run_config import OF_SLICES, RunConfig
+from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
+from common.models.site_statistics import take_site_statistics
+from common.seeding import derive_seed
+from common.training.gan_presets import stylegan2
+from common.training.variation import is_mirrored
+
+
+def build(config: RunConfig, sites: tuple[str, ...]) -> nn.Module:
+    """Build a classifier with the run's initial weights.
+
+    Raises
+    ------
+    ConfigError
+        If the networks of ``model.gan`` and ``model.gan-changes`` cannot be.
+    """
+    study, name = config.read_study(), config.model.classifier
+    classes = len(study.label.classes.names)
+    seed = derive_seed(config.run.seed, purpose="initial weights")
+    model: nn.Module
+    if name in OF_SLICES:
+        model = _of_slices(config, classes, seed, sites)
+    elif study.images.view == "picture":
+        from common.models.picture_classifier import build_picture_classifier
+
+        channels, pretrained = study.images.channels, bool(config.model.weights)
+        model = build_picture_classifier(
+            name, channels=channels, classes=classes, seed=seed, pretrained=pretrained
+        )
+    else:
+        from common.models.classifier import build_classifier
+
+        model = build_classifier(name, image_size=config.data.size, classes=classes, seed=seed)
+    take_site_statistics(model, config.model.adapt)
+    return model
+
+
+def _of_slices(config: RunConfig, classes: int, seed: int, sites: tuple[str, ...]) -> nn.Module:
+    from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
+    from common.tasks.generation_networks import architecture
+
+    levels = len(heights_mm(config)) or 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.model.classifier == "slices":
+            return SliceClassifier(levels, stylegan2(config).resolution, classes)
+        networks, mirrored = architecture(config, sites), is_mirrored(config.read_study())
+        return DiscriminatorClassifier(networks, levels, classes, mirrored=mirrored)
+
+
+def heights_mm(config: RunConfig) -> tuple[float, ...]:
+    """Return the heights of a volume's slices, for classifiers of them; else none."""
+    volumes = config.read_study().images.view != "picture"
+    if not volumes or config.model.classifier not in OF_SLICES:
+        return ()
+    return {"generated": LEVELS_MM, "whole-head": WHOLE_HEAD_MM}[config.model.heights]
