@@ -34,12 +34,12 @@ OPTION = re.compile(r"[a-z][a-z0-9-]*")  # a key of strategy.options
 OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
 OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-changes`, or none
     *("training.learning-rate", "training.weight-decay", "training.label-smoothing"),
+    *("training.layer-decay", "model.trains", "model.normalization", "model.warm-start"),
     *(
         "training.augment",
         "training.local-epochs",
         "training.balance",
         "data.size",
-        "model.weights",
         "model.classifier",
         "model.heights",
         "model.adapt",

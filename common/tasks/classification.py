@@ -22,10 +22,12 @@ from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
 from common.evaluation.of_site import Evaluation
 from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
-from common.models.parts import parts_of
+from common.models.parts import freeze_body, parts_of
+from common.models.warm_start import begin_with, check_start, has_frozen_norms
 from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.seeding import derive_seed
+from common.strategies.strategy import load_strategy
 from common.studies.study import Study
 from common.tasks.task import Fit, Load, SiteContext, State, Task, ValidationResult
 from common.training.classifier import predict, survey_features, train
@@ -52,11 +54,7 @@ class Classification(Task):
             raise ConfigError(
                 f"model.classifier 'slices' is for volumes; study '{study.name}' has pictures"
             )
-        if config.model.weights and not (pictures and name.startswith("efficientnet-")):
-            raise ConfigError(
-                "model.weights is for model.classifier efficientnet-b0 or efficientnet-b2 of "
-                "pictures: leave it out"
-            )
+        check_start(config)
         if pictures and config.model.heights != "generated":
             raise ConfigError(
                 f"model.heights '{config.model.heights}' is of a volume's slices; study "
@@ -91,6 +89,12 @@ class Classification(Task):
         ConfigError
             If the networks of ``model.gan`` and ``model.gan-changes`` cannot be.
         """
+        model = self._built(config, place)
+        if config.model.trains == "head":
+            freeze_body(model)
+        return model
+
+    def _built(self, config: RunConfig, place: SiteContext | None) -> nn.Module:
         study, name = config.read_study(), config.model.classifier
         classes = len(study.label.classes.names)
         seed = derive_seed(config.run.seed, purpose="initial weights")
@@ -104,7 +108,7 @@ class Classification(Task):
                     channels=channels,
                     classes=classes,
                     seed=seed,
-                    pretrained=bool(config.model.weights),
+                    pretrained=has_frozen_norms(config),
                 )
             from common.models.classifier import build_classifier
 
@@ -123,36 +127,27 @@ class Classification(Task):
                 networks, levels, classes, centered=centered, mirrored=is_mirrored(study)
             )
 
-    def warm_start(self, model: nn.Module, config: RunConfig) -> None:
-        """Take over pretrained weights, or the discriminator of ``model.gan-checkpoint``.
+    def warm_start(self, model: nn.Module, config: RunConfig) -> list[str]:
+        """Take over weights of ``model.warm-start``, or the discriminator of a checkpoint.
 
         Raises
         ------
         ConfigError
-            If the checkpoint's networks are not those of the run, or the classifier has none.
+            If the networks are not those of the run, or the classifier has none.
         FedscanError
             If there is no checkpoint, or it cannot be read.
         """
-        if config.model.weights:
-            from common.models.pretrained import load_pretrained
+        if config.model.gan_checkpoint:
+            from common.training.gan_checkpoint import load_discriminator
 
-            load_pretrained(model, Path(config.model.weights))
-        if not config.model.gan_checkpoint:
-            return
-        if config.model.classifier != "gan-features":
-            raise ConfigError(
-                "model.gan-checkpoint has no effect with classifier "
-                f"'{config.model.classifier}': set it empty, or model.classifier to 'gan-features'"
-            )
-        from common.training.gan_checkpoint import load_discriminator
-
-        discriminator, _ = load_discriminator(config.model.gan_checkpoint)
-        try:
-            model.take_over(discriminator)
-        except ConfigError as error:
-            raise ConfigError(
-                f"model.gan-checkpoint {config.model.gan_checkpoint}: {error}"
-            ) from error
+            discriminator, _ = load_discriminator(config.model.gan_checkpoint)
+            try:
+                model.take_over(discriminator)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"model.gan-checkpoint {config.model.gan_checkpoint}: {error}"
+                ) from error
+        return begin_with(model, config) if config.model.warm_start else []
 
     def parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's state: all of it, in every classifier."""
@@ -330,11 +325,12 @@ class Classification(Task):
     ) -> None:
         """Write ``model.safetensors`` and ``model.json``."""
         del shared, place
+        study = config.read_study()
         keys = ("gan", "gan_changes", "heights", "adapt")
         if config.model.classifier in OF_SLICES:
             about = {key: getattr(config.model, key) for key in keys}
         else:  # pretrained weights need other layers than random ones
-            about = {"image_size": config.data.size, "pretrained": bool(config.model.weights)}
+            about = {"image_size": config.data.size, "pretrained": has_frozen_norms(config)}
         save_model(
             folder,
             dict(released),
@@ -343,7 +339,10 @@ class Classification(Task):
                 "task": config.task,
                 "classifier": config.model.classifier,
                 **about,
-                "classes": list(config.read_study().label.classes.names),
+                "channels": study.images.channels,
+                "classes": list(study.label.classes.names),
+                # Of a personal strategy the sites' own weights are not in it.
+                "parts_at_sites": load_strategy(config.strategy.name).splits,
                 "round": round_number,
                 "source_hash": source_hash(),
             },

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import DivergedError
-from common.models.parts import captured_features
+from common.models.parts import captured_features, layers_of
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
 from common.training.balanced_batches import BalancedBatches
@@ -141,44 +141,47 @@ def train(
     else:
         batches, in_loss = iter(BalancedBatches(data.labels, size, rng)), torch.ones_like(per_class)
 
-    model.to(device).train()
+    of_head = config.model.trains == "head"
+    model.to(device).train(not of_head)  # what is frozen computes as it will when it is judged
     hooks = hooks or Hooks()
     hooks.before_round(model)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        _groups(model, config.training.layer_decay),
         lr=config.training.learning_rate,
         weight_decay=config.training.weight_decay,
     )
     _restore_moments(optimizer, model, moments)
-    log_variance = constant = None
+    log_variance = constant = features = None
     if isinstance(model, StackClassifier) and (model.centered or model.scaled):
         features = features_of(model, data)
         log_variance = model.survey(features, per_class[labels.to(device)])
-        if log_variance is not None and not first_step:
+        if log_variance is not None and not first_step and not config.model.warm_start:
             model.log_variance.copy_(log_variance)
-        plain = type(hooks).loss is Hooks.loss
-        if model.frozen and plain and config.training.augment == "none":
-            constant = features
+    if type(hooks).loss is Hooks.loss and config.training.augment == "none":
+        if isinstance(model, StackClassifier) and model.frozen:
+            constant, classify = features, model.classify
+        elif of_head:
+            constant, classify = _seen_by_head(model, data, device), model.head
     augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
     losses = []
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
         for step in range(first_step, first_step + steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.training.learning_rate * cosine(step, total)
+                group["lr"] = config.training.learning_rate * cosine(step, total) * group["share"]
             index = next(batches)
             targets = labels[index].to(device)
             criterion = partial(_loss, targets=targets, weights=in_loss, smoothing=smoothing)
             if constant is not None:
-                loss = criterion(model.classify(constant[torch.from_numpy(index)]))
+                loss = criterion(classify(constant[torch.from_numpy(index)]))
             else:
                 images = torch.from_numpy(data.take(index))
                 if config.training.augment == "all":
                     images = augment(images, augmentation)
                 images = images.to(device)
-                with captured_features(model) as features:
+                with captured_features(model) as seen:
                     loss = criterion(model(images))
-                batch = Batch(images, targets, features[-1], loss, criterion)
+                batch = Batch(images, targets, seen[-1], loss, criterion)
                 if (term := hooks.loss(model, batch)) is not None:
                     loss = loss + term
             optimizer.zero_grad(set_to_none=True)
@@ -196,6 +199,21 @@ def train(
             "diverged. Try a lower training.learning-rate"
         )
     return mean_loss, _moments(optimizer, model)
+
+
+def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Group parameters by layer; ``share`` is what each has of the learning rate.
+
+    The head has all of it, and a layer ``decay`` times as much as the one above (Howard and Ruder
+    2018, arXiv 1801.06146; Clark et al. 2020, arXiv 2003.10555).
+    """
+    if decay == 1:
+        return [{"params": list(model.parameters()), "share": 1.0}]
+    layers = layers_of(model)
+    return [
+        {"params": parameters, "share": decay ** (len(layers) - 1 - number)}
+        for number, parameters in enumerate(layers)
+    ]
 
 
 def _loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
@@ -246,6 +264,15 @@ def features_of(model: StackClassifier, data: Dataset) -> Tensor:
     return torch.cat(
         [model.features_of(torch.from_numpy(data.take(part))) for part in _parts(data)]
     )
+
+
+@torch.no_grad()
+def _seen_by_head(model: nn.Module, data: Dataset, device: torch.device) -> Tensor:
+    """Return what the head sees of all images, (N, F)."""
+    with captured_features(model) as seen:
+        for part in _parts(data):
+            model(torch.from_numpy(data.take(part)).to(device))
+    return torch.cat(seen)
 
 
 @torch.no_grad()
