@@ -16,6 +16,7 @@ from simulations import check_command, prepare_commands, studies_commands, super
 from simulations.gan import commands as gan_commands
 from simulations.options import Format, FormatOption, StudyOption, run_overrides
 from simulations.stopping import STOP, tell_at_once
+from simulations.transfer import command as transfer_command
 
 app = typer.Typer(
     name="fedscan",
@@ -49,6 +50,7 @@ app.add_typer(prepare_commands.app, name="prepare")
 app.add_typer(studies_commands.app, name="studies")
 app.add_typer(gan_commands.app)
 app.command()(supernode_command.supernode)
+app.command()(transfer_command.transfer)
 
 
 @app.command()
@@ -186,6 +188,8 @@ def benchmark(
     from common.reading import read_json
     from simulations import compare
 
+    if preset == "transfer":
+        raise ConfigError("--preset transfer is a command of its own: fedscan transfer")
     folder = compare.compare(
         compare.Request(
             preset=preset,
