@@ -25,7 +25,6 @@ from simulations.transfer.plan import Protocol
 
 FEWEST_TESTED = 30  # people; of fewer a test split says too little
 FOLDS = 5
-LESION_PATIENTS = 160  # of the target: some hundred training pictures and more
 
 
 def phantoms(study: str, count: int, target: str, scans: int, seed: int) -> dict[str, Path]:
@@ -42,7 +41,8 @@ def phantoms(study: str, count: int, target: str, scans: int, seed: int) -> dict
     seed : int
         Of the cohort.
     """
-    names, workers = list(phantom_cohort(study).subjects(count)), usable_cpus()
+    usual, workers = phantom_cohort(study).subjects(count), usable_cpus()
+    names = list(usual)
     if target not in names:
         raise ConfigError(f"--target {target}: accepted is one of {', '.join(names)}")
     folders = {}
@@ -54,7 +54,8 @@ def phantoms(study: str, count: int, target: str, scans: int, seed: int) -> dict
                     n = max(n, brains_for(scans))
                 folders[name] = ensure_brains(cache_dir(), name, n=n, seed=seed, workers=workers)
             else:
-                patients = LESION_PATIENTS if name == target else None
+                # Of two patients about three pictures are to learn from.
+                patients = max(usual[name], scans) if name == target else None
                 folders[name] = ensure_lesions(
                     cache_dir(), name, patients=patients, seed=seed, workers=workers
                 )

@@ -42,7 +42,8 @@ def draw(summary: Mapping[str, Any]) -> bytes:
     axes.minorticks_off()
     axes.set_xlabel(f"training scans at {summary['target']}")
     axes.set_ylabel(MEASURES[LEADING])
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
