@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -280,6 +281,23 @@ def test_finished_cells_are_not_trained_again(
     assert (done / "results.csv").read_bytes() == before
     again = {path: path.stat().st_mtime_ns for path in kept.glob("*/predictions.csv")}
     assert {path for path in again if again[path] != trained[path]} == {lost}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_began_with_a_lost_source_is_trained_again(
+    done: Path, tiny_cohort: Path, session_cache, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+    shutil.copytree(done, tmp_path / "out")
+    (tmp_path / "out" / "cells" / "source-seed1000" / "status.json").unlink()
+    began: list[str] = []
+    monkeypatch.setattr(
+        Transfer, "_schedule", lambda self, cells: began.extend(cell.name for cell in cells)
+    )
+    transfer(tmp_path / "out", tiny_cohort).run(resume=True)
+    assert began == ["source-seed1000"]
+    left = {path.name for path in (tmp_path / "out" / "sites" / "island").iterdir()}
+    assert left == {"target-scratch-seed1000"}
 
 
 def test_other_questions_are_not_asked_in_the_same_folder(done: Path, tiny_cohort: Path):

@@ -29,7 +29,7 @@ from simulations.results import read_table
 from simulations.schedule import MISSING, end_cell, status_of
 from simulations.transfer.curve import markdown, summarize
 from simulations.transfer.figure import draw
-from simulations.transfer.plan import AS_IT_IS, SOURCE, TARGET, Plan, Protocol
+from simulations.transfer.plan import AS_IT_IS, SCRATCH, SOURCE, TARGET, Plan, Protocol
 from simulations.transfer.run import COLUMNS, TransferWork
 
 REPORT, FIGURE = "report.md", "transfer.png"
@@ -110,7 +110,7 @@ class Transfer:
         return [f"{name} ({status})" for name, status in found.items() if status != "done"]
 
     def _question(self) -> dict[str, Any]:
-        config = self.plan.config(TARGET, "scratch", self.plan.first_repetition)
+        config = self.plan.config(TARGET, SCRATCH, self.plan.first_repetition)
         return {
             "kind": "transfer",
             "plan": self.plan.model_dump(),
@@ -130,7 +130,7 @@ class Transfer:
 
     def _has_source(self, cell: Cell) -> bool:
         """Tell whether there is what a cell begins with."""
-        if cell.arm == SOURCE or cell.strategy == "scratch":
+        if cell.arm == SOURCE or cell.strategy == SCRATCH:
             return True
         return status_of(self._cell(Cell(SOURCE, "", cell.seed))) == "done"
 
@@ -139,14 +139,11 @@ class Transfer:
         for cell in cells:
             shutil.rmtree(self._cell(cell), ignore_errors=True)
             if cell.arm == SOURCE:  # and with it all that began with its model
-                for site in self.cohorts[cell.seed]:
-                    records = self.folder / "sites" / site
-                    shutil.rmtree(records / cell.name, ignore_errors=True)
-                for method in (AS_IT_IS, *self.plan.methods):
-                    if method != "scratch":
-                        name = Cell(TARGET, method, cell.seed).name
-                        own = self.folder / "sites" / self.target / name
-                        shutil.rmtree(own, ignore_errors=True)
+                begun = [name for name in (AS_IT_IS, *self.plan.methods) if name != SCRATCH]
+                for stale in [cell, *(Cell(TARGET, name, cell.seed) for name in begun)]:
+                    shutil.rmtree(self._cell(stale), ignore_errors=True)
+                    for records in (self.folder / "sites").glob(f"*/{stale.name}"):
+                        shutil.rmtree(records, ignore_errors=True)
 
     def _work(self, cell: Cell) -> TransferWork:
         sites = self.cohorts[cell.seed]
@@ -226,7 +223,7 @@ class Transfer:
             if folds
             else "Tested on the target's test scans."
         )
-        config = self.plan.config(TARGET, "scratch", self.plan.first_repetition)
+        config = self.plan.config(TARGET, SCRATCH, self.plan.first_repetition)
         summary = {
             "kind": "transfer",
             "study": config.read_study().name,
