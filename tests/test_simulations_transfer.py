@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ from common.studies.study import read_study
 from simulations.cli import app
 from simulations.plan import Cell
 from simulations.schedule import attempt
-from simulations.transfer import bench
+from simulations.transfer import __main__ as process
+from simulations.transfer import bench, cohorts
 from simulations.transfer.bench import Transfer
 from simulations.transfer.cohorts import brains_for, protocol_of
 from simulations.transfer.curve import catches_up, markdown, measured, meeting, summarize
@@ -325,3 +328,58 @@ def test_method_whose_source_failed_is_told_and_scratch_goes_on(tmp_path, tiny_c
 def test_benchmark_names_the_command():
     done = CliRunner().invoke(app, ["benchmark", "--preset", "transfer"])
     assert "fedscan transfer" in str(done.exception)
+
+
+# Simulated hospitals, and what the command line says
+
+
+def test_each_repetition_has_hospitals_of_its_own_and_the_target_enough_scans(
+    tmp_path, monkeypatch
+):
+    made: list[tuple[str, int, int]] = []
+
+    def brains(cache: Path, name: str, *, n: int, seed: int, workers: int) -> Path:
+        made.append((name, n, seed))
+        return cache / name
+
+    def lesions(cache: Path, name: str, *, patients: int | None, seed: int, workers: int) -> Path:
+        made.append((name, patients or 0, seed))
+        return cache / name
+
+    monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path))
+    monkeypatch.setattr(cohorts, "ensure_brains", brains)
+    monkeypatch.setattr(cohorts, "ensure_lesions", lesions)
+    folders = cohorts.phantoms("brain-sex", 3, "island", 80, 1004)
+    assert list(folders) == ["north", "south", "island"]
+    assert made == [("north", 200, 1004), ("south", 120, 1004), ("island", 100, 1004)]
+    made.clear()
+    cohorts.phantoms("skin-lesions", 3, "island", 80, 1005)
+    assert made == [("north", 0, 1005), ("south", 0, 1005), ("island", 100, 1005)]
+    with pytest.raises(ConfigError, match="--target west: accepted is one of north, island"):
+        cohorts.phantoms("brain-sex", 2, "west", 80, 0)
+
+
+@pytest.mark.parametrize("study", ["brain-sex", "skin-lesions"])
+def test_dry_run_tells_cells_and_minutes(study, monkeypatch):
+    monkeypatch.setattr("simulations.estimate.step_seconds", lambda config, sites: 0.01)
+    options = ["--dry-run", "--study", study, "--repetitions", "2", "--sizes", "5,10"]
+    done = CliRunner().invoke(app, ["transfer", *options])
+    assert done.exit_code == 0, done.exception
+    words = " ".join(done.stdout.split())
+    assert "12 cells" in words
+    assert "target island" in words and "training scans 5, 10" in words
+    assert re.search(r"about \d+ min", words)
+
+
+def test_work_is_the_same_after_its_way_to_another_process(tmp_path, tiny_cohort, monkeypatch):
+    made = transfer(tmp_path / "out", tiny_cohort)
+    works = [made._work(cell) for stage in made.plan.stages() for cell in stage]
+    path = tmp_path / "work.json"
+    path.write_text(json.dumps([asdict(work) for work in works]))
+    seen: list = []
+    monkeypatch.setattr("sys.argv", ["transfer", str(path)])
+    monkeypatch.setattr(process, "schedule", seen.extend)
+    process.main()
+    assert seen == works
+    assert {name for work in works for name in work.sites if work.cell.arm == SOURCE} == {"north"}
+    assert {name for work in works for name in work.sites if work.cell.arm == TARGET} == {"island"}
