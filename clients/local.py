@@ -141,6 +141,8 @@ class SiteClient:
                 place=place,
                 round_number=number,
             )
+        if number == 1:  # what stays here came with this order alone
+            reference = {name: reference[name] for name in done.sent}
         update, residual = encode_update(
             done.sent, reference, with_prefix(before, RESIDUAL), config.transport
         )

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import FedscanError
 from common.files import without_nan, write_atomically, write_json
-from common.reading import LARGEST_WEIGHTS, open_plain, read_json
+from common.reading import LARGEST_WEIGHTS, open_plain, parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MODEL = "model.safetensors"
 DESCRIPTION = "description"  # key of a model's own metadata: the sidecar once more, as JSON
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib")
 
@@ -41,8 +42,41 @@ def save_model(folder: Path, state: dict[str, Tensor], description: dict[str, An
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     # One key, for safetensors writes several in any order, and the same state is the same bytes.
     metadata = {DESCRIPTION: json.dumps(without_nan(description), allow_nan=False)}
-    write_atomically(folder / "model.safetensors", save(tensors, metadata))
+    write_atomically(folder / MODEL, save(tensors, metadata))
     write_json(folder / "model.json", description)
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`save_model` wrote: the weights, and what their own file says of them.
+
+    Raises
+    ------
+    FedscanError
+        There is none, it is a pickle, or no file of :func:`save_model`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    needed = f"A folder with the {MODEL} of a fedscan run is needed"
+    _require_no_pickle(folder, needed)
+    if not folder.is_dir():
+        raise FedscanError(f"{folder}: there is no such folder. {needed}")
+    try:
+        raw = read_bytes(folder / MODEL, limit=LARGEST_WEIGHTS)
+    except FileNotFoundError:
+        raise FedscanError(
+            f"{folder}: no model is here, for {MODEL} is missing{_pickles_in(folder)}. "
+            f"{_inside(folder, MODEL) or needed}"
+        ) from None
+    try:
+        tensors = load(raw)  # first, for it judges the header
+        header = parse_json(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        description = parse_json(header["__metadata__"][DESCRIPTION].encode())
+        if not isinstance(description, dict):
+            raise ValueError("no object")
+    except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError):
+        raise FedscanError(f"{folder}: its {MODEL} is damaged or not fedscan's. {needed}") from None
+    return description, tensors
 
 
 def save_snapshot(
@@ -94,24 +128,18 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
         If there is none, it is broken, or what is there is a pickle.
     """
     wanted = f"{name}.json"
-    if folder.suffix.lower() in PICKLES:
-        raise FedscanError(
-            f"{folder}: this is a pickle, which fedscan never opens, for opening one runs the "
-            f"code in it. A folder with {wanted} and its .safetensors is needed"
-        )
+    _require_no_pickle(folder, f"A folder with {wanted} and its .safetensors is needed")
     if not folder.exists():
         raise FedscanError(f"{folder}: there is no such folder. One with {wanted} is needed")
     path = folder / wanted if folder.is_dir() else folder.with_name(wanted)
     try:
         description = read_json(path, remedy="Restore the checkpoint's sidecar, or train anew")
     except FileNotFoundError as error:
-        others = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in PICKLES)
-        hint = f"; {others[0]} is a pickle, which fedscan never opens" if others else ""
-        inside = sorted(path.parent.glob(f"*/{wanted}"), key=lambda found: found.stat().st_mtime)
-        folder = f"{inside[-1].parent}, or another" if inside else "the"
+        way_out = _inside(path.parent, wanted)
         raise FedscanError(
-            f"{path.parent}: no checkpoint is here, for {wanted} is missing{hint}. Name {folder} "
-            "folder in which a training kept its checkpoint"
+            f"{path.parent}: no checkpoint is here, for {wanted} is missing"
+            f"{_pickles_in(path.parent)}. "
+            f"{way_out or 'Name the folder in which a training kept its checkpoint'}"
         ) from error
     if not isinstance(description.get("weights"), dict):
         raise FedscanError(
@@ -157,4 +185,27 @@ def read_snapshot(
     raise FedscanError(
         f"{shown}: the checkpoint is damaged, since the file is not the one that {name}.json was "
         "written with. Restore both, or train anew"
+    )
+
+
+def _require_no_pickle(path: Path, needed: str) -> None:
+    if path.suffix.lower() in PICKLES:
+        raise FedscanError(
+            f"{path}: this is a pickle, which fedscan never opens, for opening one runs the code "
+            f"in it. {needed}"
+        )
+
+
+def _pickles_in(folder: Path) -> str:
+    others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
+    return f"; {others[0]} is a pickle, which fedscan never opens" if others else ""
+
+
+def _inside(folder: Path, wanted: str) -> str:
+    """Name the newest of the folders inside one that hold a file."""
+    found = sorted(folder.glob(f"*/{wanted}"), key=lambda path: path.stat().st_mtime)
+    return (
+        f"Name {found[-1].parent}, or another folder in which a training kept its model"
+        if found
+        else ""
     )

@@ -61,7 +61,20 @@ def first_weights(task: Task, model: Any, config: RunConfig, sites: tuple[str, .
     """Return what a run's first order brings, given a model as it is before any training."""
     strategy = load_strategy(config.strategy.name)
     weights = task.shared_state(model, config)
-    return join(weights, strategy.arrays(strategy.first_state(weights, config, sites)))
+    arrays = strategy.arrays(strategy.first_state(weights, config, sites))
+    return join({**unshared(task, model, config), **weights}, arrays)
+
+
+def unshared(task: Task, model: Any, config: RunConfig) -> dict[str, Tensor]:
+    """Return what a run's first order brings of parameters that stay at the sites from then on.
+
+    Without a warm start nothing: a site makes them from the run's seed.
+    """
+    if not config.model.warm_start:
+        return {}
+    shared = task.shared_state(model, config)
+    every = task.parameters(model)
+    return {name: tensor for name, tensor in every.items() if name not in shared}
 
 
 class _Training(SiteTraining):
@@ -132,7 +145,8 @@ def train_one_round(
         The site's training images.
     config : RunConfig
     received : mapping of str to Tensor
-        The server's weights and the strategy's further arrays.
+        The server's weights and the strategy's further arrays; with the first order of a run that
+        has a warm start also the parameters that stay at the site.
     private : mapping of str to Tensor
         What the last round at this site gave; empty at first.
     place : SiteContext

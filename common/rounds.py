@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from common.bounds import bounded_votes, longest_norms, shortened, update_norms
@@ -19,6 +20,7 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError, DivergedError
 from common.evaluation.of_site import Evaluation
 from common.incidents import Incidents
+from common.local_round import unshared
 from common.metrics_log import UPDATE_NORM, WHOLE
 from common.selection import Judged, due, is_better
 from common.strategies.strategy import SiteUpdate, State, join, load_strategy, split
@@ -93,6 +95,9 @@ class RunState:
         Sent so far.
     private : dict of str to mapping
         Private states of sites in this process; remote ones keep their own.
+    unshared : mapping of str to Tensor
+        Parameters that stay at the sites, where these begin with given ones: until the first order
+        has brought them.
     """
 
     shared: State
@@ -108,6 +113,7 @@ class RunState:
     bytes_up: int = 0
     bytes_down: int = 0
     private: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    unshared: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,8 @@ class Sites(Protocol):
         weights : mapping of str to Tensor
             The round's, with the strategy's further arrays.
         state : RunState
-            For what must be remembered of the exchange.
+            For what must be remembered of the exchange; its ``unshared`` goes with the weights, and
+            does not come back.
 
         Raises
         ------
@@ -182,7 +189,8 @@ def begin(config: RunConfig, place: SiteContext) -> RunState:
             f"{', '.join(place.sites)}"
         )
     model = task.build_model(config, place)
-    task.warm_start(model, config)
+    for note in task.warm_start(model, config):
+        log.info("%s", note)
     shared = task.shared_state(model, config)
     if strategy.splits and len(shared) == len(task.parameters(model)):
         raise ConfigError(
@@ -190,7 +198,8 @@ def begin(config: RunConfig, place: SiteContext) -> RunState:
             "another strategy, or another model.classifier"
         )
     first = strategy.first_state(shared, config, place.sites)
-    return RunState(shared, task.first_release(model, config), first)
+    own = unshared(task, model, config)
+    return RunState(shared, task.first_release(model, config), first, unshared=own)
 
 
 def run_rounds(
@@ -249,6 +258,7 @@ def _train(
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
     own = strategy.arrays(state.strategy)
     updates = sites.train(number, join(state.shared, own), state)
+    state.unshared = {}
     if not strategy.uses_unlabelled:  # what a site without labels has sent is no update
         silent = config.data.unlabelled_sites
         updates = {name: update for name, update in updates.items() if name not in silent}
@@ -304,6 +314,12 @@ def _train(
         rate=config.strategy.server_learning_rate or task.server_learning_rate(participants),
     )
     found |= strategy.statistics(seen, config)
+    if config.model.trains == "head":  # a mean of equal weights is rounded, and would drift
+        found |= {
+            name: tensor
+            for name, tensor in state.shared.items()
+            if all(torch.equal(one[name], tensor) for one in weights.values())
+        }
     return {key: found[key] for key in state.shared}, server
 
 

@@ -63,7 +63,7 @@ def _federate(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     state = begin(config, place)
     folder.write_manifest(
         {name: {**site.counts, "device": site.device} for name, site in participants.sites.items()},
-        fingerprint(state.shared),
+        fingerprint({**state.unshared, **state.shared}),
     )
     log.info("Sites: %s. Run folder: %s", ", ".join(participants.sites), folder.path)
     sites = RemoteSites(participants, config, folder, began)
@@ -138,8 +138,9 @@ class RemoteSites:
             A site has failed, or no site's answer can be used.
         """
         encoding, phase = self.config.transport, f"{messages.TRAIN}, round {number}"
-        message = broadcast(weights, encoding, state.reference)
-        state.reference = to_keep(received(message, state.reference), encoding)
+        message = broadcast({**state.unshared, **weights}, encoding, state.reference)
+        known = received(message, state.reference)
+        state.reference = to_keep({name: known[name] for name in weights}, encoding)
         replies, failures = self._ask(messages.TRAIN, number, message, "train", state)
         updates: dict[str, Update] = {}
         for name, reply in replies.items():

@@ -238,7 +238,7 @@ class SitesInPlace:
                 self.models[name],
                 self.data[name],
                 self.config,
-                received=weights,
+                received={**state.unshared, **weights},
                 private=state.private.get(name, {}),
                 place=self._at(name),
                 round_number=number,

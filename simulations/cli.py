@@ -22,6 +22,7 @@ from simulations import (
 from simulations.gan import commands as gan_commands
 from simulations.options import Format, FormatOption, StudyOption, run_overrides
 from simulations.stopping import STOP, tell_at_once
+from simulations.transfer import command as transfer_command
 
 app = typer.Typer(
     name="fedscan",
@@ -55,6 +56,7 @@ app.add_typer(prepare_commands.app, name="prepare")
 app.add_typer(studies_commands.app, name="studies")
 app.add_typer(gan_commands.app)
 app.command()(supernode_command.supernode)
+app.command()(transfer_command.transfer)
 
 
 @app.command()
@@ -192,6 +194,8 @@ def benchmark(
     from common.reading import read_json
     from simulations import compare
 
+    if preset == "transfer":
+        raise ConfigError("--preset transfer is a command of its own: fedscan transfer")
     folder = compare.compare(
         compare.Request(
             preset=preset,

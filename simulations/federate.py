@@ -142,7 +142,7 @@ def check_checkpoint(config: RunConfig, sites: int) -> None:
     ConfigError
         If it cannot be read, or is of other networks.
     """
-    if not (config.model.gan_checkpoint or config.model.weights):
+    if not (config.model.gan_checkpoint or config.model.warm_start):
         return
     import torch
 

@@ -107,7 +107,7 @@ def attempt(work: Work) -> None:
     folder = Path(work.folder)
     write_atomically(folder / BEGAN, b"")
     try:
-        rows = run_cell(work)
+        rows = work.run_cell() if hasattr(work, "run_cell") else run_cell(work)
     except Exception as error:
         diverged = isinstance(error, DivergedError) or "has diverged" in str(error)
         end_cell(folder, work.cell, "diverged" if diverged else "error", traceback.format_exc())

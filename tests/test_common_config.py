@@ -59,6 +59,9 @@ def test_known_keys_are_those_of_a_flat_config():
 
 
 def test_keys_of_before_the_groups_name_the_new_one():
+    assert "unknown key 'model.weights'; it is 'model.warm-start' now" in refusal(
+        {"model.weights": "/w.safetensors"}
+    )
     assert "unknown key 'num-server-rounds'; it is 'run.rounds' now" in refusal(
         {"num-server-rounds": 3}
     )
@@ -233,7 +236,7 @@ def test_several_faults_are_all_named_a_line_each():
 
 @pytest.mark.parametrize("key", FLOAT_KEYS)
 def test_whole_number_is_a_fine_float(key):
-    ones = {"strategy.most-share": 1, "training.logit-tau": 1}
+    ones = {"strategy.most-share": 1, "training.logit-tau": 1, "training.layer-decay": 1}
     whole = {"training.label-smoothing": 0, **ones}.get(key, 2)
     config = RunConfig.from_flower({key: whole})
     value = config.to_flower()[key]

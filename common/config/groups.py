@@ -150,11 +150,21 @@ class Model(Group):
         "slices; gan-features: a discriminator's features, then a linear layer; auto: small, or "
         "slices where the study's view is slices",
     )
-    weights: str = Field(
+    warm_start: str = Field(
         "",
-        description="efficientnet-… of pictures: absolute safetensors file, at the server, of "
-        "pretrained weights that the run begins with",
+        description="absolute path, at the server, of what the run begins with: the folder of a "
+        "run or model of the same classifier; or, for efficientnet-… of pictures, the safetensors "
+        "file of a pretrained network",
         json_schema_extra=_ABSOLUTE,
+    )
+    trains: Literal["all", "head"] = Field(
+        "all", description="what learns: the whole network, or its last linear layer alone"
+    )
+    normalization: Literal["auto", "group", "frozen"] = Field(
+        "auto",
+        description="efficientnet-… of pictures: group: GroupNorm; frozen: the BatchNorm of "
+        "pretrained networks, with their statistics; auto: frozen where model.warm-start names a "
+        ".safetensors file, else group",
     )
     gan_checkpoint: str = Field(
         "",
@@ -186,7 +196,7 @@ class Model(Group):
         "path at each site; auto: as suits the study",
     )
 
-    _absolute = field_validator("gan_checkpoint", "weights")(_require_absolute)
+    _absolute = field_validator("gan_checkpoint", "warm_start")(_require_absolute)
 
 
 class Training(Group):
@@ -211,6 +221,13 @@ class Training(Group):
         0.0, le=10.0, description="AdamW's peak, cosine-decayed; 0: as suits the study"
     )
     weight_decay: NonNegative = Field(0.3, le=10.0, description="AdamW's decoupled weight decay")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="learning rate of each layer as a share of that of the layer above; the last "
+        "linear layer has the whole (arXiv 1801.06146)",
+    )
     label_smoothing: float = Field(
         0.0,
         ge=0,

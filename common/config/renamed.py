@@ -22,6 +22,7 @@ _NOW = {
     "gan": "model.gan",
     "gan-changes": "model.gan-changes",
     "extractor": "model.extractor",
+    "model.weights": "model.warm-start",
     "local-steps": "training.local-steps",
     "batch-size": "training.batch-size",
     "learning-rate": "training.learning-rate",

@@ -34,6 +34,7 @@ OPTION = re.compile(r"[a-z][a-z0-9-]*")  # a key of strategy.options
 OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
 OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-changes`, or none
     *("training.learning-rate", "training.weight-decay", "training.label-smoothing"),
+    *("training.layer-decay", "model.trains", "model.normalization", "model.warm-start"),
     *(
         "training.augment",
         "training.local-epochs",
@@ -44,7 +45,6 @@ OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-
         "training.absent-classes",
         "data.size",
         "data.unlabelled",
-        "model.weights",
         "model.classifier",
         "model.heights",
         "model.adapt",

@@ -32,12 +32,41 @@ def parts_of(model: nn.Module) -> dict[str, str]:
     for prefix, module in model.named_modules():
         if module is model.head:
             part = HEAD
-        elif isinstance(module, NORMALIZATIONS) or getattr(module, "normalizes", False):
+        elif _normalizes(module):
             part = NORM
         else:
             continue
         found.update({f"{prefix}.{name}": part for name in module.state_dict()})
     return found
+
+
+def layers_of(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the parameters of each layer, from the images up; the last is the head.
+
+    A layer is a module with parameters of its own, in the network's order, together with the
+    normalizations that follow it.
+    """
+    found: list[list[nn.Parameter]] = []
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if not own or module is model.head:
+            continue
+        if found and _normalizes(module):
+            found[-1] += own
+        else:
+            found.append(own)
+    return [*found, list(model.head.parameters())]
+
+
+def freeze_body(model: nn.Module) -> None:
+    """Let the head alone learn: nothing else gets a gradient, or moves."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.head.requires_grad_(True)
+
+
+def _normalizes(module: nn.Module) -> bool:
+    return isinstance(module, NORMALIZATIONS) or getattr(module, "normalizes", False)
 
 
 @contextmanager

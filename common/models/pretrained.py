@@ -140,7 +140,7 @@ def file_names(model: PictureEfficientNet, naming: Naming) -> dict[str, str]:
     return found
 
 
-def load_pretrained(model: PictureEfficientNet, path: Path) -> None:
+def load_pretrained(model: PictureEfficientNet, path: Path) -> bool:
     """Load a file into a network that was built for pretrained weights.
 
     Parameters
@@ -149,6 +149,11 @@ def load_pretrained(model: PictureEfficientNet, path: Path) -> None:
         Built with ``pretrained=True``; changed in place.
     path : Path
         May be a link, as in the caches of downloaded files.
+
+    Returns
+    -------
+    bool
+        Whether the head was taken, too.
 
     Raises
     ------
@@ -165,7 +170,8 @@ def load_pretrained(model: PictureEfficientNet, path: Path) -> None:
         raise _refused(path, "holds no EfficientNet under a known naming")
     state, wanted = model.state_dict(), file_names(model, naming)
     heads = [name for name in wanted if name.startswith(f"network.{_HEAD}.")]
-    if any(_shape(tensors, wanted[name]) != tuple(state[name].shape) for name in heads):
+    fits = all(_shape(tensors, wanted[name]) == tuple(state[name].shape) for name in heads)
+    if not fits:
         for name in heads:  # of other classes, or of none
             tensors.pop(wanted.pop(name), None)
     _require_fit(path, tensors, wanted, state)
@@ -173,6 +179,7 @@ def load_pretrained(model: PictureEfficientNet, path: Path) -> None:
         state[ours] = _weights(path, ours, tensors[theirs], naming.epsilon)
     state["same_padding"] = torch.full((1,), float(naming.same_padding))
     model.load_state_dict(state)
+    return fits
 
 
 def _tensors(parent: nn.Module, names: Mapping[str, str], prefix: str) -> dict[str, str]:

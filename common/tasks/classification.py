@@ -20,7 +20,8 @@ from common.data.site_data import open_split
 from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
 from common.evaluation.of_site import Evaluation
-from common.models.parts import parts_of
+from common.models.parts import freeze_body, parts_of
+from common.models.warm_start import begin_with, check_start, has_frozen_norms
 from common.predictions import save_predictions
 from common.provenance import source_hash
 from common.strategies.strategy import load_strategy
@@ -59,11 +60,7 @@ class Classification(Task):
             raise ConfigError(
                 f"model.classifier 'slices' is for volumes; study '{study.name}' has pictures"
             )
-        if config.model.weights and not (pictures and name.startswith("efficientnet-")):
-            raise ConfigError(
-                "model.weights is for model.classifier efficientnet-b0 or efficientnet-b2 of "
-                "pictures: leave it out"
-            )
+        check_start(config)
         if pictures and config.model.heights != "generated":
             raise ConfigError(
                 f"model.heights '{config.model.heights}' is of a volume's slices; study "
@@ -98,38 +95,32 @@ class Classification(Task):
         ConfigError
             If the networks of ``model.gan`` and ``model.gan-changes`` cannot be.
         """
-        return build(config, place.sites if place else ())
+        model = build(config, place.sites if place else ())
+        if config.model.trains == "head":
+            freeze_body(model)
+        return model
 
-    def warm_start(self, model: nn.Module, config: RunConfig) -> None:
-        """Take over pretrained weights, or the discriminator of ``model.gan-checkpoint``.
+    def warm_start(self, model: nn.Module, config: RunConfig) -> list[str]:
+        """Take over weights of ``model.warm-start``, or the discriminator of a checkpoint.
 
         Raises
         ------
         ConfigError
-            If the checkpoint's networks are not those of the run, or the classifier has none.
+            If the networks are not those of the run, or the classifier has none.
         FedscanError
             If there is no checkpoint, or it cannot be read.
         """
-        if config.model.weights:
-            from common.models.pretrained import load_pretrained
+        if config.model.gan_checkpoint:
+            from common.training.gan_checkpoint import load_discriminator
 
-            load_pretrained(model, Path(config.model.weights))
-        if not config.model.gan_checkpoint:
-            return
-        if config.model.classifier != "gan-features":
-            raise ConfigError(
-                "model.gan-checkpoint has no effect with classifier "
-                f"'{config.model.classifier}': set it empty, or model.classifier to 'gan-features'"
-            )
-        from common.training.gan_checkpoint import load_discriminator
-
-        discriminator, _ = load_discriminator(config.model.gan_checkpoint)
-        try:
-            model.take_over(discriminator)
-        except ConfigError as error:
-            raise ConfigError(
-                f"model.gan-checkpoint {config.model.gan_checkpoint}: {error}"
-            ) from error
+            discriminator, _ = load_discriminator(config.model.gan_checkpoint)
+            try:
+                model.take_over(discriminator)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"model.gan-checkpoint {config.model.gan_checkpoint}: {error}"
+                ) from error
+        return begin_with(model, config) if config.model.warm_start else []
 
     def parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's state: all of it, in every classifier."""
@@ -314,11 +305,12 @@ class Classification(Task):
     ) -> None:
         """Write ``model.safetensors``, and ``model.json``, also of what only sites have of it."""
         del shared
+        study = config.read_study()
         keys = ("gan", "gan_changes", "heights")
         if config.model.classifier in OF_SLICES:
             about = {key: getattr(config.model, key) for key in keys}
         else:  # pretrained weights need other layers than random ones
-            about = {"image_size": config.data.size, "pretrained": bool(config.model.weights)}
+            about = {"image_size": config.data.size, "pretrained": has_frozen_norms(config)}
         if load_strategy(config.strategy.name).splits:
             whole = self.parameters(self.build_model(config, place))
             if kept := sorted(whole.keys() - released.keys()):
@@ -332,7 +324,8 @@ class Classification(Task):
                 "classifier": config.model.classifier,
                 **about,
                 "adapt": config.model.adapt,
-                "classes": list(config.read_study().label.classes.names),
+                "channels": study.images.channels,
+                "classes": list(study.label.classes.names),
                 "round": round_number,
                 "source_hash": source_hash(),
             },

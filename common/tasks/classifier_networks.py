@@ -8,6 +8,7 @@ from torch import nn
 from common.config.run_config import OF_SLICES, RunConfig
 from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
 from common.models.site_statistics import take_site_statistics
+from common.models.warm_start import has_frozen_norms
 from common.seeding import derive_seed
 from common.training.gan_presets import stylegan2
 from common.training.variation import is_mirrored
@@ -30,7 +31,7 @@ def build(config: RunConfig, sites: tuple[str, ...]) -> nn.Module:
     elif study.images.view == "picture":
         from common.models.picture_classifier import build_picture_classifier
 
-        channels, pretrained = study.images.channels, bool(config.model.weights)
+        channels, pretrained = study.images.channels, has_frozen_norms(config)
         model = build_picture_classifier(
             name, channels=channels, classes=classes, seed=seed, pretrained=pretrained
         )

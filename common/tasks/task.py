@@ -123,12 +123,16 @@ class Task(ABC):
     def build_model(self, config: RunConfig, place: SiteContext) -> Any:
         """Build the model with the run's initial weights, the same wherever it is built."""
 
-    def warm_start(self, model: Any, config: RunConfig) -> None:  # noqa: B027
+    def warm_start(self, model: Any, config: RunConfig) -> list[str]:
         """Take over weights of an earlier training, where the run begins with some.
+
+        Returns what is to be told of it, such as what begins anew.
 
         Whoever holds the first weights of a run calls it: the server, or the pool. A site gets
         them with the first message, and reads no file that a run config names.
         """
+        del model, config
+        return []
 
     @abstractmethod
     def parameters(self, model: Any) -> dict[str, Tensor]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.errors import DivergedError
-from common.models.parts import captured_features
+from common.models.parts import captured_features, layers_of
 from common.models.site_statistics import layers_of_site
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
@@ -131,37 +132,43 @@ def train(
     batches = batches_of(data.labels, settings.batch_size, seed, settings.balance)
     in_loss = per_class if settings.balance == "weights" else torch.ones_like(per_class)
 
-    model.to(device).train()
+    of_head = config.model.trains == "head"
+    model.to(device).train(not of_head)  # what is frozen computes as it will when it is judged
     log_variance = features = constant = None
     if _is_scaled(model):
         features = features_of(model, data)
         weights = torch.from_numpy(_scan_weights(data, classes)).to(device)
         log_variance = model.log_variance_of(features, weights)
-        if not first_step:
+        if not first_step and not config.model.warm_start:
             model.log_variance.copy_(log_variance)
     survey_site(model, data, config, device, features=features)
     hooks = hooks or Hooks()  # which may copy the model
     hooks.before_round(model)
     put_back = _absent_rows(model, per_class == 0) if settings.absent_classes == "mask" else None
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        _groups(model, settings.layer_decay),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
     )
     _restore_moments(optimizer, model, moments)
-    plain = type(hooks).loss is Hooks.loss
-    if features is not None and model.frozen and plain and settings.augment == "none":
-        constant = features
+    if type(hooks).loss is Hooks.loss and settings.augment == "none":
+        if isinstance(model, StackClassifier) and model.frozen:
+            constant, classify = features, model.classify
+        elif of_head:
+            constant = _seen_by_head(model, data, device)
+            classify = partial(F.linear, weight=model.head.weight, bias=model.head.bias)
     augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
     losses = []
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
         for step in range(first_step, first_step + steps):
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * cosine(step, total)
+                group["lr"] = settings.learning_rate * cosine(step, total) * group["share"]
             index = next(batches)
             targets = labels[index].to(device)
             criterion = partial(_mean_loss, loss_of_each, targets, in_loss[targets])
             if constant is not None:
-                loss = criterion(model.classify(constant[torch.from_numpy(index)]))
+                loss = criterion(classify(constant[torch.from_numpy(index)]))
             else:
                 images = torch.from_numpy(data.take(index))
                 if settings.augment == "all":
@@ -190,6 +197,21 @@ def train(
             "diverged. Try a lower training.learning-rate"
         )
     return mean_loss, _moments(optimizer, model)
+
+
+def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Group parameters by layer; ``share`` is what each has of the learning rate.
+
+    The head has all of it, and a layer ``decay`` times as much as the one above (Howard and Ruder
+    2018, arXiv 1801.06146; Clark et al. 2020, arXiv 2003.10555).
+    """
+    if decay == 1:
+        return [{"params": list(model.parameters()), "share": 1.0}]
+    layers = layers_of(model)
+    return [
+        {"params": parameters, "share": decay ** (len(layers) - 1 - number)}
+        for number, parameters in enumerate(layers)
+    ]
 
 
 def _mean_loss(loss: Loss, targets: Tensor, weights: Tensor, logits: Tensor) -> Tensor:
@@ -284,6 +306,15 @@ def features_of(model: StackClassifier, data: Dataset) -> Tensor:
     return torch.cat(
         [model.features_of(torch.from_numpy(data.take(part))) for part in parts(len(data))]
     )
+
+
+@torch.no_grad()
+def _seen_by_head(model: nn.Module, data: Dataset, device: torch.device) -> Tensor:
+    """Return what the head sees of all images, (N, F)."""
+    with captured_features(model) as seen:
+        for part in parts(len(data)):
+            model(torch.from_numpy(data.take(part)).to(device))
+    return torch.cat(seen)
 
 
 @torch.no_grad()

@@ -1,0 +1,127 @@
+"""The hospitals of a transfer, and how the target's models can be tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.config.run_config import RunConfig
+from common.data.image_table import ImageTable
+from common.data.phantoms.cohorts import (
+    ensure_brains,
+    ensure_lesions,
+    phantom_cohort,
+    phantom_sites,
+)
+from common.data.site_data import read_table
+from common.errors import ConfigError
+from common.machine import usable_cpus
+from common.paths import cache_dir
+from common.tasks.task import survey
+from simulations import console
+from simulations.transfer.plan import Protocol
+
+FEWEST_TESTED = 30  # people; of fewer a test split says too little
+FOLDS = 5
+
+
+def phantoms(study: str, count: int, target: str, scans: int, seed: int) -> dict[str, Path]:
+    """Make simulated hospitals in the user's cache, the target with enough training scans.
+
+    Parameters
+    ----------
+    study : str
+    count : int
+        How many hospitals.
+    target : str
+    scans : int
+        Training scans that the target needs.
+    seed : int
+        Of the cohort.
+    """
+    usual, workers = phantom_cohort(study).subjects(count), usable_cpus()
+    names = list(usual)
+    if target not in names:
+        raise ConfigError(f"--target {target}: accepted is one of {', '.join(names)}")
+    folders = {}
+    with console.steps(f"Hospitals of repetition {seed}", len(names)) as bar:
+        for name in names:
+            if study == "brain-sex":
+                n = phantom_sites(count)[name]
+                if name == target:
+                    n = max(n, brains_for(scans))
+                folders[name] = ensure_brains(cache_dir(), name, n=n, seed=seed, workers=workers)
+            else:
+                # Of two patients about three pictures are to learn from.
+                patients = max(usual[name], scans) if name == target else None
+                folders[name] = ensure_lesions(
+                    cache_dir(), name, patients=patients, seed=seed, workers=workers
+                )
+            bar.advance(1, name)
+    return folders
+
+
+def brains_for(scans: int) -> int:
+    """Return how many subjects a phantom hospital of brains needs for so many training scans."""
+    n = scans + 2
+    while n - max(2, round(n / 5)) < scans:  # a fifth of them validates
+        n += 1
+    return max(4, n)
+
+
+def poorest(folders: Mapping[str, Path], config: RunConfig) -> str:
+    """Name the hospital with the fewest training scans."""
+    counts = {name: survey(name, path, config)["n_train"] for name, path in folders.items()}
+    return min(counts, key=lambda name: (counts[name], name))
+
+
+def protocol_of(
+    target: str, folders: Sequence[Path], config: RunConfig, sizes: Sequence[int], asked: int | None
+) -> Protocol:
+    """Decide how the target's models are tested, and with how many scans they can learn.
+
+    Parameters
+    ----------
+    target : str
+    folders : sequence of Path
+        Its own in each repetition.
+    config : RunConfig
+    sizes : sequence of int
+    asked : int, optional
+        Folds; without it a cross-validation where a test split has fewer than
+        :data:`FEWEST_TESTED` people.
+
+    Raises
+    ------
+    ConfigError
+        There are not even as many scans as the smallest size asks for.
+    """
+    tables = [read_table(config.read_study(), target, path) for path in folders]
+    tested = min(len(np.unique(table.groups[table.rows("test")])) for table in tables)
+    rarest = min(_people_of_rarest(table) for table in tables)
+    count = asked
+    if count is None:
+        count = min(FOLDS, rarest) if tested < FEWEST_TESTED else 0
+    if count == 1 or count > rarest:
+        raise ConfigError(
+            f"site '{target}': no cross-validation of {count} folds can be, since its rarest class "
+            f"is of {rarest} people: --folds 2 to as many, or 0 for its test split"
+        )
+    there = min(
+        len(table) - -(-len(table) // count) if count else len(table.rows("train"))
+        for table in tables
+    )
+    possible = tuple(n for n in sizes if n <= there)
+    if not possible:
+        raise ConfigError(
+            f"site '{target}' has {there} scans to learn from, and the smallest of --sizes is "
+            f"{sizes[0]}: give smaller ones"
+        )
+    return Protocol(count, possible)
+
+
+def _people_of_rarest(table: ImageTable) -> int:
+    """Count the people, or other groups, of the class of which there are fewest."""
+    return min(len(set(table.groups[table.labels == k])) for k in set(table.labels.tolist()))
