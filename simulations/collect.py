@@ -66,7 +66,8 @@ def summarize_cells(
     used : iterable of Cell
         Those that tried what generated images are good for, and ended well.
     """
-    from simulations.summary import summarize, summarize_use
+    from simulations.summary import summarize
+    from simulations.tested import summarize_use
 
     sites, predictions = list(counts), {}
     if config.task != "generation":

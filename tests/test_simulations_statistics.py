@@ -378,7 +378,7 @@ def test_a_shift_of_two_scans_a_class_in_every_seed():
     gain = found["differences"]["island"]["federated - local"]["balanced_accuracy"]
     assert gain["mean"] == pytest.approx(2 / 15)
     assert gain["p"] == 0.03125 and gain["note"] is None
-    assert (gain["seeds"], gain["over"]) == (6, "seeds and persons")
+    assert (gain["repetitions"], gain["over"]) == (6, "people and repetitions")
     # The difference of a pair is 1 for 2 of 15 scans and 0 else: mean of two binomials over 30.
     spread = math.sqrt(2 / 15 * 13 / 15 / 30)
     assert gain["low"] == pytest.approx(2 / 15 - 1.96 * spread, abs=0.04)
@@ -404,7 +404,7 @@ def test_the_interval_of_a_binomial_is_close_to_the_normal_approximation():
     assert record["mean"] == pytest.approx(share)
     assert record["low"] == pytest.approx(share - half, abs=0.006)
     assert record["high"] == pytest.approx(share + half, abs=0.006)
-    assert (record["n"], record["seeds"], record["over"]) == (n, 1, "persons")
+    assert (record["n"], record["repetitions"], record["over"]) == (n, 1, "people")
 
 
 def test_the_interval_of_seeds_alone_is_the_percentile_interval_of_their_mean():
@@ -463,7 +463,7 @@ def test_every_number_is_there_and_fits_json(five_seeds):
         for record in found["scores"][site]["local"].values():
             assert record["low"] <= record["high"] and record["n"] == SCANS
     assert set(found["differences"]["all"]) == contrasts
-    assert found["seeds"] == [0, 1, 2, 3, 4] and found["reference_strategy"] == "fedavg"
+    assert found["repetitions"] == [0, 1, 2, 3, 4] and found["reference_strategy"] == "fedavg"
 
 
 def test_differences_are_those_of_the_means(five_seeds):
@@ -482,7 +482,7 @@ def test_differences_are_those_of_the_means(five_seeds):
 def test_too_few_seeds_say_so_instead_of_p(five_seeds):
     record = five_seeds["differences"]["south"]["federated - centralized"]["loss"]
     assert record["p"] is None and record["low"] < record["high"]
-    assert record["note"] == "p needs at least 6 seeds, there are 5"
+    assert record["note"] == "p needs at least 6 repetitions, there are 5"
 
 
 def test_headline_is_taken_from_the_differences_and_says_how_sure_it_is(five_seeds):
@@ -553,7 +553,7 @@ def test_every_model_is_told_at_every_site():
     ]}  # fmt: skip
     assert told["local at island", "north"]["mean"] == 1.0
     assert told["local at south", "island"]["mean"] == pytest.approx(12.5 / 15)
-    assert told["federated/fedavg", "south"]["seeds"] == 2
+    assert told["federated/fedavg", "south"]["repetitions"] == 2
 
 
 def test_local_means_the_sites_own_model():
@@ -598,19 +598,19 @@ def test_failed_cells_are_counted_and_in_no_mean():
     own = both[(both["arm"] == "local") & (both["trained_on"] == "island")]["value"].mean()
     federated = both[both["arm"] == "federated"]["value"].mean()
     record = found["differences"]["island"]["federated - local"]["auroc"]
-    assert record["seeds"] == 2 and record["mean"] == pytest.approx(federated - own)
-    assert found["scores"]["island"]["local"]["auroc"]["seeds"] == 3
+    assert record["repetitions"] == 2 and record["mean"] == pytest.approx(federated - own)
+    assert found["scores"]["island"]["local"]["auroc"]["repetitions"] == 3
 
 
 def test_a_difference_takes_the_repetitions_that_both_arms_have():
     results, sides = benchmark(noisy, seeds=3)
     lost = (results["arm"] == "local") & (results["trained_on"] == "island")
     found = run((results[~(lost & (results["seed"] == 0))], sides))
-    seeds = {s: found["differences"][s]["federated - local"]["f1"]["seeds"] for s in SITES}
+    seeds = {s: found["differences"][s]["federated - local"]["f1"]["repetitions"] for s in SITES}
     assert seeds == {"island": 2, "north": 3, "south": 3}
     over = found["differences"]["all"]["federated - local"]["f1"]
-    assert over["seeds"] == 2 and over["sites"] == list(SITES) and over["low"] < over["high"]
-    assert found["headline"]["loss_against_pooling"]["seeds"] == 3
+    assert over["repetitions"] == 2 and over["sites"] == list(SITES) and over["low"] < over["high"]
+    assert found["headline"]["loss_against_pooling"]["repetitions"] == 3
 
 
 def test_only_federated_has_scores_but_no_differences():
@@ -660,7 +660,7 @@ def test_without_predictions_intervals_are_over_seeds_alone():
     results, _ = benchmark(noisy, seeds=6)
     record = run((results, {}))["differences"]["north"]["federated - centralized"]["loss"]
     low, high = student(list(record["values"].values()))
-    assert (record["low"], record["high"], record["over"]) == (low, high, "seeds")
+    assert (record["low"], record["high"], record["over"]) == (low, high, "repetitions")
     assert 0 < record["p"] <= 1
     found = run((results[results["seed"] == 0], {}))
     record = found["differences"]["north"]["federated - centralized"]["loss"]
@@ -672,7 +672,7 @@ def test_without_predictions_intervals_are_over_seeds_alone():
 
 def test_nothing_but_failures_is_a_summary_too():
     found = run((failed("error").assign(split=None, n=0), {}))
-    assert found["cells"]["left_out"] == 1 and found["seeds"] == []
+    assert found["cells"]["left_out"] == 1 and found["repetitions"] == []
     assert found["headline"]["gain_of_data_poor_site"]["value"] is None
     json.dumps(found, allow_nan=False)
 
