@@ -32,7 +32,7 @@ def made(monkeypatch) -> list[str]:
     """Names of the phantoms that were asked for; none is made."""
     names: list[str] = []
 
-    def ensure(cache, site, workers, progress):
+    def ensure(site, cache):
         names.append(site)
         return cache / site
 
@@ -207,7 +207,7 @@ def test_a_phantom_made_alone_has_the_subjects_it_has_among_others(count):
             cohorts, "ensure_brains", lambda cache, site, *, n, **_: asked.update({site: n})
         )
         for name in phantom_sites(count):
-            cohorts._ensure_brain(NOWHERE, name, 1, None)
+            cohorts._ensure_brain(name, NOWHERE)
     assert asked == phantom_sites(count)
 
 

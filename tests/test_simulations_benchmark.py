@@ -27,9 +27,10 @@ from processes import (
 from common.errors import ConfigError, DivergedError
 from common.files import write_json
 from simulations import arms, compare
-from simulations.benchmark import Benchmark, check_folder, question
+from simulations.benchmark import Benchmark
 from simulations.compare import unfinished
 from simulations.plan import Cell, Plan, load_plan
+from simulations.question import check_folder, question
 from simulations.report.document import write_report
 from simulations.schedule import BEGAN, _lanes, attempt, end_cell, schedule, status_of
 
@@ -103,9 +104,9 @@ def test_killed_and_resumed_it_gives_the_same_results(
     assert refused.returncode == 2 and "--resume" in refused.stderr
     refused = fedscan("report", str(out), cwd=tmp_path, cache=session_cache)
     assert refused.returncode == 2 and "has not ended" in refused.stderr
-    other = words(tiny_cohort, out, "--resume", "--seeds", "2")
+    other = words(tiny_cohort, out, "--resume", "--repetitions", "2")
     refused = fedscan(*other, cwd=tmp_path, cache=session_cache)
-    assert refused.returncode == 2 and "differs in seeds" in refused.stderr
+    assert refused.returncode == 2 and "differs in repetitions" in refused.stderr
 
     resumed = fedscan(*words(tiny_cohort, out, "--resume"), cwd=tmp_path, cache=session_cache)
     assert resumed.returncode == 0, resumed.stderr
@@ -189,7 +190,7 @@ def generators(tmp_path: Path):
     """Compose a comparison of generators of which nothing has run."""
 
     def compose(**changes) -> Benchmark:
-        plan = Plan.model_validate({"seeds": 2, **GENERATORS, **changes})
+        plan = Plan.model_validate({"repetitions": 2, **GENERATORS, **changes})
         made = Benchmark(plan, {"island": Path(), "north": Path()}, {}, tmp_path / "out")
         made.folder.mkdir()
         write_json(made.folder / "manifest.json", {"poor_site": "island"})
@@ -384,7 +385,7 @@ def test_lanes_are_what_cpus_and_gpus_allow(
 def finished(cohort: Path, out: Path) -> Benchmark:
     """Run a comparison without a federation in this process, to its results and summary."""
     run = {"data.size": 16, "training.local-steps": 2, "training.batch-size": 4, "run.rounds": 1}
-    plan = Plan(arms=["local", "centralized"], run=run, seeds=1)
+    plan = Plan(arms=["local", "centralized"], run=run, repetitions=1)
     sites = {site: cohort / site for site in ("island", "north")}
     made = Benchmark(plan, sites, {"run.min-sites": 2}, out)
     made.folder.mkdir()
@@ -420,6 +421,6 @@ def test_what_cells_leave_becomes_results_summary_and_report(
     summary = json.loads((made.folder / "summary.json").read_text())
     assert summary["classes"] == ["female", "male"]
     record = summary["scores"]["island"]["local"]["loss"]
-    assert record["over"] == "persons" and record["low"] <= record["mean"] <= record["high"]
+    assert record["over"] == "people" and record["low"] <= record["mean"] <= record["high"]
     page = write_report(made.folder).read_text()
     assert "Confusion matrices at island" in page and "Sample scans of every site" in page

@@ -11,7 +11,8 @@ from common.errors import FedscanError
 from common.evaluation.statistics import Repeated
 from simulations.report.generation_blocks import use_table
 from simulations.results import CHOSEN, NUMBERS, TEXTS
-from simulations.summary import summarize, summarize_use
+from simulations.summary import summarize
+from simulations.tested import summarize_use
 
 SITES = ("island", "north")
 

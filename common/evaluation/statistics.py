@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,8 @@ def interval(
     strata : tuple of (float, int)
         Weight and persons of each class that the mean rests on, of a bounded one.
     """
-    from scipy.stats import t
-
     mean = np.asarray(mean, dtype=float)
-    square = sum(t.ppf((1 + LEVEL) / 2, df) ** 2 * np.asarray(v) for v, df in parts)
+    square = sum(_quantile(df) ** 2 * np.asarray(v) for v, df in parts)
     if bounds is None:
         return mean - np.sqrt(square), mean + np.sqrt(square)
     low, high = bounds
@@ -82,7 +81,7 @@ def interval(
     if strata:
         least = 2 / len(strata) * sum((weight / n) ** 2 for weight, n in strata)
         inside = least / sum(weight**2 / n for weight, n in strata) / width**2
-        square = np.maximum(square, t.ppf((1 + LEVEL) / 2, freedom(strata)) ** 2 * least)
+        square = np.maximum(square, _quantile(freedom(strata)) ** 2 * least)
     share = (mean - low) / width
     spread = share * (1 - share)
     # t² / n of Wilson's formula, with the n that a share of this variance would have come from.
@@ -91,6 +90,14 @@ def interval(
     ends = ((share + z / 2 + sign * half) / (1 + z) for sign in (-1, 1))
     first, last = (np.clip(low + width * end, low, high) for end in ends)
     return np.minimum(first, mean), np.maximum(last, mean)  # but for rounding they are
+
+
+@cache
+def _quantile(df: float) -> float:
+    """Student's, of both ends."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + LEVEL) / 2, df))
 
 
 def freedom(strata: Strata) -> int:

@@ -97,9 +97,8 @@ def intervals(level: str, repetitions: int, *, new_cohorts: bool) -> str:
     """Say what the intervals are."""
     if repetitions < 2:
         return "One repetition has no interval."
-    return (
-        f"Intervals: {level}, over {plural(repetitions, 'repetition')}"
-        + (", each with people of its own." if new_cohorts else ", not over who was tested.")
+    return f"Intervals: {level}, over {plural(repetitions, 'repetition')}" + (
+        ", each with people of its own." if new_cohorts else ", not over who was tested."
     )
 
 
