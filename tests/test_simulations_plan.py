@@ -284,6 +284,8 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
         ("default", {"arms": ["central"]}, {}, "'central'"),
         ("default", {"arms": ["local", "local"]}, {}, "named once"),
         ("default", {"repetitions": 0}, {}, "repetitions = 0"),
+        ("default", {"seeds": 2}, {}, "unknown key 'seeds'; it is 'repetitions' now"),
+        ("default", {"first-seed": 2}, {}, "it is 'first-repetition' now"),
         ("default", {"first-repetition": -1}, {}, "first-repetition = -1"),
         ("default", {"centralized-batch": "huge"}, {}, "'huge'"),
         ("default", {}, {"run.seed": 1}, "--repetitions"),
@@ -344,3 +346,35 @@ def test_benchmark_refuses_a_folder_with_other_files(tiny_cohort: Path, tmp_path
     assert done.returncode == 2
     assert "holds other files" in done.stderr
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_the_headline_is_five_new_cohorts_and_the_default_one_repetition() -> None:
+    headline, default = (load_plan(name, {}, {}) for name in ("headline", "default"))
+    assert headline.cohort_seeds == {seed: seed for seed in range(5)}
+    assert default.cohort_seeds == {0: 0}
+    same = load_plan("headline", {"same-cohort": True, "first-repetition": 1000}, {})
+    assert same.cohort_seeds == dict.fromkeys(range(1000, 1005), 1000)
+
+
+@pytest.mark.parametrize(("option", "now"), [("--seeds", "--repetitions"),
+                                             ("--first-seed", "--first-repetition")])  # fmt: skip
+def test_an_option_of_earlier_versions_names_the_one_that_it_is_now(option: str, now: str) -> None:
+    from typer.testing import CliRunner
+
+    from simulations.cli import app
+
+    done = CliRunner().invoke(app, ["benchmark", option, "5"])
+    assert str(done.exception) == f"{option} 5: it is {now} now"
+    assert option not in CliRunner().invoke(app, ["benchmark", "--help"]).stdout
+
+
+@pytest.mark.parametrize("command", ["run", "benchmark"])
+def test_the_number_of_test_scans_of_a_cohort_of_ones_own_cannot_be_set(
+    command: str, tiny_cohort: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from simulations.cli import app
+
+    words = [command, "--cohort", str(tiny_cohort), "--test-scans", "300"]
+    assert "is for simulated hospitals" in str(CliRunner().invoke(app, words).exception)
