@@ -135,7 +135,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
 def test_na_is_a_name_and_no_missing_value(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "b", sites={"NA": 4, "north": 8}, seeds=1)
     assert set(read_results(folder)["tested_on"]) == {"NA", "north"}
-    assert "At NA, joining" in Page(write_report(folder).read_text()).text
+    assert "At NA, " in Page(write_report(folder).read_text()).text
 
 
 def test_one_arm_alone(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_variants_have_their_names_and_one_stands_for_federation(tmp_path: Path)
 def test_one_repetition_is_called_one(tmp_path: Path) -> None:
     page = Page(write_report(make_folder(tmp_path / "b", seeds=1)).read_text())
     assert "means over" not in page.text
-    assert "95 % bootstrap intervals over people" in page.text
+    assert "95 % intervals over people" in page.text
     assert "One repetition: the intervals" in page.text
 
 

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from coverage_of_intervals import covered, drawn, intervals_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import PermutationMethod, norm, t, wilcoxon
@@ -18,7 +19,7 @@ from sklearn import metrics as sk
 from common.errors import FedscanError
 from common.evaluation.classification import METRICS, classification_metrics
 from common.evaluation.resampling import resampling_weights, weighted_metrics
-from common.evaluation.statistics import Repeated, interval, signed_rank_p
+from common.evaluation.statistics import Repeated, signed_rank_p
 from simulations.summary import summarize
 
 SITES = ("island", "north", "south")
@@ -399,45 +400,6 @@ def test_the_interval_of_a_binomial_is_close_to_the_normal_approximation():
     assert (record["n"], record["repetitions"], record["over"]) == (n, 1, "people")
 
 
-def drawn(rng, sizes, levels, *, repetitions, new, seeds, trials):
-    """Whether each person was decided rightly: of each class (trials, models, persons, K).
-
-    A probit model of persons, of repetitions and of what a repetition does with a person; returns
-    with it the share of right decisions of each model, the mean of the classes'.
-    """
-    persons, single = 1.0, 0.4
-    scale = math.sqrt(1 + persons**2 + seeds**2 + single**2)
-    of_seed = seeds * rng.standard_normal((trials, len(levels), 1, repetitions))
-    where = scale * norm.ppf(levels)[:, None, None]
-    right = []
-    for n in sizes:
-        who = persons * rng.standard_normal((trials, 1, n, repetitions if new else 1))
-        rest = math.hypot(1, single) * rng.standard_normal((trials, len(levels), n, repetitions))
-        right.append(where + who + of_seed + rest > 0)
-    return right
-
-
-def intervals_of(right, *, new, paired):
-    """Intervals as `Repeated` gives them, of many trials at once."""
-    each = [r[:, 0] - 1.0 * r[:, 1] if paired else 1.0 * r[:, 0] for r in right]  # (trials, n, K)
-    sizes, count = [one.shape[1] for one in each], len(each)
-    values = sum(one.mean(axis=1) for one in each) / count
-    k, spread = values.shape[1], sum(sizes) / (sum(sizes) - count)
-    parts = []
-    if k == 1 or not new:
-        whole = sum(one.mean(axis=2).var(axis=1) / n for one, n in zip(each, sizes, strict=True))
-        if k > 1:
-            own = [one - one.mean(axis=2, keepdims=True) for one in each]
-            own = sum(one.var(axis=1).sum(axis=1) / n for one, n in zip(own, sizes, strict=True))
-            whole = np.maximum(0, whole - own / (k - 1) / k)
-        parts.append((spread * whole / count**2, sum(sizes) - count))
-    if k > 1:
-        parts.append((values.var(axis=1, ddof=1) / k, k - 1))
-    strata = tuple((1 / count, n * (k if new else 1)) for n in sizes)
-    bounds = (-1.0, 1.0) if paired else (0.0, 1.0)
-    return interval(values.mean(axis=1), parts, bounds=bounds, strata=strata)
-
-
 FEW_PEOPLE, MORE = (8, 9, 10, 12), (60, 60)
 
 
@@ -447,13 +409,8 @@ FEW_PEOPLE, MORE = (8, 9, 10, 12), (60, 60)
 @pytest.mark.parametrize("levels", [(0.75, 0.85), (0.9, 0.9)])
 def test_intervals_cover_the_truth(sizes, repetitions, new, levels):
     """Of a mean and of a paired difference; 0.93 stands four standard errors below 0.95."""
-    rng, trials = np.random.default_rng(8), 2000
-    seeds = 0.0 if repetitions == 1 else 0.3  # one repetition cannot tell of others
-    about = {"repetitions": repetitions, "new": new, "seeds": seeds, "trials": trials}
-    right = drawn(rng, sizes, np.array(levels), **about)
-    for paired, truth in ((False, levels[0]), (True, levels[0] - levels[1])):
-        low, high = intervals_of(right, new=new, paired=paired)
-        assert np.mean((low <= truth) & (truth <= high)) >= 0.93
+    about = {"repetitions": repetitions, "new": new, "seeds": 0.3, "trials": 2000}
+    assert min(covered(sizes, levels, **about)) >= 0.93
 
 
 @pytest.mark.parametrize("repetitions", [1, 3])
