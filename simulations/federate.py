@@ -178,7 +178,7 @@ def federate(
                 survey(site, folder, config)
     clean_up_after_killed()
     with contextlib.ExitStack() as ended:
-        folder, log = _through_flower(config, resources, phantoms, ended, quiet=quiet)
+        folder, log = _through_flower(config, resources, ended, phantoms=phantoms, quiet=quiet)
     # It writes one of the two as its last; with neither, its process has died.
     if folder and (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
@@ -188,9 +188,9 @@ def federate(
 def _through_flower(
     config: RunConfig,
     resources: Resources,
-    phantoms: Mapping[str, Path] | None,
     ended: contextlib.ExitStack,
     *,
+    phantoms: Mapping[str, Path] | None,
     quiet: bool,
 ) -> tuple[Path | None, str]:
     """Run it: the run folder, where it came to have one, and Flower's log.

@@ -112,8 +112,8 @@ def signed_rank_p(differences: ArrayLike) -> float:
     2^n patterns of signs as equally likely. Ties share their mean rank; differences of zero are
     left out, as Wilcoxon does, and where there is nothing else p is 1.
 
-    The test asks whether chance in training alone explains the differences on these test images; it
-    does not speak of other people.
+    Of one cohort the test asks whether chance in training alone explains the differences on these
+    test images; it does not speak of other people.
     """
     from scipy.stats import rankdata
 

@@ -122,7 +122,7 @@ class Content:
 
     def _completed(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         needed = ("scores", "differences", "models", "leading", "headline")
-        if all(summary.get(key) for key in needed) and "repetitions" in summary:
+        if all(summary.get(key) for key in needed):
             return dict(summary)
         plain = {(m.strategy, m.seed): m.summary.get("bytes_plain") for m in self.models}
         computed = summarize(
