@@ -210,6 +210,8 @@ def _show_plan(plan: Plan, sites: int, base: dict[str, Any], *, new_cohorts: boo
         new = new_cohorts and not plan.same_cohort
         people = "each with other people" if new else "of the same people"
         say(f"{plan.repetitions} repetitions, {people}, from {plan.first_repetition} on")
+    if plan.test_scans:
+        say(f"{plan.test_scans} test scans a hospital")
     alone = ", alone trains the site with the fewest images" if plan.local == "poor" else ""
     say(
         f"{sites} sites, {config.run.rounds} rounds × {config.training.local_steps} steps, "
