@@ -85,7 +85,7 @@ def interval(
     share = (mean - low) / width
     spread = share * (1 - share)
     # t² / n of Wilson's formula, with the n that a share of this variance would have come from.
-    z = square / width**2 / np.maximum(np.maximum(spread, inside), np.finfo(float).tiny)
+    z = square / width**2 / np.maximum(spread, max(inside, 1e-12))
     half = np.sqrt(z * spread + z**2 / 4)
     ends = ((share + z / 2 + sign * half) / (1 + z) for sign in (-1, 1))
     first, last = (np.clip(low + width * end, low, high) for end in ends)
