@@ -464,6 +464,7 @@ def test_every_repetition_works_on_people_of_its_own(
     assert summary["images"]["north"]["n_test"] == 4
     text = write_report(out).read_text()
     assert "Every repetition has people of its own" in text
+    assert "Scans at every site, first repetition" in text
     changed = {**cohorts, 5: cohorts[4]}
     again = Benchmark(plan, cohorts[4], {"run.min-sites": 2}, out, cohorts=changed)
     with pytest.raises(ConfigError, match=r"differs in cohorts \(5\)"):

@@ -260,7 +260,8 @@ class Content:
         )
         told = words.budget(self.manifest, len(self.sites))
         yield Section("budget", "Budgets", "", [("text", told), ("table", budget)])
-        title = f"{sentence(self.nouns.images)} at every site"
+        which = ", first repetition" if self.new_cohorts else ""
+        title = f"{sentence(self.nouns.images)} at every site{which}"
         yield provenance.section(self.manifest, self.counts, self.poor, title)
         yield Section("limits", "Limits", "", [("list", list(self.blocks.limits()))])
 
