@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 from common.config.run_config import RunConfig
 from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError
+from common.reading import read_json
 from common.site_names import ACCEPTED_SITE_NAME, SITE_NAME
+
+# Environment variable of a simulation's processes: a file with the folder of each phantom hospital.
+PHANTOM_FOLDERS = "FEDSCAN_PHANTOM_FOLDERS"
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def site_name(node_config: Mapping[str, object], config: RunConfig) -> str:
             '--node-config \'site="north" data-dir="/absolute/path/to/its/data"\''
         )
     number, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
-    names = list(_cohort(config)) if config.data.cohort_dir else list(_phantoms(config, count))
+    names = list(_cohort(config) if config.data.cohort_dir else _phantoms(config, count))
     if len(names) != count:
         raise ConfigError(
             f"the cohort has {len(names)} sites ({', '.join(names)}) but there are {count} "
@@ -81,11 +86,18 @@ def locate_site(node_config: Mapping[str, object], config: RunConfig, cache: Pat
         return deployed_site(node_config)
     if config.data.cohort_dir:
         return Site(name, _cohort(config)[name], simulated=True)
-    return Site(name, phantom_cohort(config.study).ensure(cache, name, 1, None), simulated=True)
+    folder = _made_phantoms().get(name) or phantom_cohort(config.study).ensure(name, cache)
+    return Site(name, Path(folder), simulated=True)
 
 
-def _phantoms(config: RunConfig, count: int) -> dict[str, int]:
-    return phantom_cohort(config.study).subjects(count)
+def _phantoms(config: RunConfig, count: int) -> Mapping[str, object]:
+    return _made_phantoms() or phantom_cohort(config.study).subjects(count)
+
+
+def _made_phantoms() -> dict[str, str]:
+    """Folders of the phantom hospitals that whoever started the simulation has chosen, if any."""
+    file = os.environ.get(PHANTOM_FOLDERS)
+    return read_json(Path(file)) if file else {}
 
 
 def _cohort(config: RunConfig) -> dict[str, Path]:

@@ -349,7 +349,8 @@ def _federated(work: Work) -> list[dict[str, Any]]:
     resources = Resources(count, config.run.threads, work.gpus / count, work.cpus)
     # The sites' processes inherit it: what they predict goes to their own side of the benchmark.
     os.environ["FEDSCAN_RECORDS"] = work.records
-    run_folder, summary = federate(config, resources, quiet=True)
+    phantoms = {site: Path(at) for site, at in work.sites.items()}
+    run_folder, summary = federate(config, resources, phantoms=phantoms, quiet=True)
     spent = {"bytes_up": summary["bytes_up"], "bytes_down": summary["bytes_down"]}
     images, rows = [one["n_train"] for one in summary["sites"].values()], []
     for row in read_rows(run_folder / METRICS):

@@ -7,7 +7,6 @@ what ``--resume`` runs; ``results.csv`` and what follows from it are made anew f
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sys
 import time
@@ -19,12 +18,11 @@ from typing import Any
 
 import pandas as pd
 
-from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError, FileError
 from common.files import make_folder, write_atomically, write_json
 from common.machine import processor, usable_cpus
-from common.provenance import PACKAGES, source_hash, versions
-from common.reading import read_json, require_plain_tree
+from common.provenance import versions
+from common.reading import read_json
 from common.strategies.strategy import strategy_names
 from common.tasks.task import survey
 from simulations import console
@@ -38,7 +36,7 @@ from simulations.collect import (
     summarize_cells,
     write_samples,
 )
-from simulations.folders import in_words, locked, require_empty
+from simulations.folders import in_words, locked
 from simulations.launch import (
     SHARED_NETWORK,
     neutral_home,
@@ -46,92 +44,14 @@ from simulations.launch import (
     process_group,
 )
 from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan
+from simulations.question import MANIFEST, check_folder, question, require_same, usual
 from simulations.results import COLUMNS
 from simulations.schedule import MISSING, STATUS, status_of
 
-MANIFEST = "manifest.json"
 WORK = "work.json"  # what the scheduler is to do; there only while it does
 STATE = "state"  # a federation's, at its sites, while it runs
 FINAL = ("done", "diverged")  # running such a cell again would end in the same way
 POLL_SECONDS = 1.0
-
-
-def check_folder(folder: Path, *, resume: bool) -> None:
-    """Refuse a folder that holds something else than the comparison to resume; it may be missing.
-
-    Raises
-    ------
-    ConfigError
-    """
-    if resume and folder.is_dir():
-        require_plain_tree(folder)
-    if not (folder / MANIFEST).is_file():
-        if resume and folder.is_dir() and any(folder.glob("[!.]*")):
-            raise ConfigError(
-                f"{folder} holds no comparison to resume, but other files. Name the comparison's "
-                "folder with --out"
-            )
-        require_empty(folder)
-    elif not resume:
-        raise ConfigError(
-            f"{folder} holds a comparison. Continue it with --resume, or give another --out"
-        )
-
-
-def question(plan: Plan, base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a comparison asks: of its manifest, all that knows nothing of the sites' data."""
-    config = _usual(plan, base)
-    return {
-        "config": config.to_flower(),
-        "arms": list(plan.arms),
-        "strategies": list(plan.strategies),
-        "seeds": list(plan.seed_range),
-        "plan": plan.model_dump(by_alias=True),
-        "budget": {
-            "steps": config.total_steps,
-            "batch_size": config.training.batch_size,
-            "centralized_batch": plan.centralized_batch,
-        },
-        "source_hash": source_hash(packages=(*PACKAGES, "simulations")),
-    }
-
-
-def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Refuse to go on with a comparison whose manifest says otherwise; there may be none.
-
-    Raises
-    ------
-    ConfigError
-        Naming all that differs, or if the manifest cannot be read.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return
-    try:
-        before = read_json(path, remedy="Restore it, or give another --out")
-    except FileError as error:
-        raise ConfigError(str(error), public=error.public) from None
-    told: list[str] = []
-    for key, now in json.loads(json.dumps(asked)).items():
-        then = before.get(key)
-        if then == now or (told and key in ("plan", "budget")):  # these follow from the rest
-            continue
-        inside = ""
-        if isinstance(then, dict) and isinstance(now, dict):
-            other = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
-            inside = f" ({', '.join(other)})"
-        told.append(f"{key.replace('_', ' ')}{inside}")
-    if told:
-        raise ConfigError(
-            f"{folder} holds a comparison that differs in {', '.join(told)}. Resume it as it was "
-            "begun, with the same options, data and release, or give another --out"
-        )
-
-
-def _usual(plan: Plan, base: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration of no variant."""
-    plain = next((name for name in plan.strategies if name not in plan.variants), "")
-    return plan.config(Cell("", plain, plan.first_seed), base)
 
 
 class Benchmark:
@@ -142,6 +62,9 @@ class Benchmark:
     plan : Plan
     sites : dict of str to Path
         Folder of each site's data set.
+    cohorts : dict of int to dict of str to Path, optional
+        The same for the seed of every repetition, where each has people of its own; then ``sites``
+        are the first's.
     base : dict
         Run-config values that hold for every cell, under the plan's own.
     folder : Path
@@ -164,16 +87,18 @@ class Benchmark:
         *,
         gpus_per_cell: float = 0.0,
         cell_timeout: float = 3600.0,
+        cohorts: Mapping[int, Mapping[str, Path]] | None = None,
     ) -> None:
         self.plan, self.base, self.folder = plan, base, folder
-        self.sites = {name: str(path) for name, path in sorted(sites.items())}
+        self.sites = _in_order(sites)
+        self.cohorts = {seed: _in_order(found) for seed, found in (cohorts or {}).items()}
         self.gpus_per_cell, self.cell_timeout = gpus_per_cell, cell_timeout
         if taken := {RESULTS, STATUS} & self.sites.keys():  # a cell's folder has a folder a site
             raise ConfigError(
                 f"site '{min(taken)}': a comparison has files of that name. Rename the folder of "
                 "the data set"
             )
-        self.config = _usual(plan, base)
+        self.config = usual(plan, base)
 
     def run(self, *, resume: bool) -> None:
         """Run every cell that is missing, then write results, summary and samples.
@@ -231,17 +156,32 @@ class Benchmark:
 
     def _begin(self, resume: bool) -> None:
         check_folder(self.folder, resume=resume)  # again: another may have been faster
-        counts = {name: survey(name, Path(path), self.config) for name, path in self.sites.items()}
-        asked = {**question(self.plan, self.base), "sites": counts}
+        asked = {**question(self.plan, self.base), "sites": self._survey(self.sites)}
+        asked["repeated"] = self._repeated
+        if self.cohorts:
+            asked["cohorts"] = {str(k): self._survey(found) for k, found in self.cohorts.items()}
         require_same(self.folder, asked)
         if not (self.folder / MANIFEST).is_file():
             write_json(self.folder / MANIFEST, self._manifest(asked))
+
+    def _survey(self, sites: Mapping[str, str]) -> dict[str, dict[str, int]]:
+        return {name: survey(name, Path(path), self.config) for name, path in sites.items()}
+
+    @property
+    def _repeated(self) -> str:
+        """What varies between repetitions, in words."""
+        if self.plan.repetitions == 1:
+            return ""
+        if self.cohorts:
+            return "every repetition has people of its own, to train and to test, and its own seed"
+        return "all repetitions are of one cohort and differ in the seed of training alone"
 
     def _manifest(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         counts, plan = asked["sites"], self.plan
         return {
             **asked,
             "description": plan.description,
+            "new_cohorts": bool(self.cohorts),
             "reference": plan.reference_strategy,
             "contrasts": plan.compared_contrasts,
             "differing": self._differing(),
@@ -261,7 +201,7 @@ class Benchmark:
         for stage in self.plan.stages():
             for cell in stage:
                 name = cell.arm if cell.arm in (PRETRAINING, USE) else cell.strategy
-                if cell.seed == self.plan.first_seed and name:
+                if cell.seed == self.plan.first_repetition and name:
                     own = self.plan.config(cell, self.base).to_flower()
                     differs = {
                         key: value
@@ -330,7 +270,7 @@ class Benchmark:
         return Work(
             cell=cell,
             run=config.to_flower(),
-            sites=self.sites,
+            sites=self.cohorts.get(cell.seed, self.sites),
             folder=str(self._cell(cell)),
             records=str(self._records),
             centralized_batch=self.plan.centralized_batch,
@@ -377,6 +317,7 @@ class Benchmark:
             self.config,
             manifest["sites"],
             results,
+            new_cohorts=bool(self.cohorts),
             poor_site=self._poor,
             used=[c for c in every if c.arm == USE and self._status(c) == "done"],
         )
@@ -387,6 +328,10 @@ class Benchmark:
         ]  # cells that the results do not know
         write_json(self.folder / SUMMARY, summary)
         write_samples(self.folder / SAMPLES, self.sites, self.config)
+
+
+def _in_order(sites: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in sorted(sites.items())}
 
 
 def _cell_seconds(results: pd.DataFrame) -> pd.Series:

@@ -20,7 +20,14 @@ from simulations import (
     supernode_command,
 )
 from simulations.gan import commands as gan_commands
-from simulations.options import Format, FormatOption, StudyOption, run_overrides
+from simulations.options import (
+    Format,
+    FormatOption,
+    StudyOption,
+    TestScansOption,
+    renamed_option,
+    run_overrides,
+)
 from simulations.stopping import STOP, tell_at_once
 from simulations.transfer import command as transfer_command
 
@@ -71,6 +78,7 @@ def run(
         typer.Option(min=1, help="Phantom hospitals to simulate; 3 by default. The last is poor."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
+    test_scans: TestScansOption = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
@@ -96,7 +104,8 @@ def run(
     """
     from common.tasks.task import read_run_config
     from simulations.console import show_run
-    from simulations.federate import count_sites, federate
+    from simulations.federate import federate
+    from simulations.hospitals import count_sites
     from simulations.launch import Resources
 
     cohort = cohort and cohort.expanduser().absolute()
@@ -106,7 +115,7 @@ def run(
         & overrides.keys()
     ):
         raise ConfigError(f"--set {min(clash)}: use --cohort and --out, which take any path")
-    number = count_sites(cohort, sites)
+    number = count_sites(cohort, sites, test_scans)
     config = read_run_config(
         {
             "run.min-sites": number,
@@ -120,7 +129,7 @@ def run(
             f"--set run.min-sites={config.run.min_sites}, but {number} sites are simulated"
         )
     resources = Resources(number, config.run.threads, gpus_per_site, cpus)
-    folder, summary = federate(config, resources)
+    folder, summary = federate(config, resources, test_scans=test_scans)
     if output_format is Format.json:
         typer.echo(json.dumps(summary))
     else:
@@ -144,11 +153,22 @@ def benchmark(
     strategies: Annotated[
         str | None, typer.Option(help="Of fedavg,fedprox and the preset's own variants.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions.")] = None,
-    first_seed: Annotated[
+    repetitions: Annotated[
         int | None,
-        typer.Option(min=0, help="Seed of the first repetition; 0 by default."),
+        typer.Option(min=1, help="Of simulated hospitals each has new people; a new seed has any."),
     ] = None,
+    first_repetition: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Number of the first, which is its seed; 0, the default, is `fedscan run`'s.",
+        ),
+    ] = None,
+    same_cohort: Annotated[
+        bool, typer.Option("--same-cohort", help="The first's people in every repetition.")
+    ] = False,
+    seeds: Annotated[int | None, renamed_option("--seeds")] = None,
+    first_seed: Annotated[int | None, renamed_option("--first-seed")] = None,
     centralized_batch: Annotated[
         str | None,
         typer.Option(help="large: equal steps and images; small: equal images, more steps."),
@@ -162,6 +182,7 @@ def benchmark(
         int | None, typer.Option(min=2, help="Phantom hospitals to simulate; 3 by default.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("benchmark"),
+    test_scans: TestScansOption = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
@@ -186,7 +207,7 @@ def benchmark(
     For example:
 
     - `fedscan benchmark` — one repetition on three phantom hospitals
-    - `fedscan benchmark --seeds 5 --out headline`
+    - `fedscan benchmark --preset headline --out headline` — five, each with other people
     - `fedscan benchmark --strategies fedavg,fedprox --set strategy.mu=0.1`
     - `fedscan benchmark --study skin-lesions --set task=generation`
     - `fedscan benchmark --cohort ~/hospitals --dry-run`
@@ -194,6 +215,7 @@ def benchmark(
     from common.reading import read_json
     from simulations import compare
 
+    del seeds, first_seed  # their options refuse any value
     if preset == "transfer":
         raise ConfigError("--preset transfer is a command of its own: fedscan transfer")
     folder = compare.compare(
@@ -202,8 +224,10 @@ def benchmark(
             overrides={
                 "arms": arms and arms.split(","),
                 "strategies": strategies and strategies.split(","),
-                "seeds": seeds,
-                "first-seed": first_seed,
+                "repetitions": repetitions,
+                "first-repetition": first_repetition,
+                "same-cohort": same_cohort or None,
+                "test-scans": test_scans,
                 "centralized-batch": centralized_batch,
             },
             run=run_overrides(set_, study),

@@ -47,6 +47,7 @@ def summarize_cells(
     counts: Mapping[str, Mapping[str, int]],
     results: pd.DataFrame,
     *,
+    new_cohorts: bool,
     poor_site: str,
     used: Iterable[Cell],
 ) -> dict[str, Any]:
@@ -62,11 +63,14 @@ def summarize_cells(
     counts : mapping of str to mapping
         What each site's table lists, as :func:`common.tasks.task.survey` counts it.
     results : DataFrame
+    new_cohorts : bool
+        Whether every repetition has people of its own; then ``counts`` are the first's.
     poor_site : str
     used : iterable of Cell
         Those that tried what generated images are good for, and ended well.
     """
-    from simulations.summary import summarize, summarize_use
+    from simulations.summary import summarize
+    from simulations.tested import summarize_use
 
     sites, predictions = list(counts), {}
     if config.task != "generation":
@@ -78,6 +82,7 @@ def summarize_cells(
     summary = summarize(
         results,
         predictions,
+        new_cohorts=new_cohorts,
         task=config.task,
         poor_site=poor_site,
         sites=sites,
@@ -87,6 +92,8 @@ def summarize_cells(
         positive=config.read_study().label.positive or None,
         plain_bytes=_plain_bytes(models),
     )
+    if new_cohorts:
+        models = [(cell, told) for cell, told in models if cell.seed == plan.first_repetition]
     summary["images"] = {site: _used(models, site, listed) for site, listed in counts.items()}
     (folder / "use.csv").unlink(missing_ok=True)
     columns = {"numbers": USE_NUMBERS, "texts": USE_TEXTS}

@@ -17,13 +17,15 @@ from common.paths import cache_dir
 from common.rounds import require_sites
 from simulations import console
 from simulations.arms import pooled_config
-from simulations.benchmark import Benchmark, check_folder, question, require_same
+from simulations.benchmark import Benchmark
 from simulations.contrasts import QUESTIONS
 from simulations.estimate import estimate_seconds
-from simulations.federate import check_extractor, count_sites, prepare_phantoms, survey_cohort
+from simulations.federate import check_extractor, survey_cohort
+from simulations.hospitals import count_sites, prepare_phantoms
 from simulations.launch import Resources
 from simulations.measures import measure
 from simulations.plan import Plan, load_plan, presets
+from simulations.question import check_folder, question, require_same
 from simulations.schedule import STATUS, status_of
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     ConfigError
     """
     plan = load_plan(request.preset, request.overrides, request.run)
-    count = count_sites(request.cohort, request.sites)
+    count = count_sites(request.cohort, request.sites, plan.test_scans)
     if count < 2:
         raise ConfigError("a comparison needs at least 2 sites")
     base = {"run.min-sites": count, "data.cohort-dir": str(request.cohort or "")}
@@ -80,14 +82,22 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     Resources(count, threads, request.gpus_per_cell).check("cell")
     survey_cohort(configs[0])  # all ask the same study
     if dry_run:
-        _show_plan(plan, count, base)
+        _show_plan(plan, count, base, new_cohorts=request.cohort is None)
         return None
     cache_dir()  # a FEDSCAN_CACHE that cannot be is refused here, not in every training
     check_folder(request.out, resume=resume)
     require_same(request.out, question(plan, base))  # before phantoms are made for nothing
+    cohorts: dict[int, dict[str, Path]] = {}
     if request.cohort is None:
-        study = configs[0].study
-        sites = prepare_phantoms(study, list(phantom_cohort(study).subjects(count)))
+        study, test = configs[0].study, plan.test_scans or None
+        names = list(phantom_cohort(study).subjects(count))
+        made = {
+            seed: prepare_phantoms(study, names, seed=seed, test=test)
+            for seed in dict.fromkeys(plan.cohort_seeds.values())
+        }
+        sites = made[plan.first_repetition]
+        if len(made) > 1:
+            cohorts = {seed: made[cohort] for seed, cohort in plan.cohort_seeds.items()}
     else:
         from common.imaging.bids import list_sites
 
@@ -97,6 +107,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
         sites,
         base,
         request.out,
+        cohorts=cohorts,
         gpus_per_cell=request.gpus_per_cell,
         cell_timeout=request.cell_timeout,
     ).run(resume=resume)
@@ -120,7 +131,7 @@ def show(summary: dict[str, Any]) -> None:
         _show_scores(summary, name)
     for one in summary["copies"]:
         console.out.print(
-            f"{one['model']}, seed {one['seed']}: flagged as copying training images of "
+            f"{one['model']}, repetition {one['seed']}: flagged as copying training images of "
             f"{one['site']}; the site keeps the look-alikes",
             soft_wrap=True,
             markup=False,
@@ -191,12 +202,18 @@ def _interval(score: dict[str, Any] | None, digits: int, ends: int) -> str:
     return f"{score['mean']:.{digits}f} ({score['low']:.{ends}f} to {score['high']:.{ends}f})"
 
 
-def _show_plan(plan: Plan, sites: int, base: dict[str, Any]) -> None:
+def _show_plan(plan: Plan, sites: int, base: dict[str, Any], *, new_cohorts: bool) -> None:
     cells = [cell for stage in plan.stages() for cell in stage]
     config = plan.config(plan.cells()[0], base)
     say = console.out.print
     say(f"presets: {', '.join(presets())}", markup=False)
     say(f"{len(cells)} cells: {', '.join(cell.name for cell in cells)}", markup=False)
+    if plan.repetitions > 1:
+        new = new_cohorts and not plan.same_cohort
+        people = "each with other people" if new else "of the same people"
+        say(f"{plan.repetitions} repetitions, {people}, from {plan.first_repetition} on")
+    if plan.test_scans:
+        say(f"{plan.test_scans} test scans a hospital")
     alone = ", alone trains the site with the fewest images" if plan.local == "poor" else ""
     epochs, steps = config.training.local_epochs, config.training.local_steps
     each = f"{epochs} epochs" if epochs else f"{steps} steps"

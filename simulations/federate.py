@@ -6,7 +6,7 @@ import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from common.config.run_config import RunConfig
 from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError, DataContractError, FedscanError
 from common.files import make_folder, write_atomically
-from common.machine import usable_cpus
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.reading import read_json
@@ -24,6 +23,7 @@ from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.selection import due
 from simulations import console
 from simulations.flower_command import START_SECONDS
+from simulations.hospitals import prepare_phantoms
 from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
 from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
 
@@ -34,68 +34,6 @@ CLOSING_SECONDS = 60.0  # in which Flower and Ray may end by themselves, once th
 
 class RunFailed(FedscanError):
     """A run ended without a result."""
-
-
-def count_sites(cohort: Path | None, sites: int | None) -> int:
-    """Return how many SuperNodes to simulate: one a site of the cohort, or as many as asked for.
-
-    Raises
-    ------
-    ConfigError, DataContractError
-        If the cohort holds another number of sites than was asked for, or cannot be read.
-    """
-    if cohort is None:
-        return sites or 3
-    from common.imaging.bids import is_dataset, list_sites
-
-    if cohort.is_dir() and is_dataset(cohort):
-        raise ConfigError(
-            f"{cohort} is one data set. --cohort takes the folder above it, with one data set a "
-            "site"
-        )
-    found = list_sites(cohort)
-    if sites not in (None, len(found)):
-        raise ConfigError(
-            f"--sites {sites}, but {cohort} holds {len(found)}: {', '.join(found)}. Leave --sites "
-            "out to take them all"
-        )
-    return len(found)
-
-
-def prepare_phantoms(study: str, sites: Sequence[str], *, quiet: bool = False) -> dict[str, Path]:
-    """Make phantom hospitals in the user's cache, where they are not yet there.
-
-    Parameters
-    ----------
-    study : str
-        As a run config has it.
-    sites : sequence of str
-        Names among those of :func:`common.data.phantoms.cohorts.phantom_cohort`.
-    quiet : bool
-        Show nothing on the way.
-
-    Returns
-    -------
-    dict of str to Path
-        Each site's folder.
-    """
-    cohort = phantom_cohort(study)
-    # Some of a cohort's hospitals, such as the third alone, are among those of a larger number.
-    every, count = cohort.subjects(len(sites)), len(sites)
-    while not set(sites) <= every.keys():
-        count += 1
-        every = cohort.subjects(count)
-    subjects = {name: every[name] for name in sites}
-    folders: dict[str, Path] = {}
-    with console.steps(f"Making {cohort.what}", sum(subjects.values()), quiet=quiet) as bar:
-        for name, number in subjects.items():
-            before = bar.done
-            folders[name] = cohort.ensure(
-                cache_dir(), name, usable_cpus(), lambda k, name=name: bar.advance(k, name)
-            )
-            if missing := number - (bar.done - before):
-                bar.advance(missing, f"{name} (cached)")
-    return folders
 
 
 def survey_cohort(config: RunConfig, *, quiet: bool = False) -> None:
@@ -185,7 +123,12 @@ def check_extractor(config: RunConfig) -> None:
 
 
 def federate(
-    config: RunConfig, resources: Resources, *, quiet: bool = False
+    config: RunConfig,
+    resources: Resources,
+    *,
+    phantoms: Mapping[str, Path] | None = None,
+    test_scans: int | None = None,
+    quiet: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Run a federation through Flower and wait for its end.
 
@@ -194,6 +137,10 @@ def federate(
     config : RunConfig
         ``output_dir`` must be set.
     resources : Resources
+    phantoms : mapping of str to Path, optional
+        Folders of simulated hospitals, where there is no cohort; by default those of every run.
+    test_scans : int, optional
+        Test subjects of each of these, other than the default.
     quiet : bool
         Show nothing on the way.
 
@@ -223,15 +170,17 @@ def federate(
     require_writable(Path(config.run.output_dir), "--out")
     require_writable(cache_dir(), "the cache, FEDSCAN_CACHE")
     require_writable(site_records("any").parent, "the sites' own records, FEDSCAN_RECORDS")
-    if not config.data.cohort_dir:
+    if config.data.cohort_dir:
+        phantoms = None
+    else:
         names = list(phantom_cohort(config.study).subjects(resources.sites))
-        sites = prepare_phantoms(config.study, names, quiet=quiet)
+        phantoms = phantoms or prepare_phantoms(config.study, names, test=test_scans, quiet=quiet)
         if config.model.adapt == "center":  # which not every site's classes allow
-            for site, folder in sites.items():
+            for site, folder in phantoms.items():
                 survey(site, folder, config)
     clean_up_after_killed()
     with contextlib.ExitStack() as ended:
-        folder, log = _through_flower(config, resources, ended, quiet=quiet)
+        folder, log = _through_flower(config, resources, ended, phantoms=phantoms, quiet=quiet)
     # It writes one of the two as its last; with neither, its process has died.
     if folder and (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
@@ -239,7 +188,12 @@ def federate(
 
 
 def _through_flower(
-    config: RunConfig, resources: Resources, ended: contextlib.ExitStack, *, quiet: bool
+    config: RunConfig,
+    resources: Resources,
+    ended: contextlib.ExitStack,
+    *,
+    phantoms: Mapping[str, Path] | None,
+    quiet: bool,
 ) -> tuple[Path | None, str]:
     """Run it: the run folder, where it came to have one, and Flower's log.
 
@@ -248,7 +202,7 @@ def _through_flower(
     folder: Path | None = None
     told = False  # why it failed, by the run itself
     try:
-        with flower_run(config, resources) as run:
+        with flower_run(config, resources, phantoms) as run:
             try:
                 with console.steps("Round", config.run.rounds, quiet=quiet) as bar:
                     if run.shares_network:

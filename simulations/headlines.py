@@ -2,8 +2,8 @@
 
 What does the data-poor site gain by joining, and what does federation lose against pooling? A
 headline is a dict: ``metric``, ``value`` (positive: federation is better than training alone; or
-worse than pooling), ``low``, ``high``, ``seeds``, ``excludes_zero``, ``verdict`` (better, worse,
-:data:`NO_DIFFERENCE`, or None without an interval) and ``sentence``.
+worse than pooling), ``low``, ``high``, ``repetitions``, ``excludes_zero``, ``verdict`` (better,
+worse, :data:`NO_DIFFERENCE`, or None without an interval) and ``sentence``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from common.evaluation.statistics import LEVEL, NO_INTERVAL, SEEDS_TO_TRUST
+from common.evaluation.statistics import LEVEL, NO_INTERVAL
 from simulations.measures import Judged
 
 NO_DIFFERENCE = "no significant difference"
@@ -59,9 +59,9 @@ def _oriented(
     difference: Difference, how: Judged, *, better_is_positive: bool
 ) -> tuple[dict[str, Any], Any, str]:
     """The leading measure's difference, turned; the record itself, or why there is none."""
-    metric = next((m for m in how.leading if difference.get(m, {}).get("seeds")), None)
+    metric = next((m for m in how.leading if difference.get(m, {}).get("repetitions")), None)
     found: dict[str, Any] = dict.fromkeys(("metric", "value", "low", "high"))
-    found |= {"seeds": 0, "excludes_zero": None, "verdict": None}
+    found |= {"repetitions": 0, "excludes_zero": None, "verdict": None}
     if metric is None:
         notes = [one.get("note") for m in how.leading if (one := difference.get(m))]
         why = next(filter(None, notes), "one of the two models, or a measure of both, is missing")
@@ -71,7 +71,8 @@ def _oriented(
     value, low, high = (record[key] for key in ("mean", "low", "high"))
     if sign < 0:
         value, low, high = (None if v is None else 0.0 - v for v in (value, high, low))
-    found |= {"metric": metric, "value": value, "low": low, "high": high, "seeds": record["seeds"]}
+    found |= {"metric": metric, "value": value, "low": low, "high": high}
+    found["repetitions"] = record["repetitions"]
     if low is not None:
         clear = bool(low > 0 or high < 0)
         better = (value > 0) == better_is_positive
@@ -82,7 +83,7 @@ def _oriented(
 
 def _in_words(found: dict, raw: Mapping[str, Any], measure: Any) -> tuple[str, str]:
     """Size of a difference, without its sign, and the rest of the sentence on how sure it is."""
-    value, low, high, k = (raw[key] for key in ("mean", "low", "high", "seeds"))
+    value, low, high, k = (raw[key] for key in ("mean", "low", "high", "repetitions"))
     digits = measure.places(value if low is None else max(abs(low), abs(high)))
     size = f"{abs(value):.{digits}f}"
     times = "1 repetition" if k == 1 else f"{k} repetitions"
@@ -99,8 +100,6 @@ def _in_words(found: dict, raw: Mapping[str, Any], measure: Any) -> tuple[str, s
     warnings = [] if found["excludes_zero"] else [NO_DIFFERENCE]
     if k == 1:
         warnings.append("one repetition cannot show how much chance in training matters")
-    elif k < SEEDS_TO_TRUST and raw["over"] != "seeds":
-        warnings.append("so few repetitions make the interval too narrow")
     return size, f"{certainty}; {', and '.join(warnings)}." if warnings else f"{certainty}."
 
 

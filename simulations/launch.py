@@ -24,8 +24,9 @@ from pathlib import Path
 
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
-from common.files import write_atomically
+from common.files import write_atomically, write_json
 from common.machine import usable_cpus
+from common.sites import PHANTOM_FOLDERS
 from simulations.process_group import SHARED
 
 OFFLINE = {
@@ -222,13 +223,17 @@ class FlowerRun:
 
 
 @contextlib.contextmanager
-def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
+def flower_run(
+    config: RunConfig, resources: Resources, phantoms: Mapping[str, Path] | None = None
+) -> Iterator[FlowerRun]:
     """Start ``flwr run`` for a simulation; on leaving, however that happens, all of it is ended.
 
     Parameters
     ----------
     config : RunConfig
     resources : Resources
+    phantoms : mapping of str to Path, optional
+        Folder of each simulated hospital, where the run names no cohort.
 
     Yields
     ------
@@ -252,6 +257,9 @@ def flower_run(config: RunConfig, resources: Resources) -> Iterator[FlowerRun]:
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port(taken=port)),
         }
+        if phantoms:
+            environment[PHANTOM_FOLDERS] = str(home / "phantoms.json")
+            write_json(home / "phantoms.json", {name: str(at) for name, at in phantoms.items()})
         overrides = home / "run-config.toml"
         overrides.write_text(toml(config.to_flower()), encoding="utf-8")
         command = [sys.executable, "-m", "simulations.flower_command", "run", str(ROOT)]

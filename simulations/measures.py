@@ -23,12 +23,15 @@ class Measure:
         over all of them will do, "any" where the largest of the sites' counts.
     digits : tuple of int
         Decimals of values below 10, from 10 and from 100 on.
+    bounds : (float, float), optional
+        Ends of its scale, where it has two.
     """
 
     words: str
     less_is_better: bool = False
     pool: str = "mean"
     digits: tuple[int, int, int] = (2, 2, 2)
+    bounds: tuple[float, float] | None = (0.0, 1.0)
 
     def places(self, value: float) -> int:
         """Decimals with which a value of this size is told."""
@@ -60,11 +63,11 @@ CLASSIFICATION = {
     "sensitivity_at_90_specificity": Measure("sensitivity at 90 % specificity"),
     "f1": Measure("F1"),
     "calibration_error": Measure("calibration error", less_is_better=True),
-    "loss": Measure("cross-entropy (nats)", less_is_better=True),
+    "loss": Measure("cross-entropy (nats)", less_is_better=True, bounds=None),
 }
 GENERATION = {
-    "frechet_distance": Measure("Fréchet distance", True, "whole", (2, 1, 0)),
-    "kernel_distance": Measure("kernel distance", True, digits=(3, 1, 1)),
+    "frechet_distance": Measure("Fréchet distance", True, "whole", (2, 1, 0), None),
+    "kernel_distance": Measure("kernel distance", True, digits=(3, 1, 1), bounds=None),
     "precision": Measure("precision"),
     "recall": Measure("recall"),
     "coverage": Measure("coverage"),
@@ -72,7 +75,7 @@ GENERATION = {
     "authenticity_held_out": Measure("authenticity of held-out images"),
     "copies_flagged": Measure("flagged as copying", True, "any"),
 }
-OTHERS = {CHOSEN: Measure("synthetic participants chosen", digits=(0, 0, 0))}
+OTHERS = {CHOSEN: Measure("synthetic participants chosen", digits=(0, 0, 0), bounds=None)}
 DISTANCES = ("frechet_distance", "kernel_distance")
 
 
@@ -102,4 +105,4 @@ def measure(name: str) -> Measure:
     kind, _, one = name.partition(".")
     if one and kind in OF_EACH_CLASS:
         return Measure(f"{known[kind].words} of {one}")
-    return known.get(name, Measure(name))
+    return known.get(name, Measure(name, bounds=None))

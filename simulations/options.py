@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from common.config.renamed import OF_COMPARISONS
 from common.errors import ConfigError
 
 
@@ -37,7 +38,26 @@ StudyOption = Annotated[
         "brain-sex by default.",
     ),
 ]
+TestScansOption = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Of each simulated hospital; of brains 60 by default, of skin lesions, where they are "
+        "patients, a fifth and so many more that 20 have each diagnosis.",
+    ),
+]
 DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
+
+
+def renamed_option(name: str) -> Any:
+    """Return a hidden option that refuses its value and tells the name it has now."""
+
+    def refuse(value: int | None) -> None:
+        if value is not None:
+            now = OF_COMPARISONS[name.removeprefix("--")]
+            raise ConfigError(f"{name} {value}: it is --{now} now")
+
+    return typer.Option(name, hidden=True, callback=refuse)
 
 
 def parse_set(assignments: list[str]) -> dict[str, bool | int | float | str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from common.config.renamed import OF_COMPARISONS
 from common.config.run_config import OF_CLASSIFICATION, RunConfig, flatten
 from common.errors import ConfigError
 from common.settings import did_you_mean
@@ -29,7 +30,7 @@ PRETRAINING, USE = "pretraining", "use"  # cells that are no arm: what goes befo
 VARIANT = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 PRESETS = Path(__file__).parent / "presets"
 OPTIONS = {  # what a comparison decides for all cells alike
-    "run.seed": "--seeds and --first-seed",
+    "run.seed": "--repetitions and --first-repetition",
     "strategy.name": "--strategies",
     "data.cohort-dir": "--cohort",
     "run.output-dir": "--out",
@@ -45,7 +46,7 @@ SHARED = (
 
 
 class Plan(BaseModel):
-    """A comparison: arms × strategies × seeds under one run config.
+    """A comparison: arms × strategies × repetitions under one run config.
 
     Parameters
     ----------
@@ -55,10 +56,15 @@ class Plan(BaseModel):
     variants : dict of str to dict
         Strategies by a name of one's own, each with the run-config values in which it differs; its
         ``model.gan-changes`` are told after those of ``run``.
-    seeds : int
-        Repetitions, which vary initial weights, batches and augmentation, never the splits.
-    first_seed : int
+    repetitions : int
+        Each has a seed of its own for initial weights, batches and augmentation. Simulated
+        hospitals have other people, too, in each: their cohort's seed is the repetition's.
+    first_repetition : int
         Where their seeds begin: 0, or beyond those that a recipe was chosen on.
+    same_cohort : bool
+        Simulated hospitals keep the people of the first repetition, as a cohort of one's own does.
+    test_scans : int
+        Test subjects of each simulated hospital; 0: the default.
     centralized_batch : {"large", "small"}
         Equal optimizer steps and images, with batches of sites × batch-size; or equal images only,
         with batch-size and sites × as many steps.
@@ -67,8 +73,8 @@ class Plan(BaseModel):
     run : dict
         Overrides of the run config.
     pretraining : dict
-        Run-config values of a federation of generators that goes before, once a seed, where there
-        are any and a variant begins with it. Of ``run`` it takes :data:`SHARED`.
+        Run-config values of a federation of generators that goes before, once a repetition, where
+        there are any and a variant begins with it. Of ``run`` it takes :data:`SHARED`.
     pretrained : list of str
         Variants whose discriminator's features are those of that federation.
     use : dict
@@ -89,8 +95,10 @@ class Plan(BaseModel):
     arms: list[Literal["centralized", "local", "federated"]] = Field(list(ARMS), min_length=1)
     strategies: list[str] = Field(["fedavg"], min_length=1)
     variants: dict[str, Values] = {}
-    seeds: int = Field(1, ge=1, le=1000)
-    first_seed: int = Field(0, ge=0, le=1_000_000, alias="first-seed")
+    repetitions: int = Field(1, ge=1, le=1000)
+    first_repetition: int = Field(0, ge=0, le=1_000_000, alias="first-repetition")
+    same_cohort: bool = Field(False, alias="same-cohort")
+    test_scans: int = Field(0, ge=0, le=100_000, alias="test-scans")
     centralized_batch: Literal["large", "small"] = Field("large", alias="centralized-batch")
     local: Literal["all", "poor"] = "all"
     run: Values = {}
@@ -99,6 +107,13 @@ class Plan(BaseModel):
     use: Values = {}
     reference: str = ""
     contrasts: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_todays(cls, values: Any) -> Any:
+        for old in OF_COMPARISONS.keys() & set(values):
+            raise ValueError(f"unknown key '{old}'; it is '{OF_COMPARISONS[old]}' now")
+        return values
 
     @model_validator(mode="after")
     def _strategies_are_known(self) -> Plan:
@@ -127,7 +142,13 @@ class Plan(BaseModel):
     @property
     def seed_range(self) -> range:
         """The seeds of the repetitions."""
-        return range(self.first_seed, self.first_seed + self.seeds)
+        return range(self.first_repetition, self.first_repetition + self.repetitions)
+
+    @property
+    def cohort_seeds(self) -> dict[int, int]:
+        """Of each repetition's simulated hospitals the seed."""
+        same = self.first_repetition
+        return {seed: same if self.same_cohort else seed for seed in self.seed_range}
 
     @property
     def reference_strategy(self) -> str:

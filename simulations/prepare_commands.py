@@ -26,12 +26,15 @@ def phantom(
     sites: Annotated[
         str, typer.Option(help="name=N, with N training and validation subjects each.")
     ] = "north=200,south=120,island=20",
-    test: Annotated[int, typer.Option(min=0, help="Test subjects a site, on top of N.")] = 60,
+    test: Annotated[
+        int,
+        typer.Option("--test-scans", "--test", min=0, help="Test subjects a site, on top of N."),
+    ] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
 ) -> None:
     """Make a cohort of phantom hospitals with a known truth.
 
-    Example: `fedscan prepare phantom cohort --sites north=200,island=20 --test 60 --seed 0`
+    Example: `fedscan prepare phantom cohort --sites north=200,island=20 --test-scans 60 --seed 0`
     """
     from common.imaging.cohorts import write_cohort
     from simulations import console
@@ -52,6 +55,15 @@ def lesions(
         typer.Option(
             help="name=N, of north, south and island, with N patients each; by default 1000, 500 "
             "and 100."
+        ),
+    ] = None,
+    test: Annotated[
+        int | None,
+        typer.Option(
+            *("--test-scans", "--test"),
+            min=1,
+            help="Test patients a hospital, as it sees them; by default a fifth of N, and where no "
+            "N is given, so many more that 20 have each diagnosis.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
@@ -87,6 +99,7 @@ def lesions(
                 name,
                 seed=seed,
                 patients=None if patients is None else number,
+                test=test,
                 size=size,
                 workers=workers,
                 progress=bar.advance,

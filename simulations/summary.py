@@ -7,7 +7,7 @@ in :mod:`common.evaluation.statistics`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,18 @@ from simulations.contrasts import CENTRALIZED, LOCAL, OTHER_ARMS, name_of, refer
 from simulations.contrasts import contrasts as contrasts_of
 from simulations.headlines import gain, loss
 from simulations.measures import Judged, judged
-from simulations.results import CHOSEN, count_cells
+from simulations.results import count_cells
 from simulations.tested import (
     ONE_CLASS,
     Key,
     Predictions,
     by_seed,
+    counts,
     described,
     models_of,
     name_at,
     name_of_model,
-    read_predicted,
+    read_cohorts,
     rows_of,
     target_of,
     typed,
@@ -47,6 +48,7 @@ def summarize(
     results: pd.DataFrame,
     predictions: Mapping[str, pd.DataFrame] | None = None,
     *,
+    new_cohorts: bool = False,
     task: str = "classification",
     poor_site: str = "",
     sites: Sequence[str] = (),
@@ -65,7 +67,10 @@ def summarize(
     results : DataFrame
         ``results.csv``, with its columns as they are.
     predictions : mapping of str to DataFrame, optional
-        Site to its ``predictions.csv``. A site without one has intervals over seeds alone.
+        Site to its ``predictions.csv``. Without them, intervals are over repetitions alone.
+    new_cohorts : bool
+        Whether every repetition has people of its own: no prediction of one is set beside, or
+        resampled with, those of another.
     task : str
     poor_site : str
         The site with few training images.
@@ -95,8 +100,8 @@ def summarize(
         site's. A *place* is a site, or ``all``: what was measured over all of them, else the mean
         of the sites that have a value, each counting once.
 
-        - ``scores[place][model][measure]``: mean, low, high, seeds, over, values, note, n; note
-          says why a value or an interval is missing
+        - ``scores[place][model][measure]``: mean, low, high, repetitions, over, values, note, n;
+          note says why a value or an interval is missing
         - ``differences[place][contrast][measure]``: the same of a paired difference, with p
         - ``headline``: ``gain_of_data_poor_site`` and ``loss_against_pooling``, see
           :mod:`simulations.headlines`
@@ -106,8 +111,9 @@ def summarize(
         - ``classes``, ``positive``; with predictions ``counts[site]`` (test images of each class,
           persons, classes of few) and ``curves[site][model]``
           (:func:`common.evaluation.curves.describe`)
-        - ``models[model]``: arm, strategy, trained_on; ``cells``, ``seeds``, ``level``, ``draws``,
-          ``measures``, ``leading``, ``poor_site``, ``reference_strategy``, ``task``
+        - ``models[model]``: arm, strategy, trained_on; ``cells``, ``repetitions``, ``new_cohorts``,
+          ``level``, ``draws``, ``measures``, ``leading``, ``poor_site``, ``reference_strategy``,
+          ``task``
 
     Raises
     ------
@@ -117,44 +123,46 @@ def summarize(
     Notes
     -----
     The p-values are not corrected for the number of measures and sites: the two headline figures
-    are the questions of the comparison, the rest describes. A resample repeats images, which raises
-    the binned calibration error; its interval may therefore lie above its mean.
+    are the questions of the comparison, the rest describes.
     """
     table = typed(results)
     tests = table[(table["status"] == "done") & (table["split"] == "test")]
     if tests.duplicated(["arm", "strategy", "trained_on", "tested_on", "seed", "metric"]).any():
         raise FedscanError("the results hold a test value twice. Remove the repeated rows")
     predicted = {
-        s: read_predicted(s, f) for s, f in (predictions or {}).items() if f is not None and len(f)
+        s: read_cohorts(s, f, new_cohorts=new_cohorts)
+        for s, f in (predictions or {}).items()
+        if f is not None and len(f)
     }
     strategies = sorted(set(table.loc[table["arm"] == "federated", "strategy"]))
     reference = reference_of(strategies, reference_strategy)
     pairs = contrasts_of(strategies, reference, contrasts)
     named = {*tests["tested_on"], *tests["trained_on"], *predicted, *sites, poor_site}
     places = sorted(named - {"", WHOLE})
-    classes = next((one.classes for one in predicted.values()), tuple(classes))
+    classes = next((one.classes for one, *_ in predicted.values()), tuple(classes))
     each = any("." in metric for metric in tests["metric"])
     how = judged(task, classes, positive, each=each)
     keys = models_of(table)
 
     measured: Measured = {}
     for site in places:
-        found = predicted.get(site)
-        samples = _resampled(found, site, positive, each, draws, seed) if found else {}
+        found = predicted.get(site, [])
+        # Values on other people are independent as they are: nothing is left to resample.
+        one = found[0] if len(found) == 1 else None
+        samples = _resampled(one, site, positive, each, draws, seed) if one else {}
         measured |= _at_site(tests, keys, site, how, samples, found, positive)
     measured |= _over_all(tests, keys, places, how, measured)
     paired = _differences(measured, pairs, [*places, WHOLE], places, how)
 
-    def records(found: Measured, how_told: str) -> dict[str, Any]:
+    def records(found: Measured, tell: Callable[[Repeated], dict[str, Any]]) -> dict[str, Any]:
         told: dict[str, Any] = {}
         for (place, name, metric), one in found.items():
-            record = getattr(one, how_told)(seed)
-            told.setdefault(place, {}).setdefault(name, {})[metric] = record
+            told.setdefault(place, {}).setdefault(name, {})[metric] = tell(one)
         return {place: told.get(place, {}) for place in (WHOLE, *places)}
 
-    scores = records(measured, "record")
+    scores = records(measured, Repeated.record)
     _count(scores, tests, keys)
-    differences = records(paired, "compared")
+    differences = records(paired, Repeated.compared)
     against = {arm: name_of((reference, arm), pairs) for arm in OTHER_ARMS}
     return {
         "task": task,
@@ -162,7 +170,8 @@ def summarize(
         "draws": draws,
         "poor_site": poor_site,
         "reference_strategy": reference or None,
-        "seeds": sorted({int(k) for k in tests["seed"]}),
+        "repetitions": sorted({int(k) for k in tests["seed"]}),
+        "new_cohorts": new_cohorts,
         "measures": list(how.measures),
         "leading": list(how.leading),
         "models": described(keys, places),
@@ -187,42 +196,24 @@ def summarize(
         ],
         "classes": list(classes),
         "positive": positive or "",
-        "counts": {site: one.counts() for site, one in predicted.items()},
+        "counts": {site: counts(found) for site, found in predicted.items()},
         "curves": {
             site: {
-                name_at(key, site): describe(one.labels, runs, target_of(classes, positive))
+                name_at(key, site): describe(runs, target_of(classes, positive))
                 for key in keys
-                if (runs := [p for (k, _), p in one.probabilities.items() if k == key])
+                if (
+                    runs := [
+                        (one.labels, p)
+                        for one in found
+                        for (k, _), p in one.probabilities.items()
+                        if k == key
+                    ]
+                )
             }
-            for site, one in predicted.items()
+            for site, found in predicted.items()
         },
         "cells": count_cells(table),
     }
-
-
-def summarize_use(use: pd.DataFrame) -> list[dict[str, Any]]:
-    """Mean and interval of every row of ``use.csv``: what synthetic images are good for.
-
-    Parameters
-    ----------
-    use : DataFrame
-        Columns seed, row, site, metric, value, n.
-
-    Returns
-    -------
-    list of dict
-        row, site, metric, n and what :meth:`Repeated.record` gives, for a chosen amount without
-        ends; in the file's order of rows.
-    """
-    found = []
-    for (row, site, metric), group in use.groupby(["row", "site", "metric"], sort=False):
-        n = group["n"].max()
-        about = {"row": str(row), "site": str(site), "metric": str(metric)}
-        told = Repeated(by_seed(group)).record()
-        if metric == CHOSEN:  # picked from a grid: no number that strays around a mean
-            told |= {"low": None, "high": None}
-        found.append({**about, "n": int(n) if np.isfinite(n) else None, **told})
-    return found
 
 
 def share_of_plain(sent: float, plain: float | None) -> float | None:
@@ -257,7 +248,7 @@ def _at_site(
     site: str,
     how: Judged,
     samples: Mapping[tuple[Key, int], Mapping[str, NDArray]],
-    found: Predictions | None,
+    found: Sequence[Predictions],
     positive: str | None,
 ) -> Measured:
     """What a site's test images say of every model."""
@@ -270,16 +261,21 @@ def _at_site(
         for metric in how.measures:
             values = by_seed(rows[rows["metric"] == metric])
             resampled = {s: one[metric] for (k, s), one in samples.items() if k == key}
-            told, few, why = metric in set(rows["metric"]), (), ""
-            if found is not None:
-                few, why = found.few(metric, positive), found.undefined(metric, positive)
-            elif not told:
+            told = metric in set(rows["metric"])
+            if not told and not found:
                 continue
+            few = dict.fromkeys(name for one in found for name in one.few(metric, positive))
+            why = found[0].undefined(metric, positive) if found else ""
             if not why:
                 undefined = ONE_CLASS if metric == "auroc" else "undefined"
                 why = undefined if told else f"withheld by {site}"
             measured[site, name, metric] = Repeated(
-                values, resampled, "" if values else why, few=few if values else ()
+                values,
+                resampled,
+                "" if values else why,
+                few=tuple(few) if values else (),
+                bounds=how.measures[metric].bounds,
+                strata=found[0].strata(metric, positive) if found else (),
             )
     return measured
 
@@ -303,12 +299,13 @@ def _over_all(
             if measure.pool == "any":
                 judging = {s for part in parts.values() for s in part.values}
                 one = Repeated(
-                    {s: max(p.values.get(s, 0.0) for p in parts.values()) for s in sorted(judging)}
+                    {s: max(p.values.get(s, 0.0) for p in parts.values()) for s in sorted(judging)},
+                    bounds=measure.bounds,
                 )
             elif told[metric] or measure.pool == "whole":
-                one = Repeated(told[metric])
+                one = Repeated(told[metric], bounds=measure.bounds)
             elif told[f"{metric}_mean"]:
-                one = Repeated(told[f"{metric}_mean"])
+                one = Repeated(told[f"{metric}_mean"], bounds=measure.bounds)
             else:
                 one = Repeated.over_sites(parts)
             if one.values:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from common.disclosure import OF_ALL_CLASSES
 from common.errors import DataContractError
 from common.evaluation.classification import OF_POSITIVE
-from common.evaluation.statistics import LEAST_PERSONS
+from common.evaluation.statistics import LEAST_PERSONS, Repeated, Strata
 from common.predictions import PROBABILITY
 from simulations.contrasts import CENTRALIZED, LOCAL
-from simulations.results import NUMBERS, TEXTS
+from simulations.measures import measure
+from simulations.results import CHOSEN, NUMBERS, TEXTS
 
 Key = tuple[str, str, str]  # arm, strategy, trained on
 ONE_CLASS = "test images of one class only"
@@ -33,7 +34,7 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A site's test images: labels (N,), persons (N,), and (N, K) of each model and seed."""
+    """A site's test images: labels (N,), persons (N,), and (N, K) of each model and repetition."""
 
     labels: NDArray
     persons: NDArray
@@ -46,26 +47,30 @@ class Predictions:
         of_class = enumerate(self.classes)
         return {name: set(self.persons[self.labels == k].tolist()) for k, name in of_class}
 
-    def counts(self) -> dict[str, Any]:
-        """Count the images of each class, and the persons; name classes of few persons."""
-        n = np.bincount(self.labels, minlength=len(self.classes))
-        return {
-            "images": dict(zip(self.classes, n.tolist(), strict=True)),
-            "persons": len(np.unique(self.persons)),
-            "few": [name for name, who in self.members.items() if 0 < len(who) < LEAST_PERSONS],
-        }
-
     def few(self, metric: str, positive: str | None) -> tuple[str, ...]:
         """Return the classes of too few persons that a measure's interval would rest on."""
         kind, _, one = metric.partition(".")
         if kind in OF_ALL_CLASSES:  # means over images, to which a rare class adds little
             return ()
-        found = self.counts()["few"]
+        found = [name for name, who in self.members.items() if 0 < len(who) < LEAST_PERSONS]
         if one := one or (positive or "" if kind in OF_POSITIVE else ""):
-            rest = set().union(*(who for name, who in self.members.items() if name != one))
-            against = kind != "recall" and len(rest) < LEAST_PERSONS
+            against = kind != "recall" and len(self._rest(one)) < LEAST_PERSONS
             found = [name for name in found if name == one or against]
         return tuple(found)
+
+    def strata(self, metric: str, positive: str | None) -> Strata:
+        """Return weight and persons of each class that a measure rests on."""
+        kind, _, one = metric.partition(".")
+        groups = [who for who in self.members.values() if who]
+        if kind in OF_ALL_CLASSES:
+            groups = [set().union(*groups)]
+        elif one := one or (positive or "" if kind in OF_POSITIVE else ""):
+            groups = [self.members[one]] + [self._rest(one)] * (kind != "recall")
+        return tuple((1 / len(groups), len(who)) for who in groups if who)
+
+    def _rest(self, one: str) -> set[int]:
+        """Persons who have an image of another class."""
+        return set().union(*(who for name, who in self.members.items() if name != one))
 
     def undefined(self, metric: str, positive: str | None) -> str:
         """Say why these images cannot tell a measure; nothing where they can."""
@@ -79,8 +84,30 @@ class Predictions:
         return ONE_CLASS if ranks and single else ""
 
 
+def counts(cohorts: Sequence[Predictions]) -> dict[str, Any]:
+    """Count the images of each class and the persons, of several cohorts the fewest of any.
+
+    ``few`` names classes of few persons.
+    """
+    classes = cohorts[0].classes
+    images = [np.bincount(one.labels, minlength=len(classes)) for one in cohorts]
+    few = {name for one in cohorts for name in one.few("balanced_accuracy", None)}
+    return {
+        "images": dict(zip(classes, np.min(images, axis=0).tolist(), strict=True)),
+        "persons": min(len(np.unique(one.persons)) for one in cohorts),
+        "few": [name for name in classes if name in few],
+    }
+
+
+def read_cohorts(site: str, frame: pd.DataFrame, *, new_cohorts: bool) -> list[Predictions]:
+    """Read a site's predictions: of each repetition apart, where each has people of its own."""
+    if not new_cohorts:
+        return [read_predicted(site, frame)]
+    return [read_predicted(site, one) for _, one in frame.groupby("seed")]
+
+
 def read_predicted(site: str, frame: pd.DataFrame) -> Predictions:
-    """Read a site's predictions, checked to be paired."""
+    """Read a site's predictions of the same people, checked to be paired."""
     remedy = "Every model is to be tested once on each of the same images"
     columns = [c for c in frame.columns if c.startswith(PROBABILITY)]
     frame = typed(frame).sort_values("scan", kind="stable")
@@ -151,3 +178,28 @@ def by_seed(rows: pd.DataFrame) -> dict[int, float]:
     """Return finite values by seed."""
     rows = rows[np.isfinite(rows["value"])]
     return {int(s): float(v) for s, v in zip(rows["seed"], rows["value"], strict=True)}
+
+
+def summarize_use(use: pd.DataFrame) -> list[dict[str, Any]]:
+    """Mean and interval of every row of ``use.csv``: what synthetic images are good for.
+
+    Parameters
+    ----------
+    use : DataFrame
+        Columns seed, row, site, metric, value, n.
+
+    Returns
+    -------
+    list of dict
+        row, site, metric, n and what :meth:`Repeated.record` gives, for a chosen amount without
+        ends; in the file's order of rows.
+    """
+    found = []
+    for (row, site, metric), group in use.groupby(["row", "site", "metric"], sort=False):
+        n = group["n"].max()
+        about = {"row": str(row), "site": str(site), "metric": str(metric)}
+        told = Repeated(by_seed(group), bounds=measure(str(metric)).bounds).record()
+        if metric == CHOSEN:  # picked from a grid: no number that strays around a mean
+            told |= {"low": None, "high": None}
+        found.append({**about, "n": int(n) if np.isfinite(n) else None, **told})
+    return found

@@ -109,7 +109,7 @@ def make_folder(
         },
         "arms": sorted({arm for arm, _ in models}),
         "strategies": ["fedavg"],
-        "seeds": list(range(seeds)),
+        "repetitions": list(range(seeds)),
         "sites": {s: {"n_train": 4 * n, "n_val": n, "n_test": n_test} for s, n in sites.items()},
         "poor_site": next(iter(sites)),
         "budget": {"steps": 40 * rounds, "batch_size": 16, "centralized_batch": "large"},

@@ -140,7 +140,7 @@ def make_comparison(
         },
         "arms": sorted({arm for arm, _, _ in models}),
         "strategies": ["fedavg"],
-        "seeds": list(range(seeds)),
+        "repetitions": list(range(seeds)),
         "sites": {
             s: {"n_train": int(0.8 * n), "n_val": n - int(0.8 * n), "n_test": 60}
             for s, n in sites.items()

@@ -21,10 +21,11 @@ from common.errors import ConfigError, FedscanError, FileError
 from common.metrics_log import read_rows
 from common.reading import open_plain, parse_json, read_json, require_plain_tree
 from common.training.gan_checkpoint import load_checkpoint, save_checkpoint
-from simulations.benchmark import Benchmark, check_folder, require_same
+from simulations.benchmark import Benchmark
 from simulations.gan.generate import open_checkpoint
 from simulations.gan.plan import Request, resolve
 from simulations.plan import Plan
+from simulations.question import check_folder, require_same
 from simulations.report.document import write_report
 from simulations.results import read_predictions
 from simulations.schedule import status_of

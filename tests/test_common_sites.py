@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 from common.config.run_config import RunConfig
 from common.data.phantoms import cohorts
 from common.data.phantoms.cohorts import PHANTOM_TEST, phantom_sites
-from common.data.phantoms.lesion_cohorts import HOSPITALS
+from common.data.phantoms.lesion_cohorts import HOSPITALS, LESION_PHANTOM_VERSION
 from common.errors import ConfigError
-from common.imaging.cohorts import check_site
+from common.imaging.cohorts import PHANTOM_VERSION, check_site
 from common.site_names import SITE_NAME
-from common.sites import Site, locate_site, site_name
+from common.sites import PHANTOM_FOLDERS, Site, locate_site, site_name
 
 PHANTOMS = RunConfig.from_flower({})
 LESIONS = RunConfig.from_flower({"study": "skin-lesions"})
@@ -32,7 +33,7 @@ def made(monkeypatch) -> list[str]:
     """Names of the phantoms that were asked for; none is made."""
     names: list[str] = []
 
-    def ensure(cache, site, workers, progress):
+    def ensure(site, cache):
         names.append(site)
         return cache / site
 
@@ -207,7 +208,7 @@ def test_a_phantom_made_alone_has_the_subjects_it_has_among_others(count):
             cohorts, "ensure_brains", lambda cache, site, *, n, **_: asked.update({site: n})
         )
         for name in phantom_sites(count):
-            cohorts._ensure_brain(NOWHERE, name, 1, None)
+            cohorts._ensure_brain(name, NOWHERE)
     assert asked == phantom_sites(count)
 
 
@@ -236,3 +237,39 @@ def test_study_of_ones_own_has_no_phantoms():
 def test_naming_a_site_makes_no_phantom(made):
     assert site_name(node(2, 3), PHANTOMS) == "island"
     assert made == []
+
+
+def test_a_simulated_site_takes_the_folder_that_was_chosen_for_it(made, tmp_path, monkeypatch):
+    chosen = tmp_path / "phantoms.json"
+    chosen.write_text(json.dumps({"island": "/elsewhere/island", "north": "/elsewhere/north"}))
+    monkeypatch.setenv(PHANTOM_FOLDERS, str(chosen))
+    sites = [locate_site(node(number, 2), PHANTOMS, NOWHERE) for number in range(2)]
+    assert {site.name: site.data_dir for site in sites} == {
+        name: Path("/elsewhere") / name for name in ("island", "north")
+    }
+    assert made == []
+    with pytest.raises(ConfigError, match="2 sites"):
+        locate_site(node(0, 3), PHANTOMS, NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("study", "asked", "spec"),
+    [
+        ("brain-sex", {}, [PHANTOM_VERSION, "island", 20, 60, 0]),
+        ("brain-sex", {"n": 5, "seed": 3, "test": 300}, [PHANTOM_VERSION, "island", 5, 300, 3]),
+        ("skin-lesions", {}, ["lesions", LESION_PHANTOM_VERSION, "island", None, 0]),
+        (
+            "skin-lesions",
+            {"n": 5, "seed": 3, "test": 9},
+            ["lesions", LESION_PHANTOM_VERSION, "island", 5, 3, 9],
+        ),
+    ],
+)
+def test_size_seed_and_test_choose_a_phantom_and_by_default_it_is_the_one_of_old(
+    study, asked, spec, monkeypatch
+):
+    """What keys the cache decides the bytes: another key makes every user's phantoms anew."""
+    keys = []
+    monkeypatch.setattr(cohorts, "ensure", lambda cache, site, key, write: keys.append(key))
+    cohorts.phantom_cohort(study).ensure("island", NOWHERE, **asked)
+    assert keys == [spec]

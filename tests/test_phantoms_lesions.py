@@ -512,3 +512,22 @@ def test_contact_sheets_are_written(tmp_path, monkeypatch):
         "lesions-diagnoses.png",
         "lesions-hospitals.png",
     ]
+
+
+def test_test_patients_are_as_many_as_asked_and_the_same_whatever_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(lesion_cohorts, "take", lambda *_: np.zeros((16, 16, 3), np.uint8))
+    parts = []
+    for number in (10, 40):
+        home = tmp_path / str(number)
+        told: list[int] = []
+        about = {"patients": number, "test": 25, "size": 16, "progress": told.append}
+        rows = _rows(write_hospital(home, "island", seed=2, **about))
+        assert sum(told) == number
+        parts.append({s: {r["patient_id"] for r in rows if r["split"] == s} for s in SPLITS})
+    assert parts[0]["test"] == parts[1]["test"] and len(parts[0]["test"]) == 25
+    plain = _rows(write_hospital(tmp_path, "island", seed=2, patients=40, size=16))
+    for split in ("train", "val"):  # who trains does not depend on who is tested
+        assert parts[1][split] == {r["patient_id"] for r in plain if r["split"] == split}
+
+
+SPLITS = ("train", "val", "test")

@@ -546,7 +546,9 @@ def test_a_real_step_is_timed(task: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_comparison_of_generators_collects_no_predictions(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan(seeds=2, local="poor", run={"task": "generation"}, use={"task": "classification"})
+    plan = Plan(
+        repetitions=2, local="poor", run={"task": "generation"}, use={"task": "classification"}
+    )
     sites = {site: tmp_path / site for site in SITES}
     made = benchmark.Benchmark(plan, sites, {"run.min-sites": 3}, tmp_path / "out")
     table = pd.read_csv(folder / "results.csv")
@@ -571,7 +573,7 @@ def test_a_comparison_of_generators_collects_no_predictions(
     out = tmp_path / "out"
     assert list(out.rglob("predictions.csv")) == []
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["seeds"] == [0, 1]
+    assert summary["repetitions"] == [0, 1]
     assert summary["costs"]["federated/fedavg"]["share_of_plain_bytes"] == pytest.approx(0.5)
     assert set(pd.read_csv(out / "use.csv")["seed"]) == {0}
     assert summary["use"][0]["row"] == "local real only"
@@ -644,7 +646,9 @@ def test_quiet_and_whole_in_a_browser(
 def test_a_comparison_can_be_read_before_its_pictures_are_used(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan(seeds=2, local="poor", run={"task": "generation"}, use={"task": "classification"})
+    plan = Plan(
+        repetitions=2, local="poor", run={"task": "generation"}, use={"task": "classification"}
+    )
     made = benchmark.Benchmark(plan, dict.fromkeys(SITES, tmp_path), {}, tmp_path / "out")
     monkeypatch.setattr(made, "_begin", lambda resume: None)
     happened: list[str] = []

@@ -27,9 +27,10 @@ from processes import (
 from common.errors import ConfigError, DivergedError
 from common.files import write_json
 from simulations import arms, compare
-from simulations.benchmark import Benchmark, check_folder, question
+from simulations.benchmark import Benchmark
 from simulations.compare import unfinished
 from simulations.plan import Cell, Plan, load_plan
+from simulations.question import check_folder, question
 from simulations.report.document import write_report
 from simulations.schedule import BEGAN, _lanes, attempt, end_cell, schedule, status_of
 
@@ -103,9 +104,9 @@ def test_killed_and_resumed_it_gives_the_same_results(
     assert refused.returncode == 2 and "--resume" in refused.stderr
     refused = fedscan("report", str(out), cwd=tmp_path, cache=session_cache)
     assert refused.returncode == 2 and "has not ended" in refused.stderr
-    other = words(tiny_cohort, out, "--resume", "--seeds", "2")
+    other = words(tiny_cohort, out, "--resume", "--repetitions", "2")
     refused = fedscan(*other, cwd=tmp_path, cache=session_cache)
-    assert refused.returncode == 2 and "differs in seeds" in refused.stderr
+    assert refused.returncode == 2 and "differs in repetitions" in refused.stderr
 
     resumed = fedscan(*words(tiny_cohort, out, "--resume"), cwd=tmp_path, cache=session_cache)
     assert resumed.returncode == 0, resumed.stderr
@@ -189,7 +190,7 @@ def generators(tmp_path: Path):
     """Compose a comparison of generators of which nothing has run."""
 
     def compose(**changes) -> Benchmark:
-        plan = Plan.model_validate({"seeds": 2, **GENERATORS, **changes})
+        plan = Plan.model_validate({"repetitions": 2, **GENERATORS, **changes})
         made = Benchmark(plan, {"island": Path(), "north": Path()}, {}, tmp_path / "out")
         made.folder.mkdir()
         write_json(made.folder / "manifest.json", {"poor_site": "island"})
@@ -384,7 +385,7 @@ def test_lanes_are_what_cpus_and_gpus_allow(
 def finished(cohort: Path, out: Path) -> Benchmark:
     """Run a comparison without a federation in this process, to its results and summary."""
     run = {"data.size": 16, "training.local-steps": 2, "training.batch-size": 4, "run.rounds": 1}
-    plan = Plan(arms=["local", "centralized"], run=run, seeds=1)
+    plan = Plan(arms=["local", "centralized"], run=run, repetitions=1)
     sites = {site: cohort / site for site in ("island", "north")}
     made = Benchmark(plan, sites, {"run.min-sites": 2}, out)
     made.folder.mkdir()
@@ -420,6 +421,125 @@ def test_what_cells_leave_becomes_results_summary_and_report(
     summary = json.loads((made.folder / "summary.json").read_text())
     assert summary["classes"] == ["female", "male"]
     record = summary["scores"]["island"]["local"]["loss"]
-    assert record["over"] == "persons" and record["low"] <= record["mean"] <= record["high"]
+    assert record["over"] == "people" and record["low"] <= record["mean"] <= record["high"]
     page = write_report(made.folder).read_text()
     assert "Confusion matrices at island" in page and "Sample scans of every site" in page
+
+
+@pytest.fixture
+def cohorts(tiny_cohort: Path, tmp_path: Path) -> dict[int, dict[str, Path]]:
+    """Hospitals of two repetitions, of other people and other numbers of them."""
+    from common.imaging.cohorts import write_cohort
+
+    other = write_cohort(tmp_path / "c", {"north": 7, "island": 4}, n_test=3, seed=6, workers=1)
+    return {k: {s: at / s for s in ("north", "island")} for k, at in ((4, tiny_cohort), (5, other))}
+
+
+def test_every_repetition_works_on_people_of_its_own(
+    cohorts, session_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
+    run = {"data.size": 16, "training.local-steps": 2, "training.batch-size": 4, "run.rounds": 1}
+    about = {"repetitions": 2, "first-repetition": 4}
+    plan = Plan.model_validate({"arms": ["local", "centralized"], "run": run, **about})
+    out = tmp_path / "out"
+    made = Benchmark(plan, cohorts[4], {"run.min-sites": 2}, out, cohorts=cohorts)
+    made.folder.mkdir()
+    made._begin(resume=False)
+    manifest = json.loads((out / "manifest.json").read_text())
+    tested = {k: {s: n["n_test"] for s, n in v.items()} for k, v in manifest["cohorts"].items()}
+    assert tested == {"4": {"island": 4, "north": 4}, "5": {"island": 3, "north": 3}}
+    assert manifest["sites"] == manifest["cohorts"]["4"] and manifest["new_cohorts"] is True
+    for cell in plan.cells():
+        work = made._work(cell)
+        assert work.sites == {site: str(cohorts[cell.seed][site]) for site in ("island", "north")}
+        attempt(work)
+    made._collect()
+    predictions = pd.read_csv(out / "sites" / "north" / "predictions.csv")
+    assert predictions.groupby("seed")["scan"].nunique().to_dict() == {4: 4, 5: 3}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["new_cohorts"] is True and summary["repetitions"] == [4, 5]
+    record = summary["scores"]["north"]["local"]["loss"]
+    assert record["over"] == "repetitions" and record["repetitions"] == 2
+    assert summary["images"]["north"]["n_test"] == 4
+    text = write_report(out).read_text()
+    assert "Every repetition has people of its own" in text
+    assert "Scans at every site, first repetition" in text
+    changed = {**cohorts, 5: cohorts[4]}
+    again = Benchmark(plan, cohorts[4], {"run.min-sites": 2}, out, cohorts=changed)
+    with pytest.raises(ConfigError, match=r"differs in cohorts \(5\)"):
+        again._begin(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"repetitions": 3}, {0: 0, 1: 1, 2: 2}),
+        ({"repetitions": 2, "first-repetition": 7}, {7: 7, 8: 8}),
+        ({"repetitions": 3, "same-cohort": True}, {}),
+        ({}, {}),
+    ],
+)
+def test_simulated_hospitals_have_new_people_in_every_repetition_unless_asked_otherwise(
+    asked: dict, expected: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, built = [], []
+
+    def prepare(study: str, sites: list[str], *, seed: int, test: int | None) -> dict[str, Path]:
+        made.append((seed, test))
+        return {site: Path(f"/cohort{seed}") / site for site in sites}
+
+    class Comparison:
+        def __init__(self, plan: Plan, sites: dict, base: dict, out: Path, **about: object) -> None:
+            built.append((sites, about["cohorts"]))
+
+        def run(self, *, resume: bool) -> None:
+            raise InterruptedError
+
+    monkeypatch.setattr(compare, "prepare_phantoms", prepare)
+    monkeypatch.setattr(compare, "Benchmark", Comparison)
+    overrides = {**asked, "test-scans": 30}
+    request = compare.Request("smoke", overrides, {}, None, 2, tmp_path / "out", 0.0, 60.0)
+    with pytest.raises(InterruptedError):
+        compare.compare(request, resume=False, dry_run=False)
+    first = asked.get("first-repetition", 0)
+    assert made == [(seed, 30) for seed in (expected or [first])]
+    ((sites, cohorts),) = built
+    assert sites == {s: Path(f"/cohort{first}") / s for s in sites}
+    where = {seed: {path.parent.name for path in found.values()} for seed, found in cohorts.items()}
+    assert where == {seed: {f"cohort{cohort}"} for seed, cohort in expected.items()}
+
+
+def test_a_federation_is_of_the_hospitals_of_its_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simulations import federate, launch
+
+    asked, told = [], []
+
+    def run(config: object, resources: object, *, phantoms: dict, quiet: bool) -> None:
+        asked.append(phantoms)
+        raise InterruptedError
+
+    monkeypatch.setattr(federate, "federate", run)
+    sites = {"island": "/c5/island", "north": "/c5/north"}
+    work = arms.Work(
+        *(Cell("federated", "fedavg", 5), {}, sites, str(tmp_path), str(tmp_path), "large"),
+        *([], {}, 1, 0.0, 9.0),
+    )
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path))
+    with pytest.raises(InterruptedError):
+        arms._federated(work)
+    assert asked == [{site: Path(at) for site, at in sites.items()}]
+
+    def start(command: list[str], *, environment: dict[str, str], **about: object) -> None:
+        told.append(json.loads(Path(environment["FEDSCAN_PHANTOM_FOLDERS"]).read_text()))
+        raise InterruptedError
+
+    monkeypatch.setattr(launch, "process_group", start)
+    with (
+        pytest.raises(InterruptedError),
+        launch.flower_run(work.config, launch.Resources(2), asked[0]),
+    ):
+        pass
+    assert told == [sites]

@@ -43,7 +43,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     made: list[int] = []
 
     def end_as(*outcomes):
-        def start(config, resources, ended, *, quiet):
+        def start(config, resources, ended, **about):
             made.append(len(made))
             return outcomes[0]
 

@@ -354,14 +354,14 @@ def test_any_of_the_phantom_hospitals_can_be_chosen(
     names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from common.data.phantoms.cohorts import phantom_cohort
-    from simulations import federate
+    from simulations import hospitals
     from simulations.gan.sites import choose_sites, site_folders
 
-    def ensure(cache: Path, site: str, workers: int, progress: Callable[[int], None]) -> Path:
+    def ensure(site: str, cache: Path, **how: object) -> Path:
         return tmp_path / site
 
     cohort = replace(phantom_cohort("brain-sex"), ensure=ensure)
-    monkeypatch.setattr(federate, "phantom_cohort", lambda study: cohort)
+    monkeypatch.setattr(hospitals, "phantom_cohort", lambda study: cohort)
     folders = site_folders("brain-sex", None, choose_sites("brain-sex", None, names))
     assert folders == {name: tmp_path / name for name in sorted(names)}
 

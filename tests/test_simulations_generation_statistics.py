@@ -11,7 +11,8 @@ from common.errors import FedscanError
 from common.evaluation.statistics import Repeated
 from simulations.report.generation_blocks import use_table
 from simulations.results import CHOSEN, NUMBERS, TEXTS
-from simulations.summary import summarize, summarize_use
+from simulations.summary import summarize
+from simulations.tested import summarize_use
 
 SITES = ("island", "north")
 
@@ -68,7 +69,7 @@ def test_the_whole_is_measured_over_all_slices_where_it_can_be() -> None:
     whole = {measure: one["mean"] for measure, one in scores["all"]["federated/fedavg"].items()}
     expected = {"frechet_distance": 4.5, "precision": 0.6, "coverage": 0.5, "copies_flagged": 0.5}
     assert whole == pytest.approx(expected)
-    assert scores["island"]["federated/fedavg"]["recall"]["seeds"] == 1
+    assert scores["island"]["federated/fedavg"]["recall"]["repetitions"] == 1
     assert summary["copies"] == [{"model": "federated/fedavg", "seed": 1, "site": "island"}]
 
 

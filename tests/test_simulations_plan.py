@@ -60,14 +60,14 @@ def test_by_label_is_by_the_studys_label(study: str, kinds: tuple[str, ...]) -> 
 
 
 def test_what_goes_before_and_after_has_stages_of_its_own() -> None:
-    plan = load_plan("generation", {"seeds": 2}, {})
+    plan = load_plan("generation", {"repetitions": 2}, {})
     assert [sorted({cell.arm for cell in stage}) for stage in plan.stages()] == [
         ["centralized", "federated", "local"],
         ["use"],
     ]
     assert plan.config(Cell("use", "", 1), {}).task == "classification"
     assert plan.config(Cell("local", "", 1), {}).task == "generation"
-    plan = load_plan("gan-domain-adaptation", {"seeds": 2}, {})
+    plan = load_plan("gan-domain-adaptation", {"repetitions": 2}, {})
     before, compared = plan.stages()
     assert [cell.name for cell in before] == ["pretraining-seed0", "pretraining-seed1"]
     assert plan.config(before[0], {}).task == "generation"
@@ -243,7 +243,7 @@ def test_a_pool_with_an_impossible_batch_is_refused_before_anything_starts(
 
 
 def test_cells_are_arms_times_seeds_and_strategies_concern_the_federated_arm_only() -> None:
-    plan = load_plan("default", {"seeds": 2, "strategies": ["fedavg", "fedprox"]}, {})
+    plan = load_plan("default", {"repetitions": 2, "strategies": ["fedavg", "fedprox"]}, {})
     assert {cell.name for cell in plan.cells()} == {
         f"{arm}-seed{seed}"
         for seed in (0, 1)
@@ -252,7 +252,7 @@ def test_cells_are_arms_times_seeds_and_strategies_concern_the_federated_arm_onl
 
 
 def test_repetitions_may_begin_beyond_the_seeds_that_a_recipe_was_chosen_on() -> None:
-    plan = load_plan("gan-domain-adaptation", {"seeds": 2, "first-seed": 5}, {})
+    plan = load_plan("gan-domain-adaptation", {"repetitions": 2, "first-repetition": 5}, {})
     assert [{cell.seed for cell in stage} for stage in plan.stages()] == [{5, 6}] * 2
     assert {plan.config(cell, {}).run.seed for cell in plan.cells()} == {5, 6}
 
@@ -267,7 +267,7 @@ def test_only_fedprox_cells_have_a_proximal_term() -> None:
 
 
 def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
-    plan = load_plan("default", {"seeds": 3}, {"training.local-steps": 7})
+    plan = load_plan("default", {"repetitions": 3}, {"training.local-steps": 7})
     configs = [plan.config(cell, {}) for cell in plan.cells() if cell.seed == 2]
     assert len(configs) == 3 and len(set(configs)) == 1
 
@@ -280,10 +280,12 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
         ("default", {"arms": ["local", "fed"]}, {}, "unknown arm 'fed'.* mean 'federated'"),
         ("default", {"arms": ["central"]}, {}, "'central'"),
         ("default", {"arms": ["local", "local"]}, {}, "named once"),
-        ("default", {"seeds": 0}, {}, "seeds = 0"),
-        ("default", {"first-seed": -1}, {}, "first-seed = -1"),
+        ("default", {"repetitions": 0}, {}, "repetitions = 0"),
+        ("default", {"seeds": 2}, {}, "unknown key 'seeds'; it is 'repetitions' now"),
+        ("default", {"first-seed": 2}, {}, "it is 'first-repetition' now"),
+        ("default", {"first-repetition": -1}, {}, "first-repetition = -1"),
         ("default", {"centralized-batch": "huge"}, {}, "'huge'"),
-        ("default", {}, {"run.seed": 1}, "--seeds"),
+        ("default", {}, {"run.seed": 1}, "--repetitions"),
         ("default", {}, {"strategy.name": "fedprox"}, "--strategies"),
         ("default", {}, {"data.cohort-dir": "/elsewhere"}, "--cohort"),
         ("default", {}, {"run.min-sites": 1}, "every site"),
@@ -319,7 +321,7 @@ def test_resources_that_do_not_exist_are_refused_before_the_start(tmp_path: Path
 
 def test_dry_run_tells_cells_and_time_and_starts_nothing(tmp_path: Path) -> None:
     done = fedscan(
-        *("benchmark", "--dry-run", "--seeds", "2", "--set", "data.size=16"),
+        *("benchmark", "--dry-run", "--repetitions", "2", "--set", "data.size=16"),
         cwd=tmp_path,
         cache=tmp_path / "cache",
     )
@@ -356,3 +358,35 @@ def test_a_strategy_that_needs_more_sites_is_refused_before_the_start(tmp_path: 
     with pytest.raises(ConfigError, match="strategy 'krum' needs 5 sites and there are 3"):
         compare(request, resume=False, dry_run=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_headline_is_five_new_cohorts_and_the_default_one_repetition() -> None:
+    headline, default = (load_plan(name, {}, {}) for name in ("headline", "default"))
+    assert headline.cohort_seeds == {seed: seed for seed in range(5)}
+    assert default.cohort_seeds == {0: 0}
+    same = load_plan("headline", {"same-cohort": True, "first-repetition": 1000}, {})
+    assert same.cohort_seeds == dict.fromkeys(range(1000, 1005), 1000)
+
+
+@pytest.mark.parametrize(("option", "now"), [("--seeds", "--repetitions"),
+                                             ("--first-seed", "--first-repetition")])  # fmt: skip
+def test_an_option_of_earlier_versions_names_the_one_that_it_is_now(option: str, now: str) -> None:
+    from typer.testing import CliRunner
+
+    from simulations.cli import app
+
+    done = CliRunner().invoke(app, ["benchmark", option, "5"])
+    assert str(done.exception) == f"{option} 5: it is {now} now"
+    assert option not in CliRunner().invoke(app, ["benchmark", "--help"]).stdout
+
+
+@pytest.mark.parametrize("command", ["run", "benchmark"])
+def test_the_number_of_test_scans_of_a_cohort_of_ones_own_cannot_be_set(
+    command: str, tiny_cohort: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from simulations.cli import app
+
+    words = [command, "--cohort", str(tiny_cohort), "--test-scans", "300"]
+    assert "is for simulated hospitals" in str(CliRunner().invoke(app, words).exception)

@@ -56,7 +56,7 @@ def test_every_part_that_was_promised_is_there(page: Page) -> None:
         "limits",
     }
     assert "At island, balanced accuracy was" in page.text
-    assert "95 % bootstrap intervals over seeds and people" in page.text
+    assert "95 % intervals over people and repetitions" in page.text
     assert "3 repetitions" in page.text
     assert "224 kB a site and round" not in page.text  # 20 149 200 bytes in 6 rounds of 3 sites:
     assert "1.12 MB a site and round" in page.text
@@ -135,7 +135,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
 def test_na_is_a_name_and_no_missing_value(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "b", sites={"NA": 4, "north": 8}, seeds=1)
     assert set(read_results(folder)["tested_on"]) == {"NA", "north"}
-    assert "At NA, joining" in Page(write_report(folder).read_text()).text
+    assert "At NA, " in Page(write_report(folder).read_text()).text
 
 
 def test_one_arm_alone(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_variants_have_their_names_and_one_stands_for_federation(tmp_path: Path)
 def test_one_repetition_is_called_one(tmp_path: Path) -> None:
     page = Page(write_report(make_folder(tmp_path / "b", seeds=1)).read_text())
     assert "means over" not in page.text
-    assert "95 % bootstrap intervals over people" in page.text
+    assert "95 % intervals over people" in page.text
     assert "One repetition: the intervals" in page.text
 
 
@@ -184,7 +184,7 @@ def test_a_summary_without_parts_leaves_them_out(tmp_path: Path) -> None:
     (folder / "summary.json").write_text("{}")
     (folder / "manifest.json").write_text("{}")
     page = Page(write_report(folder).read_text())
-    assert "Student's t intervals over seeds" in page.text  # the results hold no predictions
+    assert "intervals over repetitions" in page.text  # the results hold no predictions
     assert len(words_of_images(page)) == 2 * 4 + 2 * 3 + 2
 
 
@@ -350,7 +350,7 @@ def test_tables_have_no_bars_and_nobody_is_a_person_there(lesions: Path) -> None
     text = Page(write_report(lesions).read_text()).text
     for table in re.findall(r"Table \d+\..*?AUROC", text):
         assert "bars are" not in table
-    assert "small numbers are 95 % bootstrap intervals over seeds and people" in text
+    assert "small numbers are 95 % intervals over people and repetitions" in text
     assert "persons" not in text
     assert "the classes that the site's test pictures hold" in text
 
@@ -383,10 +383,13 @@ def test_the_terminal_says_what_its_table_leaves_out(
 
 
 def test_notes_stand_once_each() -> None:
-    notes = ["p needs at least 6 seeds, there are 2; a", "p needs at least 6 seeds, there are 2"]
+    notes = [
+        "p needs at least 6 repetitions, there are 2; a",
+        "p needs at least 6 repetitions, there are 2",
+    ]
     notes.append("b; without island")
     found = {str(k): {"a - b": {"f1": {"mean": 0.1, "note": n}}} for k, n in enumerate(notes)}
-    assert tables.notes(found, ["f1"]) == ["a", "b", "p needs at least 6 seeds, there are 2"]
+    assert tables.notes(found, ["f1"]) == ["a", "b", "p needs at least 6 repetitions, there are 2"]
 
 
 def test_a_curve_is_told_by_the_measured_sensitivity(lesions: Path) -> None:
@@ -538,7 +541,8 @@ class TestBudget:
         assert "Not so" not in told and "trained before" not in told
 
     def test_limits_speak_of_pooling_where_it_is_compared(self) -> None:
-        about = {"phantoms": True, "counts": {}, "seeds": 5, "has_p": False}
+        about = {"phantoms": True, "counts": {}, "repetitions": 5, "has_p": False}
+        about |= {"new_cohorts": True}
         assert "centralized" not in " ".join(words.limits(words.Nouns(), **about, budget=None))
         assert "centralized-batch = small" in " ".join(
             words.limits(words.Nouns(), **about, budget={})
@@ -546,10 +550,19 @@ class TestBudget:
 
     def test_limits_say_only_of_few_repetitions_that_they_are_few(self) -> None:
         about = {"phantoms": True, "counts": {}, "has_p": False, "budget": None}
-        for seeds, few, narrow in ((2, True, True), (5, True, False), (8, False, False)):
-            told = " ".join(words.limits(words.Nouns(), **about, seeds=seeds))
+        for count, few in ((2, True), (5, True), (8, False)):
+            told = " ".join(
+                words.limits(words.Nouns(), **about, repetitions=count, new_cohorts=True)
+            )
             assert ("so few repetitions" in told) == few
-            assert ("too narrow" in told) == narrow
+
+    def test_limits_tell_whether_repetitions_had_people_of_their_own(self) -> None:
+        about = {"phantoms": False, "counts": {}, "has_p": True, "budget": None, "repetitions": 6}
+        new, same = (
+            " ".join(words.limits(words.Nouns(), **about, new_cohorts=one)) for one in (True, False)
+        )
+        assert "p-values speak of other people and trainings" in new and "the same scans" not in new
+        assert "on these test scans alone" in same and "tests on the same scans" in same
 
     def test_no_p_is_told_as_zero(self) -> None:
         found = [tables._p_value(p) for p in (2 / 4096, 0.0006, 0.03125, float("nan"))]

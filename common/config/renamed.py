@@ -1,4 +1,4 @@
-"""Keys that a run config had before its groups, and where their meaning is now."""
+"""Keys of earlier versions, of run configs and of comparisons, and where their meaning is now."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ _NOW = {
     "most-norm": "strategy.most-norm",
     "share": "strategy.share",
 }
+OF_COMPARISONS = {"seeds": "repetitions", "first-seed": "first-repetition"}
 _GONE = {
     "server-momentum": "strategy 'fedavgm' has a strategy.momentum",
     "feature-layer": "features are those of the discriminator's first convolution",

@@ -13,15 +13,14 @@ GRID = np.linspace(0, 1, 51)  # false-positive rates at which ROC curves are rea
 
 
 def describe(
-    labels: NDArray[np.integer], repetitions: list[NDArray[np.floating]], target: int | None
+    repetitions: list[tuple[NDArray[np.integer], NDArray[np.floating]]], target: int | None
 ) -> dict[str, Any]:
-    """Describe a model's decisions on the same images over repetitions.
+    """Describe a model's decisions over repetitions, on the same images or others.
 
     Parameters
     ----------
-    labels : (N,) integers
-    repetitions : list of (N, K) floats
-        Probabilities of every class, an array a repetition.
+    repetitions : list of ((N,) integers, (N, K) floats)
+        Labels and probabilities of every class.
     target : int or None
         Index of the positive class. None: ROC curves are averaged over one class against the rest.
 
@@ -34,15 +33,18 @@ def describe(
         the number of images, their mean probability, and the observed frequency, over all
         repetitions; of the positive class, or of the predicted class if none is named.
     """
-    k = repetitions[0].shape[1]
-    cells = [np.bincount(k * labels + decide(p), minlength=k * k) for p in repetitions]
-    wanted = [target] if target is not None else list(np.unique(labels))
-    curves = [_roc(labels == c, p[:, c]) for p in repetitions for c in wanted]
+    k = repetitions[0][1].shape[1]
+    cells = [np.bincount(k * y + decide(p), minlength=k * k) for y, p in repetitions]
+    curves = [
+        _roc(y == c, p[:, c])
+        for y, p in repetitions
+        for c in ([target] if target is not None else np.unique(y))
+    ]
     known = [curve for curve in curves if curve is not None]
     return {
         "confusion": np.sum(cells, axis=0).reshape(k, k).tolist(),
         "roc": np.mean(known, axis=0).round(4).tolist() if known else None,
-        "calibration": _bins(labels, repetitions, target),
+        "calibration": _bins(repetitions, target),
     }
 
 
@@ -57,14 +59,14 @@ def _roc(truth: NDArray[np.bool_], score: NDArray[np.floating]) -> NDArray | Non
 
 
 def _bins(
-    labels: NDArray, repetitions: list[NDArray[np.floating]], target: int | None
+    repetitions: list[tuple[NDArray, NDArray[np.floating]]], target: int | None
 ) -> list[tuple[int, float, float]]:
     if target is None:
-        sure = np.concatenate([p.max(axis=1) for p in repetitions])
-        right = np.concatenate([p.argmax(axis=1) == labels for p in repetitions])
+        sure = np.concatenate([p.max(axis=1) for _, p in repetitions])
+        right = np.concatenate([p.argmax(axis=1) == y for y, p in repetitions])
     else:
-        sure = np.concatenate([p[:, target] for p in repetitions])
-        right = np.tile(labels == target, len(repetitions))
+        sure = np.concatenate([p[:, target] for _, p in repetitions])
+        right = np.concatenate([y == target for y, _ in repetitions])
     bins = np.minimum((sure * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     return [
         (int(mine.sum()), round(float(sure[mine].mean()), 4), round(float(right[mine].mean()), 4))

@@ -40,9 +40,7 @@ def resampling_weights(
     (D, N) floats
         Whole numbers. Where each person has one image, the weights of a class sum to its number of
         images in every row, so that balanced accuracy and AUROC stay defined. With several images a
-        person, a class that only occurs beside rarer ones can be missing in a sample. One person
-        alone is the same in every sample: see
-        :data:`~common.evaluation.statistics.LEAST_PERSONS`.
+        person, a class that only occurs beside rarer ones can be missing in a sample.
     """
     labels = np.asarray(labels)
     members = (

@@ -1,56 +1,108 @@
 """Means, intervals and paired differences of numbers that are measured once a repetition.
 
-Two things are left to chance in a comparison: which people were tested, and the seed of a
-repetition. Where there are predictions, both are resampled. All models are tested on the same
-images, and a seed means the same for every model, so the two are crossed, not nested: one draw of
-the bootstrap takes K of the K seeds and, at each site, as many persons as there are, with
-replacement, and every model is measured on that same draw. A paired difference therefore keeps what
-the models share out of its interval.
+Chance enters by who was tested, by who was trained on, and by the seed of a repetition. How much
+each of them matters is a variance; an interval adds them up, each with the square of its own
+Student quantile, so that a variance that is known from few values counts for more (a modified large
+sample interval; Graybill & Wang 1980, *JASA* 75:869-873):
 
-The interval is the percentile interval (Efron & Tibshirani 1993, *An Introduction to the
-Bootstrap*, ch. 13), its levels resampled as in the hierarchical bootstrap (Saravanan, Berman &
-Sober 2020, *Neurons, Behavior, Data Analysis, and Theory* 3(5)); for crossed factors this is the
-pigeonhole bootstrap (Owen 2007, *Annals of Applied Statistics* 1:386-411), which errs towards
-intervals that are too wide. The other way round, K seeds resampled show only (K-1)/K of their
-variance: where seeds matter more than people, two or three repetitions make an interval that is too
-narrow. Sites are fixed: nothing here speaks of a hospital outside the comparison.
+    half² = t²(N − C) · V_people  +  t²(K − 1) · s² / K
 
-Persons are drawn within classes (:func:`~common.evaluation.resampling.resampling_weights`), so a
-class of one person is in every draw just once, and an interval of its recall has no width at all.
-What rests on a class of fewer than ``LEAST_PERSONS`` therefore has no interval. Where no class has
-fewer, simulated 95 % intervals of balanced accuracy over persons cover the truth as often as this,
-with four classes: 0.94 of times with 8 to 12 persons a class and recalls of 0.7 to 0.9, 0.91 where
-all recalls are 0.9 and 0.87 where they are 0.95; 0.92 with 5 persons a class and recalls of 0.8.
-The recall of one class of 5 persons is covered less often, 0.67 of times at 0.8, since with
-5 right of 5 the interval has no width; of 20 persons, 0.92.
+- **New cohorts**: every repetition has its own people and its own seed. The K values are
+  independent, s² holds all chance there is, and the interval is Student's t over repetitions.
+- **One cohort**: the same people are tested in every repetition, crossed with its seeds. s² holds
+  the seeds and what they do with single people, V_people what all repetitions share: the variance
+  of the mean of K over bootstrap samples of the persons, less the part that s² has already.
+- **One repetition**: V_people alone, which says nothing of another training.
 
-A number that is no mean over images, as a distance between two clouds of features, cannot be
-resampled over persons. Its interval is Student's t over the K seeds, mean ± t(K − 1) · s / √K. It
-says how another repetition on *these* people may turn out, and nothing of other people.
+V_people is the bootstrap's (Davison & Hinkley 1997, *Bootstrap Methods and their Application*) with
+persons drawn within classes, times N / (N − C) for the C means that are estimated from N persons.
+All models are measured on the same draws, so a paired difference keeps what they share out.
+
+A score lies in [0, 1], a difference of two in [−1, 1], and their variance shrinks towards the ends.
+So the interval is Wilson's (1927, *JASA* 22:209-212) with the half-width above, as for shares from
+complex surveys (Franco, Little, Louis & Slud 2019, *J. Survey Statistics and Methodology*
+7:334-364). It stays inside by itself. Where nobody was wrong, or two models agree on everybody, no
+variance is seen: it is taken to be at least that of two persons more, shared out among the classes,
+of whom one is right (Price & Bonett 2004, *Computational Statistics & Data Analysis* 45:449-456).
+Other numbers, as a loss or a distance, have no end above, and their intervals are symmetric.
+
+How often such 95 % intervals cover the truth stands in docs/comparison.md, from a simulation of
+which a test repeats a part. Sites are fixed: nothing here speaks of a hospital outside the
+comparison. What rests on a class of fewer than ``LEAST_PERSONS`` persons has no interval: so few
+show too little of their class.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from common.seeding import derive_seed
-
 LEVEL = 0.95
 # n signs, all equal, have the two-sided probability 2 / 2^n: below 0.05 from n = 6 on.
-SEEDS_FOR_P = 6
-SEEDS_TO_TRUST = 4  # resampling fewer shows less than 3/4 of their variance: (K - 1) / K
+REPETITIONS_FOR_P = 6
 ONE = "one repetition: no interval"
-# Of a class. With classes of 7, 31, 1, 3, 8, 2 and 1 persons, 95 % intervals of balanced accuracy
-# cover the truth 0.6 of times; with four classes of 3 or 4 persons 0.85 to 0.87, of 5 persons 0.92.
-LEAST_PERSONS = 5
+LEAST_PERSONS = 5  # of a class
 NO_INTERVAL = f"no interval: fewer than {LEAST_PERSONS} test people of "  # begins a note
 WITHOUT = "without "  # the same
+
+Strata = tuple[tuple[float, int], ...]  # of each class: its weight in a mean of classes, persons
+
+
+def interval(
+    mean: ArrayLike,
+    parts: Iterable[tuple[ArrayLike, float]],
+    *,
+    bounds: tuple[float, float] | None = None,
+    strata: Strata = (),
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return the ends of intervals around means, as the module says.
+
+    Parameters
+    ----------
+    mean : floats
+    parts : iterable of (floats, float)
+        Variances of the mean, each with its degrees of freedom.
+    bounds : (float, float), optional
+        Ends of the scale, where it has any.
+    strata : tuple of (float, int)
+        Weight and persons of each class that the mean rests on, of a bounded one.
+    """
+    mean = np.asarray(mean, dtype=float)
+    square = sum(_quantile(df) ** 2 * np.asarray(v) for v, df in parts)
+    if bounds is None:
+        return mean - np.sqrt(square), mean + np.sqrt(square)
+    low, high = bounds
+    width, least, inside = high - low, 0.0, 0.0
+    if strata:
+        least = 2 / len(strata) * sum((weight / n) ** 2 for weight, n in strata)
+        inside = least / sum(weight**2 / n for weight, n in strata) / width**2
+        square = np.maximum(square, _quantile(freedom(strata)) ** 2 * least)
+    share = (mean - low) / width
+    spread = share * (1 - share)
+    # t² / n of Wilson's formula, with the n that a share of this variance would have come from.
+    z = square / width**2 / np.maximum(spread, max(inside, 1e-12))
+    half = np.sqrt(z * spread + z**2 / 4)
+    ends = ((share + z / 2 + sign * half) / (1 + z) for sign in (-1, 1))
+    first, last = (np.clip(low + width * end, low, high) for end in ends)
+    return np.minimum(first, mean), np.maximum(last, mean)  # but for rounding they are
+
+
+@cache
+def _quantile(df: float) -> float:
+    """Student's, of both ends."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + LEVEL) / 2, df))
+
+
+def freedom(strata: Strata) -> int:
+    """Degrees of freedom of a variance over persons: those beyond one a class."""
+    return max(1, sum(n for _, n in strata) - len(strata))
 
 
 def signed_rank_p(differences: ArrayLike) -> float:
@@ -60,8 +112,8 @@ def signed_rank_p(differences: ArrayLike) -> float:
     2^n patterns of signs as equally likely. Ties share their mean rank; differences of zero are
     left out, as Wilcoxon does, and where there is nothing else p is 1.
 
-    The test asks whether chance in training alone explains the differences on these test images; it
-    does not speak of other people.
+    Of one cohort the test asks whether chance in training alone explains the differences on these
+    test images; it does not speak of other people.
     """
     from scipy.stats import rankdata
 
@@ -85,9 +137,10 @@ class Repeated:
     Parameters
     ----------
     values : dict of int to float
-        Seed to value; a seed with an undefined value is absent.
+        Repetition to value; one with an undefined value is absent.
     resampled : dict of int to (D,) floats
-        Seed to the value on each bootstrap sample of the persons; may lack seeds.
+        Repetition to the value on each bootstrap sample of the persons whom all of them share; may
+        lack repetitions. Of several with people of their own there is none.
     missing : str
         Why there is no value, in words; empty where there is one.
     sites : tuple of str
@@ -96,6 +149,10 @@ class Repeated:
         Sites that are not in that mean, as they have no value.
     few : tuple of str
         Classes of fewer than ``LEAST_PERSONS`` test persons that it rests on: it has no interval.
+    bounds : (float, float), optional
+        Ends of its scale.
+    strata : tuple of (float, int)
+        Weight and test persons of each class that it rests on.
     """
 
     values: Mapping[int, float]
@@ -104,10 +161,12 @@ class Repeated:
     sites: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     few: tuple[str, ...] = ()
+    bounds: tuple[float, float] | None = None
+    strata: Strata = ()
 
     @classmethod
     def combine(cls, parts: Iterable[Repeated], factors: Iterable[float]) -> Repeated:
-        """Σ_i factor_i · part_i within each seed that all parts have: what makes it paired."""
+        """Σ_i factor_i · part_i, of the same people, within each repetition that all parts have."""
         parts, factors = list(parts), list(factors)
         if absent := [part.missing for part in parts if not part.values]:
             return cls({}, missing="; ".join(dict.fromkeys(absent)))
@@ -119,7 +178,12 @@ class Repeated:
         values = shared([part.values for part in parts])
         missing = "" if values else "no repetition ended well in all that is compared"
         few = tuple(dict.fromkeys(one for part in parts for one in part.few))
-        return cls(values, shared([part.resampled for part in parts]), missing, few=few)
+        bounds = None
+        if all(part.bounds for part in parts):
+            ends = [sorted(f * b for b in p.bounds) for f, p in zip(factors, parts, strict=True)]
+            bounds = (sum(low for low, _ in ends), sum(high for _, high in ends))
+        resampled = shared([part.resampled for part in parts])
+        return cls(values, resampled, missing, few=few, bounds=bounds, strata=parts[0].strata)
 
     @classmethod
     def over_sites(cls, parts: Mapping[str, Repeated]) -> Repeated:
@@ -128,68 +192,69 @@ class Repeated:
         if not present or (len(present) == 1 < len(parts)):
             reasons = "; ".join(dict.fromkeys(p.missing for p in parts.values() if p.missing))
             return cls({}, missing=reasons or "no site has a value")
-        found = cls.combine(present.values(), [1 / len(present)] * len(present))
+        count = len(present)
+        found = cls.combine(present.values(), [1 / count] * count)
         without = tuple(site for site in parts if site not in present)
         few = tuple(f"{', '.join(part.few)} at {s}" for s, part in present.items() if part.few)
-        return replace(found, sites=tuple(present), without=without, few=few)
+        strata = tuple((w / count, n) for part in present.values() for w, n in part.strata)
+        return replace(found, sites=tuple(present), without=without, few=few, strata=strata)
 
-    def record(self, seed: int = 0) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Mean over repetitions with its interval, for JSON; None where there is none.
 
-        The mean is (1/K) Σ_k value_k; draw d of the bootstrap is (1/K) Σ_k c_dk · value_k^(d), with
-        c_d the counts of K seeds resampled with replacement, the same counts for all that has K.
-        ``over`` names what the interval was taken over; where that is seeds alone, it is Student's.
+        ``over`` names what the interval was taken over: people, repetitions, or both.
         """
-        seeds = sorted(self.values)
-        k = len(seeds)
-        low = high = over = None
-        if k and not self.few and all(s in self.resampled for s in seeds):
-            images = np.stack([self.resampled[s] for s in seeds], axis=1)  # (D, K)
-            rng = np.random.default_rng(derive_seed(seed, purpose="bootstrap of seeds", seeds=k))
-            counts = rng.multinomial(k, np.full(k, 1 / k), size=len(images))
-            tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-            low, high = np.nanquantile((counts * images).sum(axis=1) / k, tails)
-            over = "seeds and persons" if k > 1 else "persons"
-        elif k > 1 and not self.few:
-            low, high = student([self.values[s] for s in seeds])
-            over = "seeds"
+        seeds, k = sorted(self.values), len(self.values)
+        values = np.array([self.values[s] for s in seeds])
+        people = None
+        if k and all(s in self.resampled for s in seeds):
+            people = _of_people(np.stack([self.resampled[s] for s in seeds]), self.strata)
+        found = {"mean": number(values.mean()) if k else None, "low": None, "high": None}
+        found |= {
+            "repetitions": k,
+            "over": None,
+            "values": dict(zip(map(str, seeds), values.tolist(), strict=True)),
+        }
+        if not self.few and (k > 1 or people is not None):
+            parts = [] if people is None else [(people, freedom(self.strata))]
+            parts += [(values.var(ddof=1) / k, k - 1)] if k > 1 else []
+            # Of new cohorts there are K times as many people.
+            times = 1 if people is not None else k
+            strata = tuple((weight, n * times) for weight, n in self.strata)
+            low, high = interval(found["mean"], parts, bounds=self.bounds, strata=strata)
+            over = ["people"] * (people is not None) + ["repetitions"] * (k > 1)
+            found |= {"low": number(low), "high": number(high), "over": " and ".join(over)}
         notes = [self.missing]
         if not self.missing:
             notes += [f"{WITHOUT}{', '.join(self.without)}"] * bool(self.without)
             between = " and " if self.sites else ", "  # of each site there are several
             notes += [f"{NO_INTERVAL}{between.join(self.few)}"] * bool(self.few)
-        if k == 1 and low is None and not self.few:
+        if k == 1 and found["low"] is None and not self.few:
             notes.append(ONE)
-        found = {
-            "mean": number(np.mean([self.values[s] for s in seeds])) if seeds else None,
-            "low": None if low is None else number(low),
-            "high": None if high is None else number(high),
-            "seeds": k,
-            "over": over,
-            "values": {str(s): float(self.values[s]) for s in seeds},
-            "note": "; ".join(filter(None, notes)) or None,
-        }
+        found["note"] = "; ".join(filter(None, notes)) or None
         return found | ({"sites": list(self.sites)} if self.sites else {})
 
-    def compared(self, seed: int = 0) -> dict[str, Any]:
+    def compared(self) -> dict[str, Any]:
         """:meth:`record` of a paired difference, with Wilcoxon's p or the reason for its lack."""
-        found = self.record(seed) | {"p": None}
-        if 0 < (k := len(self.values)) < SEEDS_FOR_P:
-            why = f"p needs at least {SEEDS_FOR_P} seeds, there are {k}"
+        found = self.record() | {"p": None}
+        if 0 < (k := len(self.values)) < REPETITIONS_FOR_P:
+            why = f"p needs at least {REPETITIONS_FOR_P} repetitions, there are {k}"
             found["note"] = "; ".join(filter(None, [why, found["note"]]))
         elif k:
             found["p"] = number(signed_rank_p(list(self.values.values())))
         return found
 
 
-def student(values: ArrayLike) -> tuple[float, float]:
-    """Student's t interval of a mean, with K − 1 degrees of freedom."""
-    from scipy.stats import t
+def _of_people(draws: NDArray, strata: Strata) -> float:
+    """Variance over persons that K repetitions share, from what each gives on the draws (K, D).
 
-    values = np.asarray(values, dtype=float)
-    k = len(values)
-    half = float(t.ppf((1 + LEVEL) / 2, k - 1)) * float(values.std(ddof=1)) / math.sqrt(k)
-    return float(values.mean()) - half, float(values.mean()) + half
+    The variance of their mean holds 1/K of what single repetitions do with single people, which the
+    variance between repetitions holds as well.
+    """
+    k, mean = len(draws), draws.mean(axis=0)
+    own = np.nanvar(draws - mean, axis=1).sum() / (k - 1) if k > 1 else 0.0
+    total = sum(n for _, n in strata)
+    return max(0.0, float(np.nanvar(mean) - own / k)) * (total / freedom(strata) if strata else 1.0)
 
 
 def number(value: float) -> float | None:

@@ -14,7 +14,7 @@ from common.errors import ConfigError, DataContractError
 from common.paths import cache_dir
 from common.studies.study import read_study
 from simulations import console
-from simulations.federate import prepare_phantoms
+from simulations.hospitals import prepare_phantoms
 
 if TYPE_CHECKING:
     from common.data.dataset import Dataset

@@ -95,7 +95,8 @@ class ClassificationBlocks:
             content.nouns,
             phantoms=content.phantoms,
             counts=content.counts,
-            seeds=content.seeds,
+            repetitions=content.repetitions,
+            new_cohorts=content.new_cohorts,
             has_p=content.has_p,
             budget=budget if words.pools(content.manifest) else None,
         )
@@ -124,6 +125,7 @@ class ClassificationBlocks:
                 ]  # fmt: skip
             people = counts.get("persons")
             of = f" of {words.people(people)}" if people else ""
+            of += ", the fewest of any repetition" * content.new_cohorts
             lacks = f" No test {content.nouns.image} of {', '.join(absent)}." if absent else ""
             few = words.few({"counts": {site: counts}})
             heads = [Head("Class", n=False), Head("Model", n=False)]
@@ -155,7 +157,7 @@ class ClassificationBlocks:
                 drawn = charts.confusion(counts, self.classes, said)
                 panels.append(figures.panel(look.name, "", drawn))
             if panels:
-                many = " summed over repetitions" if self.content.seeds > 1 else ""
+                many = " summed over repetitions" if self.content.repetitions > 1 else ""
                 yield {
                     "title": f"Confusion matrices at {site}",
                     "caption": f"Rows: true class; columns: decision. Numbers count test "

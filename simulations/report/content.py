@@ -110,9 +110,10 @@ class Content:
         self._looks = {name: look_of(model) for name, model in self.described.items()}
         self.samples = {s: np.asarray(samples[s]) for s in self.sites if s in samples}
         self.phantoms = self.config.get("data.cohort-dir") == ""
-        self.seeds = len(set(results.loc[results["status"] == "done", "seed"].dropna()))
+        self.new_cohorts = bool(self.summary.get("new_cohorts"))
+        self.repetitions = len(set(results.loc[results["status"] == "done", "seed"].dropna()))
         self.times = words.repetitions(results)
-        self.means = f"means over {self.times}" if self.seeds > 1 else "one repetition"
+        self.means = f"means over {self.times}" if self.repetitions > 1 else "one repetition"
         self.level = words.level(self.summary)
         self.intervals = words.intervals(self.summary, self.level)
         self.few = words.few(self.summary)
@@ -126,6 +127,7 @@ class Content:
         plain = {(m.strategy, m.seed): m.summary.get("bytes_plain") for m in self.models}
         computed = summarize(
             self.results,
+            new_cohorts=bool(self.manifest.get("new_cohorts")),
             task=self.task,
             poor_site=self.poor,
             sites=list(self.counts),
@@ -233,14 +235,14 @@ class Content:
         yield Section(
             *("results", "Results", self.blocks.leads),
             [
-                ("text", self.blocks.judged()),
+                ("text", " ".join([self.blocks.judged(), words.repeated(self.manifest)]).strip()),
                 *figure_blocks(self._comparisons(), words.NO_TESTS),
                 *figure_blocks(self._differences(), legend=False),
                 *self._result_tables(),
             ],
         )
         yield from self.blocks.before_curves()
-        band = "; bands: their range" if self.seeds > 1 else ""
+        band = "; bands: their range" if self.repetitions > 1 else ""
         curves = figures.curve_figures(
             *(self.results, self.looks, self.described, self.places, self.blocks.curves),
             f"Lines: {self.means}{band}. {self.blocks.selection}",
@@ -258,7 +260,8 @@ class Content:
         )
         told = words.budget(self.manifest, len(self.sites))
         yield Section("budget", "Budgets", "", [("text", told), ("table", budget)])
-        title = f"{sentence(self.nouns.images)} at every site"
+        which = ", first repetition" if self.new_cohorts else ""
+        title = f"{sentence(self.nouns.images)} at every site{which}"
         yield provenance.section(self.manifest, self.counts, self.poor, title)
         yield Section("limits", "Limits", "", [("list", list(self.blocks.limits()))])
 
@@ -276,7 +279,7 @@ class Content:
                 note = note or _without(name, here.values())
                 drawn = figures.comparison(here, self.looks(where), where, name, axis)
                 panels.append(figures.panel(place(where), note, drawn))
-            dots = " Small dots: single repetitions." if self.seeds > 1 else ""
+            dots = " Small dots: single repetitions." if self.repetitions > 1 else ""
             chance = " Dotted line: chance." if np.isfinite(axis.chance) else ""
             less = " Less is better." if measure(name).less_is_better else ""
             yield {

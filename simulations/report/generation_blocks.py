@@ -16,7 +16,7 @@ from simulations.report.pictures import Trained
 from simulations.report.tables import Cell, Head, Table, estimate, grouped, key_of
 from simulations.report.words import is_number, mapping, place, plural, sentence
 from simulations.results import CHOSEN
-from simulations.summary import summarize_use
+from simulations.tested import summarize_use
 
 if TYPE_CHECKING:
     from simulations.report.content import Content
@@ -91,7 +91,8 @@ class GenerationBlocks:
             phantoms=content.phantoms,
             extractors=self.extractors,
             counts=content.counts,
-            seeds=content.seeds,
+            repetitions=content.repetitions,
+            new_cohorts=content.new_cohorts,
             budget=budget if words.pools(content.manifest) else None,
         )
 
@@ -144,11 +145,13 @@ class GenerationBlocks:
         if use is None or use.empty:
             return None
         repeated = len(set(use["seed"]))
+        new = self.content.new_cohorts
+        intervals = says.intervals(self.content.level, repeated, new_cohorts=new)
         return use_table(
             summarize_use(use),
             "Classifiers with and without generated images",
             f"{plural(repeated, 'repetition')}, on real test images. "
-            f"{says.intervals(self.content.level, repeated)} Of amounts that validation images "
+            f"{intervals} Of amounts that validation images "
             "chose, each repetition's is told.",
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from simulations.report.words import Nouns, disclosed, is_number, listed, plural
 
-FEW_SEEDS = 6  # of which one that strays widens an interval much
+FEW_REPETITIONS = 6  # of which one that strays widens an interval much
 NO_PICTURES = "The folder holds no grids of pictures, so there are none to show."
 FLAGGED = (
     "Pictures that single out one training image were found. Look at the site's look-alikes before "
@@ -93,13 +93,12 @@ def judged(extractors: Sequence[str], means: str, nouns: Nouns) -> str:
     )
 
 
-def intervals(level: str, seeds: int) -> str:
+def intervals(level: str, repetitions: int, *, new_cohorts: bool) -> str:
     """Say what the intervals are."""
-    if seeds < 2:
+    if repetitions < 2:
         return "One repetition has no interval."
-    return (
-        f"Intervals: {level}, Student's t over {plural(seeds, 'repetition')}; they "
-        "hold the chance of training, not of who was tested."
+    return f"Intervals: {level}, over {plural(repetitions, 'repetition')}" + (
+        ", each with people of its own." if new_cohorts else ", not over who was tested."
     )
 
 
@@ -109,10 +108,11 @@ def limits(
     phantoms: bool,
     extractors: Sequence[str],
     counts: Mapping[str, Mapping[str, Any]],
-    seeds: int | None,
+    repetitions: int | None,
+    new_cohorts: bool = False,
     budget: Mapping[str, Any] | None,
 ) -> Iterator[str]:
-    """Say what the numbers do not show; of a comparison, or of one run (``seeds`` None)."""
+    """Say what the numbers do not show; of a comparison, or of one run (``repetitions`` None)."""
     if phantoms:
         yield (
             f"The {nouns.images} are phantoms, with simulated people and devices. What is measured "
@@ -137,21 +137,21 @@ def limits(
         f"places with each other{f' (test {nouns.images}: {told})' if told else ''}. Images of one "
         "person are not independent."
     )
-    if seeds is None or seeds < 2:
+    if repetitions is None or repetitions < 2:
         yield (
             "One repetition: there is no interval, and another seed may turn the order of close "
             "numbers around."
         )
     else:
-        wide = (
-            "wide because so few tell little of chance, and they are " if seeds < FEW_SEEDS else ""
-        )
+        few = repetitions < FEW_REPETITIONS
+        wide = "wide because so few tell little of chance, and they are " if few else ""
         yield (
-            f"{plural(seeds, 'repetition')}: the intervals are {wide}not corrected for the number "
-            "of measures and sites. They may reach beyond what a share can be. An interval that "
-            "includes zero does not show that two generators are equal."
+            f"{plural(repetitions, 'repetition')}: the intervals are {wide}not corrected for the "
+            "number of measures and sites. Those of distances are symmetric and may reach below "
+            "zero. An interval that includes zero does not show that two generators are equal."
         )
-    yield "Sites and people are fixed: nothing here speaks of other ones."
+    fixed = "Sites are" if new_cohorts else "Sites and people are"
+    yield f"{fixed} fixed: nothing here speaks of other ones."
     if budget is not None:
         small = budget.get("centralized_batch") == "small"
         other = "large" if small else "small"

@@ -67,9 +67,11 @@ def _ran(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     machine = mapping(manifest.get("machine"))
     if manifest.get("description"):
         yield "question", str(manifest["description"])
-    for key in ("arms", "strategies", "seeds"):
+    for key in ("arms", "strategies", "repetitions"):
         if "run_id" not in manifest:
             yield key, listed(manifest.get(key))
+    if manifest.get("repeated"):
+        yield "what varies between repetitions", str(manifest["repeated"])
     if "run_id" in manifest:
         yield "run", str(manifest["run_id"])
     else:

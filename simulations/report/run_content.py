@@ -153,7 +153,7 @@ class RunContent:
             phantoms=phantoms,
             extractors=self.extractors,
             counts=self.counts,
-            seeds=None,
+            repetitions=None,
             budget=None,
         )
         yield Section("limits", "Limits", "", [("list", list(limits))])

@@ -12,7 +12,7 @@ import pandas as pd
 
 from common.disclosure import MIN_PARTICIPANTS
 from common.errors import FedscanError
-from common.evaluation.statistics import NO_INTERVAL, SEEDS_FOR_P, SEEDS_TO_TRUST
+from common.evaluation.statistics import NO_INTERVAL, REPETITIONS_FOR_P
 from common.metrics_log import WHOLE
 from common.studies.study import read_study
 
@@ -94,9 +94,16 @@ def intervals(summary: Mapping[str, Any], level: str, shown: str = "bars") -> st
     over = sorted({str(one["over"]) for one in records if one.get("over")})
     if not over:
         return "there are no intervals"
-    kinds = ["Student's t" if one == "seeds" else "bootstrap" for one in over]
-    told = [f"{kind} intervals over {one}" for kind, one in zip(kinds, over, strict=True)]
-    return f"{shown} are {level} {' or '.join(told)}".replace("persons", "people")
+    told = " or ".join(f"over {one}" for one in over)
+    if summary.get("new_cohorts"):
+        told = told.replace("repetitions", "repetitions, each with people of its own")
+    return f"{shown} are {level} intervals {told}"
+
+
+def repeated(manifest: Mapping[str, Any]) -> str:
+    """Say what varies from one repetition to the next."""
+    told = manifest.get("repeated")
+    return f"{sentence(told)}." if isinstance(told, str) and told else ""
 
 
 def few(summary: Mapping[str, Any]) -> str:
@@ -221,7 +228,8 @@ def limits(
     *,
     phantoms: bool,
     counts: Mapping[str, Mapping[str, Any]],
-    seeds: int,
+    repetitions: int,
+    new_cohorts: bool,
     has_p: bool,
     budget: Mapping[str, Any] | None,
 ) -> Iterator[str]:
@@ -246,27 +254,28 @@ def limits(
             f"Few validation {nouns.images}: {told}. Curves there are coarse, and a local "
             "model's round is chosen on them alone, which is part of what having little data means."
         )
-    if seeds <= 1:
+    if repetitions <= 1:
         yield (
             "One repetition: the intervals are over people only and do not hold the chance of "
             "initial weights and batches."
         )
-    elif seeds < SEEDS_TO_TRUST:
+    elif not new_cohorts:
         yield (
-            f"{seeds} repetitions show little of the chance in training, so intervals that "
-            "resample them are too narrow."
+            f"Every repetition trains and tests on the same {nouns.images}: how much the choice of "
+            "people to train on matters is not in the intervals."
         )
     yield (
         "Sites are fixed: the intervals speak of other people at these sites and of other "
         "repetitions, not of other sites."
     )
     if has_p:
+        alone = f"chance in training on these test {nouns.images} alone, not of other people"
         yield (
-            f"p-values speak of chance in training on these test {nouns.images} alone, not of "
-            "other people, and are not corrected for the number of sites and metrics. There is "
-            "none for the scores themselves, only for paired differences."
+            f"p-values speak of {'other people and trainings' if new_cohorts else alone}, and are "
+            "not corrected for the number of sites and metrics. There is none for the scores "
+            "themselves, only for paired differences."
         )
-    elif seeds < SEEDS_FOR_P:
+    elif repetitions < REPETITIONS_FOR_P:
         yield (
             "No p-values are computed: with so few repetitions no rank test can tell a difference "
             "from chance. The intervals of the paired differences are the evidence."

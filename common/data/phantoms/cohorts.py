@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -20,7 +21,7 @@ from common.errors import ConfigError
 from common.files import PRIVATE_FILE, make_folder
 
 PHANTOM_TEST = 60  # test subjects of every phantom hospital of brains
-PHANTOM_SEED = 0  # the cohort is the same for every run, whatever the run's seed
+PHANTOM_SEED = 0  # of the cohort of every run, whatever the run's seed
 _RICH = {"north": 200, "south": 120, "east": 160, "west": 80}
 _POOR = ("island", 20)
 
@@ -40,16 +41,18 @@ class PhantomCohort:
         Hospitals that have names of their own.
     subjects : callable
         Given a number of hospitals, how many subjects each has, by name; the last is the data-poor
-        one.
+        one. By keyword: ``test``, as of ``ensure``.
     ensure : callable
-        Given a cache, a hospital's name, processes and who is told of finished subjects, returns
-        the hospital's folder, made if need be.
+        Given a hospital's name and a cache, returns the hospital's folder, made if need be. By
+        keyword: ``n``, other than its own number of subjects; ``seed`` of the cohort, of whom
+        nobody is in another; ``test``, test subjects other than the default; ``workers``,
+        processes; ``progress``, who is told of finished subjects.
     """
 
     what: str
     named: int
-    subjects: Callable[[int], dict[str, int]]
-    ensure: Callable[[Path, str, int, Progress | None], Path]
+    subjects: Callable[..., dict[str, int]]
+    ensure: Callable[..., Path]
 
 
 def phantom_cohort(study: str) -> PhantomCohort:
@@ -125,6 +128,7 @@ def ensure_lesions(
     site: str,
     *,
     patients: int | None = None,
+    test: int | None = None,
     seed: int = PHANTOM_SEED,
     workers: int = 1,
     progress: Progress | None = None,
@@ -141,9 +145,11 @@ def ensure_lesions(
     return ensure(
         cache,
         site,
-        ["lesions", LESION_PHANTOM_VERSION, site, patients, seed],
+        ["lesions", LESION_PHANTOM_VERSION, site, patients, seed, *([test] if test else [])],
         lambda home: write_hospital(
-            home, site, seed=seed, patients=patients, workers=workers, progress=progress
+            *(home, site),
+            **{"seed": seed, "patients": patients, "test": test},
+            **{"workers": workers, "progress": progress},
         ),
     )
 
@@ -168,18 +174,21 @@ def ensure(cache: Path, site: str, spec: list[object], write: Write) -> Path:
     return folder
 
 
-def _brain_subjects(count: int) -> dict[str, int]:
-    return {name: n + PHANTOM_TEST for name, n in phantom_sites(count).items()}
+def _brain_subjects(count: int, *, test: int | None = None) -> dict[str, int]:
+    return {name: n + (test or PHANTOM_TEST) for name, n in phantom_sites(count).items()}
 
 
-def _ensure_brain(cache: Path, site: str, workers: int, progress: Progress | None) -> Path:
+def _ensure_brain(
+    site: str, cache: Path, *, n: int | None = None, test: int | None = None, **how: Any
+) -> Path:
     # A hospital's size does not depend on how many there are, but for those that share a scanner.
     number = int(site.removeprefix("site-")) if site.startswith("site-") else len(_RICH)
-    n = phantom_sites(number + 1)[site]
-    return ensure_brains(cache, site, n=n, workers=workers, progress=progress)
+    n = n or phantom_sites(number + 1)[site]
+    return ensure_brains(cache, site, n=n, n_test=test or PHANTOM_TEST, **how)
 
 
-def _lesion_subjects(count: int) -> dict[str, int]:
+def _lesion_subjects(count: int, *, test: int | None = None) -> dict[str, int]:
+    # The progress of those who are added to the test counts with the others'.
     from common.data.phantoms.lesion_cohorts import HOSPITALS
 
     names = list(HOSPITALS)
@@ -191,8 +200,10 @@ def _lesion_subjects(count: int) -> dict[str, int]:
     return {name: HOSPITALS[name].patients for name in [*names[: count - 1], names[-1]]}
 
 
-def _ensure_lesion(cache: Path, site: str, workers: int, progress: Progress | None) -> Path:
-    return ensure_lesions(cache, site, workers=workers, progress=progress)
+def _ensure_lesion(
+    site: str, cache: Path, *, n: int | None = None, test: int | None = None, **how: Any
+) -> Path:
+    return ensure_lesions(cache, site, patients=n, test=test, **how)
 
 
 _COHORTS = {

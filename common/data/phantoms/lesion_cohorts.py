@@ -112,7 +112,7 @@ class Picture:
     @property
     def patient_id(self) -> str:
         """Patient, unlike in any two hospitals."""
-        return f"{self.hospital}-{self.patient + 1:05d}"
+        return _patient_id(self.hospital, self.patient)
 
     @property
     def lesion_id(self) -> str:
@@ -123,6 +123,10 @@ class Picture:
     def file(self) -> str:
         """Name of the picture's file in ``images``."""
         return f"{self.lesion_id}-{self.number + 1}.jpg"
+
+
+def _patient_id(hospital: str, patient: int) -> str:
+    return f"{hospital}-{patient + 1:05d}"
 
 
 def patient_pictures(hospital: str, patient: int, seed: int) -> list[Picture]:
@@ -209,6 +213,7 @@ def write_hospital(
     *,
     seed: int,
     patients: int | None = None,
+    test: int | None = None,
     size: int = 64,
     workers: int = 1,
     progress: Progress | None = None,
@@ -226,6 +231,9 @@ def write_hospital(
     patients : int, optional
         By default the hospital's own number, and so many more in the test split that it has
         `LEAST_TESTED` of each diagnosis; each has some 1.6 lesions and 2.2 pictures.
+    test : int, optional
+        Test patients, as the hospital would see them, in place of the split's and of those added:
+        the same ones whatever the number of the others.
     size : int
         Pixels a side.
     workers : int
@@ -246,7 +254,8 @@ def write_hospital(
     if name not in HOSPITALS:
         raise ConfigError(f"hospital {name!r}: accepted are {', '.join(HOSPITALS)}")
     count = HOSPITALS[name].patients if patients is None else patients
-    for what, value, least in (("patients", count, 1), ("pixels a side", size, 8)):
+    asked = (("patients", count, 1), ("test patients", test or 1, 1), ("pixels a side", size, 8))
+    for what, value, least in asked:
         if not isinstance(value, int) or value < least:
             raise ConfigError(f"{value!r} {what}: accepted is a whole number of {least} or more")
     target = folder / name
@@ -262,7 +271,10 @@ def write_hospital(
         numbers = list(range(count))
         planned = [picture for k in numbers for picture in patient_pictures(name, k, seed)]
         splits = split_patients(planned)
-        if patients is None:
+        if test is not None:
+            numbers = [k for k in numbers if splits[_patient_id(name, k)] != "test"]
+            numbers += range(FIRST_ADDED, FIRST_ADDED + test)
+        elif patients is None:
             tested = [one for one in planned if splits[one.patient_id] == "test"]
             numbers += added_patients(tested, name, seed)
         work = [(partial / "images", name, patient, seed, size) for patient in numbers]
