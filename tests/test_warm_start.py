@@ -14,6 +14,7 @@ from tiny import run_config
 from torch import Tensor
 
 from clients.orders import require_first_weights
+from clients.policy import SitePolicy
 from common import messages
 from common.checkpoints import read_model, save_model
 from common.config.run_config import RunConfig
@@ -359,6 +360,15 @@ def test_first_step_of_a_layer_is_its_share_of_the_learning_rate():
     for name, share in [("features.3.weight", 0.25), ("features.6.weight", 0.5), (HEAD[0], 1.0)]:
         lengths = [(one[name] - before[name]).norm() for one in (part, whole)]
         assert lengths[0] / lengths[1] == pytest.approx(share, rel=1e-3)
+
+
+def test_site_s_least_learning_rate_is_that_of_the_lowest_layer_too():
+    """Else a decay would give away what a least learning rate keeps."""
+    policy = SitePolicy()
+    assert not policy.objections(config(layer_decay=0.5))
+    (told,) = policy.objections(config(layer_decay=1e-3))  # 3e-3 · 1e-6
+    assert "lowest layer = 3e-09" in told
+    assert not policy.objections(config(layer_decay=1e-3, trains="head"))
 
 
 def test_moments_go_on_in_every_layer():

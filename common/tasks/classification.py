@@ -20,7 +20,7 @@ from common.data.site_data import open_split
 from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import classification_metrics
 from common.evaluation.of_site import Evaluation
-from common.models.parts import freeze_body, parts_of
+from common.models.parts import freeze_body, layers_of, parts_of
 from common.models.warm_start import begin_with, check_start, has_frozen_norms
 from common.predictions import save_predictions
 from common.provenance import source_hash
@@ -345,8 +345,13 @@ class Classification(Task):
         return {}, {site: dict(one.metrics) for site, one in evaluations.items()}
 
     def learning_rates(self, config: RunConfig) -> dict[str, float]:
-        """Return the peak of the one learning rate."""
-        return {"training.learning-rate": config.training.learning_rate}
+        """Return the peak of the head's, and of the lowest layer's where it has another."""
+        rate, decay = config.training.learning_rate, config.training.layer_decay
+        rates = {"training.learning-rate": rate}
+        if decay != 1 and config.model.trains == "all":
+            below = len(layers_of(self._built(config, None))) - 1
+            rates["training.layer-decay: learning rate of the lowest layer"] = rate * decay**below
+        return rates
 
     def without_augmentation(self, config: RunConfig) -> str:
         """Say whether augmentation is off."""
