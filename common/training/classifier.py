@@ -144,6 +144,7 @@ def train(
         model.parameters(),
         lr=config.training.learning_rate,
         weight_decay=config.training.weight_decay,
+        fused=device.type == "cpu",  # a GPU's would want the count of steps there as well
     )
     _restore_moments(optimizer, model, moments)
     log_variance = constant = None
