@@ -86,7 +86,10 @@ def prepare_phantoms(study: str, sites: Sequence[str], *, quiet: bool = False) -
         every = cohort.subjects(count)
     subjects = {name: every[name] for name in sites}
     folders: dict[str, Path] = {}
-    with console.steps(f"Making {cohort.what}", sum(subjects.values()), quiet=quiet) as bar:
+    with (
+        console.steps(f"Making {cohort.what}", sum(subjects.values()), quiet=quiet) as bar,
+        cohort.processes(usable_cpus()),
+    ):
         for name, number in subjects.items():
             before = bar.done
             folders[name] = cohort.ensure(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,15 @@ class PhantomCohort:
     ensure : callable
         Given a cache, a hospital's name, processes and who is told of finished subjects, returns
         the hospital's folder, made if need be.
+    processes : callable
+        Given a number of processes, a context in which all hospitals are made by the same ones.
     """
 
     what: str
     named: int
     subjects: Callable[[int], dict[str, int]]
     ensure: Callable[[Path, str, int, Progress | None], Path]
+    processes: Callable[[int], AbstractContextManager[None]]
 
 
 def phantom_cohort(study: str) -> PhantomCohort:
@@ -195,7 +199,17 @@ def _ensure_lesion(cache: Path, site: str, workers: int, progress: Progress | No
     return ensure_lesions(cache, site, workers=workers, progress=progress)
 
 
+def _brain_processes(workers: int) -> AbstractContextManager[None]:
+    from common.imaging.cohorts import processes
+
+    return processes(workers)
+
+
 _COHORTS = {
-    "brain-sex": PhantomCohort("phantom scans", len(_RICH) + 1, _brain_subjects, _ensure_brain),
-    "skin-lesions": PhantomCohort("phantom pictures", 3, _lesion_subjects, _ensure_lesion),
+    "brain-sex": PhantomCohort(
+        "phantom scans", len(_RICH) + 1, _brain_subjects, _ensure_brain, _brain_processes
+    ),
+    "skin-lesions": PhantomCohort(
+        "phantom pictures", 3, _lesion_subjects, _ensure_lesion, lambda _: nullcontext()
+    ),
 }
