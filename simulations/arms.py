@@ -28,6 +28,7 @@ from common.data.unlabelled import UnlabelledError
 from common.errors import DivergedError
 from common.files import make_folder, write_atomically, write_json
 from common.local_round import judge_at_site, train_one_round
+from common.machine import usable_cpus
 from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
 from common.paths import cache_dir
 from common.rounds import Measured, RunState, Update, begin, run_rounds
@@ -346,7 +347,10 @@ def _federated(work: Work) -> list[dict[str, Any]]:
 
     config = work.config.replace({"run.output-dir": work.folder})
     count = len(work.sites)
-    resources = Resources(count, config.run.threads, work.gpus / count, work.cpus)
+    # One site more side by side than the cell's CPUs hold, as far as there are more: else the arm
+    # that takes longest would end on one CPU while the others are idle.
+    cpus = max(work.cpus, min(work.cpus + config.run.threads, usable_cpus()))
+    resources = Resources(count, config.run.threads, work.gpus / count, cpus)
     # The sites' processes inherit it: what they predict goes to their own side of the benchmark.
     os.environ["FEDSCAN_RECORDS"] = work.records
     phantoms = {site: Path(at) for site, at in work.sites.items()}

@@ -80,7 +80,10 @@ def prepare_phantoms(
     subjects = {name: every[name] for name in sites}
     folders: dict[str, Path] = {}
     which = f" of cohort {seed}" if seed != PHANTOM_SEED else ""
-    with console.steps(f"Making {cohort.what}{which}", sum(subjects.values()), quiet=quiet) as bar:
+    with (
+        console.steps(f"Making {cohort.what}{which}", sum(subjects.values()), quiet=quiet) as bar,
+        cohort.processes(usable_cpus()),
+    ):
         for name, number in subjects.items():
             before = bar.done
             folders[name] = cohort.ensure(

@@ -53,7 +53,7 @@ class Resources:
     gpus_per_site : float
         Share of a GPU; 0 for none.
     cpus : int or None
-        CPUs that Ray may use in all; None for every usable one.
+        CPUs that Ray may use in all; None for :func:`places`.
     """
 
     sites: int
@@ -67,7 +67,7 @@ class Resources:
             f"num-supernodes={self.sites}",
             f"client-resources-num-cpus={self.cpus_per_site}",
             f"client-resources-num-gpus={float(self.gpus_per_site)}",
-            f"init-args-num-cpus={self.cpus or usable_cpus()}",
+            f"init-args-num-cpus={self.cpus or places()}",
         ]
         return " ".join(words)
 
@@ -102,6 +102,15 @@ class Resources:
                     f"{self.gpus_per_site:g} GPUs a {whose} cannot be had: this machine has {gpus} "
                     f"that PyTorch can use. Leave --gpus-per-{whose} out to run on the CPU"
                 )
+
+
+def places() -> int:
+    """Count the single-threaded processes to run side by side: one more than usable CPUs.
+
+    Three equal sites or cells on two CPUs, two at a time, leave one CPU idle for the third's time;
+    side by side all end together. What one waits for, such as a message, another computes.
+    """
+    return usable_cpus() + 1
 
 
 SHARED_NETWORK = (
@@ -308,6 +317,9 @@ def offline_environment(home: Path) -> dict[str, str]:
         "PATH": f"{scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "RAY_TMPDIR": str(home),
         "RAY_DEDUP_LOGS": "0",
+        # Ray would have its workers give way to every other process: on a machine with other work
+        # they get next to nothing, and a federation in a cell less than its neighbours.
+        "RAY_worker_niceness": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: no address but 127.0.0.1

@@ -1,4 +1,4 @@
-"""Run cells side by side on Ray, as many as CPUs and GPUs allow, each in its own process.
+"""Run cells side by side on Ray, one more than there are CPUs, each in its own process.
 
 ``python -m simulations.schedule WORK.json``, started by :mod:`simulations.benchmark`. A cell ends
 as *done*, *diverged*, *timeout* or *error*; one bad cell does not stop the others.
@@ -19,9 +19,9 @@ import pandas as pd
 
 from common.errors import DivergedError, FileError
 from common.files import write_atomically, write_json
-from common.machine import usable_cpus
 from common.reading import LARGEST_JSON, parse_json, read_bytes, read_json
 from simulations.arms import Work, run_cell
+from simulations.launch import places
 from simulations.plan import USE, Cell
 from simulations.results import COLUMNS
 
@@ -54,7 +54,7 @@ def schedule(works: list[Work]) -> None:
     """Run every cell to its end, whatever that is."""
     import ray
 
-    ray.init(address="local", num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=places(), include_dashboard=False, log_to_driver=False)
     try:
         # Ray takes what it is given in any order: it is given no more than it can begin.
         queue, lanes = deque(works), _lanes(ray.cluster_resources(), works)

@@ -155,6 +155,31 @@ def test_grey_matter_declines_with_age():
     assert old / young == pytest.approx(0.9, abs=0.01)
 
 
+@pytest.mark.parametrize("site", ["north", "island"])
+def test_where_nothing_is_interpolated_there_is_nothing(site, monkeypatch):
+    latents, grid = _latents(age=80.0), shifts.site_scanner(site).grid
+    found = phantoms.render(latents, grid)
+    monkeypatch.setattr(phantoms, "_near_tissue", lambda where: np.ones(where.shape[1:], bool))
+    assert np.array_equal(found, phantoms.render(latents, grid))
+    assert found.any()
+
+
+def test_sites_written_by_the_same_processes_have_the_same_bytes(cohort, tmp_path, monkeypatch):
+    started = []
+
+    class Counted(cohorts.ProcessPoolExecutor):
+        def __init__(self, *words, **options):
+            started.append(options)
+            super().__init__(*words, **options)
+
+    monkeypatch.setattr(cohorts, "ProcessPoolExecutor", Counted)
+    with cohorts.processes(2):
+        for site, n in SITES.items():
+            cohorts.write_site(tmp_path, site, n=n, n_test=TEST, seed=0, workers=2)
+    assert len(started) == 1
+    assert _digests(tmp_path) == _digests(cohort)
+
+
 def test_rendering_leaves_the_template_as_it_was():
     before = phantoms.load_template().maps.copy()
     phantoms.render(_latents(), shifts.site_scanner("north").grid)

@@ -20,6 +20,7 @@ from common.paths import cache_dir
 from common.tasks.classification import score
 from common.tasks.task import SiteContext, load_task
 from common.training.classifier import predict
+from simulations import arms, federate
 from simulations.arms import POOL, Work, pooled_config, run_cell, train_in_place
 from simulations.plan import Cell
 from simulations.results import COLUMNS
@@ -282,3 +283,20 @@ def test_predictions_stay_in_each_sites_own_records(work, tmp_path: Path) -> Non
             "probability.male",
         ]
         assert len(frame) == 4
+
+
+@pytest.mark.parametrize(("usable", "expected"), [(1, 1), (2, 2), (16, 2)])
+def test_a_federation_has_one_site_more_side_by_side_than_its_cell_has_cpus(
+    work, monkeypatch: pytest.MonkeyPatch, usable: int, expected: int
+) -> None:
+    asked = []
+
+    def refuse(config, resources, *, quiet):
+        asked.append(resources.cpus)
+        raise RuntimeError
+
+    monkeypatch.setattr(arms, "usable_cpus", lambda: usable)
+    monkeypatch.setattr(federate, "federate", refuse)
+    with pytest.raises(RuntimeError):
+        run_cell(work("federated"))
+    assert asked == [expected]

@@ -180,7 +180,7 @@ def test_resources_become_flowers_federation_config(monkeypatch: pytest.MonkeyPa
         "num-supernodes=3",
         "client-resources-num-cpus=2",
         "client-resources-num-gpus=0.5",
-        "init-args-num-cpus=8",
+        "init-args-num-cpus=9",
     ]
     with pytest.raises(ConfigError, match="9 CPUs a site"):
         Resources(sites=3, cpus_per_site=9).check()

@@ -212,6 +212,23 @@ def test_every_ray_has_a_password_of_its_own(
     assert len(first["RAY_AUTH_TOKEN"]) == 64  # 256 bits, as hexadecimal digits
 
 
+def test_workers_do_not_give_way_to_other_processes() -> None:
+    words = """
+import os, ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print(ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0))
+"""
+    with launch.neutral_home() as home:
+        done = subprocess.run(
+            [sys.executable, "-c", words],
+            env=offline_environment(home),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert done.stdout == "0\n"
+
+
 def test_within_a_ray_worker_nothing_of_its_ray_is_handed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

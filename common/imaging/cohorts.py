@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,6 +214,22 @@ def check_site(site: str, n: int, n_test: int) -> None:
 
 Work = tuple[str, str, Subject, int]  # folder, site, subject, seed
 Run = Callable[[Iterable[Work]], Iterator[str]]
+_KEPT: ContextVar[Run | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[None]:
+    """Write all sites of the block with the same processes; they start with the first subject.
+
+    A process takes seconds until it has the template, as long as it then takes for dozens of
+    subjects.
+    """
+    with _pool(workers) as run:
+        kept = _KEPT.set(run)
+        try:
+            yield
+        finally:
+            _KEPT.reset(kept)
 
 
 @contextmanager
@@ -224,6 +241,9 @@ def _pool(workers: int) -> Iterator[Run]:
     """
     from threadpoolctl import threadpool_limits
 
+    if kept := _KEPT.get():
+        yield kept
+        return
     if workers <= 1:
         with threadpool_limits(1):
             yield lambda work: map(_write_subject, work)

@@ -293,10 +293,34 @@ def render(latents: Latents, grid: Grid) -> np.ndarray:
         along[0] += np.float32(BRAIN_CENTRE[i] - template.origin[i])
         where[i] += _outer_sum(*along)
     where /= np.float32(template.spacing)
-    tissues = np.empty((len(maps), *grid.shape), np.float32)
+    near = _near_tissue(where)
+    where = where[:, near]
+    tissues = np.zeros((len(maps), *grid.shape), np.float32)
     for source, target in zip(maps, tissues, strict=True):
-        ndimage.map_coordinates(source, where, output=target, order=1, prefilter=False)
+        target[near] = ndimage.map_coordinates(source, where, order=1, prefilter=False)
     return tissues
+
+
+@functools.cache
+def _tissue() -> np.ndarray:
+    """Say of each voxel of the template whether tissue may be next to a place that rounds to it."""
+    some = load_template().maps.any(axis=0)
+    return ndimage.binary_dilation(some, np.ones((3, 3, 3)))
+
+
+def _near_tissue(where: np.ndarray) -> np.ndarray:
+    """Places (3, X, Y, Z), in template voxels, where interpolation may find anything but zeros.
+
+    Most of a field of view is air, and interpolation takes most of a subject's time.
+    """
+    tissue = _tissue()
+    inside = np.ones(where.shape[1:], bool)
+    index = np.empty(where.shape, np.intp)
+    for along, found, count in zip(where, index, tissue.shape, strict=True):
+        np.rint(along, casting="unsafe", out=found)
+        inside &= (found >= 0) & (found < count)
+        np.clip(found, 0, count - 1, out=found)
+    return inside & tissue[tuple(index)]
 
 
 def _outer_sum(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:

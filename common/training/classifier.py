@@ -149,6 +149,7 @@ def train(
         _groups(model, settings.layer_decay),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
+        fused=device.type == "cpu",  # a GPU's would want the count of steps there as well
     )
     _restore_moments(optimizer, model, moments)
     if type(hooks).loss is Hooks.loss and settings.augment == "none":

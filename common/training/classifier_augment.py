@@ -60,20 +60,17 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     shifts = torch.randint(-SHIFT_VOXELS, SHIFT_VOXELS + 1, size, generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
     gamma = torch.exp(GAMMA_SD * torch.randn(count, 1, 1, 1, 1, generator=generator))
-    out = torch.stack(
-        [
-            _shifted(image.flip(axes.right) if mirror else image, shift.tolist(), axes.shifted)
-            for image, mirror, shift in zip(images, mirrored, shifts, strict=True)
-        ]
-    )
+    out = torch.zeros_like(images)
+    for image, moved, mirror, shift in zip(images, out, mirrored, shifts, strict=True):
+        seen = image.flip(axes.right) if mirror else image
+        _put(seen, moved, shift.tolist(), axes.shifted)
     return out.pow_(gamma)
 
 
-def _shifted(image: Tensor, steps: Sequence[int], axes: Sequence[int]) -> Tensor:
-    """Move an image by whole voxels; what leaves at one side does not enter at the other."""
-    moved = torch.roll(image, tuple(steps), tuple(axes))
+def _put(image: Tensor, empty: Tensor, steps: Sequence[int], axes: Sequence[int]) -> None:
+    """Copy an image, moved by whole voxels; what leaves at one side does not enter at the other."""
     for step, axis in zip(steps, axes, strict=True):
-        if step:
-            start = 0 if step > 0 else image.shape[axis] + step
-            moved.narrow(axis, start, abs(step)).zero_()
-    return moved
+        left = image.shape[axis] - abs(step)
+        image = image.narrow(axis, max(-step, 0), left)
+        empty = empty.narrow(axis, max(step, 0), left)
+    empty.copy_(image)

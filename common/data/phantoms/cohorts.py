@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,15 @@ class PhantomCohort:
         keyword: ``n``, other than its own number of subjects; ``seed`` of the cohort, of whom
         nobody is in another; ``test``, test subjects other than the default; ``workers``,
         processes; ``progress``, who is told of finished subjects.
+    processes : callable
+        Given a number of processes, a context in which all hospitals are made by the same ones.
     """
 
     what: str
     named: int
     subjects: Callable[..., dict[str, int]]
     ensure: Callable[..., Path]
+    processes: Callable[[int], AbstractContextManager[None]]
 
 
 def phantom_cohort(study: str) -> PhantomCohort:
@@ -206,7 +210,17 @@ def _ensure_lesion(
     return ensure_lesions(cache, site, patients=n, test=test, **how)
 
 
+def _brain_processes(workers: int) -> AbstractContextManager[None]:
+    from common.imaging.cohorts import processes
+
+    return processes(workers)
+
+
 _COHORTS = {
-    "brain-sex": PhantomCohort("phantom scans", len(_RICH) + 1, _brain_subjects, _ensure_brain),
-    "skin-lesions": PhantomCohort("phantom pictures", 3, _lesion_subjects, _ensure_lesion),
+    "brain-sex": PhantomCohort(
+        "phantom scans", len(_RICH) + 1, _brain_subjects, _ensure_brain, _brain_processes
+    ),
+    "skin-lesions": PhantomCohort(
+        "phantom pictures", 3, _lesion_subjects, _ensure_lesion, lambda _: nullcontext()
+    ),
 }
