@@ -31,7 +31,7 @@ def test_every_strategy_has_one_plain_line_and_a_paper(name):
     (one,) = [one for one in json.loads(told("--format", "json")) if one["name"] == name]
     assert len(one["summary"]) < 80
     assert one["summary"].endswith(".")
-    assert re.search(r"arXiv \d{4}\.\d{5}", one["about"])
+    assert re.search(r"arXiv\s\d{4}\.\d{5}", one["about"])
 
 
 def test_it_is_said_for_what_a_strategy_is():

@@ -76,7 +76,7 @@ class MixtureLoss(Hooks):
 
 
 class APFL(FedAvg):
-    """Judge each site by a mixture of the common model and its own, in fixed or learned parts."""
+    """Judge each site by a mixture of the common model and its own."""
 
     class Options(strategy.Options):
         """Options of APFL."""

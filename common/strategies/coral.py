@@ -28,7 +28,7 @@ from pydantic import Field
 from common.errors import ConfigError
 from common.seeding import derive_seed
 from common.strategies import strategy
-from common.strategies.dann import HEAD, require_features
+from common.strategies._features import number_of_features, require_features
 from common.strategies.fedavg import FedAvg
 from common.strategies.strategy import State
 from common.training.hooks import Arrays, Batch, Hooks
@@ -104,7 +104,7 @@ def moments(sums: State) -> tuple[Tensor, Tensor]:
 
 
 class Coral(FedAvg):
-    """Align the sites' means and covariances of features, also of images without a label."""
+    """Align sites' means and covariances of features, with or without labels."""
 
     uses_unlabelled = True
     takes_server_rate = False
@@ -139,7 +139,7 @@ class Coral(FedAvg):
     ) -> dict[str, Tensor]:
         """Return sums over no image."""
         del sites
-        d = min(weights[HEAD].shape[1], self.options(config).moment_features)
+        d = min(number_of_features(weights), self.options(config).moment_features)
         return dict(zip(SUMS, (torch.zeros(()), torch.zeros(d), torch.zeros(d, d)), strict=True))
 
     def arrays(self, state: State) -> dict[str, Tensor]:

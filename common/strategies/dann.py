@@ -24,9 +24,9 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from common.averages import weighted_mean
-from common.errors import ConfigError
 from common.seeding import derive_seed
 from common.strategies import strategy
+from common.strategies._features import number_of_features, require_features
 from common.strategies.fedavg import FedAvg
 from common.strategies.strategy import SiteTraining, State, Trained
 from common.training.hooks import Arrays, Batch, Hooks
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from common.config.run_config import RunConfig
     from common.strategies.strategy import SiteUpdate
 
-HEAD = "head.weight"  # (classes, features), in every classifier
 STEEPNESS = 10.0  # of the schedule of λ
 
 
@@ -108,7 +107,7 @@ class DomainTerm(Hooks):
 
 
 class DANN(FedAvg):
-    """Learn features by which sites cannot be told apart, also from images without a label."""
+    """Learn features that do not tell sites apart, with or without labels."""
 
     uses_unlabelled = True
     takes_server_rate = False
@@ -140,7 +139,7 @@ class DANN(FedAvg):
         self, weights: State, config: RunConfig, sites: tuple[str, ...]
     ) -> dict[str, Tensor]:
         """Return a classifier of sites with random weights, as PyTorch's layers begin."""
-        features, hidden = weights[HEAD].shape[1], self.options(config).domain_hidden
+        features, hidden = number_of_features(weights), self.options(config).domain_hidden
         seed = derive_seed(config.run.seed, purpose="classifier of sites")
         generator = torch.Generator().manual_seed(seed)
 
@@ -188,20 +187,6 @@ class DANN(FedAvg):
 def ramp(progress: float) -> float:
     """Return by what share of its weight the reversed gradient counts, 0 to 1."""
     return 2 / (1 + math.exp(-STEEPNESS * progress)) - 1
-
-
-def require_features(name: str, config: RunConfig) -> None:
-    """Refuse a classifier whose features do not learn.
-
-    Raises
-    ------
-    ConfigError
-    """
-    if config.model.classifier == "gan-features":
-        raise ConfigError(
-            f"run config: strategy '{name}' trains features, and those of model.classifier "
-            "'gan-features' do not learn: choose another of the two"
-        )
 
 
 STRATEGY = DANN()

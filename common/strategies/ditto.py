@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Ditto(FedAvg):
-    """Train beside the common model one for each site, held near the common by a proximal term."""
+    """Train a model for each site beside the common one, held near it."""
 
     class Options(strategy.Options):
         """Options of Ditto."""

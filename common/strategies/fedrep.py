@@ -45,7 +45,7 @@ class HeadThenBody(Hooks):
 
 
 class FedRep(FedPer):
-    """Keep each site's own last layer and train it first, then the body, which is averaged."""
+    """Keep each site's own last layer; train it first, then the averaged body."""
 
     class Options(strategy.Options):
         """Options of FedRep."""

@@ -25,7 +25,7 @@ PARTS_OF_LARGEST = (8, 4, 2, 1)  # the grid: so many parts of the largest number
 
 
 class FineTune(FedAvg):
-    """Have each site train the common model on its own images before the test, where that helps."""
+    """Train the common model further at each site before its test, where it helps."""
 
     class Options(strategy.Options):
         """Options of fine-tuning."""
