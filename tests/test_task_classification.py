@@ -26,7 +26,8 @@ from common.studies.study import read_study
 from common.tasks.classification import score
 from common.tasks.task import Fit, SiteContext, load_task, roster, survey
 from common.training import classifier_augment
-from common.training.classifier import MOMENTS, _Batches, cosine, predict
+from common.training.batches import _Batches
+from common.training.classifier import MOMENTS, cosine, predict
 from common.training.classifier_augment import SHIFT_VOXELS, augment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
