@@ -216,8 +216,27 @@ def benchmark(
     from simulations import compare
 
     del seeds, first_seed  # their options refuse any value
-    if preset == "transfer":
-        raise ConfigError("--preset transfer is a command of its own: fedscan transfer")
+    if preset == transfer_command.PRESET:
+        if arms or strategies or same_cohort or test_scans or centralized_batch:
+            raise ConfigError(
+                "--preset transfer has no arms and no strategies, and its test scans are the "
+                "target's. See fedscan transfer --help for its options"
+            )
+        transfer_command.transfer(
+            study=study,
+            cohort=cohort,
+            sites=sites,
+            repetitions=repetitions,
+            first_repetition=first_repetition,
+            out=out,
+            set_=set_,
+            gpus_per_cell=gpus_per_cell,
+            cell_timeout=cell_timeout,
+            resume=resume,
+            dry_run=dry_run,
+            output_format=output_format,
+        )
+        return
     folder = compare.compare(
         compare.Request(
             preset=preset,

@@ -23,7 +23,7 @@ from simulations.cli import app
 from simulations.plan import Cell
 from simulations.schedule import attempt
 from simulations.transfer import __main__ as process
-from simulations.transfer import bench, cohorts
+from simulations.transfer import bench, cohorts, command
 from simulations.transfer.bench import Transfer
 from simulations.transfer.cohorts import brains_for, protocol_of
 from simulations.transfer.curve import catches_up, markdown, measured, meeting, summarize
@@ -325,9 +325,17 @@ def test_method_whose_source_failed_is_told_and_scratch_goes_on(tmp_path, tiny_c
     assert "source-seed1000 (diverged)" in summary["unfinished"]
 
 
-def test_benchmark_names_the_command():
-    done = CliRunner().invoke(app, ["benchmark", "--preset", "transfer"])
-    assert "fedscan transfer" in str(done.exception)
+def test_preset_of_a_benchmark_is_the_command(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(command, "transfer", lambda **options: asked.update(options))
+    words = ["benchmark", "--preset", "transfer", "--repetitions", "2", "--dry-run"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert (asked["repetitions"], asked["dry_run"]) == (2, True)
+
+
+def test_preset_refuses_what_a_transfer_does_not_have():
+    done = CliRunner().invoke(app, ["benchmark", "--preset", "transfer", "--arms", "local"])
+    assert "no arms and no strategies" in str(done.exception)
 
 
 # Simulated hospitals, and what the command line says

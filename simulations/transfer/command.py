@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from simulations.transfer.plan import Plan, Protocol
 
 
+PRESET = "transfer"  # of fedscan benchmark, which is then this command
+
+
 def transfer(
     study: StudyOption = None,
     cohort: Annotated[
@@ -70,7 +73,7 @@ def transfer(
 
     For example:
 
-    - `fedscan transfer --dry-run`
+    - `fedscan transfer --dry-run`, which is `fedscan benchmark --preset transfer --dry-run`
     - `fedscan transfer --study skin-lesions --repetitions 3`
     - `fedscan transfer --cohort ~/hospitals --target island --sizes 5,10,20`
     """
