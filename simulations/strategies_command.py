@@ -21,7 +21,7 @@ def strategies(
     ] = None,
     output_format: FormatOption = Format.text,
 ) -> None:
-    """List the ways in which sites can learn together, with the options of each.
+    """List the ways in which sites can learn together; of one of them, tell its options as well.
 
     For example:
 
@@ -38,9 +38,14 @@ def strategies(
         return
     from simulations.console import out
 
-    for one in told:
-        for line in lines(one, whole=name is not None):
-            out.print(line, markup=False, soft_wrap=True)
+    if name:
+        listed = list(lines(told[0]))
+    else:
+        width = max(len(one["name"]) for one in told)
+        listed = [f"{one['name']:{width}}  {one['summary']}" for one in told]
+        listed.append("\nfedscan strategies NAME: options, equation and paper of one of them")
+    for line in listed:
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def about(strategy: Strategy) -> dict[str, Any]:
@@ -68,8 +73,8 @@ def about(strategy: Strategy) -> dict[str, Any]:
     }
 
 
-def lines(told: dict[str, Any], *, whole: bool) -> Iterator[str]:
-    """Say it in words; ``whole`` with the equation and paper."""
+def lines(told: dict[str, Any]) -> Iterator[str]:
+    """Say all of it in words."""
     from common.settings import as_words
 
     yield f"{told['name']}: {told['summary']}"
@@ -83,5 +88,4 @@ def lines(told: dict[str, Any], *, whole: bool) -> Iterator[str]:
     yield f"    {', '.join(can)}"
     for option in told["options"]:
         yield f"    {as_words({option['key']: option['default']})}: {option['accepted']}"
-    if whole:
-        yield f"\n{told['about']}"
+    yield f"\n{told['about']}"

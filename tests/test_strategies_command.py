@@ -21,9 +21,10 @@ def told(*words: str) -> str:
 
 
 def test_every_strategy_is_listed_with_its_line():
-    listed = told()
-    for name in strategy_names():
-        assert f"{name}: {load_strategy(name).summary}\n" in listed
+    listed = [line.split("  ", 1) for line in told().splitlines() if "  " in line]
+    assert {name: line.strip() for name, line in listed} == {
+        name: load_strategy(name).summary for name in strategy_names()
+    }
 
 
 @pytest.mark.parametrize("name", strategy_names())
@@ -47,7 +48,6 @@ def test_it_is_said_for_what_a_strategy_is():
 
 def test_an_option_is_told_with_its_default_its_range_and_its_meaning():
     line = "strategy.beta=0.2: a number from 0 below 0.5 (β: share of the sites"
-    assert line in told()
     assert line in told("fedtrimmedavg")
 
 
