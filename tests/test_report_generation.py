@@ -66,7 +66,7 @@ def test_every_part_that_was_promised_is_there(page: Page) -> None:
     assert headings == {*expected, "provenance", "limits"}
     assert "At island, joining lowered the Fréchet distance by" in page.text
     assert "Over all sites together, the Fréchet distance was" in page.text
-    assert "Student's t over 3 repetitions" in page.text
+    assert "Intervals: 95 %, over 3 repetitions, not over who was tested." in page.text
     assert "35.3 % of the bytes" in page.text
     assert "fedscan-brain-r1-p3-v1 (abababababab)" in page.text
     assert "Too few validation scans for it at island" in page.text
@@ -448,7 +448,7 @@ def test_the_terminal_shows_distances(
     compare.show(summary)
     told = lines.getvalue()
     assert "Fréchet distance on test images" in told
-    assert "local at island, seed 2: flagged as copying" in told
+    assert "local at island, repetition 2: flagged as copying" in told
     assert "the Fréchet distance was" in told
     console.show_run(json.loads((run_folder / "summary.json").read_text()))
     assert re.search(r"all +│ +340 │ +180 │", lines.getvalue())
