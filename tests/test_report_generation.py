@@ -27,7 +27,7 @@ from common.metrics_log import Row
 from common.studies.study import load_study
 from simulations import benchmark, collect, compare, console, estimate, federate
 from simulations.plan import Plan, load_plan, presets
-from simulations.report import document, generation_words, looks, pictures, samples
+from simulations.report import charts, document, generation_words, looks, pictures, samples
 from simulations.report.document import read_results, write_report
 from simulations.schedule import end_cell
 
@@ -596,6 +596,7 @@ def test_no_two_models_of_a_comparison_look_alike(preset):
     found = [looks.series(*model) for model in models]
     assert len({(one.colour, one.marker, one.dash) for one in found}) == len(found)
     assert len({(one.marker, one.dash) for one in found}) == len(found)  # in grey, too
+    assert len({charts.legend_key(one) for one in found}) == len(found)
 
 
 def test_a_report_is_its_owners_alone(folder, run_folder):
