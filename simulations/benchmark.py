@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from common.errors import ConfigError, FedscanError, FileError
+from common.errors import ConfigError, FileError
 from common.files import make_folder, write_atomically, write_json
 from common.machine import processor, usable_cpus
 from common.provenance import versions
 from common.reading import read_json
 from common.strategies.strategy import strategy_names
 from common.tasks.task import survey
-from simulations import console
 from simulations.arms import POOL, Work
-from simulations.cell_progress import CellProgress
+from simulations.cell_progress import run_cells
 from simulations.collect import (
     RESULTS,
     SAMPLES,
@@ -37,21 +34,13 @@ from simulations.collect import (
     write_samples,
 )
 from simulations.folders import in_words, locked
-from simulations.launch import (
-    SHARED_NETWORK,
-    neutral_home,
-    offline_environment,
-    process_group,
-)
 from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan
 from simulations.question import MANIFEST, check_folder, question, require_same, usual
 from simulations.results import COLUMNS
 from simulations.schedule import MISSING, STATUS, status_of
 
-WORK = "work.json"  # what the scheduler is to do; there only while it does
 STATE = "state"  # a federation's, at its sites, while it runs
 FINAL = ("done", "diverged")  # running such a cell again would end in the same way
-POLL_SECONDS = 1.0
 
 
 class Benchmark:
@@ -213,34 +202,8 @@ class Benchmark:
         return found
 
     def _schedule(self, cells: list[Cell]) -> None:
-        """Run cells in a group of processes, and show how far they are."""
-        work = self.folder / WORK
-        write_json(work, [asdict(self._work(cell)) for cell in cells])
-        progress = CellProgress({cell: (self._cell(cell), self._rounds(cell)) for cell in cells})
-        with (
-            contextlib.ExitStack() as after,
-            neutral_home() as home,
-            console.steps("Comparing", progress.total) as bar,
-        ):
-            after.callback(work.unlink, missing_ok=True)
-            command = [sys.executable, "-m", "simulations.schedule", str(work)]
-            log = self.folder / "cells" / "ray.log"
-            make_folder(log.parent)
-            # A cell's group ends by itself what the cell has started; Ray would kill it first.
-            environment = {
-                **offline_environment(home),
-                "RAY_kill_child_processes_on_worker_exit": "false",
-            }
-            with process_group(command, cwd=home, environment=environment, log_path=log) as group:
-                if group.shares_network:
-                    bar.tell(SHARED_NETWORK)
-                while not group.ended(POLL_SECONDS):
-                    progress.show(bar)
-                progress.show(bar)
-        if lost := [cell.name for cell in cells if self._status(cell) == MISSING]:
-            raise FedscanError(
-                f"the scheduler ended before {', '.join(lost)}; see {log}. Go on with --resume"
-            )
+        works = [(self._work(cell), self._rounds(cell)) for cell in cells]
+        run_cells(self.folder, "Comparing", "simulations.schedule", works)
 
     def _rounds(self, cell: Cell) -> int:
         """Rounds of all models that a cell trains."""

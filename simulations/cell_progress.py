@@ -1,15 +1,73 @@
-"""How far the cells of a comparison are, told while they run in processes of their own."""
+"""Cells of a comparison run in processes of their own, and tell how far they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from common.errors import FedscanError
+from common.files import make_folder, write_json
 from common.metrics_log import MetricsTail
 from common.run_folder import METRICS
+from simulations import console
+from simulations.arms import Work
 from simulations.console import Steps
+from simulations.launch import SHARED_NETWORK, neutral_home, offline_environment, process_group
 from simulations.plan import Cell
 from simulations.schedule import BEGAN, MISSING, STATUS, status_of
+
+WORK = "work.json"  # what the scheduler is to do; there only while it does
+POLL_SECONDS = 1.0
+
+
+def run_cells(folder: Path, title: str, module: str, works: Sequence[tuple[Work, int]]) -> None:
+    """Run cells in a group of processes, and show how far they are.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the comparison.
+    title : str
+        Of the progress bar.
+    module : str
+        Python runs it with the path of the works' file.
+    works : sequence of tuple of Work and int
+        With the rounds of all models that each cell trains.
+
+    Raises
+    ------
+    FedscanError
+        If a cell has no status in the end.
+    """
+    path, log = folder.absolute() / WORK, folder / "cells" / "ray.log"
+    make_folder(log.parent)
+    write_json(path, [asdict(work) for work, _ in works])
+    progress = CellProgress({work.cell: (Path(work.folder), rounds) for work, rounds in works})
+    with (
+        contextlib.ExitStack() as after,
+        neutral_home() as home,
+        console.steps(title, progress.total) as bar,
+    ):
+        after.callback(path.unlink, missing_ok=True)
+        # A cell's group ends by itself what the cell has started; Ray would kill it first.
+        environment = {
+            **offline_environment(home),
+            "RAY_kill_child_processes_on_worker_exit": "false",
+        }
+        command = [sys.executable, "-m", module, str(path)]
+        with process_group(command, cwd=home, environment=environment, log_path=log) as group:
+            if group.shares_network:
+                bar.tell(SHARED_NETWORK)
+            while not group.ended(POLL_SECONDS):
+                progress.show(bar)
+            progress.show(bar)
+    if lost := [work.cell.name for work, _ in works if status_of(Path(work.folder)) == MISSING]:
+        raise FedscanError(
+            f"the scheduler ended before {', '.join(lost)}; see {log}. Go on with --resume"
+        )
 
 
 class CellProgress:

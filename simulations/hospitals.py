@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.data.phantoms.cohorts import PHANTOM_SEED, phantom_cohort
@@ -50,6 +50,7 @@ def prepare_phantoms(
     *,
     seed: int = PHANTOM_SEED,
     test: int | None = None,
+    n: Mapping[str, int] | None = None,
     quiet: bool = False,
 ) -> dict[str, Path]:
     """Make phantom hospitals in the user's cache, where they are not yet there.
@@ -64,6 +65,8 @@ def prepare_phantoms(
         Of the cohort.
     test : int, optional
         Test subjects of each site, other than the default.
+    n : mapping of str to int, optional
+        Subjects of single sites, other than their own numbers.
     quiet : bool
         Show nothing on the way.
 
@@ -74,8 +77,8 @@ def prepare_phantoms(
     """
     cohort = phantom_cohort(study)
     # Some of a cohort's hospitals, such as the third alone, are among those of a larger number.
-    count = len(sites)
-    while not set(sites) <= (every := cohort.subjects(count, test=test)).keys():
+    count, n = len(sites), n or {}
+    while not set(sites) <= (every := cohort.subjects(count, test=test, n=n)).keys():
         count += 1
     subjects = {name: every[name] for name in sites}
     folders: dict[str, Path] = {}
@@ -88,7 +91,7 @@ def prepare_phantoms(
             before = bar.done
             folders[name] = cohort.ensure(
                 *(name, cache_dir()),
-                **{"seed": seed, "test": test, "workers": usable_cpus()},
+                **{"n": n.get(name), "seed": seed, "test": test, "workers": usable_cpus()},
                 progress=lambda k, name=name: bar.advance(k, name),
             )
             if missing := number - (bar.done - before):

@@ -98,7 +98,7 @@ def features_in_update(model: nn.Module, scan: Dataset) -> Tensor:
         | {"data.size": SIZE, "run.rounds": 100_000}
     )
     before = model.head.weight.detach().clone()
-    train(model, scan, config, device=torch.device("cpu"), seed=0, first_step=0, moments={})
+    train(model, scan, config, device=torch.device("cpu"), seed=0, round_number=1, moments={})
     step = (before - model.head.weight.detach()).double() / config.training.learning_rate
     assert step.abs().max() < 0.999  # else only signs would be left
     return (EPSILON * step / (1 - step.abs()))[1 - int(scan.labels[0])]

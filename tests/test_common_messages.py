@@ -123,6 +123,7 @@ def test_request_says_round_split_and_sources(asked):
     assert dict(asked.content[messages.CONFIG]) == {
         "round": 3,
         "split": "train",
+        "best": 0,
         "sites": [],
         "source-hash": source_hash(),
     }

@@ -67,9 +67,11 @@ def federated(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[InPro
     kept: dict[str, dict[str, torch.Tensor]] = {}
     save = SiteState.save
 
-    def spy(self: SiteState, round_number: int, state: dict[str, torch.Tensor]) -> None:
+    def spy(
+        self: SiteState, round_number: int, state: dict[str, torch.Tensor], *, keep: int
+    ) -> None:
         kept[self.site] = {name: tensor.clone() for name, tensor in state.items()}
-        save(self, round_number, state)
+        save(self, round_number, state, keep=keep)
 
     monkeypatch.setattr(SiteState, "save", spy)
     answers, contexts = clients([{"partition-id": i, "num-partitions": 2} for i in (0, 1)], config)

@@ -27,7 +27,7 @@ from common.metrics_log import Row
 from common.studies.study import load_study
 from simulations import benchmark, collect, compare, console, estimate, federate
 from simulations.plan import Plan, load_plan, presets
-from simulations.report import document, generation_words, looks, pictures, samples
+from simulations.report import charts, document, generation_words, looks, pictures, samples
 from simulations.report.document import read_results, write_report
 from simulations.schedule import end_cell
 
@@ -66,7 +66,7 @@ def test_every_part_that_was_promised_is_there(page: Page) -> None:
     assert headings == {*expected, "provenance", "limits"}
     assert "At island, joining lowered the Fréchet distance by" in page.text
     assert "Over all sites together, the Fréchet distance was" in page.text
-    assert "Student's t over 3 repetitions" in page.text
+    assert "Intervals: 95 %, over 3 repetitions, not over who was tested." in page.text
     assert "35.3 % of the bytes" in page.text
     assert "fedscan-brain-r1-p3-v1 (abababababab)" in page.text
     assert "Too few validation scans for it at island" in page.text
@@ -448,7 +448,7 @@ def test_the_terminal_shows_distances(
     compare.show(summary)
     told = lines.getvalue()
     assert "Fréchet distance on test images" in told
-    assert "local at island, seed 2: flagged as copying" in told
+    assert "local at island, repetition 2: flagged as copying" in told
     assert "the Fréchet distance was" in told
     console.show_run(json.loads((run_folder / "summary.json").read_text()))
     assert re.search(r"all +│ +340 │ +180 │", lines.getvalue())
@@ -596,6 +596,7 @@ def test_no_two_models_of_a_comparison_look_alike(preset):
     found = [looks.series(*model) for model in models]
     assert len({(one.colour, one.marker, one.dash) for one in found}) == len(found)
     assert len({(one.marker, one.dash) for one in found}) == len(found)  # in grey, too
+    assert len({charts.legend_key(one) for one in found}) == len(found)
 
 
 def test_a_report_is_its_owners_alone(folder, run_folder):

@@ -291,7 +291,7 @@ def test_a_federation_has_one_site_more_side_by_side_than_its_cell_has_cpus(
 ) -> None:
     asked = []
 
-    def refuse(config, resources, *, quiet):
+    def refuse(config, resources, *, phantoms, quiet):
         asked.append(resources.cpus)
         raise RuntimeError
 

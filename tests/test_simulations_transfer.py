@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tiny import dataset
 from typer.testing import CliRunner
 
+from common.data.phantoms import cohorts as phantom_cohorts
 from common.errors import ConfigError
 from common.studies.study import read_study
 from simulations.cli import app
@@ -346,17 +347,17 @@ def test_each_repetition_has_hospitals_of_its_own_and_the_target_enough_scans(
 ):
     made: list[tuple[str, int, int]] = []
 
-    def brains(cache: Path, name: str, *, n: int, seed: int, workers: int) -> Path:
+    def brains(cache: Path, name: str, *, n: int, seed: int, **_how) -> Path:
         made.append((name, n, seed))
         return cache / name
 
-    def lesions(cache: Path, name: str, *, patients: int | None, seed: int, workers: int) -> Path:
+    def lesions(cache: Path, name: str, *, patients: int | None, seed: int, **_how) -> Path:
         made.append((name, patients or 0, seed))
         return cache / name
 
     monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path))
-    monkeypatch.setattr(cohorts, "ensure_brains", brains)
-    monkeypatch.setattr(cohorts, "ensure_lesions", lesions)
+    monkeypatch.setattr(phantom_cohorts, "ensure_brains", brains)
+    monkeypatch.setattr(phantom_cohorts, "ensure_lesions", lesions)
     folders = cohorts.phantoms("brain-sex", 3, "island", 80, 1004)
     assert list(folders) == ["north", "south", "island"]
     assert made == [("north", 200, 1004), ("south", 120, 1004), ("island", 100, 1004)]

@@ -19,6 +19,7 @@ from common.errors import ConfigError, DataContractError, FedscanError
 from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
 from common.models.site_statistics import SD_FLOOR
 from common.models.slice_classifier import DiscriminatorClassifier, SliceClassifier
+from common.strategies.strategy import load_strategy
 from common.studies.study import read_study
 from common.tasks.classification import score
 from common.tasks.generation_networks import architecture
@@ -174,15 +175,21 @@ def test_training_learns_what_tells_the_classes_apart(name: str) -> None:
     assert ((predicted(model, images) > 0.5) == (images.labels == 1)).mean() > 0.9
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.1])
-def test_frozen_weights_do_not_change_in_a_bit_and_have_no_moments(mu: float) -> None:
-    settings = config(weight_decay=1.0, mu=mu, name="fedprox" if mu else "fedavg")
+@pytest.mark.parametrize("strategy", [{}, {"name": "fedprox", "strategy.mu": 0.1}])
+def test_frozen_weights_do_not_change_in_a_bit_and_have_no_moments(strategy: dict) -> None:
+    settings = config(weight_decay=1.0, **strategy)
     model = classification.build_model(settings, NORTH)
     before, head = of_discriminator(model), model.head.weight.clone()
-    done = classification.fit(model, data(), settings, place=NORTH, round_number=1, private={})
-    again = classification.fit(
-        model, data(), settings, place=NORTH, round_number=2, private=done.private
-    )
+    private = {}
+    for number in (1, 2):
+        again = classification.fit(
+            *(model, data(), settings),
+            place=NORTH,
+            round_number=number,
+            private=private,
+            hooks=load_strategy(settings.strategy.name).hooks(settings, {}, {}),
+        )
+        private = again.private
     assert all(torch.equal(v, before[k]) for k, v in of_discriminator(model).items())
     assert not torch.equal(model.head.weight, head)
     assert {name.split("/")[0] for name in again.private} == {"head.weight", "head.bias"}

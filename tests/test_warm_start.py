@@ -124,9 +124,9 @@ def test_size_of_the_images_may_differ_and_is_told(tmp_path):
 
 def test_shapes_that_differ_are_named_both(tmp_path):
     state = classification.build_model(config()).state_dict()
-    state["features.3.weight"] = torch.zeros(8, 1, 3, 3, 3)
+    state["features.2.weight"] = torch.zeros(8, 1, 3, 3, 3)
     told = refused(made(tmp_path, state=state))
-    assert "features.3.weight has the shape (8, 1, 3, 3, 3), and (16, 1, 3, 3, 3)" in told
+    assert "features.2.weight has the shape (8, 1, 3, 3, 3), and (16, 1, 3, 3, 3)" in told
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_deployed_site_accepts_a_warm_start_by_its_fingerprint_alone(tmp_path):
 def test_run_without_a_warm_start_brings_what_is_shared_alone():
     state = begin(config(name="fedbn"), SiteContext("server", SITES, CPU))
     assert not state.unshared
-    assert "head.weight" in state.shared and "features.4.weight" not in state.shared
+    assert "head.weight" in state.shared and "features.3.weight" not in state.shared
 
 
 # Which layers learn, and how much
@@ -357,7 +357,7 @@ def test_first_step_of_a_layer_is_its_share_of_the_learning_rate():
     before = classification.build_model(config()).state_dict()
     whole, _ = train(data, config(**values))
     part, _ = train(data, config(**values, layer_decay=0.5))
-    for name, share in [("features.3.weight", 0.25), ("features.6.weight", 0.5), (HEAD[0], 1.0)]:
+    for name, share in [("features.2.weight", 0.25), ("features.5.weight", 0.5), (HEAD[0], 1.0)]:
         lengths = [(one[name] - before[name]).norm() for one in (part, whole)]
         assert lengths[0] / lengths[1] == pytest.approx(share, rel=1e-3)
 

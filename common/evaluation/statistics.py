@@ -120,7 +120,7 @@ def signed_rank_p(differences: ArrayLike) -> float:
     # Metrics move in steps of 1/n: equal steps must tie, however their floats were rounded.
     d = np.round(np.asarray(differences, dtype=float), 12)
     d = d[d != 0]
-    # SciPy's wilcoxon is exact with ties by permutation only, a second a test at 13 seeds. Twice
+    # SciPy's wilcoxon is exact with ties by permutation only, a second a test at 13 values. Twice
     # a rank is whole, so the patterns with a given sum can be counted rank by rank instead.
     ranks = (2 * rankdata(np.abs(d))).astype(int)
     share = np.ones(1)  # of the patterns, by their doubled sum of ranks

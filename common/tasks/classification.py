@@ -349,7 +349,7 @@ class Classification(Task):
         rate, decay = config.training.learning_rate, config.training.layer_decay
         rates = {"training.learning-rate": rate}
         if decay != 1 and config.model.trains == "all":
-            below = len(layers_of(self._built(config, None))) - 1
+            below = len(layers_of(build(config, ()))) - 1
             rates["training.layer-decay: learning rate of the lowest layer"] = rate * decay**below
         return rates
 

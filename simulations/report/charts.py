@@ -229,6 +229,12 @@ def legend_key(one: Series) -> Markup:
         "s": '<path d="M13 3H21V11H13Z"/>',
         "^": '<path d="M17 2L22 11H12Z"/>',
         "D": '<path d="M17 1L23 7L17 13L11 7Z"/>',
+        "v": '<path d="M17 12L12 3H22Z"/>',
+        "<": '<path d="M12 7L21 2V12Z"/>',
+        ">": '<path d="M22 7L13 2V12Z"/>',
+        "P": '<path d="M15 2H19V5H22V9H19V12H15V9H12V5H15Z"/>',
+        "X": '<path d="M14 1L17 4L20 1L23 4L20 7L23 10L20 13L17 10L14 13L11 10L14 7L11 4Z"/>',
+        "*": '<path d="M17 1L18.6 5.3H23L19.5 8.2L20.8 13L17 10L13.2 13L14.5 8.2L11 5.3H15.4Z"/>',
     }[one.marker]
     return Markup(
         '<svg viewBox="0 0 34 14" width="34" height="14" aria-hidden="true"><path d="M1 7H33" '

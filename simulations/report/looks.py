@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import cycle, product
 from typing import Any
 
 import pandas as pd
+
+from common.strategies.strategy import strategy_names
 
 # After Okabe and Ito's palette, distinct for colour-blind eyes; the page's style names them too.
 COLOURS = {
@@ -16,7 +19,9 @@ COLOURS = {
     "fedprox": "#a3478a",
     "other": "#6b7480",
 }
-DASHES = {"": (), "2 3": (2, 3), "7 3": (7, 3), "9 2": (9, 2), "3 2": (3, 2)}
+DASHES = {
+    dash: tuple(map(int, dash.split())) for dash in ("", "2 3", "7 3", "9 2", "3 2", "8 3 2 3")
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,22 @@ _LOOKS = {
             ("float16", "float16", "other", "D", ""),
         )
     },
+}
+# Every other strategy, and the variants of presets that have many: markers that nothing above has.
+_VARIANTS = (
+    *("threshold", "statistics", "harmonized", "source-only", "with-labels"),
+    *("fedavg-epochs", "fednova-epochs"),
+    *("trimmed", "krum-of-three", "multikrum-of-three", "bulyan-of-three"),
+)
+_OTHERS = [name for name in strategy_names() if ("federated", name) not in _LOOKS]
+_LOOKS |= {
+    ("federated", name): ("Federated", name, colour, marker, dash)
+    for name, (dash, marker), colour in zip(
+        (*_OTHERS, *_VARIANTS),
+        product(DASHES, "vPX*<>"),
+        cycle(("fedavg", "other", "fedprox")),
+        strict=False,
+    )
 }
 
 

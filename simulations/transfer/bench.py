@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from common.errors import FedscanError
 from common.files import make_folder, write_atomically, write_json
 from common.machine import processor, usable_cpus
 from common.provenance import PACKAGES, source_hash, versions
-from simulations import console
 from simulations.arms import POOL
-from simulations.benchmark import FINAL, MANIFEST, POLL_SECONDS, WORK, check_folder, require_same
-from simulations.cell_progress import CellProgress
+from simulations.benchmark import FINAL
+from simulations.cell_progress import run_cells
 from simulations.collect import RESULTS, SUMMARY
 from simulations.folders import locked
-from simulations.launch import SHARED_NETWORK, neutral_home, offline_environment, process_group
 from simulations.plan import Cell
+from simulations.question import MANIFEST, check_folder, require_same
 from simulations.results import read_table
-from simulations.schedule import MISSING, end_cell, status_of
+from simulations.schedule import end_cell, status_of
 from simulations.transfer.curve import markdown, summarize
 from simulations.transfer.figure import draw
 from simulations.transfer.plan import AS_IT_IS, SCRATCH, SOURCE, TARGET, Plan, Protocol
@@ -171,36 +166,9 @@ class Transfer:
         return len(work.sizes) * max(1, work.folds)
 
     def _schedule(self, cells: list[Cell]) -> None:
-        """Run cells in a group of processes, and show how far they are."""
-        works = {cell: self._work(cell) for cell in cells}
-        path, log = self.folder / WORK, self.folder / "cells" / "ray.log"
-        make_folder(log.parent)
-        write_json(path, [asdict(work) for work in works.values()])
         title = "Source" if cells[0].arm == SOURCE else "Target"
-        progress = CellProgress(
-            {cell: (self._cell(cell), self._steps(work)) for cell, work in works.items()}
-        )
-        with (
-            contextlib.ExitStack() as after,
-            neutral_home() as home,
-            console.steps(title, progress.total) as bar,
-        ):
-            after.callback(path.unlink, missing_ok=True)
-            environment = {
-                **offline_environment(home),
-                "RAY_kill_child_processes_on_worker_exit": "false",
-            }
-            command = [sys.executable, "-m", "simulations.transfer", str(path.absolute())]
-            with process_group(command, cwd=home, environment=environment, log_path=log) as group:
-                if group.shares_network:
-                    bar.tell(SHARED_NETWORK)
-                while not group.ended(POLL_SECONDS):
-                    progress.show(bar)
-                progress.show(bar)
-        if lost := [cell.name for cell in cells if status_of(self._cell(cell)) == MISSING]:
-            raise FedscanError(
-                f"the scheduler ended before {', '.join(lost)}; see {log}. Go on with --resume"
-            )
+        works = [(work, self._steps(work)) for work in map(self._work, cells)]
+        run_cells(self.folder, title, "simulations.transfer", works)
 
     def _collect(self) -> dict[str, Any]:
         """Write results, summary, figure and report from the cells' folders."""

@@ -9,18 +9,11 @@ import numpy as np
 
 from common.config.run_config import RunConfig
 from common.data.image_table import ImageTable
-from common.data.phantoms.cohorts import (
-    ensure_brains,
-    ensure_lesions,
-    phantom_cohort,
-    phantom_sites,
-)
+from common.data.phantoms.cohorts import phantom_cohort, phantom_sites
 from common.data.site_data import read_table
 from common.errors import ConfigError
-from common.machine import usable_cpus
-from common.paths import cache_dir
 from common.tasks.task import survey
-from simulations import console
+from simulations.hospitals import prepare_phantoms
 from simulations.transfer.plan import Protocol
 
 FEWEST_TESTED = 30  # people; of fewer a test split says too little
@@ -41,26 +34,14 @@ def phantoms(study: str, count: int, target: str, scans: int, seed: int) -> dict
     seed : int
         Of the cohort.
     """
-    usual, workers = phantom_cohort(study).subjects(count), usable_cpus()
-    names = list(usual)
-    if target not in names:
-        raise ConfigError(f"--target {target}: accepted is one of {', '.join(names)}")
-    folders = {}
-    with console.steps(f"Hospitals of repetition {seed}", len(names)) as bar:
-        for name in names:
-            if study == "brain-sex":
-                n = phantom_sites(count)[name]
-                if name == target:
-                    n = max(n, brains_for(scans))
-                folders[name] = ensure_brains(cache_dir(), name, n=n, seed=seed, workers=workers)
-            else:
-                # Of two patients about three pictures are to learn from.
-                patients = max(usual[name], scans) if name == target else None
-                folders[name] = ensure_lesions(
-                    cache_dir(), name, patients=patients, seed=seed, workers=workers
-                )
-            bar.advance(1, name)
-    return folders
+    usual = phantom_cohort(study).subjects(count)
+    if target not in usual:
+        raise ConfigError(f"--target {target}: accepted is one of {', '.join(usual)}")
+    if study == "brain-sex":
+        n = max(phantom_sites(count)[target], brains_for(scans))
+    else:  # of two patients about three pictures are to learn from
+        n = max(usual[target], scans)
+    return prepare_phantoms(study, list(usual), seed=seed, n={target: n})
 
 
 def brains_for(scans: int) -> int:

@@ -80,7 +80,7 @@ def transfer(
     from common.paths import cache_dir
     from simulations import console
     from simulations.benchmark import check_folder
-    from simulations.federate import count_sites
+    from simulations.hospitals import count_sites
     from simulations.launch import Resources
     from simulations.transfer.bench import FIGURE, REPORT, Transfer
     from simulations.transfer.cohorts import phantoms, poorest, protocol_of

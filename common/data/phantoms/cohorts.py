@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ class PhantomCohort:
         Hospitals that have names of their own.
     subjects : callable
         Given a number of hospitals, how many subjects each has, by name; the last is the data-poor
-        one. By keyword: ``test``, as of ``ensure``.
+        one. By keyword: ``test``, as of ``ensure``, and ``n``, as of ``ensure`` by name.
     ensure : callable
         Given a hospital's name and a cache, returns the hospital's folder, made if need be. By
         keyword: ``n``, other than its own number of subjects; ``seed`` of the cohort, of whom
@@ -178,8 +178,11 @@ def ensure(cache: Path, site: str, spec: list[object], write: Write) -> Path:
     return folder
 
 
-def _brain_subjects(count: int, *, test: int | None = None) -> dict[str, int]:
-    return {name: n + (test or PHANTOM_TEST) for name, n in phantom_sites(count).items()}
+def _brain_subjects(
+    count: int, *, test: int | None = None, n: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    own = phantom_sites(count)
+    return {name: (n or {}).get(name, own[name]) + (test or PHANTOM_TEST) for name in own}
 
 
 def _ensure_brain(
@@ -191,7 +194,9 @@ def _ensure_brain(
     return ensure_brains(cache, site, n=n, n_test=test or PHANTOM_TEST, **how)
 
 
-def _lesion_subjects(count: int, *, test: int | None = None) -> dict[str, int]:
+def _lesion_subjects(
+    count: int, *, test: int | None = None, n: Mapping[str, int] | None = None
+) -> dict[str, int]:
     # The progress of those who are added to the test counts with the others'.
     from common.data.phantoms.lesion_cohorts import HOSPITALS
 
@@ -201,7 +206,8 @@ def _lesion_subjects(count: int, *, test: int | None = None) -> dict[str, int]:
             f"--sites {count}: skin-lesions has {len(names)} simulated hospitals, "
             f"{', '.join(names)}"
         )
-    return {name: HOSPITALS[name].patients for name in [*names[: count - 1], names[-1]]}
+    own = {name: HOSPITALS[name].patients for name in [*names[: count - 1], names[-1]]}
+    return {name: (n or {}).get(name, own[name]) for name in own}
 
 
 def _ensure_lesion(
