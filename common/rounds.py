@@ -7,7 +7,7 @@ is what :class:`Sites` stands for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -157,18 +157,22 @@ class Sites(Protocol):
         """Write metrics to the run's log."""
 
 
-def require_sites(config: RunConfig, number: int) -> None:
-    """Refuse fewer sites than the strategy needs.
+def require_sites(config: RunConfig, sites: Collection[str]) -> None:
+    """Refuse fewer sites than the strategy needs, and names of sites that there are not.
 
     Raises
     ------
     ConfigError
     """
     needed = load_strategy(config.strategy.name).sites_needed(config)
-    if number < needed:
+    if len(sites) < needed:
         raise ConfigError(
-            f"strategy '{config.strategy.name}' needs {needed} sites and there are {number}: "
-            "choose another, or other options"
+            f"strategy '{config.strategy.name}' needs {needed} sites and there are "
+            f"{len(sites)}: choose another, or other options"
+        )
+    if strange := set(config.data.unlabelled_sites) - set(sites):
+        raise ConfigError(
+            f"data.unlabelled: there is no site '{min(strange)}': accepted are {', '.join(sites)}"
         )
 
 
@@ -181,13 +185,8 @@ def begin(config: RunConfig, place: SiteContext) -> RunState:
         There are too few sites for the strategy, ``data.unlabelled`` names one that there is not,
         or the weights to begin with cannot be read.
     """
-    require_sites(config, len(place.sites))
+    require_sites(config, place.sites)
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
-    if strange := set(config.data.unlabelled_sites) - set(place.sites):
-        raise ConfigError(
-            f"data.unlabelled: there is no site '{min(strange)}': accepted are "
-            f"{', '.join(place.sites)}"
-        )
     model = task.build_model(config, place)
     for note in task.warm_start(model, config):
         log.info("%s", note)

@@ -34,7 +34,7 @@ from common.paths import cache_dir
 from common.rounds import Measured, RunState, Update, begin, run_rounds
 from common.run_folder import METRICS, SUMMARY
 from common.selection import Judged
-from common.strategies.strategy import State
+from common.strategies.strategy import State, load_strategy
 from common.tasks.task import SiteContext, load_task, read_run_config
 from simulations.plan import PRETRAINING, USE, Cell
 from simulations.results import COLUMNS
@@ -356,7 +356,10 @@ def _federated(work: Work) -> list[dict[str, Any]]:
     phantoms = {site: Path(at) for site, at in work.sites.items()}
     run_folder, summary = federate(config, resources, phantoms=phantoms, quiet=True)
     spent = {"bytes_up": summary["bytes_up"], "bytes_down": summary["bytes_down"]}
-    images, rows = [one["n_train"] for one in summary["sites"].values()], []
+    trained = {**summary["sites"]}
+    if not load_strategy(config.strategy.name).uses_unlabelled:
+        trained = {n: one for n, one in trained.items() if n not in config.data.unlabelled_sites}
+    images, rows = [one["n_train"] for one in trained.values()], []
     for row in read_rows(run_folder / METRICS):
         if row.name.startswith(BYTES) or row.name == UNUSABLE:
             continue

@@ -165,7 +165,7 @@ def benchmark(
         ),
     ] = None,
     same_cohort: Annotated[
-        bool, typer.Option("--same-cohort", help="The first's people in every repetition.")
+        bool, typer.Option("--same-cohort", help="The people of `fedscan run` in every repetition.")
     ] = False,
     seeds: Annotated[int | None, renamed_option("--seeds")] = None,
     first_seed: Annotated[int | None, renamed_option("--first-seed")] = None,

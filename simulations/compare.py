@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError
 from common.evaluation.statistics import NO_INTERVAL, WITHOUT
 from common.machine import usable_cpus
@@ -21,7 +20,7 @@ from simulations.benchmark import Benchmark
 from simulations.contrasts import QUESTIONS
 from simulations.estimate import estimate_seconds
 from simulations.federate import check_extractor, survey_cohort
-from simulations.hospitals import count_sites, prepare_phantoms
+from simulations.hospitals import count_sites, prepare_phantoms, site_names
 from simulations.launch import Resources
 from simulations.measures import measure
 from simulations.plan import Plan, load_plan, presets
@@ -67,7 +66,8 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     for cell in (cell for stage in plan.stages() for cell in stage):
         # Every fault of the configuration is met before anything starts.
         configs.append(config := plan.config(cell, base))
-        require_sites(config, count)
+        names = site_names(request.cohort, config.study, count)
+        require_sites(config, names)
         threads = config.run.threads
         if cell.arm == "centralized":
             try:
@@ -90,12 +90,11 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     cohorts: dict[int, dict[str, Path]] = {}
     if request.cohort is None:
         study, test = configs[0].study, plan.test_scans or None
-        names = list(phantom_cohort(study).subjects(count))
         made = {
             seed: prepare_phantoms(study, names, seed=seed, test=test)
             for seed in dict.fromkeys(plan.cohort_seeds.values())
         }
-        sites = made[plan.first_repetition]
+        sites = made[plan.cohort_seeds[plan.first_repetition]]
         if len(made) > 1:
             cohorts = {seed: made[cohort] for seed, cohort in plan.cohort_seeds.items()}
     else:

@@ -23,7 +23,7 @@ from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.selection import due
 from simulations import console
 from simulations.flower_command import START_SECONDS
-from simulations.hospitals import prepare_phantoms
+from simulations.hospitals import prepare_phantoms, site_names
 from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
 from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
 
@@ -159,7 +159,9 @@ def federate(
     from common.tasks.task import survey
 
     resources.check()
-    require_sites(config, resources.sites)
+    cohort = Path(config.data.cohort_dir) if config.data.cohort_dir else None
+    names = phantoms or site_names(cohort, config.study, resources.sites)
+    require_sites(config, sorted(names))
     if refused := SitePolicy.of_site(simulated=True).objections(config):
         raise ConfigError(
             f"the policy that {VARIABLE} names refuses this run: {'; '.join(refused)}"

@@ -44,6 +44,15 @@ def count_sites(cohort: Path | None, sites: int | None, test_scans: int | None =
     return len(found)
 
 
+def site_names(cohort: Path | None, study: str, count: int) -> list[str]:
+    """Name the sites of a cohort, or so many simulated hospitals of a study."""
+    if cohort is None:
+        return list(phantom_cohort(study).subjects(count))
+    from common.imaging.bids import list_sites
+
+    return sorted(list_sites(cohort))
+
+
 def prepare_phantoms(
     study: str,
     sites: Sequence[str],

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.config.renamed import OF_COMPARISONS
 from common.config.run_config import OF_CLASSIFICATION, RunConfig, flatten
+from common.data.phantoms.cohorts import PHANTOM_SEED
 from common.errors import ConfigError
 from common.settings import did_you_mean
 from common.strategies.strategy import load_strategy, strategy_names
@@ -41,7 +42,7 @@ OPTIONS = {  # what a comparison decides for all cells alike
 SHARED = (
     *("study", "data.cohort-dir", "run.min-sites", "run.connect-timeout", "run.reply-timeout"),
     *("run.device", "run.threads", "run.seed"),
-    *("model.gan", "model.gan-changes", "model.extractor"),
+    *("model.gan", "model.gan-changes", "model.extractor", "data.harmonize"),
 )
 
 
@@ -62,7 +63,8 @@ class Plan(BaseModel):
     first_repetition : int
         Where their seeds begin: 0, or beyond those that a recipe was chosen on.
     same_cohort : bool
-        Simulated hospitals keep the people of the first repetition, as a cohort of one's own does.
+        Simulated hospitals have the people of ``fedscan run`` in every repetition, as a cohort of
+        one's own has its own.
     test_scans : int
         Test subjects of each simulated hospital; 0: the default.
     centralized_batch : {"large", "small"}
@@ -146,9 +148,8 @@ class Plan(BaseModel):
 
     @property
     def cohort_seeds(self) -> dict[int, int]:
-        """Of each repetition's simulated hospitals the seed."""
-        same = self.first_repetition
-        return {seed: same if self.same_cohort else seed for seed in self.seed_range}
+        """Of each repetition's simulated hospitals the seed; of one cohort that of the usual."""
+        return {seed: PHANTOM_SEED if self.same_cohort else seed for seed in self.seed_range}
 
     @property
     def reference_strategy(self) -> str:
@@ -330,6 +331,11 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     if (plan.pretraining or plan.use) and run.get("task", task) != task:
         raise ConfigError(
             f"--set task={run['task']}: preset '{preset}' is made for {task}. Choose another preset"
+        )
+    if "local" in plan.arms and plan.run.get("data.unlabelled"):
+        raise ConfigError(
+            "data.unlabelled: a site without labels cannot train by itself: leave local out of "
+            "--arms"
         )
     if "federated" not in plan.arms and overrides.get("strategies"):
         raise ConfigError("--strategies has no effect without the arm federated: leave it out")

@@ -91,5 +91,6 @@ def require_same(folder: Path, asked: Mapping[str, Any]) -> None:
 
 def usual(plan: Plan, base: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of no variant."""
-    plain = next((name for name in plan.strategies if name not in plan.variants), "")
+    reference = plan.reference_strategy
+    plain = "" if reference in plan.variants else reference
     return plan.config(Cell("", plain, plan.first_repetition), base)

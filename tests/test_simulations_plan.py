@@ -365,7 +365,7 @@ def test_the_headline_is_five_new_cohorts_and_the_default_one_repetition() -> No
     assert headline.cohort_seeds == {seed: seed for seed in range(5)}
     assert default.cohort_seeds == {0: 0}
     same = load_plan("headline", {"same-cohort": True, "first-repetition": 1000}, {})
-    assert same.cohort_seeds == dict.fromkeys(range(1000, 1005), 1000)
+    assert same.cohort_seeds == dict.fromkeys(range(1000, 1005), 0)
 
 
 @pytest.mark.parametrize(("option", "now"), [("--seeds", "--repetitions"),

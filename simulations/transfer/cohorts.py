@@ -38,10 +38,12 @@ def phantoms(study: str, count: int, target: str, scans: int, seed: int) -> dict
     if target not in usual:
         raise ConfigError(f"--target {target}: accepted is one of {', '.join(usual)}")
     if study == "brain-sex":
-        n = max(phantom_sites(count)[target], brains_for(scans))
+        own, needed = phantom_sites(count)[target], brains_for(scans)
     else:  # of two patients about three pictures are to learn from
-        n = max(usual[target], scans)
-    return prepare_phantoms(study, list(usual), seed=seed, n={target: n})
+        own, needed = usual[target], scans
+    # As it is, where that is enough: a hospital of lesions then tests people of every diagnosis.
+    n = {target: needed} if needed > own else {}
+    return prepare_phantoms(study, list(usual), seed=seed, n=n)
 
 
 def brains_for(scans: int) -> int:
@@ -84,11 +86,11 @@ def protocol_of(
     rarest = min(_people_of_rarest(table) for table in tables)
     count = asked
     if count is None:
-        count = min(FOLDS, rarest) if tested < FEWEST_TESTED else 0
+        count = min(FOLDS, rarest) if tested < FEWEST_TESTED and rarest > 1 else 0
     if count == 1 or count > rarest:
         raise ConfigError(
             f"site '{target}': no cross-validation of {count} folds can be, since its rarest class "
-            f"is of {rarest} people: --folds 2 to as many, or 0 for its test split"
+            f"is of {rarest} people: --folds takes 2 to so many, or 0 for its test split"
         )
     there = min(
         len(table) - -(-len(table) // count) if count else len(table.rows("train"))
