@@ -65,6 +65,12 @@ class SiteClient:
         self.site: Site = locate_site(node_config, self.config, cache_dir())
         self.policy = SitePolicy.of_site(simulated=self.site.simulated)
         self.policy.require(self.site.name, self.config)
+        if not self.site.simulated and self.site.name in self.config.data.unlabelled_sites:
+            # Without labels of its own it would accept weights that its training does not explain.
+            raise ConfigError(
+                f"site '{self.site.name}': data.unlabelled is for hospitals of one owner, who "
+                "knows all labels: leave the site's name out"
+            )
         self.config = _with_own_extractor(self.config, self.site, node_config)
         self.task: Task = load_task(self.config.task)
         self.state = SiteState(self.site.name, context.run_id)
@@ -95,11 +101,14 @@ class SiteClient:
                 f"fewer than {self.policy.min_batch_size} participants to train on",
                 remedy="A batch would repeat them: its policy (min-batch-size) refuses that",
             )
-        if self.config.local_steps(counts["n_train"]) < self.policy.min_local_steps:
+        strategy = load_strategy(self.config.strategy.name)
+        steps = self.config.local_steps(counts["n_train"])
+        if strategy.shared_steps(steps, self.config) < self.policy.min_local_steps:
             raise DataContractError(
                 self.site.name,
-                f"too few images for {self.policy.min_local_steps} steps a round",
-                remedy="Its policy (min-local-steps) refuses that: set more training.local-epochs",
+                f"fewer than {self.policy.min_local_steps} steps a round move what leaves it",
+                remedy="Its policy (min-local-steps) refuses that: set more training.local-epochs "
+                "or local-steps",
             )
         with compute_device(self.config, granted()) as device:
             extractor = self.task.extractor_hash(self.config)
@@ -209,8 +218,8 @@ class SiteClient:
     @property
     def _trains(self) -> bool:
         """Whether the site learns from its images: else no weights can make it tell of them."""
-        named = self.site.name in self.config.data.unlabelled_sites
-        return load_strategy(self.config.strategy.name).uses_unlabelled or not named
+        strategy = load_strategy(self.config.strategy.name)
+        return strategy.trains_at(self.site.name, self.config)
 
     @property
     def _config_digest(self) -> dict[str, str]:

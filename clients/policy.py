@@ -134,6 +134,8 @@ class SitePolicy(Settings):
 
     def objections(self, config: RunConfig) -> list[str]:
         """Say what in a run's configuration the site does not accept, in a line each."""
+        strategy = load_strategy(config.strategy.name)
+        steps = config.training.local_steps
         least = [
             (
                 "training.batch-size",
@@ -143,7 +145,7 @@ class SitePolicy(Settings):
             ),
             (
                 "training.local-steps",
-                config.training.local_steps or self.min_local_steps,  # of epochs: at the start
+                strategy.shared_steps(steps, config) if steps else self.min_local_steps,
                 self.min_local_steps,
                 "min-local-steps",
             ),
@@ -165,7 +167,7 @@ class SitePolicy(Settings):
                     f"{key} = {value:g}, accepted is {self.min_learning_rate:g} to "
                     f"{self.max_learning_rate:g} (min-learning-rate, max-learning-rate)"
                 )
-        pull = load_strategy(config.strategy.name).pull(config)
+        pull = strategy.pull(config)
         if pull > self.max_proximal_mu:
             found.append(
                 f"strategy.mu = {pull:g}, accepted is {self.max_proximal_mu:g} or "

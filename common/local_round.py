@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from common.data.unlabelled import UnlabelledError
 from common.disclosure import WITHHELD
+from common.errors import ConfigError
 from common.evaluation.of_site import Evaluation
 from common.strategies.strategy import (
     COMMON,
@@ -96,6 +99,7 @@ class _Training(SiteTraining):
         self.task, self.model, self.data, self.config = task, model, data, config
         self.place, self.round, self.kept = place, round_number, private
         self.site, self.sites = place.site, place.sites
+        self.steps = config.local_steps(len(data))
         self.weights = whole(task, model, weights, private)
         self.private = with_prefix(private, STRATEGY)
         self.parts = task.parts(model)
@@ -154,10 +158,19 @@ def train_one_round(
         From 1.
     """
     strategy = load_strategy(config.strategy.name)
-    if not strategy.uses_unlabelled and place.site in config.data.unlabelled_sites:
-        return LocalRound({}, dict(received), dict(private))
+    if not strategy.trains_at(place.site, config):
+        weights, arrays = split(received)
+        parts = task.parts(model)
+        shared = {n: t for n, t in weights.items() if strategy.shares(n, parts[n], config)}
+        own = {OWN + n: t for n, t in weights.items() if n not in shared}
+        return LocalRound({}, join(shared, arrays), {**private, **own})
     if not strategy.uses_unlabelled:
         data = data.labelled()  # in a pool there may be others
+    if not len(data):
+        raise ConfigError(
+            "data.unlabelled leaves no image to train on: take out one of its names, or choose a "
+            "strategy that learns from images without labels"
+        )
     site = _Training(
         task,
         model,
@@ -174,9 +187,8 @@ def train_one_round(
         for name, tensor in done.parameters.items()
         if strategy.shares(name, site.parts[name], config)
     }
-    seen = config.local_steps(len(data)) * config.training.batch_size
     statistics = {name: done.arrays[name] for name in strategy.sums_over_people}
-    told = place.disclosure.sums(statistics, min(data.people, seen))
+    told = place.disclosure.sums(statistics, _effective_people(data)) if statistics else {}
     own = {name: tensor for name, tensor in done.parameters.items() if name not in shared}
     parts = {"": site.moments, STRATEGY: done.private, OWN: own}
     return LocalRound(
@@ -184,6 +196,17 @@ def train_one_round(
         join(shared, {**done.arrays, **told}),
         {prefix + name: part[name] for prefix, part in parts.items() for name in part},
     )
+
+
+def _effective_people(data: Dataset) -> int:
+    """Return over how many people a sum over batches counts, in which all classes may be alike.
+
+    Images without a label are a class here. The people of the rarest count most, each as much as if
+    there were as many of every class.
+    """
+    kinds, persons = np.unique(data.labels), np.array(data.persons)
+    fewest = min(len(np.unique(persons[data.labels == kind])) for kind in kinds)
+    return min(data.people, len(kinds) * fewest)
 
 
 class _Tuning(SiteTuning):

@@ -164,11 +164,18 @@ def require_sites(config: RunConfig, sites: Collection[str]) -> None:
     ------
     ConfigError
     """
-    needed = load_strategy(config.strategy.name).sites_needed(config)
-    if len(sites) < needed:
+    strategy = load_strategy(config.strategy.name)
+    needed = strategy.sites_needed(config)
+    learning = [site for site in sites if strategy.trains_at(site, config)]
+    if not learning:
+        raise ConfigError(
+            "data.unlabelled leaves no site to train: take out one of its names, or choose a "
+            "strategy that learns from images without labels"
+        )
+    if len(learning) < needed:
         raise ConfigError(
             f"strategy '{config.strategy.name}' needs {needed} sites and there are "
-            f"{len(sites)}: choose another, or other options"
+            f"{len(learning)}: choose another, or other options"
         )
     if strange := set(config.data.unlabelled_sites) - set(sites):
         raise ConfigError(
@@ -258,14 +265,9 @@ def _train(
     own = strategy.arrays(state.strategy)
     updates = sites.train(number, join(state.shared, own), state)
     state.unshared = {}
-    if not strategy.uses_unlabelled:  # what a site without labels has sent is no update
-        silent = config.data.unlabelled_sites
-        updates = {name: update for name, update in updates.items() if name not in silent}
-        if not updates:
-            raise ConfigError(
-                "data.unlabelled leaves no site to train: take out one of its names, or choose a "
-                "strategy that learns from images without labels"
-            )
+    learning = [name for name in sites.names if strategy.trains_at(name, config)]
+    # What a site that may not learn has sent is no update.
+    updates = {name: update for name, update in updates.items() if name in learning}
     state.fits = {name: update.metrics for name, update in updates.items()}
     weights, arrays = {}, {}
     for name, update in updates.items():
@@ -303,7 +305,7 @@ def _train(
         )
         for name, update in updates.items()
     }
-    participants = len(sites.names)
+    participants = len(learning)
     found, server = strategy.aggregate(
         seen,
         {key: tensor for key, tensor in state.shared.items() if key not in statistics},

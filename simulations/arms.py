@@ -356,9 +356,8 @@ def _federated(work: Work) -> list[dict[str, Any]]:
     phantoms = {site: Path(at) for site, at in work.sites.items()}
     run_folder, summary = federate(config, resources, phantoms=phantoms, quiet=True)
     spent = {"bytes_up": summary["bytes_up"], "bytes_down": summary["bytes_down"]}
-    trained = {**summary["sites"]}
-    if not load_strategy(config.strategy.name).uses_unlabelled:
-        trained = {n: one for n, one in trained.items() if n not in config.data.unlabelled_sites}
+    strategy = load_strategy(config.strategy.name)
+    trained = {n: one for n, one in summary["sites"].items() if strategy.trains_at(n, config)}
     images, rows = [one["n_train"] for one in trained.values()], []
     for row in read_rows(run_folder / METRICS):
         if row.name.startswith(BYTES) or row.name == UNUSABLE:

@@ -24,8 +24,13 @@ def require_features(name: str, config: RunConfig) -> None:
     ------
     ConfigError
     """
-    if config.model.classifier == "gan-features":
+    frozen = {
+        "model.classifier": config.model.classifier == "gan-features",
+        "model.trains": config.model.trains == "head",
+    }
+    for key in (key for key, is_frozen in frozen.items() if is_frozen):
+        value = config.to_flower()[key]
         raise ConfigError(
-            f"run config: strategy '{name}' trains features, and those of model.classifier "
-            "'gan-features' do not learn: choose another of the two"
+            f"run config: strategy '{name}' trains features, and those of {key} '{value}' do not "
+            "learn: choose another of the two"
         )

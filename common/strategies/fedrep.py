@@ -81,9 +81,13 @@ class FedRep(FedPer):
                 "is strategy.head-steps from 1 and below training.local-steps"
             )
 
+    def shared_steps(self, steps: int, config: RunConfig) -> int:
+        """Return those of the body, at least one."""
+        return steps - min(self.options(config).head_steps or steps // 2, steps - 1)
+
     def train(self, site: SiteTraining) -> Trained:
         """Make one training of both phases, so that one schedule and one optimizer go through."""
-        steps = self.options(site.config).head_steps or site.config.training.local_steps // 2
+        steps = site.steps - self.shared_steps(site.steps, site.config)
         head = {name for name, part in site.parts.items() if part == "head"}
         return Trained(site.fit(site.weights, HeadThenBody(head, site.parts.keys() - head, steps)))
 

@@ -99,6 +99,8 @@ class SiteTraining(Protocol):
         All sites of the run, sorted.
     round : int
         From 1.
+    steps : int
+        Optimizer steps in a round.
     weights : mapping of str to Tensor
         All of the model's parameters at the round's beginning: those that the server has sent, and
         the site's own of those that are not shared.
@@ -114,6 +116,7 @@ class SiteTraining(Protocol):
     site: str
     sites: tuple[str, ...]
     round: int
+    steps: int
     weights: State
     arrays: State
     private: State
@@ -219,6 +222,15 @@ class Strategy(ABC):
         """Return how many sites must take part for the server half to have a meaning."""
         del config
         return 1
+
+    def trains_at(self, site: str, config: RunConfig) -> bool:
+        """Tell whether a site learns: not one whose labels are hidden, where labels are needed."""
+        return self.uses_unlabelled or site not in config.data.unlabelled_sites
+
+    def shared_steps(self, steps: int, config: RunConfig) -> int:
+        """Return how many of a round's steps move what leaves a site; sites ask for a few."""
+        del config
+        return steps
 
     def pull(self, config: RunConfig) -> float:
         """Return the weight of a pull of the sites' shared weights towards the server's.
