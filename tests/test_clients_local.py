@@ -270,3 +270,12 @@ def test_state_of_another_run_of_the_site_is_left_alone(site):
         site.ask(EVALUATE, 1, split, trained)
     assert not site.state.folder.exists()
     assert torch.equal(other.load(1)["moment"], torch.ones(2))
+
+
+def test_a_deployed_site_is_not_told_that_it_has_no_labels(tiny_cohort):
+    """It would take weights that its own training does not explain, and test them."""
+    config = RunConfig.from_flower(TINY | {"data.unlabelled": "north"})
+    hospital = Site(config, tiny_cohort)
+    context = Context(7, 5, hospital.node, RecordDict(), config.to_flower())
+    failure = messages.failure_in(app(messages.request(messages.HELLO, 5), context))
+    assert "leave the site's name out" in failure.error

@@ -81,6 +81,10 @@ OUT_OF_BOUNDS = [
     ({"run.rounds": 1001}, "run.rounds = 1001, accepted is 1000 or fewer"),
     ({"task": "generation", "training.batch-size": 2}, "training.batch-size = 2"),
     ({"strategy.name": "fedprox", "strategy.mu": 1e12}, "strategy.mu = 1e+12"),
+    (  # all but one of the round's steps are of the head, which does not leave
+        {"strategy.name": "fedrep", "strategy.head-steps": 39},
+        "training.local-steps = 1, accepted is 2 or more (min-local-steps)",
+    ),
     ({"task": "generation", "model.gan-changes": "augment=off"}, "augment = off"),
     (
         {"task": "generation", "model.gan-changes": "augment=fixed augment-p=1e-9"},

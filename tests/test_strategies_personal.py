@@ -215,3 +215,9 @@ def test_what_a_site_keeps_is_of_numbers_and_shares_no_memory(name):
     places = [tensor.untyped_storage().data_ptr() for tensor in kept]
     assert len(set(places)) == len(places)
     assert set(places).isdisjoint(t.untyped_storage().data_ptr() for t in others)
+
+
+def test_fedrep_leaves_the_body_a_step_however_few_a_site_makes():
+    """By epochs a small site makes fewer steps than the head is to have."""
+    federation = Federation("fedrep", *copy.deepcopy(two(2)), head_steps=30)
+    assert federation.round()["body.weight"] != 0

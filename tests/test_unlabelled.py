@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 from test_data_image_table import HEADER, STUDY, put
 from test_server_rounds import InProcessGrid, clients, simulated
+from tiny import dataset
 
 from clients.orders import require_explained
 from common.data.image_table import NO_CLASS, read_image_table
 from common.data.site_data import read_table
 from common.data.unlabelled import UseOfLabels
 from common.errors import ConfigError, DataContractError, FedscanError
+from common.local_round import _effective_people, train_one_round
 from common.metrics_log import read_rows
-from common.rounds import begin
+from common.rounds import begin, require_sites
 from common.run_folder import METRICS
 from common.strategies.strategy import load_strategy, strategy_names
 from common.studies.study import read_study
@@ -346,3 +348,46 @@ def test_labels_that_are_known_are_all_of_a_usual_data_set(tiny_cohort, session_
     data = load_task("classification").open_split(*where, config, session_cache)
     assert data.labelled() is data
     assert np.all(data.labels >= 0)
+
+
+# What a site that may not learn keeps, and what it counts for
+
+
+def test_a_site_that_may_not_learn_keeps_what_the_first_order_brings_it_to_keep(tmp_path):
+    """Of a warm start that FedBN goes on with: normalizations that no later order brings."""
+    values = {**SHORT, "strategy.name": "fedbn", "data.unlabelled": "island"}
+    config = read_run_config(values)
+    task, place = load_task("classification"), SiteContext("island", SITES, torch.device("cpu"))
+    model = task.build_model(config, place)
+    received = {name: torch.full_like(t, 0.5) for name, t in task.parameters(model).items()}
+    images = dataset(np.random.default_rng(0).random((4, 1, 16, 16, 16), np.float32))
+    done = train_one_round(
+        *(task, model, images, config),
+        received=received,
+        private={},
+        place=place,
+        round_number=1,
+    )
+    parts = task.parts(model)
+    assert done.sent.keys() == {name for name in received if parts[name] != "norm"}
+    assert done.private.keys() == {f"own/{name}" for name in received if parts[name] == "norm"}
+
+
+def test_only_sites_that_learn_count_as_sites_that_a_strategy_needs():
+    values = {"strategy.name": "krum", "data.unlabelled": "a"}
+    with pytest.raises(ConfigError, match="needs 5 sites and there are 4"):
+        require_sites(read_run_config(values), ("a", "b", "c", "d", "e"))
+
+
+def test_a_run_in_which_nobody_may_learn_is_refused_before_the_start():
+    with pytest.raises(ConfigError, match="leaves no site to train"):
+        require_sites(read_run_config({"data.unlabelled": "a b"}), ("a", "b"))
+
+
+def test_sums_over_batches_count_as_over_as_many_people_as_the_rarest_kind_stands_for():
+    """One person of a class that is in every other batch is not one of eleven people."""
+    images = np.zeros((12, 1, 4, 4, 4), np.float32)
+    people = [f"p{k}" for k in range(11)]
+    data = dataset(images, [0] * 10 + [1, 1], [*people[:10], people[10], people[10]])
+    assert data.people == 11
+    assert _effective_people(data) == 2
