@@ -208,6 +208,12 @@ def begin(config: RunConfig, place: SiteContext) -> RunState:
     return RunState(shared, task.first_release(model, config), first, unshared=own)
 
 
+def first_order(state: RunState, config: RunConfig) -> dict[str, Tensor]:
+    """Return all that a run's first order brings: what a site approves by its fingerprint."""
+    arrays = load_strategy(config.strategy.name).arrays(state.strategy)
+    return join({**state.unshared, **state.shared}, arrays)
+
+
 def run_rounds(
     state: RunState, config: RunConfig, sites: Sites, *, place: SiteContext, folder: Path
 ) -> Result:

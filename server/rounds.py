@@ -20,7 +20,16 @@ from common.evaluation.of_site import Evaluation, counts_of_use
 from common.fingerprint import fingerprint
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, Row
-from common.rounds import Measured, Result, RunState, Update, begin, log, run_rounds
+from common.rounds import (
+    Measured,
+    Result,
+    RunState,
+    Update,
+    begin,
+    first_order,
+    log,
+    run_rounds,
+)
 from common.run_folder import RunFolder
 from common.selection import Judged, judge_usable
 from common.strategies.strategy import State
@@ -63,7 +72,7 @@ def _federate(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     state = begin(config, place)
     folder.write_manifest(
         {name: {**site.counts, "device": site.device} for name, site in participants.sites.items()},
-        fingerprint({**state.unshared, **state.shared}),
+        fingerprint(first_order(state, config)),
     )
     log.info("Sites: %s. Run folder: %s", ", ".join(participants.sites), folder.path)
     sites = RemoteSites(participants, config, folder, began)

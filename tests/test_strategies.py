@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from common.averages import weighted_mean
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.evaluation.of_site import Evaluation
+from common.fingerprint import fingerprint
 from common.rounds import RunState, Update, begin, run_rounds
 from common.selection import Judged
 from common.strategies.strategy import SiteUpdate, join, load_strategy, split, strategy_names
@@ -232,6 +234,9 @@ def test_further_arrays_of_a_strategy_travel_in_messages(
     orders = [m for m in grid.requests if m.metadata.message_type == messages.TRAIN]
     assert all("strategy/rounds" in order.content[messages.ARRAYS] for order in orders)
     assert (tmp_path / "run" / "model.safetensors").is_file()
+    if transport == "float32":  # a site approves what it gets: weights and further arrays
+        told = json.loads((tmp_path / "run" / "manifest.json").read_text())["first_weights"]
+        assert told == fingerprint(messages.unpack(orders[0].content[messages.ARRAYS]))
 
 
 GENERATION = {
