@@ -157,30 +157,39 @@ class Sites(Protocol):
         """Write metrics to the run's log."""
 
 
-def require_sites(config: RunConfig, sites: Collection[str]) -> None:
-    """Refuse fewer sites than the strategy needs, and names of sites that there are not.
+def require_number(config: RunConfig, sites: int) -> None:
+    """Refuse fewer sites than the strategy needs, of those that may learn.
 
     Raises
     ------
     ConfigError
     """
-    strategy = load_strategy(config.strategy.name)
-    needed = strategy.sites_needed(config)
-    learning = [site for site in sites if strategy.trains_at(site, config)]
-    if not learning:
+    strategy, hidden = load_strategy(config.strategy.name), config.data.unlabelled_sites
+    learning = sites - sum(not strategy.trains_at(site, config) for site in hidden)
+    if learning < 1:
         raise ConfigError(
             "data.unlabelled leaves no site to train: take out one of its names, or choose a "
             "strategy that learns from images without labels"
         )
-    if len(learning) < needed:
+    if learning < (needed := strategy.sites_needed(config)):
         raise ConfigError(
-            f"strategy '{config.strategy.name}' needs {needed} sites and there are "
-            f"{len(learning)}: choose another, or other options"
+            f"strategy '{config.strategy.name}' needs {needed} sites and there are {learning}: "
+            "choose another, or other options"
         )
+
+
+def require_sites(config: RunConfig, sites: Collection[str]) -> None:
+    """Refuse too few sites, and a run that names one that there is not.
+
+    Raises
+    ------
+    ConfigError
+    """
     if strange := set(config.data.unlabelled_sites) - set(sites):
         raise ConfigError(
             f"data.unlabelled: there is no site '{min(strange)}': accepted are {', '.join(sites)}"
         )
+    require_number(config, len(sites))
 
 
 def begin(config: RunConfig, place: SiteContext) -> RunState:

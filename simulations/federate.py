@@ -18,7 +18,7 @@ from common.files import make_folder, write_atomically
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.reading import read_json
-from common.rounds import require_sites
+from common.rounds import require_number, require_sites
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
 from common.selection import due
 from simulations import console
@@ -159,9 +159,7 @@ def federate(
     from common.tasks.task import survey
 
     resources.check()
-    cohort = Path(config.data.cohort_dir) if config.data.cohort_dir else None
-    names = phantoms or site_names(cohort, config.study, resources.sites)
-    require_sites(config, sorted(names))
+    require_number(config, resources.sites)
     if refused := SitePolicy.of_site(simulated=True).objections(config):
         raise ConfigError(
             f"the policy that {VARIABLE} names refuses this run: {'; '.join(refused)}"
@@ -175,7 +173,8 @@ def federate(
     if config.data.cohort_dir:
         phantoms = None
     else:
-        names = list(phantom_cohort(config.study).subjects(resources.sites))
+        names = site_names(None, config.study, resources.sites)
+        require_sites(config, names)
         phantoms = phantoms or prepare_phantoms(config.study, names, test=test_scans, quiet=quiet)
         if config.model.adapt == "center":  # which not every site's classes allow
             for site, folder in phantoms.items():
