@@ -363,7 +363,10 @@ def test_each_repetition_has_hospitals_of_its_own_and_the_target_enough_scans(
     assert made == [("north", 200, 1004), ("south", 120, 1004), ("island", 100, 1004)]
     made.clear()
     cohorts.phantoms("skin-lesions", 3, "island", 80, 1005)
-    assert made == [("north", 0, 1005), ("south", 0, 1005), ("island", 100, 1005)]
+    assert made == [("north", 0, 1005), ("south", 0, 1005), ("island", 0, 1005)]  # 100 patients
+    made.clear()
+    cohorts.phantoms("skin-lesions", 3, "island", 500, 1005)
+    assert made[-1] == ("island", 500, 1005)
     with pytest.raises(ConfigError, match="--target west: accepted is one of north, island"):
         cohorts.phantoms("brain-sex", 2, "west", 80, 0)
 
