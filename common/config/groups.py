@@ -237,8 +237,8 @@ class Training(Group):
     )
     loss: Literal["cross-entropy", "focal", "logit-adjusted"] = Field(
         "cross-entropy",
-        description="focal: what is told apart already counts less (arXiv 1708.02002); "
-        "logit-adjusted: rare classes have to be told apart the more clearly (arXiv 2007.07314)",
+        description="focal: images with a confident, correct prediction count less (arXiv "
+        "1708.02002); logit-adjusted: rarer classes need a larger margin (arXiv 2007.07314)",
     )
     focal_gamma: NonNegative = Field(
         2.0, le=10.0, description="focal: how much less; 0 is the cross-entropy"

@@ -26,7 +26,7 @@ from common.errors import DataContractError
 from common.imaging.prepare import HEAD
 
 DECILES = tuple(range(10, 100, 10))  # what lies beyond is held by the ends of the scale
-STEP = 1 / 255  # landmarks nearer than that cannot be told apart in a picture of 8 bits
+STEP = 1 / 255  # the resolution of a picture of 8 bits
 MOST_IMAGES = 2000  # to learn from: more do not move the mean
 
 # Mean landmarks of three phantom hospitals each, of a seed that no reported figure uses, so that a

@@ -1,4 +1,4 @@
-"""DANN: features by which sites cannot be told apart, learned without labels at the target.
+"""DANN: features from which the site cannot be predicted, also without labels at the target.
 
 Ganin et al. 2016, "Domain-adversarial training of neural networks", arXiv 1505.07818, eq. 9 and 13:
 with f the features, D a classifier of domains and R the reversal of gradients, which is the
@@ -23,12 +23,11 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from common.averages import weighted_mean
 from common.seeding import derive_seed
 from common.strategies import strategy
 from common.strategies._features import number_of_features, require_features
 from common.strategies.fedavg import FedAvg
-from common.strategies.strategy import SiteTraining, State, Trained
+from common.strategies.strategy import SiteTraining, State, Trained, mean_of
 from common.training.hooks import Arrays, Batch, Hooks
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ class DANN(FedAvg):
         require_features(self.name, config)
 
     def sites_needed(self, config: RunConfig) -> int:
-        """Return two: one site alone cannot be told from another."""
+        """Return two: a classifier of sites needs two classes."""
         del config
         return 2
 
@@ -180,8 +179,7 @@ class DANN(FedAvg):
         shared, _ = super().aggregate(
             updates, weights, state, config, participants=participants, rate=rate
         )
-        votes = {site: update.votes for site, update in updates.items()}
-        return shared, weighted_mean({s: update.arrays for s, update in updates.items()}, votes)
+        return shared, mean_of(updates, "arrays")
 
 
 def ramp(progress: float) -> float:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.averages import step_towards, weighted_mean
+from common.averages import step_towards
 from common.strategies.fedavg import FedAvg
-from common.strategies.strategy import SiteUpdate, State
+from common.strategies.strategy import SiteUpdate, State, mean_of
 from common.training.hooks import Arrays, Hooks
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ class Scaffold(FedAvg):
         found, _ = super().aggregate(
             updates, weights, {}, config, participants=participants, rate=rate
         )
-        votes = {site: update.votes for site, update in updates.items()}
-        mean = weighted_mean({site: update.arrays for site, update in updates.items()}, votes)
-        return found, step_towards(state, mean, len(updates) / participants)
+        return found, step_towards(state, mean_of(updates, "arrays"), len(updates) / participants)
 
 
 STRATEGY = Scaffold()

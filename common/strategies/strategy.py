@@ -13,7 +13,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from common import strategies
 from common.averages import State, weighted_mean
@@ -346,14 +346,15 @@ class Strategy(ABC):
     def statistics(self, updates: Mapping[str, SiteUpdate], config: RunConfig) -> dict[str, Tensor]:
         """Put together the sites' statistics, in which no step is taken: by default their mean."""
         del config
-        votes = {site: update.votes for site, update in updates.items()}
-        return weighted_mean({site: update.statistics for site, update in updates.items()}, votes)
+        return mean_of(updates, "statistics")
 
 
-def mean_of(updates: Mapping[str, SiteUpdate]) -> dict[str, Tensor]:
-    """Return the mean of the sites' weights by their votes."""
+def mean_of(
+    updates: Mapping[str, SiteUpdate], what: Literal["weights", "arrays", "statistics"] = "weights"
+) -> dict[str, Tensor]:
+    """Return the mean of one part of the sites' updates by their votes."""
     votes = {site: update.votes for site, update in updates.items()}
-    return weighted_mean({site: update.weights for site, update in updates.items()}, votes)
+    return weighted_mean({site: getattr(update, what) for site, update in updates.items()}, votes)
 
 
 def join(weights: State, arrays: State) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
 def focal(logits: Tensor, targets: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor:
     """Return (1 - p)^γ · cross-entropy, p being the target's probability.
 
-    Examples that are told apart already count less (Lin et al. 2017, "Focal Loss for Dense Object
-    Detection", ICCV, arXiv 1708.02002).
+    Examples with a confident, correct prediction count less (Lin et al. 2017, "Focal Loss for Dense
+    Object Detection", ICCV, arXiv 1708.02002).
     """
     p = logits.softmax(1).gather(1, targets[:, None])[:, 0]
     # At p = 1 the power of 0 has no slope for γ < 1.
@@ -33,9 +33,9 @@ def logit_adjusted(
 ) -> Tensor:
     """Return the cross-entropy of logits + τ log π, π being the classes' shares of all images.
 
-    A class has to be told apart the more clearly, the rarer it is; without the adjustment, as
-    predictions are made, classes then count alike (Menon et al. 2021, "Long-tail learning via logit
-    adjustment", ICLR, arXiv 2007.07314). A class without images has π as if it had one.
+    A rarer class needs a larger margin. Predictions are made without the adjustment, and classes
+    count alike in them (Menon et al. 2021, "Long-tail learning via logit adjustment", ICLR, arXiv
+    2007.07314). A class without images has π as if it had one.
     """
     share = counts.clamp(min=1) / counts.clamp(min=1).sum()
     return cross_entropy(logits + tau * share.log(), targets, smoothing)
