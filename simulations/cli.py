@@ -21,8 +21,15 @@ from simulations import (
 )
 from simulations.gan import commands as gan_commands
 from simulations.options import (
+    CellTimeoutOption,
+    CohortOption,
+    DryRunOption,
     Format,
     FormatOption,
+    GpusPerCellOption,
+    ResumeOption,
+    SetOption,
+    SitesOption,
     StudyOption,
     TestScansOption,
     renamed_option,
@@ -69,20 +76,14 @@ app.command()(transfer_command.transfer)
 @app.command()
 def run(
     study: StudyOption = None,
-    cohort: Annotated[
-        Path | None,
-        typer.Option(help="Folder with one folder a hospital. Without it: simulated hospitals."),
-    ] = None,
+    cohort: CohortOption = None,
     sites: Annotated[
         int | None,
         typer.Option(min=1, help="Phantom hospitals to simulate; 3 by default. The last is poor."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
     test_scans: TestScansOption = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
-    ] = None,
+    set_: SetOption = None,
     gpus_per_site: Annotated[
         float, typer.Option(min=0.0, help="Share of a GPU for each site, for example 0.33.")
     ] = 0.0,
@@ -174,29 +175,15 @@ def benchmark(
         typer.Option(help="large: equal steps and images; small: equal images, more steps."),
     ] = None,
     study: StudyOption = None,
-    cohort: Annotated[
-        Path | None,
-        typer.Option(help="Folder with one folder a hospital. Without it: simulated hospitals."),
-    ] = None,
-    sites: Annotated[
-        int | None, typer.Option(min=2, help="Phantom hospitals to simulate; 3 by default.")
-    ] = None,
+    cohort: CohortOption = None,
+    sites: SitesOption = None,
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("benchmark"),
     test_scans: TestScansOption = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
-    ] = None,
-    gpus_per_cell: Annotated[
-        float, typer.Option(min=0.0, help="Share of a GPU for each training, for example 0.5.")
-    ] = 0.0,
-    cell_timeout: Annotated[
-        float, typer.Option(min=1.0, help="Seconds after which one training is ended.")
-    ] = 3600.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Run only what is missing.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and an estimate of the time.")
-    ] = False,
+    set_: SetOption = None,
+    gpus_per_cell: GpusPerCellOption = 0.0,
+    cell_timeout: CellTimeoutOption = 3600.0,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Compare centralized, local-only and federated training, and write a report.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,6 +38,28 @@ StudyOption = Annotated[
         help="What is asked of which images: one of `fedscan studies`, or your own file; "
         "brain-sex by default.",
     ),
+]
+CohortOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder with one folder a hospital. Without it: simulated hospitals."),
+]
+SitesOption = Annotated[
+    int | None, typer.Option(min=2, help="Phantom hospitals to simulate; 3 by default.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
+]
+# Of commands that run many trainings.
+GpusPerCellOption = Annotated[
+    float, typer.Option(min=0.0, help="Share of a GPU for each training, for example 0.5.")
+]
+CellTimeoutOption = Annotated[
+    float, typer.Option(min=1.0, help="Seconds after which one training is ended.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Run only what is missing.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan and an estimate of the time.")
 ]
 TestScansOption = Annotated[
     int | None,

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import ConfigError, FedscanError
-from simulations.options import Format, FormatOption, StudyOption, run_overrides
+from simulations.options import (
+    CellTimeoutOption,
+    CohortOption,
+    DryRunOption,
+    Format,
+    FormatOption,
+    GpusPerCellOption,
+    ResumeOption,
+    SetOption,
+    SitesOption,
+    StudyOption,
+    run_overrides,
+)
 
 if TYPE_CHECKING:
     from simulations.transfer.plan import Plan, Protocol
@@ -21,17 +33,12 @@ PRESET = "transfer"  # of fedscan benchmark, which is then this command
 
 def transfer(
     study: StudyOption = None,
-    cohort: Annotated[
-        Path | None,
-        typer.Option(help="Folder with one folder a hospital. Without it: simulated hospitals."),
-    ] = None,
+    cohort: CohortOption = None,
     target: Annotated[
         str | None,
         typer.Option(help="The hospital that learns from the others; by default the poorest."),
     ] = None,
-    sites: Annotated[
-        int | None, typer.Option(min=2, help="Phantom hospitals to simulate; 3 by default.")
-    ] = None,
+    sites: SitesOption = None,
     sizes: Annotated[
         str | None, typer.Option(help="Training scans of the target; 5,10,20,40,80 by default.")
     ] = None,
@@ -49,20 +56,11 @@ def transfer(
         int | None, typer.Option(min=0, help="Seed of the first repetition; 0 by default.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("transfer"),
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
-    ] = None,
-    gpus_per_cell: Annotated[
-        float, typer.Option(min=0.0, help="Share of a GPU for each training, for example 0.5.")
-    ] = 0.0,
-    cell_timeout: Annotated[
-        float, typer.Option(min=1.0, help="Seconds after which one training is ended.")
-    ] = 3600.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Run only what is missing.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and an estimate of the time.")
-    ] = False,
+    set_: SetOption = None,
+    gpus_per_cell: GpusPerCellOption = 0.0,
+    cell_timeout: CellTimeoutOption = 3600.0,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Learn at one hospital from few scans, from scratch and from a model of the others.
