@@ -234,8 +234,8 @@ def _of_pictures_use(values: Values) -> Values:
     shared = {key: values[key] for key in SHARED if key in values}
     run = RunConfig.from_flower({**shared, "task": "generation"})
     if run.read_study().images.view != "picture":
-        return {"model.classifier": "slices", **values}
-    return {"data.size": stylegan2(run).resolution, **values}
+        return {"model.classifier": "slices", "model.adapt": "none", **values}
+    return {"data.size": stylegan2(run).resolution, "model.adapt": "none", **values}
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     """Build a plan from a preset, command-line overrides and run-config overrides.
 
     A preset's table ``volumes`` is added to its ``run`` for studies of volumes; ``{label}`` in a
-    variant is the study's label.
+    variant is the study's label, and ``auto`` among strategies the study's own.
 
     Raises
     ------
@@ -295,7 +295,8 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         name: flatten(changes) for name, changes in values.get("variants", {}).items()
     }
     preset_run = flatten(values.get("run", {}))
-    study = read_study(run.get("study", RunConfig.model_fields["study"].default))
+    study_text = run.get("study", RunConfig.model_fields["study"].default)
+    study = read_study(study_text)
     of_volumes = flatten(values.pop("volumes", {}))
     if study.images.view != "picture":
         preset_run |= of_volumes
@@ -304,6 +305,10 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     if run.get("task", task) != task:  # the preset's classifiers are not what is asked for
         preset_run = {k: v for k, v in preset_run.items() if k not in OF_CLASSIFICATION}
     values["run"] = {**preset_run, **run}
+    usual = read_run_config({"study": study_text, "task": values["run"].get("task", task)})
+    values["strategies"] = [
+        usual.strategy.name if one == "auto" else one for one in values.get("strategies", ["auto"])
+    ]
     if clash := OPTIONS.keys() & values["run"].keys():
         key = min(clash)
         raise ConfigError(f"--set {key}: a comparison takes {OPTIONS[key]}")

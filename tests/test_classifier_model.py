@@ -14,7 +14,6 @@ from common.data.dataset import Dataset
 from common.models.classifier import (
     CLIP_SD,
     HEAD,
-    HalvedHead,
     SmallClassifier,
     StandardizeHead,
     build_classifier,
@@ -108,20 +107,6 @@ def test_each_image_is_standardized_by_itself():
     together = standardize(images)
     alone = torch.cat([standardize(image[None]) for image in images])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("side", [12, 13])
-def test_halved_heads_are_block_means_of_standardized_heads(side):
-    images = heads(3, side=side) + 0.9 * HEAD * torch.rand(3, 1, side, side, side)
-    assert standardize(images).abs().max() < CLIP_SD  # where nothing is clipped
-    expected = nn.functional.avg_pool3d(standardize(images), 2)
-    torch.testing.assert_close(HalvedHead()(images), expected, atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.01, 0.5, 1.0])
-def test_halved_head_without_contrast_is_all_zero(value):
-    out = HalvedHead()(torch.full((1, 1, 6, 6, 6), value))
-    assert out.abs().max() < 1e-3
 
 
 def test_input_is_left_alone_and_nothing_is_learned():

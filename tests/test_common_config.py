@@ -210,6 +210,41 @@ def test_left_open_is_a_whole_zero_and_nothing_like_it(wrong):
     assert f"training.local-steps = {wrong!r}" in refusal({"training.local-steps": wrong})
 
 
+STUDY = """name = "x"
+[images]
+storage = "bids"
+channels = 1
+[label]
+column = "y"
+classes = ["a", "b"]
+[classifier]
+strategy = "fedbn"
+adapt = "threshold"
+rounds = 7
+"""
+
+
+def test_classifier_that_is_left_open_is_as_the_study_says():
+    config = RunConfig.from_flower({"study": STUDY})
+    assert (config.strategy.name, config.model.adapt, config.run.rounds) == (
+        "fedbn",
+        "threshold",
+        7,
+    )
+    given = {"strategy.name": "fedavg", "model.adapt": "none", "run.rounds": 3}
+    config = RunConfig.from_flower({"study": STUDY, **given})
+    assert (config.strategy.name, config.model.adapt, config.run.rounds) == ("fedavg", "none", 3)
+
+
+def test_generator_takes_nothing_of_what_the_study_says_of_its_classifier():
+    usual, config = (
+        RunConfig.from_flower({"study": study, "task": "generation"}).to_flower()
+        for study in ("brain-sex", STUDY)
+    )
+    keys = ("strategy.name", "run.rounds")
+    assert [config[key] for key in keys] == [usual[key] for key in keys]
+
+
 def test_options_of_generation_are_refused_elsewhere_rather_than_ignored():
     assert "no effect without task 'generation'" in refusal({"strategy.share": "generator"})
     fedprox = {"task": "generation", "strategy.name": "fedprox", "strategy.mu": 0.1}

@@ -9,7 +9,7 @@ from processes import fedscan
 
 from common.errors import ConfigError
 from common.strategies.strategy import load_strategy, strategy_names
-from common.studies.study import built_in_studies
+from common.studies.study import built_in_studies, read_study
 from common.training.gan_presets import stylegan2
 from simulations.compare import Request, compare
 from simulations.plan import Cell, load_plan, presets
@@ -210,6 +210,14 @@ def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() ->
     assert {key: changed.to_flower()[key] for key in shared} == shared
     assert (changed.run.seed, changed.run.min_sites) == (1, 3)
     assert changed.data.cohort_dir == "/there"
+
+
+@pytest.mark.parametrize("study", built_in_studies())
+def test_auto_among_strategies_is_the_studys_own(study: str) -> None:
+    own = read_study(study).classifier.strategy
+    assert load_plan("default", {}, {"study": study}).strategies == [own]
+    made = {"study": study, "task": "generation"}
+    assert load_plan("default", {}, made).strategies == ["fedavg"]
 
 
 def test_one_strategy_stands_for_federation_and_pairs_need_both() -> None:

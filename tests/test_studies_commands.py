@@ -114,10 +114,9 @@ def test_every_key_of_a_study_is_there_with_its_meaning(tmp_path, tiny_cohort, s
 def test_each_key_in_a_comment_loads_as_it_stands_there(tmp_path):
     text = study_text("x", survey_folder(chest(tmp_path)))
     found = re.findall(r"^# ([a-z-]+) = .+$", text, flags=re.M)
-    assert set(found) == {"folder", "suffix", "fit", "intensity", "intensity-range", "positive"} | {
-        "missing",
-        "also",
-    }
+    of_images = {"folder", "suffix", "fit", "intensity", "intensity-range"}
+    of_labels = {"positive", "missing", "also"}
+    assert set(found) == of_images | of_labels | {"strategy", "adapt", "rounds"}
     for key in found:
         values = tomllib.loads(text.replace(f"\n# {key} = ", f"\n{key} = "))
         assert Study.from_mapping(values)

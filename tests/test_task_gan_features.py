@@ -26,7 +26,7 @@ from common.tasks.generation_networks import architecture
 from common.tasks.task import SiteContext, load_task, read_run_config
 from common.training import classifier_augment, variation
 from common.training.classifier import features_of, predict
-from common.training.classifier_augment import CUBE, SHIFT_VOXELS, STACK, augment, axes_of
+from common.training.classifier_augment import CUBE, STACK, augment, axes_of
 from common.training.gan import GanTraining
 from common.training.gan_checkpoint import load_discriminator, save_checkpoint
 from common.training.gan_presets import stylegan2
@@ -136,17 +136,16 @@ def test_axes_are_told_by_the_shape() -> None:
 
 def test_stack_is_mirrored_and_shifted_within_its_slices(monkeypatch) -> None:
     monkeypatch.setattr(classifier_augment, "GAMMA_SD", 0.0)
-    image = torch.zeros(1, LEVELS, 9, 9)
-    image[:, :, 3, 2] = torch.arange(1, LEVELS + 1.0)  # a point a height: left, in front
-    images = image.expand(200, *image.shape)
+    image = torch.zeros(1, LEVELS, 12, 12)
+    image[:, :, 3:6, 2:5] = torch.linspace(0.2, 0.9, LEVELS)[:, None, None]  # left, in front
     found = set()
-    for out in augment(images, torch.Generator().manual_seed(0)):
-        places = {tuple(one.nonzero()[0].tolist()) for one in out[0]}
-        assert len(places) == 1  # the heights stay together and in order
-        assert out[0].amax((1, 2)).tolist() == list(range(1, LEVELS + 1))
-        found |= places
-    near = range(-SHIFT_VOXELS, SHIFT_VOXELS + 1)
-    assert found == {(3 + a, column + b) for column in (2, 6) for a in near for b in near}
+    for out in augment(image.expand(200, *image.shape), torch.Generator().manual_seed(0)):
+        rows, columns = out[0, 0].nonzero(as_tuple=True)
+        assert all(torch.equal(one > 0, out[0, 0] > 0) for one in out[0])  # heights stay together
+        torch.testing.assert_close(out[0].amax((1, 2)), torch.linspace(0.2, 0.9, LEVELS))
+        assert abs(float(rows.float().mean()) - 4) <= 1
+        found.add(round(float(columns.float().mean())))
+    assert {3, 8} <= found <= {2, 3, 4, 7, 8, 9}
 
 
 @pytest.mark.parametrize("name", ["slices", "gan-features"])

@@ -177,12 +177,12 @@ class Model(Group):
         description="slices and gan-features: the axial slices of a head that they see, the five "
         "that generators make, or twelve from the temporal lobes to the crown",
     )
-    adapt: Literal["none", "center", "statistics", "threshold"] = Field(
-        "none",
+    adapt: Literal["auto", "none", "center", "statistics", "threshold"] = Field(
+        "auto",
         description="how a site fits a model to its own training images, of which nothing leaves: "
         "center takes their mean out of the features, all classes counting as much; statistics "
         "normalizes by their mean and SD (AdaBN, arXiv 1603.04779); threshold shifts the decision "
-        "where it suits them best",
+        "where it suits them best; auto: as the study says",
     )
     gan: str = Field("tiny-32-federated", description="generation: preset of the StyleGAN2-ADA")
     gan_changes: str = Field(
@@ -271,10 +271,11 @@ class Strategy(Group):
     prefix: ClassVar[str] = "strategy."
 
     name: str = Field(
-        "fedavg",
+        "auto",
         min_length=1,
         max_length=64,
-        description="how sites learn together: a module of common/strategies",
+        description="how sites learn together: a module of common/strategies; auto: as the study "
+        "says, in generation fedavg",
     )
     options: str = Field(
         "",

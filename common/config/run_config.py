@@ -62,6 +62,7 @@ _SUITABLE: dict[str, dict[str, Value]] = {
         "strategy.weighting": "images",
     },
     "generation": {
+        "strategy.name": "fedavg",
         "run.rounds": 300,
         "run.evaluate-every": 30,
         "training.local-steps": 8,
@@ -311,11 +312,15 @@ def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:
     pictures = study.images.view == "picture"
     values = _SUITABLE[task] | {
         "data.size": study.images.size,
+        "model.adapt": study.classifier.adapt,
         "model.classifier": "slices" if study.images.view == "slices" else "small",
         "model.extractor": default_extractor(study),
         "training.learning-rate": 2e-3 if pictures else 1e-3,
         "training.balance": "weights" if len(study.label.classes.names) == 2 else "batches",
     }
+    if task == "classification":
+        values["strategy.name"] = study.classifier.strategy
+        values["run.rounds"] = study.classifier.rounds or values["run.rounds"]
     return {
         name: value
         for key, value in values.items()

@@ -12,7 +12,7 @@ from common.data.folder_survey import Survey
 from common.errors import ConfigError
 from common.files import write_atomically
 from common.site_files import plain
-from common.studies.sections import Generator, Groups, Images, Label
+from common.studies.sections import Classifier, Generator, Groups, Images, Label
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
@@ -86,6 +86,11 @@ def study_text(name: str, survey: Survey) -> str:
         lines += _key(Groups, "also", also, active=bool(survey.also))
     lines += [
         "",
+        "[classifier]",
+        *_key(Classifier, "strategy", '"fedavg"', active=False),
+        *_key(Classifier, "adapt", '"none"', active=False),
+        *_key(Classifier, "rounds", "45", active=False),
+        "",
         "[generator]",
         *_key(Generator, "conditions", f'[{label}, "site"]'),
         *_comment("What conditions other than the label's column may hold, as in:"),
@@ -105,7 +110,7 @@ def _images(survey: Survey) -> list[str]:
             *_key(Images, "channels", "1"),
             *_key(Images, "contrast", _quoted(survey.contrast)),
             *_key(Images, "view", '"volume"'),
-            *_key(Images, "size", "48"),
+            *_key(Images, "size", "24"),
         ]
     dark = survey.dark
     return [

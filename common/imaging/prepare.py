@@ -11,9 +11,11 @@ import numpy as np
 from common.errors import DataContractError
 
 FIELD_OF_VIEW_MM = 216.0  # an adult head, neck apart, with room to spare
-PREPARE_VERSION = 1  # raise it with any change that alters a prepared volume
+PREPARE_VERSION = 2  # raise it with any change that alters a prepared volume
 SMALLEST_IMAGE = 4
 HEAD = 0.05  # prepared intensity above which a voxel counts as the head's
+
+LEAST_PART = 0.5  # of a voxel, from which on it counts as the head's
 
 _BINS = 256
 
@@ -77,6 +79,34 @@ def prepare_volume(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -
     scaled = np.clip((cube - background) / (bright - background), 0, 1)
     scaled[~ndimage.binary_dilation(head)] = 0
     return scaled.astype(np.float32)
+
+
+def prepare_head(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -> np.ndarray:
+    """Prepare a head for a classifier: each voxel is the mean of the head's part in it.
+
+    A cube of :func:`prepare_volume` at twice the resolution, of which blocks of 2 × 2 × 2 voxels
+    are averaged, without those that are air. In a plain mean a block on the head's edge, half of it
+    air, is darker than anything inside, and there are more of these than of any structure. A block
+    that is mostly air is 0.
+
+    Parameters
+    ----------
+    volume, affine : np.ndarray
+        As of :func:`prepare_volume`.
+    image_size : int
+        S.
+
+    Returns
+    -------
+    np.ndarray
+        float32 in [0, 1], shape (S, S, S).
+    """
+    cube = prepare_volume(volume, affine, image_size=2 * image_size)
+    head = cube > HEAD
+    shape = (image_size, 2) * 3
+    part = head.reshape(shape).mean((1, 3, 5), dtype=np.float32)
+    within = (cube * head).reshape(shape).mean((1, 3, 5))
+    return np.where(part >= LEAST_PART, within / np.maximum(part, LEAST_PART), 0).astype(np.float32)
 
 
 def otsu(volume: np.ndarray) -> tuple[float, float]:

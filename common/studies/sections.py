@@ -1,4 +1,4 @@
-"""The sections of a study's file: its images, its label, who belongs together, its generator."""
+"""The sections of a study's file: images, label, who belongs together, classifier, generator."""
 
 from __future__ import annotations
 
@@ -221,6 +221,18 @@ class Groups(Section):
     @classmethod
     def _read_also(cls, value: object) -> object:
         return read_texts(value)
+
+
+class Classifier(Section):
+    """How sites learn to tell the classes, where a run's configuration leaves it open."""
+
+    what: ClassVar[str] = "[classifier]"
+
+    strategy: Text = Field("fedavg", description="strategy.name")
+    adapt: Literal["none", "center", "statistics", "threshold"] = Field(
+        "none", description="model.adapt"
+    )
+    rounds: int = Field(0, ge=0, le=100_000, description="run.rounds; 0: as suits the task")
 
 
 class Generator(Section):

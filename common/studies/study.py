@@ -19,7 +19,16 @@ from pydantic import Field, field_validator, model_validator
 
 from common.errors import ConfigError
 from common.paths import expanded
-from common.studies.sections import HEIGHT, SITE, Generator, Groups, Images, Label, Section
+from common.studies.sections import (
+    HEIGHT,
+    SITE,
+    Classifier,
+    Generator,
+    Groups,
+    Images,
+    Label,
+    Section,
+)
 from common.studies.vocabulary import Vocabulary, normalise
 
 LARGEST_FILE = 2**16  # bytes: a run config holds the whole
@@ -40,6 +49,9 @@ class Study(Section):
     images: Images = Field(json_schema_extra={"accepted": "a section [images]"})
     label: Label = Field(json_schema_extra={"accepted": "a section [label]"})
     groups: Groups = Field(Groups(), json_schema_extra={"accepted": "a section [groups]"})
+    classifier: Classifier = Field(
+        Classifier(), json_schema_extra={"accepted": "a section [classifier]"}
+    )
     generator: Generator = Field(
         Generator(), json_schema_extra={"accepted": "a section [generator]"}
     )
@@ -83,7 +95,13 @@ class Study(Section):
         ConfigError
             One line a fault, with the section, the key, what was got and what is accepted.
         """
-        sections = {"images": Images, "label": Label, "groups": Groups, "generator": Generator}
+        sections = {
+            "images": Images,
+            "label": Label,
+            "groups": Groups,
+            "classifier": Classifier,
+            "generator": Generator,
+        }
         built, faults = dict(values), []
         for key, section in sections.items():
             if isinstance(value := built.get(key), Mapping):

@@ -5,13 +5,16 @@ An image is a head: a cube of voxels, or the stack of a few of its axial slices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SHIFT_VOXELS = 1  # at most, along each axis
+from common.imaging.prepare import HEAD, LEAST_PART
+
+SHIFT = 1.0  # voxels at most, along each axis
 GAMMA_SD = 0.2  # SD of log gamma
 
 
@@ -56,21 +59,42 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
         A new tensor of the same shape. Sizes are left alone: they carry sex.
     """
     count, axes = len(images), axes_of(images)
-    size = (count, len(axes.shifted))
-    shifts = torch.randint(-SHIFT_VOXELS, SHIFT_VOXELS + 1, size, generator=generator)
+    shifts = torch.rand((len(axes.shifted), count), generator=generator).mul_(2).sub_(1).mul_(SHIFT)
     mirrored = torch.rand(count, generator=generator) < 0.5
     gamma = torch.exp(GAMMA_SD * torch.randn(count, 1, 1, 1, 1, generator=generator))
-    out = torch.zeros_like(images)
-    for image, moved, mirror, shift in zip(images, out, mirrored, shifts, strict=True):
-        seen = image.flip(axes.right) if mirror else image
-        _put(seen, moved, shift.tolist(), axes.shifted)
-    return out.pow_(gamma)
+    moves = [
+        _move(shift, mirrored & (axis == axes.right), side=images.shape[axis])
+        for shift, axis in zip(shifts, axes.shifted, strict=True)
+    ]
+    return _moved(images, moves).pow_(gamma)
 
 
-def _put(image: Tensor, empty: Tensor, steps: Sequence[int], axes: Sequence[int]) -> None:
-    """Copy an image, moved by whole voxels; what leaves at one side does not enter at the other."""
-    for step, axis in zip(steps, axes, strict=True):
-        left = image.shape[axis] - abs(step)
-        image = image.narrow(axis, max(-step, 0), left)
-        empty = empty.narrow(axis, max(step, 0), left)
-    empty.copy_(image)
+def _move(shift: Tensor, mirrored: Tensor, *, side: int) -> Tensor:
+    """Matrices (B, from, to) that mirror and move an axis, by linear interpolation.
+
+    What leaves at one side does not enter at the other.
+    """
+    place = torch.arange(side, dtype=shift.dtype)
+    part = 1 - (place[:, None] + shift[:, None, None] - place).abs_()
+    part = part.clamp_(min=0)
+    return torch.where(mirrored[:, None, None], part.flip(1), part)
+
+
+def _moved(images: Tensor, moves: Sequence[Tensor]) -> Tensor:
+    """Move heads (B, 1, …) along their last axes, one for each of the matrices.
+
+    Air has no part in a voxel of the head, as in :func:`common.imaging.prepare.prepare_head`, and a
+    voxel that is mostly air is 0.
+    """
+
+    def moved(values: Tensor) -> Tensor:
+        # The first of the axes comes first, and a product puts it last, so that the next follows.
+        values = values.reshape(len(values), -1, math.prod(len(move[0]) for move in moves)).mT
+        for move in moves:
+            values = values.reshape(len(values), move.shape[1], -1).mT @ move
+        return values.reshape(images.shape)
+
+    head = (images > HEAD).to(images.dtype)
+    part = moved(head)
+    # The product, not a choice: what is no number has to stay none.
+    return moved(images * head).div_(part.clamp(min=LEAST_PART)).mul_(part >= LEAST_PART)

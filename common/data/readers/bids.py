@@ -97,8 +97,12 @@ def _table(
     )
 
 
-def read_volume(path: Path, *, size: int, root: Path, site: str) -> NDArray[np.float32]:
+def read_volume(
+    path: Path, *, size: int, root: Path, site: str, whole: bool = False
+) -> NDArray[np.float32]:
     """Read one scan as a cube (S, S, S) in [0, 1] about its head.
+
+    ``whole`` is a cube that is not sliced: :func:`common.imaging.prepare.prepare_head`.
 
     Raises
     ------
@@ -106,10 +110,10 @@ def read_volume(path: Path, *, size: int, root: Path, site: str) -> NDArray[np.f
         The file cannot be used.
     """
     from common.imaging.nifti import load_scan
-    from common.imaging.prepare import check_head, prepare_volume
+    from common.imaging.prepare import check_head, prepare_head, prepare_volume
 
     volume, affine = load_scan(path, site=site, root=root)
-    cube = prepare_volume(volume, affine, image_size=size)
+    cube = (prepare_head if whole else prepare_volume)(volume, affine, image_size=size)
     check_head(cube, site=site, where=relative(path, root))
     return cube
 
@@ -135,7 +139,8 @@ def open_images(
     levels = check_levels(size, heights_mm) if heights_mm else ()
 
     def read(path: Path) -> NDArray[Any]:
-        cube = read_volume(path, size=size, root=table.root, site=table.site)
+        whole = not levels
+        cube = read_volume(path, size=size, root=table.root, site=table.site, whole=whole)
         return (axial_slices(cube, levels) if levels else cube)[None].astype(np.float16)
 
     return cached_pictures(
