@@ -151,17 +151,20 @@ def _show_scores(summary: dict[str, Any], name: str) -> None:
     shown = [m for m in summary["models"] if any(m in found for found in places.values())]
     if "local" in places["all"]:  # every site has its own
         shown = [m for m in shown if not m.startswith("local at ")]
+    digits = one.digits[0] + (0 if one.pool == "whole" or one.digits[0] > 2 else 1)
+    tested = [where for where, found in places.items() if any(m in found for m in shown)]
+    cells = {
+        (where, m): _interval(places[where].get(m), digits, digits - 1)
+        for where in tested
+        for m in shown
+    }
     table = _table(
         f"{one.words[:1].upper()}{one.words[1:]} on test images, 95 % interval",
+        tested,
         shown,
-        "tested at",
+        cells,
     )
-    digits = one.digits[0] + (0 if one.pool == "whole" or one.digits[0] > 2 else 1)
-    for where, found in places.items():
-        if any(m in found for m in shown):
-            cells = [found.get(m) for m in shown]
-            table.add_row(where, *(_interval(cell, digits, digits - 1) for cell in cells))
-    if table.row_count:
+    if tested:
         console.out.print(table)
         for line in _reasons(places, shown):
             console.out.print(line, soft_wrap=True, markup=False)
@@ -183,13 +186,25 @@ def _reasons(places: dict[str, dict[str, Any]], shown: list[str]) -> list[str]:
     ]
 
 
-def _table(title: str, models: list[str], places: str) -> Table:
+def _table(
+    title: str, places: list[str], models: list[str], cells: dict[tuple[str, str], str]
+) -> Table:
+    """Lay out a text for each place and model: whichever are fewer stand side by side."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    table.add_column(places)
-    for model in models:
-        table.add_column(model, justify="right")
+    if len(models) > len(places):
+        table.add_column("model")
+        columns = places
+        rows = {model: [cells[place, model] for place in places] for model in models}
+    else:
+        table.add_column("tested at")
+        columns = models
+        rows = {place: [cells[place, model] for model in models] for place in places}
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *row)
     return table
 
 

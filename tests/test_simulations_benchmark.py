@@ -28,7 +28,7 @@ from common.errors import ConfigError, DivergedError
 from common.files import write_json
 from simulations import arms, compare
 from simulations.benchmark import Benchmark
-from simulations.compare import unfinished
+from simulations.compare import _table, unfinished
 from simulations.plan import Cell, Plan, load_plan
 from simulations.question import check_folder, question
 from simulations.report.document import write_report
@@ -543,3 +543,19 @@ def test_a_federation_is_of_the_hospitals_of_its_repetition(
     ):
         pass
     assert told == [sites]
+
+
+@pytest.mark.parametrize(
+    ("models", "columns"),
+    [(["a", "b"], ["tested at", "a", "b"]), (["a", "b", "c"], ["model", "all", "island"])],
+)
+def test_of_models_and_places_the_fewer_are_columns(models, columns):
+    places = ["all", "island"]
+    table = _table("x", places, models, {(p, m): f"{p} {m}" for p in places for m in models})
+    assert [column.header for column in table.columns] == columns
+    down, across = (models, places) if columns[0] == "model" else (places, models)
+    found = dict(zip(across, (list(column.cells) for column in table.columns[1:]), strict=True))
+    assert list(table.columns[0].cells) == down
+    for one, cells in found.items():
+        for other, cell in zip(down, cells, strict=True):
+            assert set(cell.split()) == {one, other}
