@@ -370,7 +370,7 @@ def test_a_strategy_that_needs_more_sites_is_refused_before_the_start(tmp_path: 
 
 def test_the_headline_is_five_new_cohorts_and_the_default_one_repetition() -> None:
     headline, default = (load_plan(name, {}, {}) for name in ("headline", "default"))
-    assert headline.cohort_seeds == {seed: seed for seed in range(5)}
+    assert headline.cohort_seeds == {seed: seed for seed in range(1, 6)}
     assert default.cohort_seeds == {0: 0}
     same = load_plan("headline", {"same-cohort": True, "first-repetition": 1000}, {})
     assert same.cohort_seeds == dict.fromkeys(range(1000, 1005), 0)
