@@ -851,7 +851,11 @@ def learned(tmp_path, tiny_cohort, client_folders):
         shutil.rmtree(tmp_path / "records", ignore_errors=True)  # where the last run has ended
         # In images of 16 voxels nearly empty cells have gradients that rounding turns around.
         config = run_config(
-            folder, cohort_dir=str(tiny_cohort), transport=transport, size=DEFAULT_SIZE
+            folder,
+            cohort_dir=str(tiny_cohort),
+            transport=transport,
+            size=DEFAULT_SIZE,
+            adapt="none",
         )
         grid = InProcessGrid(clients(simulated(), config)[0])
         federate(grid, config, run_id="run")

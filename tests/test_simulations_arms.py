@@ -144,7 +144,7 @@ def test_each_model_is_plain_training_with_the_lowest_validation_loss(
     arm: str, work, tmp_path: Path
 ) -> None:
     """Whatever validates in between: what fit gives, round after round, is what is tested."""
-    given = work(arm, rounds=5, evaluate_every=2)
+    given = work(arm, rounds=5, evaluate_every=2, adapt="none")
     rows = run_cell(given)
     config, cpu = given.config, torch.device("cpu")
     pools = {POOL: ["island", "north"]} if arm == "centralized" else {s: [s] for s in given.sites}

@@ -46,8 +46,8 @@ TINY = {
 }
 
 
-def config(**changes):
-    return run_config(TINY, **changes)
+def config(adapt: str = "none", **changes):
+    return run_config(TINY, adapt=adapt, **changes)
 
 
 def heads(count: int = 12, seed: int = 0, labels: list[int] | None = None) -> Dataset:
