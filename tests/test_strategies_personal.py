@@ -47,6 +47,12 @@ def test_fedper_leaves_each_site_its_own_head():
     assert federation.personal(1)["head.weight"] == pytest.approx(0.6 + 0.1 * 2 * (3 - 0.6))
 
 
+@pytest.mark.parametrize("name", ["fedper", "fedrep"])
+def test_a_head_that_each_site_keeps_cannot_be_all_that_learns(name):
+    with pytest.raises(ConfigError, match="nothing else learns: choose another strategy"):
+        read_run_config({"strategy.name": name, "model.trains": "head"})
+
+
 def test_fedper_s_body_is_fedavg_s_where_its_gradient_does_not_depend_on_the_head():
     assert rounds("fedper", *two(3)) == rounds("fedavg", *two(3))
 

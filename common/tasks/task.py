@@ -374,5 +374,10 @@ def read_run_config(run_config: Mapping[str, Any]) -> RunConfig:
             f"run config: task '{config.task}' has no strategy '{strategy.name}': accepted is one "
             f"of {', '.join(able)}"
         )
+    if config.model.trains == "head" and not strategy.shares("head.weight", "head", config):
+        raise ConfigError(
+            f"run config: strategy '{strategy.name}' keeps the head at each site, and with "
+            "model.trains = 'head' nothing else learns: choose another strategy, or train 'all'"
+        )
     task.check(config)
     return config
