@@ -50,8 +50,10 @@ class SitePolicy(Settings):
         True, description="whether training must vary its images at random"
     )
     max_rounds: int = Field(1000, ge=1, description="rounds of a run")
-    max_proximal_mu: NonNegative = Field(
-        1.0, description="FedProx's μ: a large one leaves an update of the last steps alone"
+    max_term_weight: NonNegative = Field(
+        1.0,
+        description="weight of a term that a strategy adds to the loss, such as FedProx's μ: "
+        "beside a strong one an update shows little but the last steps, or what the server aims at",
     )
     private_seed: bool = Field(
         True,
@@ -167,12 +169,12 @@ class SitePolicy(Settings):
                     f"{key} = {value:g}, accepted is {self.min_learning_rate:g} to "
                     f"{self.max_learning_rate:g} (min-learning-rate, max-learning-rate)"
                 )
-        pull = strategy.pull(config)
-        if pull > self.max_proximal_mu:
-            found.append(
-                f"strategy.mu = {pull:g}, accepted is {self.max_proximal_mu:g} or "
-                "less (max-proximal-mu)"
-            )
+        found += [
+            f"strategy.{key} = {weight:g}, accepted is {self.max_term_weight:g} or less "
+            "(max-term-weight)"
+            for key, weight in strategy.added_terms(config).items()
+            if weight > self.max_term_weight
+        ]
         if self.require_augmentation and (why := task.without_augmentation(config)):
             found.append(f"{why} (require-augmentation)")
         return found
@@ -203,7 +205,7 @@ SIMULATED = SitePolicy(
     require_augmentation=False,
     max_rounds=100_000,
     max_movement=0.0,
-    max_proximal_mu=1e30,
+    max_term_weight=1e30,
     private_seed=False,
 )
 

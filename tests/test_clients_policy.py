@@ -81,6 +81,9 @@ OUT_OF_BOUNDS = [
     ({"run.rounds": 1001}, "run.rounds = 1001, accepted is 1000 or fewer"),
     ({"task": "generation", "training.batch-size": 2}, "training.batch-size = 2"),
     ({"strategy.name": "fedprox", "strategy.mu": 1e12}, "strategy.mu = 1e+12"),
+    ({"strategy.name": "moon", "strategy.mu": 2}, "strategy.mu = 2"),
+    ({"strategy.name": "coral", "strategy.moment-weight": 50}, "strategy.moment-weight = 50"),
+    ({"strategy.name": "dann", "strategy.domain-weight": 1.5}, "strategy.domain-weight = 1.5"),
     (  # all but one of the round's steps are of the head, which does not leave
         {"strategy.name": "fedrep", "strategy.head-steps": 39},
         "training.local-steps = 1, accepted is 2 or more (min-local-steps)",

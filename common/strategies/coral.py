@@ -124,6 +124,10 @@ class Coral(FedAvg):
             "sends moments of enough people alone",
         )
 
+    def added_terms(self, config: RunConfig) -> Mapping[str, float]:
+        """Return the weight of the distance of moments."""
+        return {"moment-weight": self.options(config).moment_weight}
+
     def check(self, config: RunConfig) -> None:
         """Refuse features that do not learn, and numbers in which sums do not fit."""
         super().check(config)

@@ -124,6 +124,10 @@ class DANN(FedAvg):
             32, ge=1, le=1024, description="hidden units of the classifier of sites"
         )
 
+    def added_terms(self, config: RunConfig) -> Mapping[str, float]:
+        """Return the weight of the reversed gradient."""
+        return {"domain-weight": self.options(config).domain_weight}
+
     def check(self, config: RunConfig) -> None:
         """Refuse a classifier whose features do not learn."""
         super().check(config)

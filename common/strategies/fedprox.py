@@ -16,6 +16,8 @@ from common.strategies.strategy import State
 from common.training.hooks import Batch, Hooks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from common.config.run_config import RunConfig
@@ -64,9 +66,9 @@ class FedProx(FedAvg):
             0.01, gt=0, le=1e30, description="weight of the pull towards the common weights"
         )
 
-    def pull(self, config: RunConfig) -> float:
+    def added_terms(self, config: RunConfig) -> Mapping[str, float]:
         """Return μ."""
-        return self.options(config).mu
+        return {"mu": self.options(config).mu}
 
     def hooks(self, config: RunConfig, arrays: State, private: State) -> Hooks:
         """Return the term."""

@@ -26,6 +26,8 @@ from common.strategies.strategy import State
 from common.training.hooks import Arrays, Batch, Hooks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from common.config.run_config import RunConfig
@@ -96,6 +98,10 @@ class Moon(FedAvg):
             le=1e6,
             description="of the contrastive loss; a low one tells small angles apart",
         )
+
+    def added_terms(self, config: RunConfig) -> Mapping[str, float]:
+        """Return μ."""
+        return {"mu": self.options(config).mu}
 
     def hooks(self, config: RunConfig, arrays: State, private: State) -> Hooks:
         """Return the term."""

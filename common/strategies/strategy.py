@@ -232,13 +232,14 @@ class Strategy(ABC):
         del config
         return steps
 
-    def pull(self, config: RunConfig) -> float:
-        """Return the weight of a pull of the sites' shared weights towards the server's.
+    def added_terms(self, config: RunConfig) -> Mapping[str, float]:
+        """Return the weights of what is added to the loss of shared weights, by option.
 
-        A strong one leaves in an update little but a training's last steps; sites bound it.
+        Beside a strong term little of the loss on a site's own labels is left in an update, and the
+        server may have chosen what the term pulls towards: sites bound it.
         """
         del config
-        return 0.0
+        return {}
 
     def shares(self, name: str, part: str, config: RunConfig) -> bool:
         """Tell whether a parameter travels; any other stays at the site, from round to round.
