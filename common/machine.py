@@ -20,3 +20,16 @@ def processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def one_thread() -> None:
+    """Keep a process's linear algebra to one thread; the initializer of a pool's processes.
+
+    Threads of several such processes would wait for one another, and threaded sums may come in
+    another order.
+    """
+    import numpy  # noqa: F401  a library that is loaded later would not be limited
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)

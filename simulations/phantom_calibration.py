@@ -16,13 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import typer
-from threadpoolctl import threadpool_limits
 
 from common.data.phantoms.cohorts import PHANTOM_SEED
 from common.errors import ConfigError, FedscanError
 from common.imaging.cohorts import Subject, plan_site, subject_volume
 from common.imaging.prepare import prepare_volume
-from common.machine import usable_cpus
+from common.machine import one_thread, usable_cpus
 
 IMAGE_SIZE = 48  # voxels along a side, as the networks see them
 POOLED = 24  # the same after pooling: 9 mm, about the smoothing of voxel-based morphometry
@@ -134,7 +133,7 @@ def _mapping(subjects: int) -> Iterator[Callable]:
         yield map
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, threadpool_limits, (1,)) as executor:
+    with ProcessPoolExecutor(workers, spawn, one_thread) as executor:
         yield lambda function, work: executor.map(function, work, chunksize=8)
 
 

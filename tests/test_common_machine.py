@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
+from threadpoolctl import threadpool_info
 
-from common.machine import processor, usable_cpus
+from common.machine import one_thread, processor, usable_cpus
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
@@ -22,3 +25,9 @@ def test_one_core_of_many_is_one():
 
 def test_the_processor_has_a_name():
     assert processor().strip()
+
+
+def test_processes_of_a_pool_compute_in_one_thread():
+    with ProcessPoolExecutor(1, get_context("spawn"), one_thread) as executor:
+        libraries = executor.submit(threadpool_info).result()
+    assert {one["num_threads"] for one in libraries if one["user_api"] == "blas"} == {1}

@@ -27,7 +27,7 @@ import numpy as np
 from common.errors import ConfigError
 from common.files import make_folder, write_atomically
 from common.imaging import phantoms, shifts
-from common.machine import usable_cpus
+from common.machine import one_thread, usable_cpus
 from common.seeding import derive_seed
 
 PHANTOM_VERSION = 3  # raise it with every change of the bytes written: caches are keyed by it
@@ -251,8 +251,7 @@ def _pool(workers: int) -> Iterator[Run]:
     executor = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),  # safe whatever threads the caller has
-        initializer=threadpool_limits,
-        initargs=(1,),
+        initializer=one_thread,
     )
     with executor:
         yield lambda work: executor.map(_write_subject, work, chunksize=4)

@@ -47,6 +47,7 @@ from common.data.phantoms.lesions import (
 from common.errors import ConfigError
 from common.files import make_folder, write_atomically
 from common.imaging.splits import assign_splits
+from common.machine import one_thread
 from common.seeding import derive_seed
 
 LESION_PHANTOM_VERSION = 2  # raise it with every change of the bytes written
@@ -306,8 +307,7 @@ def _run(work: Sequence[Work], workers: int) -> Iterator[list[Picture]]:
     with ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),  # safe whatever threads the caller has
-        initializer=threadpool_limits,
-        initargs=(1,),
+        initializer=one_thread,
     ) as executor:
         yield from executor.map(_write_patient, work, chunksize=8)
 
