@@ -152,7 +152,10 @@ def benchmark(
         str | None, typer.Option(help="Of centralized,local,federated; the preset's by default.")
     ] = None,
     strategies: Annotated[
-        str | None, typer.Option(help="Of fedavg,fedprox and the preset's own variants.")
+        str | None,
+        typer.Option(
+            help="Of `fedscan strategies`, the preset's own variants, and auto, the study's."
+        ),
     ] = None,
     repetitions: Annotated[
         int | None,
@@ -162,7 +165,7 @@ def benchmark(
         int | None,
         typer.Option(
             min=0,
-            help="Number of the first, which is its seed; 0, the default, is `fedscan run`'s.",
+            help="Number of the first, which is its seed; 0 is `fedscan run`'s.",
         ),
     ] = None,
     same_cohort: Annotated[

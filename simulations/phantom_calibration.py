@@ -23,7 +23,7 @@ from common.imaging.cohorts import Subject, plan_site, subject_volume
 from common.imaging.prepare import prepare_volume
 from common.machine import one_thread, usable_cpus
 
-IMAGE_SIZE = 48  # voxels along a side, as the networks see them
+IMAGE_SIZE = 48  # voxels along a side
 POOLED = 24  # the same after pooling: 9 mm, about the smoothing of voxel-based morphometry
 TRAINING_SIZES = (150, 270, 500, 1000, 1500)
 PENALTIES = np.logspace(1, 4, 7)

@@ -344,7 +344,8 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         )
     if "federated" not in plan.arms and overrides.get("strategies"):
         raise ConfigError("--strategies has no effect without the arm federated: leave it out")
-    if "centralized" in plan.arms and plan.run.get("model.adapt") == "center":
+    pooled = "centralized" in plan.arms and plan.config(Cell("centralized", "", 0), {})
+    if pooled and pooled.model.adapt == "center":
         # `statistics` and `threshold` adapt whatever model a site is given, one of a pool as well.
         raise ConfigError(
             "model.adapt = 'center' trains without what is a site's own, which a pool of sites has "

@@ -26,7 +26,7 @@ from common.training.classifier import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZE, CLASSES = 48, 2
+SIZE, CLASSES = 24, 2
 OPEN = 50.0  # GroupNorm's offset, in SDs
 CONFIDENT = 11.5  # logits of ±11.5: a gradient of about 1e-10 times the features
 EPSILON = 1e-8  # AdamW's
@@ -40,13 +40,12 @@ class LayerOverPlaces(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             StandardizeHead(),
-            nn.AvgPool3d(2),
             nn.Conv3d(1, 16, kernel_size=3, stride=2, padding=1),
             nn.GroupNorm(1, 16),
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.head = nn.Linear(16 * (SIZE // 4) ** 3, CLASSES)
+        self.head = nn.Linear(16 * (SIZE // 2) ** 3, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
@@ -58,9 +57,8 @@ def scan(tiny_cohort: Path, session_cache: Path) -> Dataset:
     return open_split(study, *where, size=SIZE, cache=session_cache).subset([0])
 
 
-def at_half_resolution(scan: Dataset) -> Tensor:
-    images = torch.from_numpy(scan.images())
-    return F.avg_pool3d(StandardizeHead()(images), 2)[0, 0]
+def standardized(scan: Dataset) -> Tensor:
+    return StandardizeHead()(torch.from_numpy(scan.images()))[0, 0]
 
 
 @torch.no_grad()
@@ -105,22 +103,22 @@ def features_in_update(model: nn.Module, scan: Dataset) -> Tensor:
 
 
 def least_squares(features: Tensor, model: nn.Module) -> Tensor:
-    """Return the image at half resolution, of least norm, that has these features."""
+    """Return the image of least norm that has these features."""
     skipped = (StandardizeHead, nn.GroupNorm, nn.ReLU)
-    pool, *others = [part for part in model.features if not isinstance(part, skipped)]
-    half = pool(torch.zeros(1, 1, SIZE, SIZE, SIZE)).requires_grad_()
-    out = nn.Sequential(*others)(half)[0]  # with ReLU open, GroupNorm is a shift and a scale
-    rows = [torch.autograd.grad(one, half, retain_graph=True)[0].flatten() for one in out]
+    linear = [part for part in model.features if not isinstance(part, skipped)]
+    image = torch.zeros(1, 1, SIZE, SIZE, SIZE, requires_grad=True)
+    out = nn.Sequential(*linear)(image)[0]  # with ReLU open, GroupNorm is a shift and a scale
+    rows = [torch.autograd.grad(one, image, retain_graph=True)[0].flatten() for one in out]
     operator = torch.stack(rows).double()  # (features, voxels)
     # The shift is the same for all features and unknown: only their differences count.
     operator, told = operator - operator.mean(0), features - features.mean()
     dual = torch.linalg.lstsq(operator @ operator.T, told, driver="gelsd").solution
-    return (operator.T @ dual).reshape(half.shape[2:])
+    return (operator.T @ dual).reshape(image.shape[2:])
 
 
 def interleaved(features: Tensor) -> Tensor:
     """Put the eight places of a stride side by side."""
-    side = SIZE // 4
+    side = SIZE // 2
     volume = torch.empty((2 * side,) * 3, dtype=features.dtype)
     for phase, (x, y, z) in zip(features.reshape(16, side, side, side), PHASES, strict=False):
         volume[x - 1 :: 2, y - 1 :: 2, z - 1 :: 2] = phase
@@ -142,7 +140,7 @@ def test_a_layer_over_places_gives_the_scan_away(scan):
     model = LayerOverPlaces()
     prepare_for_reading(model, int(scan.labels[0]))
     found = interleaved(features_in_update(model, scan))
-    assert correlation(found, at_half_resolution(scan)) > 0.9999
+    assert correlation(found, standardized(scan)) > 0.9999
 
 
 def test_the_small_classifiers_layer_gives_a_scan_away_no_finer_than_its_grid(scan):
@@ -153,7 +151,7 @@ def test_the_small_classifiers_layer_gives_a_scan_away_no_finer_than_its_grid(sc
     """
     model = build_classifier("small", image_size=SIZE, classes=CLASSES, seed=0)
     prepare_for_reading(model, int(scan.labels[0]))
-    truth = at_half_resolution(scan)
+    truth = standardized(scan)
     features = features_in_update(model, scan)
     assert 9**3 <= len(features) < 10**3
     found = correlation(least_squares(features, model), truth)

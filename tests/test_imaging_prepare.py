@@ -253,7 +253,7 @@ class TestOpenSplit:
         assert loaded.persons == NAMES
         assert loaded.labels.tolist() == [1, 0] * 4
         image = nib.load(site / "sub-03/anat/sub-03_T1w.nii.gz")
-        alone = prepare_volume(image.get_fdata(), image.affine, image_size=16)
+        alone = prepare_head(image.get_fdata(), image.affine, image_size=16)
         half_precision = 2**-11 + 1e-5
         np.testing.assert_allclose(images[3, 0], alone, rtol=0, atol=half_precision)
 

@@ -9,6 +9,7 @@ from processes import fedscan
 
 from common.errors import ConfigError
 from common.strategies.strategy import load_strategy, strategy_names
+from common.studies import study
 from common.studies.study import built_in_studies, read_study
 from common.training.gan_presets import stylegan2
 from simulations.compare import Request, compare
@@ -212,11 +213,11 @@ def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() ->
     assert changed.data.cohort_dir == "/there"
 
 
-@pytest.mark.parametrize("study", built_in_studies())
-def test_auto_among_strategies_is_the_studys_own(study: str) -> None:
-    own = read_study(study).classifier.strategy
-    assert load_plan("default", {}, {"study": study}).strategies == [own]
-    made = {"study": study, "task": "generation"}
+@pytest.mark.parametrize("name", built_in_studies())
+def test_auto_among_strategies_is_the_studys_own(name: str) -> None:
+    own = read_study(name).classifier.strategy
+    assert load_plan("default", {}, {"study": name}).strategies == [own]
+    made = {"study": name, "task": "generation"}
     assert load_plan("default", {}, made).strategies == ["fedavg"]
 
 
@@ -310,6 +311,13 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
 def test_what_cannot_be_is_refused(preset: str, overrides: dict, run: dict, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load_plan(preset, overrides, run)
+
+
+def test_a_pool_is_not_trained_where_the_study_says_center() -> None:
+    built_in = Path(study.__file__).with_name("brain-sex.toml").read_text()
+    text = built_in.replace('adapt = "threshold"', 'adapt = "center"')
+    with pytest.raises(ConfigError, match="leave centralized out"):
+        load_plan("default", {}, {"study": text})
 
 
 @pytest.mark.parametrize("adapt", ["statistics", "threshold"])

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from common.data.phantoms import cohorts as phantom_cohorts
 from common.errors import ConfigError
+from common.studies import study as built_in_study
 from common.studies.study import read_study
 from simulations.cli import app
 from simulations.plan import Cell
@@ -194,6 +195,11 @@ def test_strategy_is_the_sources_alone():
     plan = load_plan({}, {"strategy.name": "fedbn"})
     assert plan.config(SOURCE, "", 0).strategy.name == "fedbn"
     assert plan.config(TARGET, "warm", 0, source="/m").strategy.name == "fedavg"
+    built_in = Path(built_in_study.__file__).with_name("brain-sex.toml").read_text()
+    text = built_in.replace('adapt = "threshold"', 'strategy = "fedper"')
+    of_study = load_plan({}, {"study": text})
+    assert of_study.config(SOURCE, "", 0).strategy.name == "fedper"
+    assert of_study.config(TARGET, "warm-head", 0, source="/m").strategy.name == "fedavg"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from common.tasks.task import Fit, SiteContext, load_task, roster, survey
 from common.training import classifier_augment
 from common.training.batches import _Batches
 from common.training.classifier import MOMENTS, cosine, predict
-from common.training.classifier_augment import _move, _moved, augment
+from common.training.classifier_augment import _interpolation, _resampled, augment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -456,8 +456,8 @@ def test_generator_decides_every_draw(images):
 def shifted(image: torch.Tensor, *shift: float) -> torch.Tensor:
     """Move one cube (S, S, S)."""
     still = torch.tensor([False])
-    moves = [_move(torch.tensor([float(part)]), still, side=len(image)) for part in shift]
-    return _moved(image[None, None], moves)[0, 0]
+    moves = [_interpolation(torch.tensor([float(part)]), still, side=len(image)) for part in shift]
+    return _resampled(image[None, None], moves)[0, 0]
 
 
 @pytest.mark.parametrize("steps", [(1, -1, 0), (0, 0, -1), (-1, 1, 1)])

@@ -114,9 +114,10 @@ def test_what_sites_have_kept_begins_anew_and_is_told(tmp_path):
     assert "it lacks " in refused(tmp_path / "strict")
 
 
-def test_size_of_the_images_may_differ_and_is_told(tmp_path):
-    _, (note,) = started(made(tmp_path), size=24)
-    assert "16 pixels or voxels a side, and these have 24" in note
+@pytest.mark.parametrize("size", [24, 48])
+def test_size_of_the_images_may_differ_and_is_told(size, tmp_path):
+    _, (note,) = started(made(tmp_path), size=size)
+    assert f"16 pixels or voxels a side, and these have {size}" in note
 
 
 # What is refused

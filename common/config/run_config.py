@@ -62,6 +62,7 @@ _SUITABLE: dict[str, dict[str, Value]] = {
         "strategy.weighting": "images",
     },
     "generation": {
+        "model.adapt": "none",
         "strategy.name": "fedavg",
         "run.rounds": 300,
         "run.evaluate-every": 30,
@@ -207,7 +208,8 @@ class RunConfig(Settings):
 
     def _of_task(self) -> list[str]:
         if self.task == "generation":
-            defaults = RunConfig.from_flower({"study": self.study}).to_flower()
+            usual = {"study": self.study, "model.adapt": "none"}
+            defaults = RunConfig.from_flower(usual).to_flower()
             return [
                 f"{key} has no effect with task '{self.task}': leave it out. How a StyleGAN2-ADA "
                 "trains is told in model.gan-changes"
@@ -312,13 +314,13 @@ def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:
     pictures = study.images.view == "picture"
     values = _SUITABLE[task] | {
         "data.size": study.images.size,
-        "model.adapt": study.classifier.adapt,
         "model.classifier": "slices" if study.images.view == "slices" else "small",
         "model.extractor": default_extractor(study),
         "training.learning-rate": 2e-3 if pictures else 1e-3,
         "training.balance": "weights" if len(study.label.classes.names) == 2 else "batches",
     }
     if task == "classification":
+        values["model.adapt"] = study.classifier.adapt
         values["strategy.name"] = study.classifier.strategy
         values["run.rounds"] = study.classifier.rounds or values["run.rounds"]
     return {

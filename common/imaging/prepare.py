@@ -11,11 +11,12 @@ import numpy as np
 from common.errors import DataContractError
 
 FIELD_OF_VIEW_MM = 216.0  # an adult head, neck apart, with room to spare
-PREPARE_VERSION = 2  # raise it with any change that alters a prepared volume
+PREPARE_VERSION = 1  # raise it with any change that alters a prepared volume
+HEAD_VERSION = 1  # the same of what prepare_head alone does
 SMALLEST_IMAGE = 4
 HEAD = 0.05  # prepared intensity above which a voxel counts as the head's
-
 LEAST_PART = 0.5  # of a voxel, from which on it counts as the head's
+LARGEST_AVERAGED = 128  # voxels a side; half of 1.7 mm is finer than scans are
 
 _BINS = 256
 
@@ -87,7 +88,7 @@ def prepare_head(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -> 
     A cube of :func:`prepare_volume` at twice the resolution, of which blocks of 2 × 2 × 2 voxels
     are averaged, without those that are air. In a plain mean a block on the head's edge, half of it
     air, is darker than anything inside, and there are more of these than of any structure. A block
-    that is mostly air is 0.
+    that is mostly air is 0. Above 128 voxels a side nothing is averaged.
 
     Parameters
     ----------
@@ -101,6 +102,8 @@ def prepare_head(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -> 
     np.ndarray
         float32 in [0, 1], shape (S, S, S).
     """
+    if image_size > LARGEST_AVERAGED:
+        return prepare_volume(volume, affine, image_size=image_size)
     cube = prepare_volume(volume, affine, image_size=2 * image_size)
     head = cube > HEAD
     shape = (image_size, 2) * 3

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.imaging.prepare import HEAD
 
 CLIP_SD = 3.0
-SIDE = 24  # voxels a side that the small classifier looks at, or a little more
+SIDE = 24  # voxels a side, about, that the small classifier looks at
 CELLS = 3  # a side, of the grid that the small classifier's linear layer sees
 GAIN = 8.0  # of that grid's values
 
@@ -23,16 +24,26 @@ class StandardizeHead(nn.Module):
 
     Takes gain and contrast out without anybody's statistics, and with air at the mean the head's
     edge, the strongest edge of all, no longer drowns the weak differences inside.
+
+    Parameters
+    ----------
+    block : int
+        Voxels a side of the blocks that are averaged afterwards.
     """
 
+    def __init__(self, block: int = 1) -> None:
+        super().__init__()
+        self.block = block
+
     def forward(self, images: Tensor) -> Tensor:
-        """Map (B, 1, S, S, S) in [0, 1] to the same shape, in SDs of the head, clipped at ±3."""
+        """Map (B, 1, S, S, S) in [0, 1] to SDs of the head, clipped at ±3, S // block a side."""
         head = (images > HEAD).to(images.dtype)
         space = (1, 2, 3, 4)
         voxels = head.sum(space, keepdim=True).clamp(min=1)
         mean = (images * head).sum(space, keepdim=True) / voxels
         variance = ((images - mean) * head).square().sum(space, keepdim=True) / voxels
-        return ((images - mean) / (variance + 1e-6).sqrt()).clamp(-CLIP_SD, CLIP_SD) * head
+        heads = ((images - mean) / (variance + 1e-6).sqrt()).clamp(-CLIP_SD, CLIP_SD) * head
+        return F.avg_pool3d(heads, self.block) if self.block > 1 else heads
 
 
 class SmallClassifier(nn.Module):
@@ -58,13 +69,12 @@ class SmallClassifier(nn.Module):
 
     def __init__(self, image_size: int, classes: int, width: int = 16) -> None:
         super().__init__()
-        # Its kernels are made for voxels of 9 mm. The outer twelfth on every side, 18 mm, holds air
-        # and hardly any brain.
-        side = image_size // (times := max(1, image_size // SIDE))
-        margin = round(side / 12)
+        # Its kernels are made for voxels of about 9 mm. The outer twelfth on every side, 18 mm,
+        # holds air and hardly any brain.
+        block = max(1, round(image_size / SIDE))
+        margin = round(image_size // block / 12)
         self.features = nn.Sequential(
-            StandardizeHead(),
-            *([nn.AvgPool3d(times)] if times > 1 else []),
+            StandardizeHead(block),
             nn.ConstantPad3d(-margin, 0.0),
             nn.Conv3d(1, width, kernel_size=3, stride=2, padding=1),
             nn.GroupNorm(1, width),

@@ -228,11 +228,16 @@ class Classifier(Section):
 
     what: ClassVar[str] = "[classifier]"
 
-    strategy: Text = Field("fedavg", description="strategy.name")
-    adapt: Literal["none", "center", "statistics", "threshold"] = Field(
-        "none", description="model.adapt"
+    strategy: str = Field(
+        "fedavg",
+        pattern=r"^[a-z][a-z-]{0,63}$",
+        description="how sites learn together (strategy.name)",
+        json_schema_extra={"accepted": "a strategy's name, as `fedscan strategies` lists them"},
     )
-    rounds: int = Field(0, ge=0, le=100_000, description="run.rounds; 0: as suits the task")
+    adapt: Literal["none", "center", "statistics", "threshold"] = Field(
+        "none", description="how a site fits the model to its own images (model.adapt)"
+    )
+    rounds: int = Field(0, ge=0, le=100_000, description="rounds of training (run.rounds); 0: 45")
 
 
 class Generator(Section):

@@ -63,13 +63,13 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     mirrored = torch.rand(count, generator=generator) < 0.5
     gamma = torch.exp(GAMMA_SD * torch.randn(count, 1, 1, 1, 1, generator=generator))
     moves = [
-        _move(shift, mirrored & (axis == axes.right), side=images.shape[axis])
+        _interpolation(shift, mirrored & (axis == axes.right), side=images.shape[axis])
         for shift, axis in zip(shifts, axes.shifted, strict=True)
     ]
-    return _moved(images, moves).pow_(gamma)
+    return _resampled(images, moves).pow_(gamma)
 
 
-def _move(shift: Tensor, mirrored: Tensor, *, side: int) -> Tensor:
+def _interpolation(shift: Tensor, mirrored: Tensor, *, side: int) -> Tensor:
     """Matrices (B, from, to) that mirror and move an axis, by linear interpolation.
 
     What leaves at one side does not enter at the other.
@@ -80,14 +80,14 @@ def _move(shift: Tensor, mirrored: Tensor, *, side: int) -> Tensor:
     return torch.where(mirrored[:, None, None], part.flip(1), part)
 
 
-def _moved(images: Tensor, moves: Sequence[Tensor]) -> Tensor:
+def _resampled(images: Tensor, moves: Sequence[Tensor]) -> Tensor:
     """Move heads (B, 1, …) along their last axes, one for each of the matrices.
 
     Air has no part in a voxel of the head, as in :func:`common.imaging.prepare.prepare_head`, and a
     voxel that is mostly air is 0.
     """
 
-    def moved(values: Tensor) -> Tensor:
+    def apply(values: Tensor) -> Tensor:
         # The first of the axes comes first, and a product puts it last, so that the next follows.
         values = values.reshape(len(values), -1, math.prod(len(move[0]) for move in moves)).mT
         for move in moves:
@@ -95,6 +95,6 @@ def _moved(images: Tensor, moves: Sequence[Tensor]) -> Tensor:
         return values.reshape(images.shape)
 
     head = (images > HEAD).to(images.dtype)
-    part = moved(head)
-    # The product, not a choice: what is no number has to stay none.
-    return moved(images * head).div_(part.clamp(min=LEAST_PART)).mul_(part >= LEAST_PART)
+    part = apply(head)
+    # A product, not torch.where, so that NaN stays NaN.
+    return apply(images * head).div_(part.clamp(min=LEAST_PART)).mul_(part >= LEAST_PART)

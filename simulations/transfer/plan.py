@@ -98,7 +98,8 @@ class Plan(BaseModel):
         if arm == SOURCE:
             return read_run_config({**self.source, **values})
         values = {**self.target, **values, **self.methods.get(method, {}), "run.rounds": 1}
-        values = {k: v for k, v in values.items() if not k.startswith("strategy.")}  # nobody joins
+        values = {k: v for k, v in values.items() if not k.startswith("strategy.")}
+        values["strategy.name"] = "fedavg"  # of one site: nobody joins
         if method != SCRATCH:
             values[WARM_START] = source
         return read_run_config(values)

@@ -133,7 +133,7 @@ def open_images(
     (1, S, S, S), or with heights stacks (1, L, S, S) of axial slices, from the lowest: rows from
     front to back, so the nose is up; columns from the participant's left to right.
     """
-    from common.imaging.prepare import FIELD_OF_VIEW_MM, PREPARE_VERSION
+    from common.imaging.prepare import FIELD_OF_VIEW_MM, HEAD_VERSION, PREPARE_VERSION
     from common.imaging.slices import axial_slices, check_levels
 
     levels = check_levels(size, heights_mm) if heights_mm else ()
@@ -150,7 +150,9 @@ def open_images(
         site=table.site,
         name=name,
         variant=f"{size} {list(levels)}",
-        settings=json.dumps([PREPARE_VERSION, FIELD_OF_VIEW_MM, size, list(levels)]),
+        settings=json.dumps(
+            [PREPARE_VERSION, FIELD_OF_VIEW_MM, size, list(levels) or HEAD_VERSION]
+        ),
         shape=(1, len(levels), size, size) if levels else (1, size, size, size),
         dtype="float16",
         cache=cache,
