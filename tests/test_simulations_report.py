@@ -540,6 +540,11 @@ class TestBudget:
         told = words.budget({**UNEQUAL, "arms": ["local"]}, 3)
         assert "Not so" not in told and "trained before" not in told
 
+    @pytest.mark.parametrize("adapt", ["threshold", "statistics", "center"])
+    def test_how_a_model_is_fitted_to_each_site_is_said(self, adapt: str) -> None:
+        assert f"(model.adapt = {adapt})" in words.budget({"config": {"model.adapt": adapt}}, 3)
+        assert "model.adapt" not in words.budget({"config": {"model.adapt": "none"}}, 3)
+
     def test_limits_speak_of_pooling_where_it_is_compared(self) -> None:
         about = {"phantoms": True, "counts": {}, "repetitions": 5, "has_p": False}
         about |= {"new_cohorts": True}

@@ -155,6 +155,16 @@ def whose(phantoms: bool, nouns: Nouns) -> str:
     )
 
 
+_ADAPTED = {
+    "threshold": "Wherever a model is judged, of whatever arm, its decision threshold is fitted to "
+    "the site's own training images (model.adapt = threshold).",
+    "statistics": "Wherever a model is judged, of whatever arm, it is normalized by statistics of "
+    "the site's own training images (model.adapt = statistics).",
+    "center": "Every model works with features from which the mean over the site's own training "
+    "images was taken (model.adapt = center).",
+}
+
+
 def budget(manifest: Mapping[str, Any], sites: int) -> str:
     """Say what equal budgets mean in this comparison, and where they are not equal."""
     known = mapping(manifest.get("budget"))
@@ -163,6 +173,8 @@ def budget(manifest: Mapping[str, Any], sites: int) -> str:
     images = f"{whole(batch)} images" if is_number(batch) else "training.batch-size images"
     parts = [f"A site's model makes {told} of {images} each, whether it trains alone or federated."]
     parts += _unequal(manifest)
+    if adapted := _ADAPTED.get(mapping(manifest.get("config")).get("model.adapt")):
+        parts.append(adapted)
     if pools(manifest):
         parts.append(_pooled_budget(known, sites))
     return " ".join(parts)
