@@ -32,6 +32,7 @@ TINY_GAN = "resolution=16 channel-base=64 channel-max=4 z-dim=8 w-dim=8 label-ki
 TINY = {
     "model.classifier": "slices",
     "model.gan-changes": TINY_GAN,
+    "model.adapt": "none",
     "training.batch-size": 4,
     "run.rounds": 2,
     "training.local-steps": 2,
