@@ -151,6 +151,13 @@ def _show_scores(summary: dict[str, Any], name: str) -> None:
     shown = [m for m in summary["models"] if any(m in found for found in places.values())]
     if "local" in places["all"]:  # every site has its own
         shown = [m for m in shown if not m.startswith("local at ")]
+    else:  # the few that have one stand by their names, also where they are at home
+        shown = [m for m in shown if m != "local"]
+        for where, found in places.items():
+            if "local" in found:
+                own = f"local at {where}"
+                found[own] = found.pop("local")
+                shown += [own] * (own not in shown)
     digits = one.digits[0] + (0 if one.pool == "whole" or one.digits[0] > 2 else 1)
     tested = [where for where, found in places.items() if any(m in found for m in shown)]
     cells = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,12 +25,13 @@ from processes import (
     modes_of_others,
     wait_until_gone,
 )
+from rich.console import Console
 
 from common.errors import ConfigError, DivergedError
 from common.files import write_json
-from simulations import arms, compare
+from simulations import arms, compare, console
 from simulations.benchmark import Benchmark
-from simulations.compare import _table, unfinished
+from simulations.compare import _show_scores, _table, unfinished
 from simulations.plan import Cell, Plan, load_plan
 from simulations.question import check_folder, question
 from simulations.report.document import write_report
@@ -559,3 +562,23 @@ def test_of_models_and_places_the_fewer_are_columns(models, columns):
     for one, cells in found.items():
         for other, cell in zip(down, cells, strict=True):
             assert set(cell.split()) == {one, other}
+
+
+def test_a_hospital_that_alone_trains_by_itself_has_one_name_everywhere(monkeypatch):
+    def scored(**values: float) -> dict:
+        found = {name.replace("_", " "): value for name, value in values.items()}
+        unknown = {"low": None, "high": None, "note": None}
+        return {m: {"balanced_accuracy": {"mean": v, **unknown}} for m, v in found.items()}
+
+    scores = {
+        "all": scored(federated=0.5, local_at_island=0.25),
+        "island": scored(federated=0.5, local=0.75),
+        "north": scored(federated=0.5, local_at_island=0.125),
+    }
+    lines = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=lines, width=160))
+    models = ["federated", "local", "local at island"]
+    _show_scores({"scores": scores, "models": models}, "balanced_accuracy")
+    told = [re.findall(r"[\w.]+", line) for line in lines.getvalue().splitlines()]
+    assert ["island", "0.500", "0.750"] in told
+    assert ["north", "0.500", "0.125"] in told
