@@ -234,8 +234,10 @@ def _of_pictures_use(values: Values) -> Values:
     shared = {key: values[key] for key in SHARED if key in values}
     run = RunConfig.from_flower({**shared, "task": "generation"})
     if run.read_study().images.view != "picture":
-        return {"model.classifier": "slices", "model.adapt": "none", **values}
-    return {"data.size": stylegan2(run).resolution, "model.adapt": "none", **values}
+        as_made: Values = {"model.classifier": "slices"}
+    else:
+        as_made = {"data.size": stylegan2(run).resolution}
+    return {"model.adapt": "none", **as_made, **values}
 
 
 @dataclass(frozen=True)

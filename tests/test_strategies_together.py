@@ -1,4 +1,8 @@
-"""Every strategy in whole federations, in one process and by messages; what a site is judged by."""
+"""Whole federations with every strategy.
+
+Sites in one process and sites asked by messages give the same result. Each site is tested with its
+own model of the best round.
+"""
 
 from __future__ import annotations
 

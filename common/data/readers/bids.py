@@ -139,8 +139,7 @@ def open_images(
     levels = check_levels(size, heights_mm) if heights_mm else ()
 
     def read(path: Path) -> NDArray[Any]:
-        whole = not levels
-        cube = read_volume(path, size=size, root=table.root, site=table.site, whole=whole)
+        cube = read_volume(path, size=size, root=table.root, site=table.site, whole=not levels)
         return (axial_slices(cube, levels) if levels else cube)[None].astype(np.float16)
 
     return cached_pictures(
