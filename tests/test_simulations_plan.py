@@ -144,7 +144,7 @@ def test_generators_before_classifiers_take_nothing_of_how_those_are_trained() -
         for values in ({}, {**run, "run.threads": 2})
     )
     assert (plain.training.batch_size, plain.strategy.weighting) == (4, "uniform")
-    assert plain.run.evaluate_every == 15
+    assert plain.run.evaluate_every == 10
     assert changed == plain.replace({"run.threads": 2})
 
 
