@@ -467,3 +467,16 @@ def test_voxels_of_a_head_are_means_of_its_own_part(head):
         inside = block[block > HEAD]
         expected = inside.mean() if inside.size >= 4 else 0.0
         assert found[x, y, z] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [25, 32, 47])
+def test_heads_have_the_size_asked_for_and_no_voxel_between_air_and_head(head, size):
+    found = prepare_head(*head, image_size=size)
+    assert found.shape == (size,) * 3
+    assert not found.max() > 1
+    assert not ((found > 0) & (found <= HEAD)).any()
+
+
+def test_a_volume_without_a_head_is_a_head_without_a_voxel():
+    air = np.zeros((24, 24, 24), np.float32)
+    assert not prepare_head(air, np.diag([8.0, 8, 8, 1]), image_size=12).any()
