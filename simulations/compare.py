@@ -201,11 +201,11 @@ def _table(
 
     table = Table(title=title, title_justify="left")
     if len(models) > len(places):
-        table.add_column("model")
+        table.add_column("model", no_wrap=True)
         columns = places
         rows = {model: [cells[place, model] for place in places] for model in models}
     else:
-        table.add_column("tested at")
+        table.add_column("tested at", no_wrap=True)
         columns = models
         rows = {place: [cells[place, model] for model in models] for place in places}
     for column in columns:

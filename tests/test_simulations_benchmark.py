@@ -564,6 +564,17 @@ def test_of_models_and_places_the_fewer_are_columns(models, columns):
             assert set(cell.split()) == {one, other}
 
 
+def test_models_have_their_whole_names_in_a_narrow_terminal():
+    places = ["all", "island", "north", "south"]
+    models = [
+        f"federated/fed{name}" for name in ("adagrad", "avg-epochs", "nova-epochs", "yogi", "bn")
+    ]
+    cell = "0.702 (0.67 to 0.73)"
+    narrow = Console(width=80, file=io.StringIO())
+    narrow.print(_table("x", places, models, {(p, m): cell for p in places for m in models}))
+    assert all(model in narrow.file.getvalue() for model in models)
+
+
 def test_a_hospital_that_alone_trains_by_itself_has_one_name_everywhere(monkeypatch):
     def scored(**values: float) -> dict:
         found = {name.replace("_", " "): value for name, value in values.items()}
