@@ -166,15 +166,14 @@ def require_number(config: RunConfig, sites: int) -> None:
     """
     strategy, hidden = load_strategy(config.strategy.name), config.data.unlabelled_sites
     learning = sites - sum(not strategy.trains_at(site, config) for site in hidden)
-    if learning < 1:
+    if learning < 1 or len(hidden) >= sites:
         raise ConfigError(
-            "data.unlabelled leaves no site to train: take out one of its names, or choose a "
-            "strategy that learns from images without labels"
+            "data.unlabelled leaves no site with labels to train on: take out one of its names"
         )
     if learning < (needed := strategy.sites_needed(config)):
         raise ConfigError(
             f"strategy '{config.strategy.name}' needs {needed} sites and there are {learning}: "
-            "choose another, or other options"
+            "choose another (fedscan strategies tells how many each needs), or other options"
         )
 
 

@@ -79,7 +79,9 @@ def run(
     cohort: CohortOption = None,
     sites: Annotated[
         int | None,
-        typer.Option(min=1, help="Phantom hospitals to simulate; 3 by default. The last is poor."),
+        typer.Option(
+            min=1, help="Phantom hospitals to simulate; 3 by default. The last has few images."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
     test_scans: TestScansOption = None,
@@ -159,7 +161,7 @@ def benchmark(
     ] = None,
     repetitions: Annotated[
         int | None,
-        typer.Option(min=1, help="Of simulated hospitals each has new people; a new seed has any."),
+        typer.Option(min=1, help="Each has a new seed and, of simulated hospitals, new people."),
     ] = None,
     first_repetition: Annotated[
         int | None,

@@ -26,6 +26,7 @@ from simulations.measures import measure
 from simulations.plan import Plan, load_plan, presets
 from simulations.question import check_folder, question, require_same
 from simulations.schedule import STATUS, status_of
+from simulations.transfer.command import PRESET as TRANSFER
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -227,7 +228,7 @@ def _show_plan(plan: Plan, sites: int, base: dict[str, Any], *, new_cohorts: boo
     cells = [cell for stage in plan.stages() for cell in stage]
     config = plan.config(plan.cells()[0], base)
     say = console.out.print
-    say(f"presets: {', '.join(presets())}", markup=False)
+    say(f"presets: {', '.join(sorted([*presets(), TRANSFER]))}", markup=False)
     say(f"{len(cells)} cells: {', '.join(cell.name for cell in cells)}", markup=False)
     if plan.repetitions > 1:
         new = new_cohorts and not plan.same_cohort
@@ -246,4 +247,4 @@ def _show_plan(plan: Plan, sites: int, base: dict[str, Any], *, new_cohorts: boo
     for key, value in sorted(config.to_flower().items()):
         say(f"  {key} = {json.dumps(value)}", markup=False)
     minutes = estimate_seconds(plan, sites, base) / 60
-    say(f"about {max(1, math.ceil(minutes))} min on {usable_cpus()} CPUs, phantoms apart")
+    say(f"about {max(1, math.ceil(minutes))} min on {usable_cpus()} CPUs, making phantoms apart")

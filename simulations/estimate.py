@@ -34,16 +34,17 @@ def estimate_seconds(plan: Plan, sites: int, base: Mapping[str, Any]) -> float:
     base : mapping
         Run-config values under the plan's own.
     """
-    steps: dict[RunConfig, float] = {}
+    steps: dict[tuple[Any, ...], float] = {}
     total, threads = 0.0, 1
     for stage in plan.stages():
         seconds = []
         for cell in stage:
             config = plan.config(cell, base)
             threads = config.run.threads
-            alike = config.replace({"run.seed": 0})
+            # All that a step is timed with: strategies take no part.
+            alike = (config.task, config.study, config.model, config.training, config.data.size)
             if alike not in steps:
-                steps[alike] = step_seconds(alike, sites)
+                steps[alike] = step_seconds(config, sites)
             # Equal images in every arm: each costs as many steps of one site as there are sites.
             trainings = 1 if cell.arm == "local" and plan.local == "poor" else sites
             if cell.arm == USE:  # beside the federated classifier

@@ -24,7 +24,14 @@ from common.selection import due
 from simulations import console
 from simulations.flower_command import START_SECONDS
 from simulations.hospitals import prepare_phantoms, site_names
-from simulations.launch import SHARED_NETWORK, TOO_SLOW, FlowerRun, Resources, flower_run
+from simulations.launch import (
+    RAY_TOO_SLOW,
+    SHARED_NETWORK,
+    TOO_SLOW,
+    FlowerRun,
+    Resources,
+    flower_run,
+)
 from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
 
 LOG = "flower.log"
@@ -44,7 +51,7 @@ def survey_cohort(config: RunConfig, *, quiet: bool = False) -> None:
     Raises
     ------
     ConfigError
-        A table cannot be used under the run's study.
+        A table cannot be used under the run's study, or the run names a site that there is not.
     """
     if not config.data.cohort_dir:
         return
@@ -52,7 +59,9 @@ def survey_cohort(config: RunConfig, *, quiet: bool = False) -> None:
     from common.imaging.bids import list_sites
     from common.tasks.task import survey_table
 
-    for site, folder in list_sites(Path(config.data.cohort_dir)).items():
+    sites = list_sites(Path(config.data.cohort_dir))
+    require_sites(config, sites)
+    for site, folder in sites.items():
         try:
             table = read_table(config.read_study(), site, folder)
             survey_table(table, config)
@@ -321,11 +330,16 @@ def _why(folder: Path | None, log: str) -> str:
             f"{who} failed in {failure['phase']}: {failure['error']}\n{failure['traceback']}"
             f"Run folder: {folder}"
         )
+    where = f"\nFlower's whole log: {folder / LOG}" if folder else ""
     if TOO_SLOW in log:
         return (
             f"Flower's server did not start within {START_SECONDS:.0f} seconds: this machine is "
             "too busy. Try again when it is less so"
         )
-    return "the run ended without a result. The end of Flower's log:\n" + "\n".join(
-        log.splitlines()[-25:]
-    )
+    if RAY_TOO_SLOW in log:
+        return (
+            "Ray did not start in time: this machine is too busy. Try again when it is less so"
+            f"{where}"
+        )
+    end = "\n".join(log.splitlines()[-25:])
+    return f"the run ended without a result. The end of Flower's log:\n{end}{where}"

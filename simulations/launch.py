@@ -36,6 +36,7 @@ OFFLINE = {
 }
 SIMULATION = "flwr-simulation"  # the process that a run lives in
 TOO_SLOW = "Failed to start local SuperLink within"  # what `flwr run` then says
+RAY_TOO_SLOW = "current node timed out during startup"  # the same of Ray
 ROOT = Path(__file__).parents[1]
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -81,7 +81,7 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
     can = [
         "a model for each site" if told["personal"] else "one model for all",
         "classification and generation" if told["generation"] else "classification only",
-        *["secure sums"] * told["secure-sums"],
+        *["the server needs only sums"] * told["secure-sums"],
         *["server learning rate"] * told["server-learning-rate"],
         f"needs {told['sites-needed']} sites" if told["sites-needed"] > 1 else "any sites",
     ]

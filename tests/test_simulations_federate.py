@@ -20,7 +20,7 @@ from simulations import launch
 from simulations.console import Steps
 from simulations.federate import RunFailed, federate, survey_cohort
 from simulations.flower_command import START_SECONDS
-from simulations.launch import TOO_SLOW, FlowerRun, Resources, offline_environment
+from simulations.launch import RAY_TOO_SLOW, TOO_SLOW, FlowerRun, Resources, offline_environment
 from simulations.private_state import clean_up_after_killed, looked_after
 
 SLOW = f"Starting local SuperLink...\nError: {TOO_SLOW} 15s. See logs at /tmp/x.\n"
@@ -111,12 +111,32 @@ def test_a_strategy_that_needs_more_sites_is_refused_before_flower_starts(
     assert made == []
 
 
+def test_a_hidden_site_that_a_cohort_lacks_is_refused_before_flower_starts(
+    attempts, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    made = attempts((None, "Error: something else"))
+    asked = {"data.cohort-dir": str(tiny_cohort), "data.unlabelled": "islnd"}
+    with pytest.raises(ConfigError, match=r"data\.unlabelled: there is no site 'islnd'"):
+        federate(config(tmp_path, **asked), Resources(2))
+    assert made == []
+
+
 @pytest.mark.usefixtures("without_tables")
 def test_a_machine_that_stays_too_busy_is_said_so(attempts, tmp_path: Path) -> None:
     attempts((None, SLOW))
     with pytest.raises(RunFailed, match="too busy") as caught:
         federate(config(tmp_path), Resources(2))
     assert "See logs at" not in str(caught.value)  # they are gone
+
+
+@pytest.mark.usefixtures("without_tables")
+def test_a_ray_that_does_not_start_is_said_so_with_the_place_of_the_log(
+    attempts, tmp_path: Path
+) -> None:
+    attempts((tmp_path / "7", f"Exception: The {RAY_TOO_SLOW}.\n" + "Simulation crashed\n" * 40))
+    with pytest.raises(RunFailed, match="too busy") as caught:
+        federate(config(tmp_path), Resources(2))
+    assert str(tmp_path / "7" / "flower.log") in str(caught.value)
 
 
 @pytest.mark.usefixtures("without_tables")

@@ -110,7 +110,11 @@ def test_only_the_network_that_is_shared_travels(share, travels):
     ("values", "words"),
     [
         ({"strategy.name": "fedsgd"}, "accepted is one of .*fedavg, .*fedprox"),
-        ({"strategy.mu": 0.1}, "unknown key 'strategy.mu'. .*'fedavg' has no options"),
+        (
+            {"strategy.mu": 0.1},
+            "'fedavg' has no options. With such an option: ditto, fedprox, moon",
+        ),
+        ({**FEDPROX, "strategy.options": "mu:1"}, r"has the options mu=\S+$"),
         ({**FEDPROX, "strategy.mue": 0.1}, "'strategy.mue'; did you mean 'strategy.mu'"),
         ({**FEDPROX, "strategy.options": "mu"}, "'mu' is no KEY=VALUE"),
         ({**FEDPROX, "strategy.mu": 0}, "strategy.mu = 0.0: accepted is a number above 0"),

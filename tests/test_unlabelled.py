@@ -24,7 +24,7 @@ from common.rounds import begin, require_sites
 from common.run_folder import METRICS
 from common.strategies.strategy import load_strategy, strategy_names
 from common.studies.study import read_study
-from common.tasks.task import SiteContext, load_task, read_run_config, survey, survey_table
+from common.tasks.task import SiteContext, load_task, read_run_config, survey
 from server.rounds import federate
 from simulations.arms import train_in_place
 
@@ -313,15 +313,6 @@ def test_a_hidden_site_that_there_is_not_is_refused():
         begin(config, SiteContext("server", SITES, torch.device("cpu")))
 
 
-def test_a_run_of_which_nobody_may_use_labels_is_refused(
-    tiny_cohort, session_cache, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("FEDSCAN_CACHE", str(session_cache))
-    values = {**SHORT, "data.unlabelled": "north island"}
-    with pytest.raises(ConfigError, match=r"data\.unlabelled leaves no site to train"):
-        trained(tiny_cohort, values, tmp_path)
-
-
 @pytest.mark.parametrize("names", ["a a", "../a", "a,b"])
 def test_what_names_no_sites_is_refused(names):
     with pytest.raises(ConfigError, match=r"data\.unlabelled = .*: accepted is names of sites"):
@@ -331,15 +322,6 @@ def test_what_names_no_sites_is_refused(names):
 def test_generators_have_no_labels_to_do_without():
     with pytest.raises(ConfigError, match=r"data\.unlabelled has no effect with task 'generation'"):
         read_run_config({"task": "generation", "data.unlabelled": "north"})
-
-
-def test_centering_is_refused_at_a_site_without_labels(tiny_cohort):
-    config = read_run_config(
-        {"model.classifier": "slices", "model.adapt": "center", "data.unlabelled": "island"}
-    )
-    table = read_table(config.read_study(), "island", tiny_cohort / "island")
-    with pytest.raises(DataContractError, match="not of all classes"):
-        survey_table(table, config)
 
 
 def test_labels_that_are_known_are_all_of_a_usual_data_set(tiny_cohort, session_cache):
@@ -379,9 +361,17 @@ def test_only_sites_that_learn_count_as_sites_that_a_strategy_needs():
         require_sites(read_run_config(values), ("a", "b", "c", "d", "e"))
 
 
-def test_a_run_in_which_nobody_may_learn_is_refused_before_the_start():
-    with pytest.raises(ConfigError, match="leaves no site to train"):
-        require_sites(read_run_config({"data.unlabelled": "a b"}), ("a", "b"))
+@pytest.mark.parametrize("strategy", ["fedavg", "dann"])
+def test_a_run_in_which_nobody_has_a_label_is_refused_before_the_start(strategy):
+    values = {"strategy.name": strategy, "data.unlabelled": "a b"}
+    with pytest.raises(ConfigError, match="leaves no site with labels"):
+        require_sites(read_run_config(values), ("a", "b"))
+
+
+def test_a_site_is_not_centered_between_classes_that_are_hidden():
+    values = {"model.classifier": "slices", "model.adapt": "center", "data.unlabelled": "a"}
+    with pytest.raises(ConfigError, match=r"data\.unlabelled hides those of a: set model\.adapt"):
+        read_run_config(values)
 
 
 def test_sums_over_batches_count_as_over_as_many_people_as_the_rarest_kind_stands_for():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from common import strategies
 from common.averages import State, weighted_mean
 from common.errors import ConfigError
-from common.settings import Settings, did_you_mean
+from common.settings import Settings, as_words, did_you_mean
 from common.training.hooks import Hooks
 
 if TYPE_CHECKING:
@@ -198,9 +198,11 @@ class Strategy(ABC):
         if unknown := [key for key in given if key not in own]:
             every = [*own, *type(config.strategy)().to_mapping()]
             hint = did_you_mean(unknown[0], every).replace(" '", " 'strategy.")
+            having = [n for n in strategy_names() if unknown[0] in vars(load_strategy(n).Options())]
             raise ConfigError(
-                f"run config: unknown key 'strategy.{unknown[0]}'{hint}. Strategy '{self.name}' "
-                f"has {'the options ' + ', '.join(own) if own else 'no options'}"
+                f"run config: unknown key 'strategy.{unknown[0]}'{hint or '.'} Strategy "
+                f"'{self.name}' has {'the options ' + as_words(own) if own else 'no options'}"
+                f"{'. With such an option: ' + ', '.join(having) if having else ''}"
             )
         return self.Options.from_words(config.strategy.options)
 

@@ -61,6 +61,11 @@ class Classification(Task):
                 f"model.classifier 'slices' is for volumes; study '{study.name}' has pictures"
             )
         check_start(config)
+        if config.model.adapt == "center" and config.data.unlabelled:
+            raise ConfigError(
+                "model.adapt 'center' needs labels at every site, and data.unlabelled hides those "
+                f"of {config.data.unlabelled}: set model.adapt to none or statistics"
+            )
         if pictures and config.model.heights != "generated":
             raise ConfigError(
                 f"model.heights '{config.model.heights}' is of a volume's slices; study "

@@ -126,7 +126,7 @@ def transfer(
     protocol = protocol_of(target, folders, at_target, plan.sizes, folds)
     if left := [n for n in plan.sizes if n not in protocol.sizes]:
         console.err.print(
-            f"Not as many scans to learn from at {target}: {', '.join(map(str, left))} left out",
+            f"Sizes {', '.join(map(str, left))} are left out: {target} has fewer training scans",
             markup=False,
         )
     if dry_run:
@@ -186,7 +186,7 @@ def _show_plan(plan: Plan, sites: int, target: str, protocol: Protocol | None) -
     cells = [cell for stage in plan.stages() for cell in stage]
     say(f"{len(cells)} cells: {', '.join(cell.name for cell in cells)}", markup=False)
     say(
-        f"target {target}, {sites - 1} sites before, training scans "
+        f"target {target}, {sites - 1} source sites, training scans "
         f"{', '.join(map(str, sizes))}, {f'{folds} folds' if folds else 'its test split'}",
         markup=False,
     )
@@ -204,4 +204,4 @@ def _show_plan(plan: Plan, sites: int, target: str, protocol: Protocol | None) -
         seconds.append(each[key] * steps * times + CELL_OVERHEAD)
     lanes = max(1, usable_cpus() // config.run.threads)
     minutes = max(1, math.ceil(sum(seconds) / lanes / 60))
-    say(f"about {minutes} min on {usable_cpus()} CPUs, phantoms apart", markup=False)
+    say(f"about {minutes} min on {usable_cpus()} CPUs, making phantoms apart", markup=False)

@@ -84,7 +84,7 @@ def summarize(
     }
 
     def of(metric: str, method: str, scans: int) -> Repeated:
-        return Repeated(table.get((metric, method, scans), {}))
+        return Repeated(table.get((metric, method, scans), {}), bounds=(0.0, 1.0))
 
     scores: dict[str, Any] = {}
     gains: dict[str, Any] = {}
@@ -127,7 +127,7 @@ def told(record: Mapping[str, Any]) -> str:
         return "–"
     if record["low"] is None:
         return f"{record['mean']:.3f}"
-    return f"{record['mean']:.3f} ({record['low']:.2f} to {record['high']:.2f})"
+    return f"{record['mean']:.3f} ({record['low']:.2f} to {record['high']:.2f})".replace("-", "−")
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -137,7 +137,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"# Transfer to {summary['target']}, {summary['study']}",
         "",
         f"{summary['tested']} Means of {summary['repetitions']} repetitions, 95 % intervals over "
-        "them (Student's t).",
+        "them; differences are paired by repetition.",
     ]
     for metric, words in MEASURES.items():
         scores = summary["scores"][metric]
@@ -151,6 +151,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
             meets = summary["catches_up"][metric].get(method)
             row.append(meeting(meets, sizes) if meets else "")
             lines.append(f"| {method} | " + " | ".join(row) + " |")
+        for method, gains in summary["gains"][metric].items():
+            row = [told(gains[str(n)]) for n in sizes]
+            lines.append(f"| {method} − {SCRATCH} | " + " | ".join(row) + " | |")
         lines.append("")
         lines.append(f"The source's model as it is: {told(scores[AS_IT_IS]['0'])}.")
     return "\n".join(lines) + "\n"

@@ -26,6 +26,8 @@ TAKEN = {
     "data.cohort-dir": "--cohort",
     "run.output-dir": "--out",
     "task": "nothing: it is about classifiers",
+    "model.trains": "its methods, which differ in it",
+    "training.layer-decay": "its methods, which differ in it",
     WARM_START: "the federation that it trains itself",
 }
 
