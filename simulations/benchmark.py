@@ -21,7 +21,6 @@ from common.files import make_folder, write_atomically, write_json
 from common.machine import processor, usable_cpus
 from common.provenance import versions
 from common.reading import read_json
-from common.strategies.strategy import strategy_names
 from common.tasks.task import survey
 from simulations.arms import POOL, Work
 from simulations.cell_progress import run_cells
@@ -34,8 +33,15 @@ from simulations.collect import (
     write_samples,
 )
 from simulations.folders import in_words, locked
-from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan
-from simulations.question import MANIFEST, check_folder, question, require_same, usual
+from simulations.plan import PRETRAINING, USE, Cell, Plan
+from simulations.question import (
+    MANIFEST,
+    check_folder,
+    differing,
+    question,
+    require_same,
+    usual,
+)
 from simulations.results import COLUMNS
 from simulations.schedule import MISSING, STATUS, status_of
 
@@ -173,7 +179,7 @@ class Benchmark:
             "new_cohorts": bool(self.cohorts),
             "reference": plan.reference_strategy,
             "contrasts": plan.compared_contrasts,
-            "differing": self._differing(),
+            "differing": differing(self.plan, self.base),
             "poor_site": min(counts, key=lambda name: (counts[name]["n_train"], name)),
             "versions": versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -183,23 +189,6 @@ class Benchmark:
                 "processor": processor(),
             },
         }
-
-    def _differing(self) -> dict[str, dict[str, bool | int | float | str]]:
-        """Where strategies, what goes before and what comes after differ from the configuration."""
-        usual, found = self.config.to_flower(), {}
-        for stage in self.plan.stages():
-            for cell in stage:
-                name = cell.arm if cell.arm in (PRETRAINING, USE) else cell.strategy
-                if cell.seed == self.plan.first_repetition and name:
-                    own = self.plan.config(cell, self.base).to_flower()
-                    differs = {
-                        key: value
-                        for key, value in own.items()
-                        if value != usual[key] and key not in OPTIONS
-                    }
-                    if differs or name not in strategy_names():
-                        found[name] = differs
-        return found
 
     def _schedule(self, cells: list[Cell]) -> None:
         works = [(self._work(cell), self._rounds(cell)) for cell in cells]

@@ -24,7 +24,7 @@ from simulations.hospitals import count_sites, prepare_phantoms, site_names
 from simulations.launch import Resources
 from simulations.measures import measure
 from simulations.plan import Plan, load_plan, presets
-from simulations.question import check_folder, question, require_same
+from simulations.question import check_folder, differing, question, require_same, usual
 from simulations.schedule import STATUS, status_of
 from simulations.transfer.command import PRESET as TRANSFER
 
@@ -226,7 +226,7 @@ def _interval(score: dict[str, Any] | None, digits: int, ends: int) -> str:
 
 def _show_plan(plan: Plan, sites: int, base: dict[str, Any], *, new_cohorts: bool) -> None:
     cells = [cell for stage in plan.stages() for cell in stage]
-    config = plan.config(plan.cells()[0], base)
+    config = usual(plan, base)
     say = console.out.print
     say(f"presets: {', '.join(sorted([*presets(), TRANSFER]))}", markup=False)
     say(f"{len(cells)} cells: {', '.join(cell.name for cell in cells)}", markup=False)
@@ -246,5 +246,8 @@ def _show_plan(plan: Plan, sites: int, base: dict[str, Any], *, new_cohorts: boo
     )
     for key, value in sorted(config.to_flower().items()):
         say(f"  {key} = {json.dumps(value)}", markup=False)
+    for name, values in differing(plan, base).items():
+        others = (f"{key} = {json.dumps(value)}" for key, value in values.items())
+        say(f"{name}: {', '.join(others) or 'as above'}", markup=False, soft_wrap=True)
     minutes = estimate_seconds(plan, sites, base) / 60
     say(f"about {max(1, math.ceil(minutes))} min on {usable_cpus()} CPUs, making phantoms apart")

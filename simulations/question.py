@@ -11,8 +11,9 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError, FileError
 from common.provenance import PACKAGES, source_hash
 from common.reading import read_json, require_plain_tree
+from common.strategies.strategy import strategy_names
 from simulations.folders import require_empty
-from simulations.plan import Cell, Plan
+from simulations.plan import OPTIONS, PRETRAINING, USE, Cell, Plan, Values
 
 MANIFEST = "manifest.json"
 
@@ -94,3 +95,16 @@ def usual(plan: Plan, base: Mapping[str, Any]) -> RunConfig:
     reference = plan.reference_strategy
     plain = "" if reference in plan.variants else reference
     return plan.config(Cell("", plain, plan.first_repetition), base)
+
+
+def differing(plan: Plan, base: Mapping[str, Any]) -> dict[str, Values]:
+    """Return where strategies, what goes before and what comes after differ from :func:`usual`."""
+    plain, found = usual(plan, base).to_flower(), {}
+    for cell in (cell for stage in plan.stages() for cell in stage):
+        name = cell.arm if cell.arm in (PRETRAINING, USE) else cell.strategy
+        if cell.seed == plan.first_repetition and name:
+            own = plan.config(cell, base).to_flower()
+            differs = {k: v for k, v in own.items() if v != plain[k] and k not in OPTIONS}
+            if differs or name not in strategy_names():
+                found[name] = differs
+    return found
