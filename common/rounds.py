@@ -166,7 +166,7 @@ def require_number(config: RunConfig, sites: int) -> None:
     """
     strategy, hidden = load_strategy(config.strategy.name), config.data.unlabelled_sites
     learning = sites - sum(not strategy.trains_at(site, config) for site in hidden)
-    if learning < 1 or len(hidden) >= sites:
+    if len(hidden) >= sites:
         raise ConfigError(
             "data.unlabelled leaves no site with labels to train on: take out one of its names"
         )

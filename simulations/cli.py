@@ -161,7 +161,7 @@ def benchmark(
     ] = None,
     repetitions: Annotated[
         int | None,
-        typer.Option(min=1, help="Each has a new seed and, of simulated hospitals, new people."),
+        typer.Option(min=1, help="Each has a new seed; simulated hospitals also get new people."),
     ] = None,
     first_repetition: Annotated[
         int | None,

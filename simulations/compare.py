@@ -249,5 +249,5 @@ def _show_plan(plan: Plan, sites: int, base: dict[str, Any], *, new_cohorts: boo
     for name, values in differing(plan, base).items():
         others = (f"{key} = {json.dumps(value)}" for key, value in values.items())
         say(f"{name}: {', '.join(others) or 'as above'}", markup=False, soft_wrap=True)
-    minutes = estimate_seconds(plan, sites, base) / 60
-    say(f"about {max(1, math.ceil(minutes))} min on {usable_cpus()} CPUs, making phantoms apart")
+    minutes = max(1, math.ceil(estimate_seconds(plan, sites, base) / 60))
+    say(f"about {minutes} min on {usable_cpus()} CPUs, not counting the making of phantoms")

@@ -42,7 +42,10 @@ def estimate_seconds(plan: Plan, sites: int, base: Mapping[str, Any]) -> float:
             config = plan.config(cell, base)
             threads = config.run.threads
             # All that a step is timed with: strategies take no part.
-            alike = (config.task, config.study, config.model, config.training, config.data.size)
+            alike = (
+                *(config.task, config.study, config.model, config.training),
+                *(config.data.size, config.run.threads),
+            )
             if alike not in steps:
                 steps[alike] = step_seconds(config, sites)
             # Equal images in every arm: each costs as many steps of one site as there are sites.

@@ -51,7 +51,8 @@ def survey_cohort(config: RunConfig, *, quiet: bool = False) -> None:
     Raises
     ------
     ConfigError
-        A table cannot be used under the run's study, or the run names a site that there is not.
+        A table cannot be used under the run's study, the sites are too few for the strategy, or the
+        run names one that there is not.
     """
     if not config.data.cohort_dir:
         return

@@ -12,6 +12,7 @@ from common.strategies.strategy import load_strategy, strategy_names
 from common.studies import study
 from common.studies.study import built_in_studies, read_study
 from common.training.gan_presets import stylegan2
+from simulations import estimate
 from simulations.compare import Request, compare
 from simulations.plan import Cell, load_plan, presets
 
@@ -346,6 +347,20 @@ def test_dry_run_tells_cells_and_time_and_starts_nothing(tmp_path: Path) -> None
     assert "data.size = 16" in done.stdout
     assert "min on" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_times_steps_that_are_alike_once_and_tells_what_variants_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed = []
+    monkeypatch.setattr(estimate, "step_seconds", lambda config, _: timed.append(config) or 0.01)
+    plan = {"strategies": ["fedavg", "krum-of-three", "harmonized", "threshold", "fednova-epochs"]}
+    request = Request("hospitals-that-differ", plan, {}, None, 3, tmp_path / "out", 0.0, 60.0)
+    compare(request, resume=False, dry_run=True)
+    told = capsys.readouterr().out.splitlines()
+    assert 'krum-of-three: strategy.options = "malicious=0"' in told
+    assert 'threshold: model.adapt = "threshold"' in told
+    assert len(timed) == 3  # as usual; with another model.adapt; by epochs
 
 
 def test_dry_run_refuses_a_cohort_of_another_study(tiny_cohort: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from simulations.transfer import __main__ as process
 from simulations.transfer import bench, cohorts, command
 from simulations.transfer.bench import Transfer
 from simulations.transfer.cohorts import brains_for, protocol_of
-from simulations.transfer.curve import catches_up, markdown, measured, meeting, summarize
+from simulations.transfer.curve import catches_up, markdown, measured, meeting, summarize, told
 from simulations.transfer.plan import AS_IT_IS, SOURCE, TARGET, Protocol, load_plan, parse_sizes
 from simulations.transfer.subsets import folds, learning_order, whole
 
@@ -165,6 +165,7 @@ def test_gain_is_paired_within_a_repetition():
     score = summary["scores"]["balanced_accuracy"]["warm"]["5"]
     assert score["mean"] == pytest.approx(0.75) and score["high"] - score["low"] > 0.5
     gain = summary["gains"]["balanced_accuracy"]["warm"]["5"]
+    assert told({**gain, "mean": -0.2, "low": None}) == "−0.200"
     assert [gain[key] for key in ("mean", "low", "high")] == pytest.approx([0.2] * 3)
     assert summary["catches_up"]["balanced_accuracy"]["warm"]["scans"] == pytest.approx(10)
     assert summary["scores"]["f1"]["warm"]["5"]["mean"] is None
@@ -208,6 +209,8 @@ def test_strategy_is_the_sources_alone():
         ({"sizes": [10, 5]}, {}, "ascending"),
         ({}, {"run.seed": 3}, "--repetitions"),
         ({}, {"model.warm-start": "/m"}, "trains itself"),
+        ({}, {"model.trains": "head"}, "its methods, which differ in it"),
+        ({}, {"training.layer-decay": 0.5}, "its methods, which differ in it"),
         ({"repetitions": 0}, {}, "repetitions"),
     ],
 )
@@ -268,7 +271,7 @@ def test_transfer_leaves_a_curve_of_every_method(done: Path):
     assert (done / "transfer.png").read_bytes().startswith(b"\x89PNG")
     report = (done / "report.md").read_text()
     assert report == markdown(summary)
-    assert "| warm-head |" in report and "2-fold cross-validation" in report
+    assert "| warm-head − scratch |" in report and "2-fold cross-validation" in report
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -115,6 +115,7 @@ def test_only_the_network_that_is_shared_travels(share, travels):
             "'fedavg' has no options. With such an option: ditto, fedprox, moon",
         ),
         ({**FEDPROX, "strategy.options": "mu:1"}, r"has the options mu=\S+$"),
+        ({"strategy.head-steps": 2}, "With such an option: fedrep"),
         ({**FEDPROX, "strategy.mue": 0.1}, "'strategy.mue'; did you mean 'strategy.mu'"),
         ({**FEDPROX, "strategy.options": "mu"}, "'mu' is no KEY=VALUE"),
         ({**FEDPROX, "strategy.mu": 0}, "strategy.mu = 0.0: accepted is a number above 0"),

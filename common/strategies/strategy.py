@@ -31,10 +31,7 @@ ARRAYS = "strategy/"  # before the names of a strategy's further arrays, beside 
 
 
 class Options(Settings):
-    """Options of one strategy, which subclasses declare as fields; by default none.
-
-    A run config tells them in ``strategy.options``; see :attr:`RunConfig.strategy`.
-    """
+    """Options of one strategy, as fields of a subclass; a run config has ``strategy.options``."""
 
     what: ClassVar[str] = "run config"
     prefix: ClassVar[str] = "strategy."
@@ -198,7 +195,8 @@ class Strategy(ABC):
         if unknown := [key for key in given if key not in own]:
             every = [*own, *type(config.strategy)().to_mapping()]
             hint = did_you_mean(unknown[0], every).replace(" '", " 'strategy.")
-            having = [n for n in strategy_names() if unknown[0] in vars(load_strategy(n).Options())]
+            every_one = {n: load_strategy(n).Options().to_mapping() for n in strategy_names()}
+            having = [n for n, options in every_one.items() if unknown[0] in options]
             raise ConfigError(
                 f"run config: unknown key 'strategy.{unknown[0]}'{hint or '.'} Strategy "
                 f"'{self.name}' has {'the options ' + as_words(own) if own else 'no options'}"

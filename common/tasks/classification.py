@@ -64,7 +64,7 @@ class Classification(Task):
         if config.model.adapt == "center" and config.data.unlabelled:
             raise ConfigError(
                 "model.adapt 'center' needs labels at every site, and data.unlabelled hides those "
-                f"of {config.data.unlabelled}: set model.adapt to none or statistics"
+                f"of {config.data.unlabelled}: set model.adapt to none, statistics or threshold"
             )
         if pictures and config.model.heights != "generated":
             raise ConfigError(

@@ -204,4 +204,7 @@ def _show_plan(plan: Plan, sites: int, target: str, protocol: Protocol | None) -
         seconds.append(each[key] * steps * times + CELL_OVERHEAD)
     lanes = max(1, usable_cpus() // config.run.threads)
     minutes = max(1, math.ceil(sum(seconds) / lanes / 60))
-    say(f"about {minutes} min on {usable_cpus()} CPUs, making phantoms apart", markup=False)
+    say(
+        f"about {minutes} min on {usable_cpus()} CPUs, not counting the making of phantoms",
+        markup=False,
+    )

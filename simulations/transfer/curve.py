@@ -125,9 +125,10 @@ def told(record: Mapping[str, Any]) -> str:
     """Return a mean with its interval, as in a table."""
     if record["mean"] is None:
         return "–"
-    if record["low"] is None:
-        return f"{record['mean']:.3f}"
-    return f"{record['mean']:.3f} ({record['low']:.2f} to {record['high']:.2f})".replace("-", "−")
+    words = f"{record['mean']:.3f}"
+    if record["low"] is not None:
+        words += f" ({record['low']:.2f} to {record['high']:.2f})"
+    return words.replace("-", "−")
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
