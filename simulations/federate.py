@@ -332,15 +332,11 @@ def _why(folder: Path | None, log: str) -> str:
             f"Run folder: {folder}"
         )
     where = f"\nFlower's whole log: {folder / LOG}" if folder else ""
-    if TOO_SLOW in log:
-        return (
-            f"Flower's server did not start within {START_SECONDS:.0f} seconds: this machine is "
-            "too busy. Try again when it is less so"
-        )
-    if RAY_TOO_SLOW in log:
-        return (
-            "Ray did not start in time: this machine is too busy. Try again when it is less so"
-            f"{where}"
-        )
+    for mark, late in (
+        (TOO_SLOW, f"Flower's server did not start within {START_SECONDS:.0f} seconds"),
+        (RAY_TOO_SLOW, "Ray did not start in time"),
+    ):
+        if mark in log:
+            return f"{late}: this machine is too busy. Try again when it is less so{where}"
     end = "\n".join(log.splitlines()[-25:])
     return f"the run ended without a result. The end of Flower's log:\n{end}{where}"

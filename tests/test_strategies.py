@@ -112,7 +112,8 @@ def test_only_the_network_that_is_shared_travels(share, travels):
         ({"strategy.name": "fedsgd"}, "accepted is one of .*fedavg, .*fedprox"),
         (
             {"strategy.mu": 0.1},
-            "'fedavg' has no options. With such an option: ditto, fedprox, moon",
+            "unknown key 'strategy.mu'. .*'fedavg' has no options. "
+            "With such an option: ditto, fedprox, moon",
         ),
         ({**FEDPROX, "strategy.options": "mu:1"}, r"has the options mu=\S+$"),
         ({"strategy.head-steps": 2}, "With such an option: fedrep"),

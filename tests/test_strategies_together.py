@@ -1,7 +1,7 @@
-"""Whole federations with every strategy.
+"""Complete runs of every strategy.
 
-Sites in one process and sites asked by messages give the same result. Each site is tested with its
-own model of the best round.
+A run in one process and a run by Flower's messages give equal weights and metrics. A site's test
+uses the model that the site had in the selected round.
 """
 
 from __future__ import annotations

@@ -195,8 +195,8 @@ class Strategy(ABC):
         if unknown := [key for key in given if key not in own]:
             every = [*own, *type(config.strategy)().to_mapping()]
             hint = did_you_mean(unknown[0], every).replace(" '", " 'strategy.")
-            every_one = {n: load_strategy(n).Options().to_mapping() for n in strategy_names()}
-            having = [n for n, options in every_one.items() if unknown[0] in options]
+            known = {name: load_strategy(name).Options().to_mapping() for name in strategy_names()}
+            having = [name for name, options in known.items() if unknown[0] in options]
             raise ConfigError(
                 f"run config: unknown key 'strategy.{unknown[0]}'{hint or '.'} Strategy "
                 f"'{self.name}' has {'the options ' + as_words(own) if own else 'no options'}"
