@@ -15,12 +15,15 @@ from pathlib import Path
 from common.errors import ProvenanceError
 
 PACKAGES = ("common", "server", "clients")
+NOT_SENT = ("clients/gateway", "common/processes")  # fab-exclude of pyproject.toml
 LIBRARIES = ("fedscan", "flwr", "torch", "ray", "numpy", "nibabel", "scipy", "scikit-learn")
 
 
 @cache
 def source_hash(root: Path | None = None, packages: tuple[str, ...] = PACKAGES) -> str:
     """Hash the sources that decide a run's result: .py and .toml of common, server and clients.
+
+    What Flower does not send to a site is left out (:data:`NOT_SENT`).
 
     Parameters
     ----------
@@ -40,7 +43,10 @@ def source_hash(root: Path | None = None, packages: tuple[str, ...] = PACKAGES) 
     for package in packages:
         found = [path for kind in ("*.py", "*.toml") for path in (root / package).rglob(kind)]
         for path in sorted(found):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+            name = path.relative_to(root).as_posix()
+            if name.startswith(NOT_SENT):
+                continue
+            digest.update(name.encode() + b"\0")
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from common.errors import FedscanError
 from common.files import make_folder, write_json
 from common.metrics_log import MetricsTail
+from common.processes.environment import neutral_home, offline_environment
+from common.processes.group import process_group
 from common.run_folder import METRICS
 from simulations import console
 from simulations.arms import Work
 from simulations.console import Steps
-from simulations.launch import SHARED_NETWORK, neutral_home, offline_environment, process_group
+from simulations.launch import SHARED_NETWORK
 from simulations.plan import Cell
 from simulations.schedule import BEGAN, MISSING, STATUS, status_of
 

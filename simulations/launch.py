@@ -9,31 +9,20 @@ and an end to every process.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
-import secrets
-import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
-from common.files import write_atomically, write_json
+from common.files import write_json
 from common.machine import usable_cpus
+from common.processes.environment import free_port, neutral_home, offline_environment, toml
+from common.processes.group import ProcessGroup, process_group
 from common.sites import PHANTOM_FOLDERS
-from simulations.process_group import SHARED
 
-OFFLINE = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else `uv sync` before every run
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-}
 SIMULATION = "flwr-simulation"  # the process that a run lives in
 TOO_SLOW = "Failed to start local SuperLink within"  # what `flwr run` then says
 RAY_TOO_SLOW = "current node timed out during startup"  # the same of Ray
@@ -121,91 +110,6 @@ SHARED_NETWORK = (
 )
 
 
-class ProcessGroup:
-    """A command and all that it started: see :mod:`simulations.process_group`."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        # False also of one that has ended before it could say so.
-        self.shares_network = process.stdout.readline() == f"{SHARED}\n".encode()
-
-    @property
-    def pid(self) -> int:
-        """Number of the first ancestor of everything that the command starts."""
-        return self._process.pid
-
-    def ended(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds; say whether the command has ended."""
-        import select
-
-        if self._process.poll() is not None:
-            return True
-        ready, _, _ = select.select([self._process.stdout], [], [], timeout)
-        return bool(ready)
-
-
-@contextlib.contextmanager
-def process_group(
-    command: list[str],
-    *,
-    cwd: Path,
-    environment: Mapping[str, str],
-    log_path: Path | None = None,
-    until_ended: str | None = None,
-    share_network: bool = False,
-    stderr: int | None = None,
-) -> Iterator[ProcessGroup]:
-    """Run a command; on leaving, end it and all that it started.
-
-    That holds however the block is left, and when this very process is killed; then the folder
-    ``cwd``, which is the command's own, is removed too.
-
-    Parameters
-    ----------
-    command : list of str
-    cwd : Path
-    environment : mapping of str to str
-    log_path : Path, optional
-        File for the command's output; without one it goes to this process's standard error.
-    until_ended : str, optional
-        The command has not ended before every process that it started with this in its command
-        line has.
-    share_network : bool
-        The command is to reach this machine's network.
-    stderr : int, optional
-        Descriptor for the command's output, where it goes to no file.
-
-    Yields
-    ------
-    ProcessGroup
-    """
-    options = ["--remove", str(cwd)]
-    if until_ended:
-        options += ["--until-ended", until_ended]
-    if share_network:
-        options.append("--share-network")
-    if log_path:
-        write_atomically(log_path, b"")  # for its owner alone: a traceback may name scans
-    with log_path.open("w") if log_path else contextlib.nullcontext() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "simulations.process_group", *options, *command],
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log or stderr,
-            bufsize=0,  # what has been read is not to hide from select
-            start_new_session=True,  # Ctrl-C reaches us, and we close the group's input
-        )
-    try:
-        yield ProcessGroup(process)
-    finally:
-        process.stdin.close()
-        process.stdout.read()  # until the last supervisor has ended, even if the first was killed
-        process.wait()
-        process.stdout.close()
-
-
 @dataclass
 class FlowerRun:
     """A run in progress: its id as soon as it has one, and whether it has ended."""
@@ -285,74 +189,3 @@ def flower_run(
             until_ended=SIMULATION,  # Flower's log may end before it
         ) as group:
             yield FlowerRun(log_path, group)
-
-
-@contextlib.contextmanager
-def neutral_home() -> Iterator[Path]:
-    """Make a folder for what Flower and Ray leave on disk, and remove it with all of that."""
-    # Short: Ray keeps Unix sockets below it, and their paths may have 107 characters.
-    home = Path(tempfile.mkdtemp(prefix="fedscan-"))
-    try:
-        yield home
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def offline_environment(home: Path) -> dict[str, str]:
-    """Return the environment for Flower and Ray.
-
-    Offline, with this Python's commands, disk at home, and Ray on the loopback interface alone,
-    with a new password, which every process that is to join has in its environment.
-    """
-    # Within a Ray worker (a benchmark's cell), what that Ray tells its workers is not for ours.
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        if key != "RAY_ADDRESS"  # a cluster that the user has elsewhere is not ours to use
-        and ("RAY_JOB_ID" not in os.environ or not key.startswith("RAY_"))
-    }
-    return {
-        **inherited,
-        **OFFLINE,
-        # Flower finds its own commands by PATH, which need not hold this environment.
-        "PATH": f"{scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "RAY_TMPDIR": str(home),
-        "RAY_DEDUP_LOGS": "0",
-        # Ray would have its workers give way to every other process: on a machine with other work
-        # they get next to nothing, and a federation in a cell less than its neighbours.
-        "RAY_worker_niceness": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: no address but 127.0.0.1
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def scripts() -> Path:
-    """Folder of this very environment's commands, wherever PATH points."""
-    return Path(sys.executable).parent
-
-
-def free_port(taken: int = 0) -> int:
-    """Find a port of this machine that nobody listens on, other than ``taken``."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            if (port := probe.getsockname()[1]) != taken:
-                return port
-
-
-def toml(values: Mapping[str, bool | int | float | str]) -> str:
-    """Write values as TOML, for Flower to read.
-
-    Raises
-    ------
-    ConfigError
-        For a text that is no UTF-8, such as some paths.
-    """
-    # JSON's bools, numbers and strings are TOML's too, but for escaped pairs of surrogates.
-    text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items())
-    text = text.replace("\x7f", "\\u007f")  # which JSON leaves as it is, and TOML forbids
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ConfigError("a path is not UTF-8, and Flower takes nothing else: rename the folder")
-    return text

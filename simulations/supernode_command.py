@@ -57,7 +57,7 @@ def supernode(
     - `fedscan supernode --superlink fl.example.org:443 --root-certificates ca.crt --site north
       --data-dir /data/north --auth-supernode-private-key north.key`
     """
-    from simulations.supernode import SuperNode, serve
+    from clients.gateway.supernode import SuperNode, serve
 
     def absolute(path: Path | None) -> Path | None:
         return path and path.expanduser().absolute()

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from simulations import namespaces
+from common.processes import namespaces
 
 SCRIPTS = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ OURS = ("flower-", "flwr", "ray::", "raylet", "gcs_server", "/ray/")
 
 def environment(cache: Path, **extra: str) -> dict[str, str]:
     """Return this environment with its commands on the path, offline, with a cache of its own."""
-    from simulations.launch import OFFLINE
+    from common.processes.environment import OFFLINE
 
     path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, **OFFLINE, "PATH": path, **caches(cache), **extra}
@@ -60,7 +60,7 @@ def flower_processes() -> set[int]:
             continue
         command = " ".join(process.info["cmdline"] or [])
         head = command.split(" -")[0][:200]
-        if "simulations.process_group" in command or any(word in head for word in OURS):
+        if "common.processes.supervisor" in command or any(word in head for word in OURS):
             # Others may run Flower on this machine. A Ray worker overwrites its environment with
             # its title, but it is not there without its raylet.
             with contextlib.suppress(psutil.Error):

@@ -31,7 +31,7 @@ from processes import (
     wait_until_gone,
 )
 
-from simulations.launch import free_port
+from common.processes.environment import free_port
 
 MISSING = [name for name in ("nginx", "openssl", "ssh-keygen") if shutil.which(name) is None]
 pytestmark = [

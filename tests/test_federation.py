@@ -40,7 +40,7 @@ from processes import (
     wait_until_gone,
 )
 
-from simulations.launch import free_port
+from common.processes.environment import free_port
 
 pytestmark = pytest.mark.federation
 SITES = ("island", "north")

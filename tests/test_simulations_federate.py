@@ -15,12 +15,12 @@ import pytest
 from common.config.run_config import RunConfig, flatten
 from common.errors import ConfigError
 from common.metrics_log import Row
+from common.processes.environment import neutral_home, offline_environment, toml
 from simulations import federate as module
-from simulations import launch
 from simulations.console import Steps
 from simulations.federate import RunFailed, federate, survey_cohort
 from simulations.flower_command import START_SECONDS
-from simulations.launch import RAY_TOO_SLOW, TOO_SLOW, FlowerRun, Resources, offline_environment
+from simulations.launch import RAY_TOO_SLOW, TOO_SLOW, FlowerRun, Resources
 from simulations.private_state import clean_up_after_killed, looked_after
 
 SLOW = f"Starting local SuperLink...\nError: {TOO_SLOW} 15s. See logs at /tmp/x.\n"
@@ -238,7 +238,7 @@ import os, ray
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 print(ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0))
 """
-    with launch.neutral_home() as home:
+    with neutral_home() as home:
         done = subprocess.run(
             [sys.executable, "-c", words],
             env=offline_environment(home),
@@ -284,9 +284,9 @@ def test_a_path_of_any_letters_reaches_flower() -> None:
         "run.seed": 3,
         "training.learning-rate": 1e-3,
     }
-    assert flatten(tomllib.loads(launch.toml(values))) == values  # as Flower does
+    assert flatten(tomllib.loads(toml(values))) == values  # as Flower does
     with pytest.raises(ConfigError, match="not UTF-8"):
-        launch.toml({"data.cohort-dir": "/home/\udcff"})
+        toml({"data.cohort-dir": "/home/\udcff"})
 
 
 def test_an_extractor_that_is_not_there_is_refused_first(attempts, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from processes import (
     wait_until_gone,
 )
 
-from simulations import namespaces
+from common.processes import namespaces
 
 pytestmark = pytest.mark.simulation
 SET = [word for assignment in TINY for word in ("--set", assignment)]
@@ -112,7 +112,7 @@ def test_flwr_run_works_from_the_root_with_flowers_defaults(
     run, tiny_cohort: Path, session_cache: Path, tmp_path: Path
 ) -> None:
     """Two supernodes with two CPUs each, in whatever number of actors fits, same weights."""
-    from simulations.launch import free_port
+    from common.processes.environment import free_port
 
     ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port())}
     ports["FLWR_LOCAL_CONTROL_API_PORT"] = str(free_port())
@@ -124,7 +124,7 @@ def test_flwr_run_works_from_the_root_with_flowers_defaults(
         [
             sys.executable,
             "-m",
-            "simulations.process_group",
+            "common.processes.supervisor",
             str(SCRIPTS / "flwr"),
             "run",
             ".",

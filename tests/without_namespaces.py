@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from simulations import namespaces
+from common.processes import namespaces
 
 if __name__ == "__main__":
     with contextlib.suppress(OSError):

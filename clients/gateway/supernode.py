@@ -27,16 +27,15 @@ from typing import TYPE_CHECKING
 
 from clients.policy import VARIABLE, SitePolicy
 from common.errors import ConfigError, FedscanError
-from common.sites import deployed_site
-from simulations.launch import (
-    ProcessGroup,
+from common.processes.environment import (
     free_port,
     neutral_home,
     offline_environment,
-    process_group,
     scripts,
     toml,
 )
+from common.processes.group import ProcessGroup, process_group
+from common.sites import deployed_site
 
 if TYPE_CHECKING:
     from flwr.supercore.runtime import RuntimeHttpClient

@@ -4,12 +4,12 @@
 Ray's daemons. A supervisor stands above them all: on Linux their orphans become its children, and
 when its standard input closes, because the launcher is done or was killed, it ends every one.
 
-Where Linux grants it (:mod:`simulations.namespaces`), the network is the group's own, so that no
-other user of the machine can connect to what listens there. The supervisor then is process 1 of a
-process namespace: should it be killed, the kernel kills all the others. The process that entered
+Where Linux grants it (:mod:`common.processes.namespaces`), the network is the group's own, so that
+no other user of the machine can connect to what listens there. The supervisor then is process 1 of
+a process namespace: should it be killed, the kernel kills all the others. The process that entered
 the namespaces only waits for it; killed, it makes the supervisor end.
 
-Usage: ``python -m simulations.process_group [--remove DIR] [--until-ended NAME] [--share-network]
+Usage: ``python -m common.processes.supervisor [--remove DIR] [--until-ended NAME] [--share-network]
 COMMAND ARG …``. It prints ``isolated`` or ``shared``, for the network, which ``--share-network``
 leaves to the command as it is. When the command has ended, and every process of the group whose
 command line has NAME in it, it prints ``exit CODE`` and waits for the end of its input. At last it
@@ -30,7 +30,7 @@ import threading
 
 import psutil
 
-from simulations import namespaces
+from common.processes import namespaces
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 GRACE_SECONDS = 5.0
@@ -56,7 +56,7 @@ def _command_line(process: psutil.Process) -> list[str]:
 
 
 def _is_group(process: psutil.Process) -> bool:
-    return _command_line(process)[1:3] == ["-m", "simulations.process_group"]
+    return _command_line(process)[1:3] == ["-m", "common.processes.supervisor"]
 
 
 def end_all(known: set[psutil.Process]) -> None:

@@ -11,9 +11,10 @@ import pytest
 from flwr.common.config import parse_config_args
 from processes import fedscan
 
+from clients.gateway import supernode
+from clients.gateway.supernode import SuperNode
 from common.errors import ConfigError
-from simulations import launch, supernode
-from simulations.supernode import SuperNode
+from common.processes.environment import toml
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_flower_reads_the_node_config_as_it_was_given(node, tmp_path) -> None:
     folder = Path('/data/it\'s "north" = ä\\')
     file = tmp_path / "node.toml"
     node = replace(node, data_dir=folder, extractor=tmp_path / "extractor.pt")
-    file.write_text(launch.toml(node.node_config()), encoding="utf-8")
+    file.write_text(toml(node.node_config()), encoding="utf-8")
     told = {"site": "north", "data-dir": str(folder), "extractor": str(tmp_path / "extractor.pt")}
     assert parse_config_args([str(file)]) == told
 

@@ -12,10 +12,10 @@ import psutil
 import pytest
 from processes import WITHOUT_NAMESPACES, kill_with_supervisor, listening, reached_from_outside
 
-from simulations import namespaces
+from common.processes import namespaces
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-GROUP = [sys.executable, "-m", "simulations.process_group"]
+GROUP = [sys.executable, "-m", "common.processes.supervisor"]
 # Starts a process that detaches itself as Flower's SuperLink does, ignores SIGTERM and listens;
 # then ends, or waits.
 RUNAWAY = """
@@ -116,7 +116,7 @@ def test_the_kernel_ends_everything_when_all_who_could_are_killed(processes_isol
     runaway_of(holder)
     family = psutil.Process(holder.pid).children(recursive=True)
     killed = [psutil.Process(holder.pid)]
-    killed += [p for p in family if "simulations.process_group" in p.cmdline()]
+    killed += [p for p in family if "common.processes.supervisor" in p.cmdline()]
     assert len(killed) == 3
     for process in killed:
         process.suspend()

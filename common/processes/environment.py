@@ -1,0 +1,93 @@
+"""What Flower's and Ray's processes find around them: a folder of their own, and no network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from common.errors import ConfigError
+
+OFFLINE = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else `uv sync` before every run
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+}
+
+
+@contextlib.contextmanager
+def neutral_home() -> Iterator[Path]:
+    """Make a folder for what Flower and Ray leave on disk, and remove it with all of that."""
+    # Short: Ray keeps Unix sockets below it, and their paths may have 107 characters.
+    home = Path(tempfile.mkdtemp(prefix="fedscan-"))
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def offline_environment(home: Path) -> dict[str, str]:
+    """Return the environment for Flower and Ray.
+
+    Offline, with this Python's commands, disk at home, and Ray on the loopback interface alone,
+    with a new password, which every process that is to join has in its environment.
+    """
+    # Within a Ray worker (a benchmark's cell), what that Ray tells its workers is not for ours.
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key != "RAY_ADDRESS"  # a cluster that the user has elsewhere is not ours to use
+        and ("RAY_JOB_ID" not in os.environ or not key.startswith("RAY_"))
+    }
+    return {
+        **inherited,
+        **OFFLINE,
+        # Flower finds its own commands by PATH, which need not hold this environment.
+        "PATH": f"{scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "RAY_TMPDIR": str(home),
+        "RAY_DEDUP_LOGS": "0",
+        # Ray would have its workers give way to every other process: on a machine with other work
+        # they get next to nothing, and a federation in a cell less than its neighbours.
+        "RAY_worker_niceness": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: no address but 127.0.0.1
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def scripts() -> Path:
+    """Folder of this very environment's commands, wherever PATH points."""
+    return Path(sys.executable).parent
+
+
+def free_port(taken: int = 0) -> int:
+    """Find a port of this machine that nobody listens on, other than ``taken``."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            if (port := probe.getsockname()[1]) != taken:
+                return port
+
+
+def toml(values: Mapping[str, bool | int | float | str]) -> str:
+    """Write values as TOML, for Flower to read.
+
+    Raises
+    ------
+    ConfigError
+        For a text that is no UTF-8, such as some paths.
+    """
+    # JSON's bools, numbers and strings are TOML's too, but for escaped pairs of surrogates.
+    text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items())
+    text = text.replace("\x7f", "\\u007f")  # which JSON leaves as it is, and TOML forbids
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError("a path is not UTF-8, and Flower takes nothing else: rename the folder")
+    return text
