@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from common.config.run_config import RunConfig
 from common.disclosure import EVERYTHING, MIN_PARTICIPANTS, Disclosure
-from common.errors import ConfigError
+from common.errors import ConfigError, DataContractError
 from common.settings import NonNegative, Positive, Settings
 from common.strategies.strategy import load_strategy
 from common.tasks.task import load_task
@@ -191,6 +191,35 @@ class SitePolicy(Settings):
             raise ConfigError(
                 f"site '{site}': its policy refuses this run: {'; '.join(found)}. Change the run, "
                 f"or ask the site to change its policy, the file that {VARIABLE} names there"
+            )
+
+    def require_training(self, site: str, people: int, images: int, config: RunConfig) -> None:
+        """Refuse a training on too few people, or of too few steps.
+
+        Parameters
+        ----------
+        site : str
+        people, images : int
+            That the site trains on.
+        config : RunConfig
+
+        Raises
+        ------
+        DataContractError
+        """
+        if people < self.min_batch_size:
+            raise DataContractError(
+                site,
+                f"fewer than {self.min_batch_size} participants to train on",
+                remedy="A batch would repeat them: its policy (min-batch-size) refuses that",
+            )
+        strategy = load_strategy(config.strategy.name)
+        if strategy.shared_steps(config.local_steps(images), config) < self.min_local_steps:
+            raise DataContractError(
+                site,
+                f"fewer than {self.min_local_steps} steps a round move what leaves it",
+                remedy="Its policy (min-local-steps) refuses that: set more training.local-epochs "
+                "or local-steps",
             )
 
 

@@ -1,0 +1,291 @@
+"""The gate that a hospital owns: it has apps do Flower's tasks in a box, and decides what leaves.
+
+For each task it fetches the order itself, and refuses it before any of the app's code has run where
+the app is not approved, or the order breaks the policy. A box (:mod:`clients.gateway.sandbox`) is
+kept ready with its imports done, and serves the tasks of one run. What the app answers is composed
+anew (:mod:`clients.gateway.judge`), written to the ledger, and only then sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clients.gateway.approvals import Approvals
+from clients.gateway.form import Form
+from clients.gateway.judge import Composed, compose, failure_content
+from clients.gateway.ledger import Ledger
+from clients.gateway.policy import read_policies
+from clients.gateway.run import Asked, SiteRun
+from clients.gateway.runtime_api import Exchange, Refused, RuntimeApi
+from clients.gateway.sandbox import Limits, View, start_box
+from clients.policy import VARIABLE
+from common import messages
+from common.errors import FedscanError
+from common.incoming import Bounds
+from common.paths import cache_dir, site_records
+from common.sites import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from clients.gateway.sandbox import Box
+    from clients.gateway.upstream import Order, SuperNodeTask
+
+log = logging.getLogger("flwr.fedscan")
+
+GIB = 2**30
+MOST_APP_BYTES = 16 * 2**20  # of a bundle, which Flower bounds at 10 MB, and what is sent with it
+BOX_SECONDS = 120.0  # in which a box must have its imports done
+LOOK_SECONDS = 0.2
+
+
+def gate_folder(site: str) -> Path:
+    """Folder of the gate's own state and ledger, beside the site's records, unseen by any app."""
+    records = site_records(site)
+    return records.with_name(f"{site}.gate")
+
+
+@dataclass
+class _Running:
+    """A box, and the run whose tasks it serves; none as long as it is a spare."""
+
+    box: Box
+    api: RuntimeApi
+    run_id: int | None = None
+
+
+class Gate:
+    """A site's gate; a context manager that keeps a box ready.
+
+    Parameters
+    ----------
+    site : Site
+    policy : Path
+        The site's ``policy.toml``, beside which is its list of approved apps.
+    extractor : Path, optional
+        The site's own file of what judges generated pictures.
+
+    Raises
+    ------
+    ConfigError
+        If the policy cannot be read, or asks for a sandbox that the system does not grant.
+    FedscanError
+        If another gate writes to the ledger.
+    """
+
+    def __init__(self, site: Site, policy: Path, extractor: Path | None = None) -> None:
+        self.site, self.policy_file, self.extractor = site, policy, extractor
+        self.folder = gate_folder(site.name)
+        self.policy, self.settings = read_policies(policy)
+        self.ledger = Ledger(self.folder / "ledger.jsonl", site.name)
+        self._run: SiteRun | None = None
+        self._running: _Running | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Gate:
+        """Open the ledger and start the first box."""
+        self._stack.enter_context(self.ledger)
+        self._prepare_box()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the box."""
+        self._end_box()
+        self._stack.close()
+
+    def answer(self, task: SuperNodeTask) -> None:
+        """Do one task: whatever comes of it, the server gets an answer, and the ledger a line.
+
+        Parameters
+        ----------
+        task : SuperNodeTask
+
+        Raises
+        ------
+        FedscanError
+            If the ledger cannot be written: then nothing may leave any more.
+        """
+        with task:
+            try:
+                order = task.pull(MOST_APP_BYTES + self.settings.max_message_bytes)
+            except Exception as error:
+                why = f"the order cannot be fetched ({type(error).__name__})"
+                self.ledger.append(decision="refused", why=why)
+                log.warning("Site %s: %s", self.site.name, why)
+                return
+            content, asked = self._decide(order)
+            task.reply(order, content)
+            if asked and asked.split == "test" and messages.FAILURE not in content:
+                with _logged():
+                    self._run.end()
+        if self._running is None:  # the next order finds the imports done
+            self._prepare_box()
+
+    def _decide(self, order: Order):
+        asked: Asked | None = None
+        began = time.monotonic()
+        try:
+            run = self._open(order)
+            asked = run.accept(order)
+            composed = self._ask(order, asked, run)
+            size = size_of(composed.content)
+            self._require_bytes(run, size)
+            if not composed.failure:
+                run.keep(asked, composed.trained, composed.digest)
+            decision, why = "sent", composed.failure and f"the app failed: {composed.failure}"
+        except Exception as error:
+            composed, decision = self._refusal(order, asked, error)
+            size, why = size_of(composed.content), _reason(error)
+            self._end_box()  # of which nothing is known any more
+        self.ledger.append(
+            decision=decision,
+            why=why or "",
+            run=str(order.run.run_id),
+            round=asked.round if asked else 0,
+            kind=asked.name if asked else order.message.metadata.message_type[:40],
+            content=composed.content,
+            bytes=size,
+        )
+        log.info(
+            "Site %s: %s %s (%d bytes, %.1f s)%s",
+            *(self.site.name, asked.name if asked else "an order", decision, size),
+            time.monotonic() - began,
+            f": {why}" if why else "",
+        )
+        return composed.content, asked if decision == "sent" else None
+
+    def _open(self, order: Order) -> SiteRun:
+        """Return the run that an order belongs to; one that is new is looked at whole."""
+        if self._run is None or self._run.id != order.run.run_id:
+            self._run = None
+            self.policy, self.settings = read_policies(self.policy_file)
+            approved = Approvals(self.policy_file).hashes()
+            self._run = SiteRun(self.site, order, self.policy, approved, self.folder)
+        return self._run
+
+    def _ask(self, order: Order, asked: Asked, run: SiteRun) -> Composed:
+        """Have the app answer an order in its box, and compose what it answers anew."""
+        most = self.settings.max_message_bytes
+        form = Form.of(asked, run)
+        exchange = Exchange(order, Bounds(1000 + 8 * len(form.arrays) + most // 2**20, most))
+        running = self._box_of(run)
+        running.api.exchange = exchange
+        running.box.run(exchange.token)
+        try:
+            while not exchange.wait(LOOK_SECONDS):
+                if why := running.box.ended():
+                    raise Refused(f"the app's process ended: {why}")
+            for name in exchange.refused:
+                self.ledger.append(
+                    decision="refused",
+                    why=f"a call that an app has no need for: {name}",
+                    run=str(order.run.run_id),
+                    round=asked.round,
+                    kind=asked.name,
+                )
+            reply = exchange.reply()
+            if reply is None:
+                raise Refused("the app gave no whole answer")
+            return compose(reply, asked, run, form, self.settings)
+        finally:
+            running.api.exchange = None
+            if exchange.refused or not running.box.finished(BOX_SECONDS):
+                self._end_box()
+
+    def _require_bytes(self, run: SiteRun, size: int) -> None:
+        limits = (
+            ("max-message-bytes", self.settings.max_message_bytes, size),
+            (
+                "max-run-bytes",
+                self.settings.max_run_bytes,
+                size + self.ledger.sent_bytes(str(run.id)),
+            ),
+            (
+                "max-day-bytes",
+                self.settings.max_day_bytes,
+                size + self.ledger.sent_bytes_since(time.time() - 86_400),
+            ),
+        )
+        for key, most, found in limits:
+            if found > most:
+                raise Refused(f"more bytes than the policy lets out ({key})")
+
+    def _refusal(self, order: Order, asked: Asked | None, error: Exception) -> tuple[Composed, str]:
+        """Compose what the server is told: the gate's own words, or no more than a kind."""
+        phase = asked.name if asked else order.message.metadata.message_type[:40]
+        kind = type(error).__name__
+        words = _reason(error)
+        if not isinstance(error, FedscanError):
+            log.error("Site %s: the gate failed", self.site.name, exc_info=error)
+        said = f"held back by the site's gate: {words}"
+        return Composed(failure_content(self.site.name, phase, said, kind)), "refused"
+
+    # The box
+
+    def _box_of(self, run: SiteRun) -> _Running:
+        running = self._running
+        if running and (running.run_id not in (None, run.id) or running.box.ended()):
+            self._end_box()
+        if self._running is None:
+            self._prepare_box()
+        self._running.run_id = run.id
+        return self._running
+
+    def _prepare_box(self) -> None:
+        settings = self.settings
+        records, cache = make_folder(site_records(self.site.name)), make_folder(cache_dir())
+        view = View(
+            readable=tuple(
+                path for path in (self.site.data_dir, self.policy_file, self.extractor) if path
+            ),
+            writable=(records, cache),
+            environment={
+                VARIABLE: str(self.policy_file),
+                "FEDSCAN_RECORDS": str(records.parent),
+                "FEDSCAN_CACHE": str(cache),
+            },
+        )
+        limits = Limits(
+            memory_bytes=int(settings.max_memory_gib * GIB),
+            cpu_seconds=int(settings.max_cpu_hours * 3600),
+            disk_bytes=int(settings.max_disk_gib * GIB),
+        )
+        box = self._stack.enter_context(start_box(view, limits, settings.sandbox, _of_app))
+        self._running = _Running(box, RuntimeApi(box.listener, settings.max_message_bytes))
+
+    def _end_box(self) -> None:
+        if self._running:
+            running, self._running = self._running, None
+            running.box.close()
+            running.api.close()
+
+
+def size_of(content) -> int:
+    """Count the bytes of a message's content, as Flower sends it."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    return sum(len(one.deflate()) for one in get_all_nested_objects(content).values())
+
+
+def _reason(error: Exception) -> str:
+    """Say why something is held back, in words that may leave the site."""
+    if isinstance(error, FedscanError):
+        return error.public
+    return f"the gate failed ({type(error).__name__})"
+
+
+def _of_app(line: str) -> None:
+    log.info("app: %s", line)
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    try:
+        yield
+    except FedscanError as error:
+        log.warning("%s", error)

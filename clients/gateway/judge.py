@@ -1,0 +1,273 @@
+"""A reply judged against what was asked, and composed anew: none of the app's bytes leave.
+
+What leaves is made of what this module writes itself: names from the order and from fedscan's own
+declarations, numbers within bounds, arrays of exactly the form that was asked for, words from a
+short list. What it cannot see is what the numbers of such an array mean.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
+
+from clients.gateway.runtime_api import Refused
+from common import errors, messages
+from common.clipping import clipped
+from common.disclosure import WITHHELD
+from common.evaluation.of_site import Evaluation
+from common.transport import decode_update
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from clients.gateway.form import Form
+    from clients.gateway.policy import GatePolicy
+    from clients.gateway.run import Asked, SiteRun
+
+DEVICES = ("cpu", "cuda")
+SHA256 = re.compile(r"([0-9a-f]{64})?")
+PHASE = re.compile(r"[a-z.]{1,20}(, round [0-9]{1,6})?")
+KINDS = frozenset(
+    name
+    for module in (errors, builtins)
+    for name, thing in vars(module).items()
+    if isinstance(thing, type) and issubclass(thing, Exception)
+) | {"OutOfMemoryError"}
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What leaves.
+
+    Parameters
+    ----------
+    content : RecordDict
+    trained : dict of str to Tensor
+        Of an answer to an order to train: whole weights, for the next order's decision.
+    failure : str
+        Of an app that could not do it: the kind of error.
+    """
+
+    content: RecordDict
+    trained: dict[str, Tensor] = field(default_factory=dict)
+    failure: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return hashlib.sha256(self.content.deflate()).hexdigest()
+
+
+def compose(reply: Message, asked: Asked, run: SiteRun, form: Form, gate: GatePolicy) -> Composed:
+    """Compose a reply anew.
+
+    Parameters
+    ----------
+    reply : Message
+        The app's, whole.
+    asked : Asked
+    run : SiteRun
+    form : Form
+        What an answer to the order may hold.
+    gate : GatePolicy
+
+    Raises
+    ------
+    Refused
+        If it holds anything else.
+    """
+    if reply.has_error():
+        return _failed(run.site.name, asked, "ClientAppError", "", gate)
+    content = reply.content
+    if messages.FAILURE in content:
+        told = content[messages.FAILURE]
+        kind, error = str(told.get("kind", "")), str(told.get("error", ""))
+        return _failed(run.site.name, asked, kind, error, gate)
+    records = {
+        messages.HELLO: ({messages.IDENTITY, messages.METRICS}, set()),
+        messages.TRAIN: ({messages.ARRAYS, messages.METRICS}, set()),
+        messages.EVALUATE: ({messages.METRICS}, {messages.ARRAYS, messages.WORDS}),
+    }
+    needed, further = records[asked.kind]
+    if not needed <= set(content) <= needed | further:
+        raise Refused("a record that was not asked for, or none of one that was")
+    if asked.kind == messages.HELLO:
+        return Composed(_identity(content, asked, run, form))
+    if asked.kind == messages.TRAIN:
+        return _update(content, asked, run, form, gate)
+    return Composed(_evaluation(content, asked, run, form, gate))
+
+
+def _failed(site: str, asked: Asked, kind: str, error: str, gate: GatePolicy) -> Composed:
+    """Say that the app could not do it, by the kind of error and the order that it was."""
+    kind = kind if kind in KINDS else "Exception"
+    words = f"{kind} (its words stay in the site's log)"
+    if gate.error_words and error:
+        words = messages.printable(error)
+    return Composed(failure_content(site, asked.name, words, kind), failure=kind)
+
+
+def failure_content(site: str, phase: str, words: str, kind: str) -> RecordDict:
+    """Compose the words of a failure."""
+    told = messages.Failure(site=site, phase=phase, error=words, traceback="", kind=kind)
+    return RecordDict({messages.FAILURE: ConfigRecord(dict(vars(told)))})
+
+
+def _identity(content: RecordDict, asked: Asked, run: SiteRun, form: Form) -> RecordDict:
+    told = dict(content[messages.IDENTITY])
+    if set(told) != {"site", "source-hash", "device", "extractor-hash"}:
+        raise Refused("an identity that says more or less than fedscan's")
+    if told["site"] != run.site.name or told["source-hash"] != asked.source:
+        raise Refused("another identity")
+    if told["device"] not in DEVICES or not SHA256.fullmatch(str(told["extractor-hash"])):
+        raise Refused("an identity with other words than fedscan's")
+    numbers = dict(content[messages.METRICS])
+    if set(numbers) != set(form.metrics):
+        raise Refused("other counts than fedscan's")
+    known = run.facts.counts | {"min_participants": run.policy.min_participants}
+    known["left_out"] = sum(run.facts.counts.values())
+    for name, value in numbers.items():
+        if not _whole(value, known[name]):
+            raise Refused(f"{name}, a count that the site's table does not bear out")
+    return RecordDict(
+        {
+            messages.IDENTITY: ConfigRecord({name: str(told[name]) for name in sorted(told)}),
+            messages.METRICS: MetricRecord({name: int(numbers[name]) for name in sorted(numbers)}),
+        }
+    )
+
+
+def _update(
+    content: RecordDict, asked: Asked, run: SiteRun, form: Form, gate: GatePolicy
+) -> Composed:
+    numbers = dict(content[messages.METRICS])
+    facts, encoding = run.facts.splits["train"], run.config.transport
+    count = numbers.pop(messages.WEIGHT, None)
+    if not _whole(count, facts.images) or not count:
+        raise Refused("a count of images that the site's table does not bear out")
+    metrics = _metrics(numbers, form.metrics, gate)
+    steps = run.config.local_steps(int(count)) * run.config.training.batch_size
+    shown = min(facts.people, steps // run.task.images_per_file(run.config))
+    if set(metrics) - set(run.policy.disclosure.training(metrics, shown)):
+        raise Refused("a metric of fewer people than the policy asks for")
+    arrays = _arrays(content[messages.ARRAYS], form)
+    update = _tensors(arrays)
+    reference = {name: run.received[name] for name in _weights(form)}
+    if gate.max_update_norm:
+        update = clipped(update, reference, gate.max_update_norm, encoding)
+    update = _tensors({n: _rounded(t.numpy(), gate.mantissa_bits) for n, t in update.items()})
+    trained = decode_update(update, reference, encoding)
+    return Composed(
+        RecordDict(
+            {
+                messages.METRICS: MetricRecord({messages.WEIGHT: int(count), **metrics}),
+                messages.ARRAYS: messages.pack(update),
+            }
+        ),
+        trained,
+    )
+
+
+def _evaluation(
+    content: RecordDict, asked: Asked, run: SiteRun, form: Form, gate: GatePolicy
+) -> RecordDict:
+    facts, numbers = run.facts.splits[asked.split], dict(content[messages.METRICS])
+    count = numbers.pop(messages.WEIGHT, None)
+    if not _whole(count, facts.images * run.task.images_per_file(run.config)):
+        raise Refused("a count of images that the site's table does not bear out")
+    words = {name: str(word) for name, word in content.get(messages.WORDS, {}).items()}
+    for name, word in words.items():
+        if word not in form.words.get(name, ()):
+            raise Refused("words that are not fedscan's")
+    metrics = _metrics(numbers, form.metrics, gate)
+    arrays = _arrays(content.get(messages.ARRAYS, {}), form, whole=False)
+    statistics = _tensors(arrays)
+    found = Evaluation(
+        int(count), metrics, statistics, words, people=facts.people, fewest=facts.fewest
+    )
+    if WITHHELD in words and (count or metrics or statistics):
+        raise Refused("an evaluation that is withheld and told")
+    may = run.policy.disclosure.evaluation(found)
+    if set(metrics) - set(may.metrics) or set(statistics) - set(may.statistics):
+        raise Refused("a number of fewer people than the policy asks for")
+    out = RecordDict({messages.METRICS: MetricRecord({messages.WEIGHT: int(count), **metrics})})
+    if statistics:
+        out[messages.ARRAYS] = messages.pack(statistics)
+    if words:
+        out[messages.WORDS] = ConfigRecord(dict(sorted(words.items())))
+    return out
+
+
+def _metrics(
+    told: Mapping[str, object], allowed: frozenset[str], gate: GatePolicy
+) -> dict[str, float]:
+    if set(told) - allowed:
+        raise Refused("a metric that fedscan does not report")
+    return {name: _number(told[name], gate.metric_digits) for name in sorted(told)}
+
+
+def _number(value: object, digits: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused("a metric that is no single number")
+    number = float(value)
+    return float(f"{number:.{digits}g}") if digits and math.isfinite(number) else number
+
+
+def _whole(value: object, most: int) -> bool:
+    whole = isinstance(value, int | float) and not isinstance(value, bool)
+    return whole and 0 <= value <= most and value == int(value)
+
+
+def _weights(form: Form) -> list[str]:
+    """Names of the weights that an update is of, less what only their encoding adds."""
+    return [name for name in form.arrays if name not in form.scales]
+
+
+def _arrays(
+    told: Mapping[str, Array], form: Form, *, whole: bool = True
+) -> dict[str, NDArray[np.generic]]:
+    """Read arrays of exactly the form that was asked for; ``whole`` asks for all of them."""
+    if set(told) - set(form.arrays) or (whole and set(told) != set(form.arrays)):
+        raise Refused("an array that was not asked for, or none of one that was")
+    found = {}
+    for name, wanted in form.arrays.items():
+        if name not in told:
+            continue
+        array = told[name]
+        try:
+            messages.require_plain(array.data)
+            value = array.numpy()
+        except Exception as error:  # whatever made-up bytes make NumPy raise
+            raise Refused("an array that cannot be read") from error
+        if value.dtype != np.dtype(wanted.dtype) or not wanted.fits(value.shape):
+            raise Refused("an array of another shape or type than was asked for")
+        if not np.isfinite(value).all():
+            raise Refused("an array that is not finite")
+        found[name] = np.ascontiguousarray(value)
+    return found
+
+
+def _rounded(value: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
+    """Round the mantissas of floating-point numbers to so many bits, to the nearest."""
+    if value.dtype not in (np.float32, np.float16) or bits >= (own := np.finfo(value.dtype).nmant):
+        return value
+    kind = np.uint32 if value.dtype == np.float32 else np.uint16
+    dropped, whole = own - bits, value.copy().view(kind)
+    rounded = ((whole + kind(1 << (dropped - 1))) >> kind(dropped)) << kind(dropped)
+    result = rounded.view(value.dtype)
+    return np.where(np.isfinite(result), result, value)  # one that was rounded up to infinity
+
+
+def _tensors(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
+    import torch
+
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}

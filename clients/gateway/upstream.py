@@ -1,0 +1,193 @@
+"""The gate's side towards Flower's SuperNode: take a task and its order, send back one reply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flwr.app import Context, Message, RecordDict
+from flwr.common.constant import SubStatus
+from flwr.common.serde import context_from_proto, run_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PullTaskInputResponse,
+    PushTaskOutputRequest,
+)
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.run import Run
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime.run_clientapp import push_message
+
+from common.errors import FedscanError
+from common.incoming import Bounds, Incoming
+
+if TYPE_CHECKING:
+    from typing import Self
+
+TASK_TYPE = "flwr-clientapp"
+MOST_ORDER_OBJECTS = 100_000
+
+
+@dataclass(frozen=True)
+class Order:
+    """A message to the site, with the run that it belongs to, as the SuperNode gave it.
+
+    Parameters
+    ----------
+    message : Message
+    about : MessageProto
+        The message without its content.
+    tree : ObjectTree
+        Which objects the content is sent in.
+    contents : dict of str to bytes
+        These objects.
+    given : PullTaskInputResponse
+        Run, context and the app's bundle.
+    run : Run
+    context : Context
+    """
+
+    message: Message
+    about: MessageProto
+    tree: ObjectTree
+    contents: dict[str, bytes]
+    given: PullTaskInputResponse
+    run: Run
+    context: Context
+
+
+class Tasks:
+    """Where a SuperNode hands out tasks, for the secret that it was started with.
+
+    Parameters
+    ----------
+    address : str
+        ``HOST:PORT`` of the SuperNode's Runtime API.
+    secret : bytes
+    """
+
+    def __init__(self, address: str, secret: bytes) -> None:
+        self._address = address
+        self._client = _client(
+            address,
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(
+                master_secret=secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
+            ),
+        )
+
+    def acquire(self) -> SuperNodeTask | None:
+        """Take the next task of a ClientApp; None where there is none yet.
+
+        Raises
+        ------
+        httpx.HTTPError
+            If the SuperNode refuses, or does not answer.
+        """
+        answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TASK_TYPE]))
+        if not answer.token or answer.task.type != TASK_TYPE:
+            return None
+        return SuperNodeTask(self._address, answer.token)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class SuperNodeTask:
+    """One task of a ClientApp, in whose name the gate speaks to the SuperNode.
+
+    It is a context manager: while it is open the SuperNode hears that the task is alive, and on
+    leaving that it is done.
+    """
+
+    def __init__(self, address: str, token: str) -> None:
+        self._retry = make_simple_http_retry_invoker()
+        self._client = _client(
+            address,
+            RuntimeVersionHttpInterceptor(component_name=TASK_TYPE),
+            RuntimeTokenHttpInterceptor(token),
+            retry_invoker=self._retry,
+        )
+        self._heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(self._client))
+        self._replied = False
+
+    def __enter__(self) -> Self:
+        """Begin to say that the task is alive."""
+        self._heartbeat.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Say that the task is done. No context and no words of the app's go with it."""
+        self._retry.max_tries = 1  # the SuperNode may have gone
+        status = SubStatus.COMPLETED if self._replied else SubStatus.FAILED
+        try:
+            self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+        finally:
+            if self._heartbeat.is_running:
+                self._heartbeat.stop()
+            self._client.close()
+
+    def pull(self, most_bytes: int) -> Order:
+        """Fetch the order, whole; the SuperNode forgets it then.
+
+        Raises
+        ------
+        FedscanError
+            If there is none, or it is larger than it may be.
+        Exception
+            Whatever Flower raises where it cannot be put together.
+        """
+        given = self._client.PullTaskInput(PullTaskInputRequest())
+        run, context = run_from_proto(given.run), context_from_proto(given.context)
+        # What composes messages in this process asks Flower's globals who it is.
+        TaskIdentity.task_id = given.task_id
+        TaskIdentity.run_id, TaskIdentity.node_id = run.run_id, context.node_id
+        answer = self._client.PullMessages(PullAppMessagesRequest())
+        if len(answer.messages_list) != 1 or len(answer.message_object_trees) != 1:
+            raise FedscanError("there is no order with the task")
+        about, tree = answer.messages_list[0], answer.message_object_trees[0]
+        incoming = Incoming(tree.object_id, Bounds(MOST_ORDER_OBJECTS, most_bytes))
+        incoming.expect(one.object_id for one in iterate_object_tree(tree))
+        node = Node(node_id=context.node_id)
+        fetch = make_pull_object_fn_protobuf(self._client.PullObject, node, run.run_id)
+
+        def take(object_id: str) -> bytes:
+            incoming.take(object_id, fetch(object_id))
+            return b""
+
+        pull_objects(incoming.missing(), take)
+        message = incoming.open()
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        self._client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=node, run_id=run.run_id, message_object_id=tree.object_id
+            )
+        )
+        return Order(message, about, tree, incoming.contents, given, run, context)
+
+    def reply(self, order: Order, content: RecordDict) -> None:
+        """Send the reply."""
+        push_message(self._client, Message(content, reply_to=order.message), order.context)
+        self._replied = True
+
+
+def _client(address: str, *interceptors: object, **options: object) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
+        address, insecure=True, root_certificates=None, interceptors=list(interceptors), **options
+    )
