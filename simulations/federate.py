@@ -32,8 +32,8 @@ from simulations.launch import (
     Resources,
     flower_run,
 )
-from simulations.separate import separate_run
 from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
+from simulations.separate import separate_run
 
 LOG = "flower.log"
 POLL_SECONDS = 0.5

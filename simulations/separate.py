@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from clients.gateway.policy import open_policy_text
 from common.config.run_config import RunConfig, flatten
 from common.errors import FedscanError
 from common.files import make_folder, write_atomically, write_json
+from common.fingerprint import fingerprint
 from common.processes.environment import (
     free_port,
     neutral_home,
@@ -33,6 +35,8 @@ from common.processes.environment import (
 )
 from common.processes.group import process_group
 from common.reading import read_json
+from common.rounds import begin, first_order
+from common.tasks.task import SiteContext
 from simulations.launch import ROOT, FlowerRun
 
 RUN_CONFIG = "run-config.toml"
@@ -59,7 +63,9 @@ class Federation:
 
 
 @contextlib.contextmanager
-def separate_run(config: RunConfig, sites: Mapping[str, Path], policy: str) -> Iterator[FlowerRun]:
+def separate_run(
+    config: RunConfig, sites: Mapping[str, Path], policy: Path | None = None
+) -> Iterator[FlowerRun]:
     """Start a federation of separate processes; on leaving, all of it is ended.
 
     Parameters
@@ -67,15 +73,20 @@ def separate_run(config: RunConfig, sites: Mapping[str, Path], policy: str) -> I
     config : RunConfig
     sites : mapping of str to Path
         Folder of each site's data, absolute.
-    policy : str
-        Text of the sites' policy.
+    policy : Path, optional
+        Of all sites; without it they follow the researcher's own orders, whatever these are.
 
     Yields
     ------
     FlowerRun
     """
+    config = config.replace({"data.cohort-dir": ""})  # each site knows its own folder alone
+    if policy:
+        text = policy.read_text(encoding="utf-8")
+    else:
+        text = open_policy_text(_first_weights(config, tuple(sorted(sites))))
     with neutral_home() as home:
-        federation = Federation({name: str(path) for name, path in sites.items()}, policy)
+        federation = Federation({name: str(path) for name, path in sites.items()}, text)
         write_json(home / "federation.json", asdict(federation))
         write_atomically(home / RUN_CONFIG, toml(config.to_flower()).encode())
         log_path = home / "flower.log"
@@ -86,6 +97,16 @@ def separate_run(config: RunConfig, sites: Mapping[str, Path], policy: str) -> I
             log_path=log_path,
         ) as group:
             yield FlowerRun(log_path, group)
+
+
+def _first_weights(config: RunConfig, sites: tuple[str, ...]) -> list[str]:
+    """Return the fingerprint of weights that do not follow from the run's seed, where it has such."""
+    if not (config.model.warm_start or config.model.gan_checkpoint):
+        return []
+    import torch
+
+    place = SiteContext("server", sites, torch.device("cpu"))
+    return [fingerprint(first_order(begin(config, place), config))]
 
 
 def main() -> None:

@@ -30,6 +30,13 @@ def supernode(
         Path | None,
         typer.Option(metavar="FILE", help="Key with which the node proves which node it is."),
     ] = None,
+    client_certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The site's certificate for the coordinator's proxy."),
+    ] = None,
+    client_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Key of that certificate.")
+    ] = None,
     extractor: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The site's file of what judges generated pictures."),
@@ -55,7 +62,8 @@ def supernode(
     --------
     - `fedscan supernode --superlink 127.0.0.1:9091 --insecure --site north --data-dir /data/north`
     - `fedscan supernode --superlink fl.example.org:443 --root-certificates ca.crt --site north
-      --data-dir /data/north --auth-supernode-private-key north.key`
+      --data-dir /data/north --auth-supernode-private-key north.key --client-certificate north.crt
+      --client-key north-tls.key`
     """
     from clients.gateway.supernode import SuperNode, serve
 
@@ -70,6 +78,8 @@ def supernode(
             insecure=insecure,
             root_certificates=absolute(root_certificates),
             private_key=absolute(auth_supernode_private_key),
+            client_certificate=absolute(client_certificate),
+            client_key=absolute(client_key),
             extractor=absolute(extractor),
             policy=absolute(policy),
             port=port,

@@ -194,7 +194,7 @@ def history(
             island, north = (started[site][0] for site in SITES)
             for child in psutil.Process(island.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):  # a task's process may just have ended
-                    if any(word.endswith("flower-supernode") for word in child.cmdline()[:2]):
+                    if "clients.gateway.flower_supernode" in child.cmdline()[:3]:
                         child.kill()
             seen.exit_code = island.wait(timeout=60)
             north.send_signal(signal.SIGKILL)

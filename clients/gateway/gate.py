@@ -212,7 +212,7 @@ class Gate:
             ),
         )
         for key, most, found in limits:
-            if found > most:
+            if most and found > most:
                 raise Refused(f"more bytes than the policy lets out ({key})")
 
     def _refusal(self, order: Order, asked: Asked | None, error: Exception) -> tuple[Composed, str]:

@@ -6,6 +6,7 @@ run's own code reads as well. The gate's are read here alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import ClassVar, Literal
@@ -137,9 +138,16 @@ def default_policy_text(site: str) -> str:
     )
 
 
-def open_policy_text() -> str:
-    """Return the policy of sites that the researcher owns: it changes nothing of what they say."""
-    return f"{toml(SIMULATED.to_mapping())}\n[{GATE}]\n{toml(OPEN.to_mapping())}"
+def open_policy_text(approved_weights: Sequence[str] = ()) -> str:
+    """Return the policy of sites that the researcher owns: it changes nothing of what they say.
+
+    Parameters
+    ----------
+    approved_weights : sequence of str
+        Fingerprints of first weights that are not a run's own random ones.
+    """
+    own = SIMULATED.to_mapping() | {"approved-weights": list(approved_weights)}
+    return f"{toml(own)}\n[{GATE}]\n{toml(OPEN.to_mapping())}"
 
 
 def _explained(settings: PolicySettings) -> list[str]:

@@ -30,7 +30,6 @@ from common.processes.environment import (
     free_port,
     neutral_home,
     offline_environment,
-    scripts,
     toml,
 )
 from common.processes.group import ProcessGroup, process_group
@@ -70,6 +69,8 @@ class SuperNode:
         Certificates, as PEM, of whom the SuperLink's may be signed by; the system's by default.
     private_key : Path, optional
         Elliptic-curve key with which the SuperNode proves which node it is.
+    client_certificate, client_key : Path, optional
+        With which the connection proves to the proxy that it is a hospital's, as PEM.
     extractor : Path, optional
         The site's file of the extractor that judges generated pictures.
     port : int, optional
@@ -83,6 +84,8 @@ class SuperNode:
     insecure: bool = False
     root_certificates: Path | None = None
     private_key: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
     extractor: Path | None = None
     port: int | None = None
 
@@ -108,6 +111,8 @@ class SuperNode:
         files = {
             "--root-certificates": self.root_certificates,
             "--auth-supernode-private-key": self.private_key,
+            "--client-certificate": self.client_certificate,
+            "--client-key": self.client_key,
             "--extractor": self.extractor,
             "--policy": self.policy,
         }
@@ -115,9 +120,11 @@ class SuperNode:
             if path and not (path.is_file() and os.access(path, os.R_OK)):
                 raise ConfigError(f"{option} {path}: accepted is a file that this user can read")
         read_policies(self.policy)
-        if self.insecure and (self.root_certificates or self.private_key):
+        if self.insecure and (
+            self.root_certificates or self.private_key or self.client_certificate
+        ):
             raise ConfigError(
-                "--insecure is without TLS, and --root-certificates and "
+                "--insecure is without TLS, and --root-certificates, --client-certificate and "
                 "--auth-supernode-private-key need it: leave --insecure out"
             )
         if self.root_certificates:
@@ -128,10 +135,29 @@ class SuperNode:
                     f"--root-certificates {self.root_certificates}: accepted is a file of "
                     "certificates as PEM (-----BEGIN CERTIFICATE-----)"
                 ) from error
+        self._check_client_certificate()
+
+    def _check_client_certificate(self) -> None:
+        if bool(self.client_certificate) != bool(self.client_key):
+            raise ConfigError("--client-certificate and --client-key: give both or neither")
+        if self.client_certificate:
+            try:
+                context = ssl.create_default_context()
+                context.load_cert_chain(self.client_certificate, self.client_key, password="")
+            except (ssl.SSLError, ValueError) as error:
+                raise ConfigError(
+                    f"--client-certificate {self.client_certificate}, --client-key "
+                    f"{self.client_key}: accepted are a certificate and the key that it is for, as "
+                    "PEM, the key without a password"
+                ) from error
 
     def command(self, port: int, node_config: Path, secret: Path) -> list[str]:
         """Return the command line of Flower's SuperNode; no secret is on it."""
-        words = [str(scripts() / "flower-supernode"), "--superlink", self.superlink]
+        words = [sys.executable, "-m", "clients.gateway.flower_supernode"]
+        if self.client_certificate:
+            words += ["--client-certificate", str(self.client_certificate)]
+            words += ["--client-key", str(self.client_key)]
+        words += ["--", "--superlink", self.superlink]
         words += ["--host", LOOPBACK, "--port", str(port), "--isolation", "process"]
         words += ["--superexec-auth-secret-file", str(secret), "--node-config", str(node_config)]
         if self.insecure:
