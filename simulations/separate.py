@@ -100,7 +100,7 @@ def separate_run(
 
 
 def _first_weights(config: RunConfig, sites: tuple[str, ...]) -> list[str]:
-    """Return the fingerprint of weights that do not follow from the run's seed, where it has such."""
+    """Return the fingerprint of first weights that do not follow from the run's seed, if any."""
     if not (config.model.warm_start or config.model.gan_checkpoint):
         return []
     import torch

@@ -26,6 +26,7 @@ from clients.gateway.sandbox import Limits, View, start_box
 from clients.policy import VARIABLE
 from common import messages
 from common.errors import FedscanError
+from common.files import make_folder
 from common.incoming import Bounds
 from common.paths import cache_dir, site_records
 from common.sites import Site
