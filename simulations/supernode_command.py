@@ -66,8 +66,8 @@ def supernode(
     - `fedscan supernode --superlink 127.0.0.1:9091 --insecure --site north --data-dir /data/north
       --policy policy.toml`
     - `fedscan supernode --superlink fl.example.org:443 --root-certificates ca.crt --site north
-      --data-dir /data/north --policy policy.toml --auth-supernode-private-key north.key --client-certificate north.crt
-      --client-key north-tls.key`
+      --data-dir /data/north --policy policy.toml --auth-supernode-private-key north.key
+      --client-certificate north.crt --client-key north-tls.key`
     """
     from clients.gateway.supernode import SuperNode, serve
 
