@@ -20,6 +20,7 @@ from simulations import (
     studies_commands,
     supernode_command,
 )
+from simulations.deploy import commands as deploy_commands
 from simulations.gan import commands as gan_commands
 from simulations.options import (
     CellTimeoutOption,
@@ -69,6 +70,7 @@ def fedscan(
 
 app.add_typer(prepare_commands.app, name="prepare")
 app.add_typer(studies_commands.app, name="studies")
+app.add_typer(deploy_commands.app, name="deploy")
 app.add_typer(gan_commands.app)
 app.command()(supernode_command.supernode)
 app.command()(transfer_command.transfer)

@@ -242,6 +242,13 @@ def read_node_key(path: Path) -> ec.EllipticCurvePublicKey:
     return key
 
 
+def node_key_site(path: Path) -> str:
+    """Return the site that the comment of a public node key names; nothing where it has none."""
+    read_node_key(path)
+    _, _, comment = _read(path, "").decode(errors="replace").strip().partition(" ")
+    return comment.partition(" ")[2]
+
+
 def sign_client_certificate(folder: Path, request: Path) -> x509.Certificate:
     """Sign a hospital's request with the folder's authority, for a year, as a client's alone.
 
