@@ -235,7 +235,7 @@ class _Machine:
 
         policy = make_folder(self.home / "policies" / site) / "policy.toml"
         write_atomically(policy, self.federation.policy.encode())
-        Approvals(policy).approve(approved)
+        Approvals.beside(policy).approve(approved)
         self._start(
             site,
             *(str(scripts() / "fedscan"), "supernode", "--superlink", self.address),

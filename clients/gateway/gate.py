@@ -9,22 +9,22 @@ anew (:mod:`clients.gateway.judge`), written to the ledger, and only then sent.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from clients.gateway.approvals import Approvals
 from clients.gateway.form import Form
 from clients.gateway.judge import Composed, compose, failure_content
-from clients.gateway.ledger import Ledger
+from clients.gateway.ledger import Entry, Ledger
 from clients.gateway.policy import read_policies
-from clients.gateway.run import Asked, SiteRun
+from clients.gateway.run import KINDS, Asked, SiteRun
 from clients.gateway.runtime_api import Exchange, Refused, RuntimeApi
 from clients.gateway.sandbox import Limits, View, start_box
 from clients.policy import VARIABLE
-from common import messages
 from common.errors import FedscanError
 from common.files import make_folder
 from common.incoming import Bounds
@@ -33,6 +33,8 @@ from common.sites import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from flwr.app import RecordDict
 
     from clients.gateway.sandbox import Box
     from clients.gateway.upstream import Order, SuperNodeTask
@@ -116,56 +118,66 @@ class Gate:
                 order = task.pull(MOST_APP_BYTES + self.settings.max_message_bytes)
             except Exception as error:
                 why = f"the order cannot be fetched ({type(error).__name__})"
-                self.ledger.append(decision="refused", why=why)
+                self.ledger.append(Entry(0, 0, "unknown", "refused", why))
                 log.warning("Site %s: %s", self.site.name, why)
                 return
             content, asked = self._decide(order)
             task.reply(order, content)
-            if asked and asked.split == "test" and messages.FAILURE not in content:
+            if asked and asked.split == "test":
                 with _logged():
                     self._run.end()
         if self._running is None:  # the next order finds the imports done
             self._prepare_box()
 
-    def _decide(self, order: Order):
-        asked: Asked | None = None
-        began = time.monotonic()
+    def _decide(self, order: Order) -> tuple[RecordDict, Asked | None]:
+        """Return what leaves, and what was asked for where the app has answered it."""
+        began, asked = time.monotonic(), None
         try:
             run = self._open(order)
             asked = run.accept(order)
             composed = self._ask(order, asked, run)
-            size = size_of(composed.content)
-            self._require_bytes(run, size)
+            self._require_bytes(run, composed.size)
             if not composed.failure:
                 run.keep(asked, composed.trained, composed.digest)
             decision, why = "sent", composed.failure and f"the app failed: {composed.failure}"
-        except Exception as error:
-            composed, decision = self._refusal(order, asked, error)
-            size, why = size_of(composed.content), _reason(error)
+        except Exception as error:  # an app may make anything raise anything
+            decision, why = "refused", _reason(error)
+            if not isinstance(error, FedscanError):
+                log.error("Site %s: the gate failed", self.site.name, exc_info=error)
+            composed = self._refusal(order, asked, error)
             self._end_box()  # of which nothing is known any more
-        self.ledger.append(
-            decision=decision,
-            why=why or "",
-            run=str(order.run.run_id),
-            round=asked.round if asked else 0,
-            kind=asked.name if asked else order.message.metadata.message_type[:40],
-            content=composed.content,
-            bytes=size,
-        )
+        self._write_down(order, asked, decision, why, composed)
         log.info(
             "Site %s: %s %s (%d bytes, %.1f s)%s",
-            *(self.site.name, asked.name if asked else "an order", decision, size),
-            time.monotonic() - began,
-            f": {why}" if why else "",
+            *(self.site.name, _name(order, asked), decision, composed.size),
+            *(time.monotonic() - began, f": {why}" if why else ""),
         )
-        return composed.content, asked if decision == "sent" else None
+        answered = decision == "sent" and not composed.failure
+        return composed.content, asked if answered else None
+
+    def _write_down(
+        self,
+        order: Order,
+        asked: Asked | None,
+        decision: Literal["sent", "refused"],
+        why: str,
+        composed: Composed | None = None,
+    ) -> None:
+        of_order = (order.run.run_id, asked.round if asked else 0, _name(order, asked))
+        if composed is None:
+            self.ledger.append(Entry(*of_order, decision, why))
+            return
+        arrays, metrics = composed.names()
+        self.ledger.append(
+            Entry(*of_order, decision, why, arrays, metrics, composed.size, composed.digest)
+        )
 
     def _open(self, order: Order) -> SiteRun:
         """Return the run that an order belongs to; one that is new is looked at whole."""
         if self._run is None or self._run.id != order.run.run_id:
             self._run = None
             self.policy, self.settings = read_policies(self.policy_file)
-            approved = Approvals(self.policy_file).hashes()
+            approved = {one.hash for one in Approvals.beside(self.policy_file).current()}
             self._run = SiteRun(self.site, order, self.policy, approved, self.folder)
         return self._run
 
@@ -182,13 +194,8 @@ class Gate:
                 if why := running.box.ended():
                     raise Refused(f"the app's process ended: {why}")
             for name in exchange.refused:
-                self.ledger.append(
-                    decision="refused",
-                    why=f"a call that an app has no need for: {name}",
-                    run=str(order.run.run_id),
-                    round=asked.round,
-                    kind=asked.name,
-                )
+                why = f"a call that an app has no need for: {name}"
+                self._write_down(order, asked, "refused", why)
             reply = exchange.reply()
             if reply is None:
                 raise Refused("the app gave no whole answer")
@@ -199,32 +206,25 @@ class Gate:
                 self._end_box()
 
     def _require_bytes(self, run: SiteRun, size: int) -> None:
+        day = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
         limits = (
             ("max-message-bytes", self.settings.max_message_bytes, size),
-            (
-                "max-run-bytes",
-                self.settings.max_run_bytes,
-                size + self.ledger.sent_bytes(str(run.id)),
-            ),
+            ("max-run-bytes", self.settings.max_run_bytes, size + self.ledger.sent_bytes(run.id)),
             (
                 "max-day-bytes",
                 self.settings.max_day_bytes,
-                size + self.ledger.sent_bytes_since(time.time() - 86_400),
+                size + self.ledger.sent_bytes_since(day),
             ),
         )
         for key, most, found in limits:
             if most and found > most:
                 raise Refused(f"more bytes than the policy lets out ({key})")
 
-    def _refusal(self, order: Order, asked: Asked | None, error: Exception) -> tuple[Composed, str]:
-        """Compose what the server is told: the gate's own words, or no more than a kind."""
-        phase = asked.name if asked else order.message.metadata.message_type[:40]
-        kind = type(error).__name__
-        words = _reason(error)
-        if not isinstance(error, FedscanError):
-            log.error("Site %s: the gate failed", self.site.name, exc_info=error)
-        said = f"held back by the site's gate: {words}"
-        return Composed(failure_content(self.site.name, phase, said, kind)), "refused"
+    def _refusal(self, order: Order, asked: Asked | None, error: Exception) -> Composed:
+        """Compose what the server is told: the gate's own words, which hold nothing of the site."""
+        words, kind = f"held back by the site's gate: {_reason(error)}", type(error).__name__
+        content = failure_content(self.site.name, _name(order, asked), words, kind)
+        return Composed(content, failure=kind)
 
     # The box
 
@@ -266,11 +266,12 @@ class Gate:
             running.api.close()
 
 
-def size_of(content) -> int:
-    """Count the bytes of a message's content, as Flower sends it."""
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-
-    return sum(len(one.deflate()) for one in get_all_nested_objects(content).values())
+def _name(order: Order, asked: Asked | None) -> str:
+    """Name an order, as far as it could be read."""
+    if asked:
+        return asked.name
+    kind = order.message.metadata.message_type
+    return kind if kind in KINDS else "unknown"
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,6 @@ short list. What it cannot see is what the numbers of such an array mean.
 from __future__ import annotations
 
 import builtins
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from clients.gateway.runtime_api import Refused
 from common import errors, messages
@@ -63,8 +63,19 @@ class Composed:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it."""
-        return hashlib.sha256(self.content.deflate()).hexdigest()
+        """SHA-256 of all of it, through those of the objects that it names."""
+        return self.content.object_id
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it, as Flower sends it."""
+        return sum(len(one.deflate()) for one in get_all_nested_objects(self.content).values())
+
+    def names(self) -> tuple[dict[str, tuple[tuple[int, ...], str]], list[str]]:
+        """Return the arrays' shapes and types, and the metrics' names."""
+        arrays = self.content.array_records.get(messages.ARRAYS, {})
+        metrics = self.content.metric_records.get(messages.METRICS, {})
+        return {n: (tuple(a.shape), str(a.dtype)) for n, a in arrays.items()}, list(metrics)
 
 
 def compose(reply: Message, asked: Asked, run: SiteRun, form: Form, gate: GatePolicy) -> Composed:
