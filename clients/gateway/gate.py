@@ -11,22 +11,27 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import psutil
+
+from clients.gateway import sandbox
 from clients.gateway.approvals import Approvals
-from clients.gateway.form import Form
+from clients.gateway.form import form_of
 from clients.gateway.judge import Composed, compose, failure_content
 from clients.gateway.ledger import Entry, Ledger
 from clients.gateway.policy import read_policies
 from clients.gateway.run import KINDS, Asked, SiteRun
 from clients.gateway.runtime_api import Exchange, Refused, RuntimeApi
-from clients.gateway.sandbox import Limits, View, start_box
+from clients.gateway.view import View
+from clients.gateway.watch import Limits
 from clients.policy import VARIABLE
-from common.errors import FedscanError
-from common.files import make_folder
+from common.errors import ConfigError, FedscanError
+from common.files import make_folder, write_atomically
 from common.incoming import Bounds
 from common.paths import cache_dir, site_records
 from common.sites import Site
@@ -59,6 +64,7 @@ class _Running:
 
     box: Box
     api: RuntimeApi
+    stack: contextlib.ExitStack
     run_id: int | None = None
 
 
@@ -145,7 +151,6 @@ class Gate:
             if not isinstance(error, FedscanError):
                 log.error("Site %s: the gate failed", self.site.name, exc_info=error)
             composed = self._refusal(order, asked, error)
-            self._end_box()  # of which nothing is known any more
         self._write_down(order, asked, decision, why, composed)
         log.info(
             "Site %s: %s %s (%d bytes, %.1f s)%s",
@@ -184,14 +189,19 @@ class Gate:
     def _ask(self, order: Order, asked: Asked, run: SiteRun) -> Composed:
         """Have the app answer an order in its box, and compose what it answers anew."""
         most = self.settings.max_message_bytes
-        form = Form.of(asked, run)
+        form = form_of(
+            *(asked.kind, run.config, run.policy),
+            site=self.site.name,
+            sites=asked.sites,
+            split=asked.split,
+        )
         exchange = Exchange(order, Bounds(1000 + 8 * len(form.arrays) + most // 2**20, most))
         running = self._box_of(run)
         running.api.exchange = exchange
         running.box.run(exchange.token)
         try:
             while not exchange.wait(LOOK_SECONDS):
-                if why := running.box.ended():
+                if why := running.box.ended:
                     raise Refused(f"the app's process ended: {why}")
             for name in exchange.refused:
                 why = f"a call that an app has no need for: {name}"
@@ -202,7 +212,7 @@ class Gate:
             return compose(reply, asked, run, form, self.settings)
         finally:
             running.api.exchange = None
-            if exchange.refused or not running.box.finished(BOX_SECONDS):
+            if not running.box.finished(BOX_SECONDS) or running.box.ended:
                 self._end_box()
 
     def _require_bytes(self, run: SiteRun, size: int) -> None:
@@ -230,7 +240,7 @@ class Gate:
 
     def _box_of(self, run: SiteRun) -> _Running:
         running = self._running
-        if running and (running.run_id not in (None, run.id) or running.box.ended()):
+        if running and (running.run_id not in (None, run.id) or running.box.ended):
             self._end_box()
         if self._running is None:
             self._prepare_box()
@@ -238,32 +248,36 @@ class Gate:
         return self._running
 
     def _prepare_box(self) -> None:
-        settings = self.settings
+        settings, environment = self.settings, {}
+        kind = sandbox.kind() if settings.sandbox == "required" else sandbox.NONE
+        if not kind:
+            raise ConfigError(
+                f"site {self.site.name}: this system grants no sandbox: allow unprivileged user "
+                'namespaces, or install Bubblewrap. A policy with sandbox = "none" under [gate] '
+                "does without: then a run's code has all rights of this user"
+            )
         records, cache = make_folder(site_records(self.site.name)), make_folder(cache_dir())
-        view = View(
-            readable=tuple(
-                path for path in (self.site.data_dir, self.policy_file, self.extractor) if path
-            ),
-            writable=(records, cache),
-            environment={
-                VARIABLE: str(self.policy_file),
-                "FEDSCAN_RECORDS": str(records.parent),
-                "FEDSCAN_CACHE": str(cache),
-            },
-        )
+        rules = self.folder / "policy.toml"  # a copy: the file may lie where a box has its own
+        write_atomically(rules, self.policy_file.read_bytes())
+        environment |= {VARIABLE: str(rules), "FEDSCAN_RECORDS": str(records.parent)}
+        environment["FEDSCAN_CACHE"] = str(cache)
+        shown = (self.site.data_dir, rules, self.extractor)
+        view = View(tuple(path for path in shown if path), (records, cache), environment)
         limits = Limits(
-            memory_bytes=int(settings.max_memory_gib * GIB),
-            cpu_seconds=int(settings.max_cpu_hours * 3600),
+            memory_bytes=int(settings.max_memory_gib * GIB) or psutil.virtual_memory().total,
+            cpu_seconds=settings.max_cpu_hours * 3600 or math.inf,
             disk_bytes=int(settings.max_disk_gib * GIB),
         )
-        box = self._stack.enter_context(start_box(view, limits, settings.sandbox, _of_app))
-        self._running = _Running(box, RuntimeApi(box.listener, settings.max_message_bytes))
+        stack = contextlib.ExitStack()
+        box = stack.enter_context(sandbox.start_box(view, limits, kind, _of_app))
+        api = RuntimeApi(box.listener, settings.max_message_bytes)
+        stack.callback(api.close)
+        self._running = _Running(box, api, stack)
 
     def _end_box(self) -> None:
         if self._running:
             running, self._running = self._running, None
-            running.box.close()
-            running.api.close()
+            running.stack.close()
 
 
 def _name(order: Order, asked: Asked | None) -> str:

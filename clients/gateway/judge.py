@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +25,8 @@ from common.evaluation.of_site import Evaluation
 from common.transport import decode_update
 
 if TYPE_CHECKING:
+    import re
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from clients.gateway.policy import GatePolicy
     from clients.gateway.run import Asked, SiteRun
 
-DEVICES = ("cpu", "cuda")
-SHA256 = re.compile(r"([0-9a-f]{64})?")
-PHASE = re.compile(r"[a-z.]{1,20}(, round [0-9]{1,6})?")
 KINDS = frozenset(
     name
     for module in (errors, builtins)
@@ -134,15 +132,14 @@ def failure_content(site: str, phase: str, words: str, kind: str) -> RecordDict:
 
 
 def _identity(content: RecordDict, asked: Asked, run: SiteRun, form: Form) -> RecordDict:
-    told = dict(content[messages.IDENTITY])
-    if set(told) != {"site", "source-hash", "device", "extractor-hash"}:
+    told = {name: str(word) for name, word in content[messages.IDENTITY].items()}
+    if told.keys() != form.identity.keys():
         raise Refused("an identity that says more or less than fedscan's")
-    if told["site"] != run.site.name or told["source-hash"] != asked.source:
-        raise Refused("another identity")
-    if told["device"] not in DEVICES or not SHA256.fullmatch(str(told["extractor-hash"])):
-        raise Refused("an identity with other words than fedscan's")
+    _require_words(told, form.identity)
+    if told["source-hash"] != asked.source:
+        raise Refused("the hash of other sources than the server's")
     numbers = dict(content[messages.METRICS])
-    if set(numbers) != set(form.metrics):
+    if numbers.keys() != form.counts:
         raise Refused("other counts than fedscan's")
     known = run.facts.counts | {"min_participants": run.policy.min_participants}
     known["left_out"] = sum(run.facts.counts.values())
@@ -151,7 +148,7 @@ def _identity(content: RecordDict, asked: Asked, run: SiteRun, form: Form) -> Re
             raise Refused(f"{name}, a count that the site's table does not bear out")
     return RecordDict(
         {
-            messages.IDENTITY: ConfigRecord({name: str(told[name]) for name in sorted(told)}),
+            messages.IDENTITY: ConfigRecord(dict(sorted(told.items()))),
             messages.METRICS: MetricRecord({name: int(numbers[name]) for name in sorted(numbers)}),
         }
     )
@@ -172,7 +169,7 @@ def _update(
         raise Refused("a metric of fewer people than the policy asks for")
     arrays = _arrays(content[messages.ARRAYS], form)
     update = _tensors(arrays)
-    reference = {name: run.received[name] for name in _weights(form)}
+    reference = {n: run.received[n] for n in form.arrays if n in run.received}
     if gate.max_update_norm:
         update = clipped(update, reference, gate.max_update_norm, encoding)
     update = _tensors({n: _rounded(t.numpy(), gate.mantissa_bits) for n, t in update.items()})
@@ -196,12 +193,9 @@ def _evaluation(
     if not _whole(count, facts.images * run.task.images_per_file(run.config)):
         raise Refused("a count of images that the site's table does not bear out")
     words = {name: str(word) for name, word in content.get(messages.WORDS, {}).items()}
-    for name, word in words.items():
-        if word not in form.words.get(name, ()):
-            raise Refused("words that are not fedscan's")
+    _require_words(words, form.words)
     metrics = _metrics(numbers, form.metrics, gate)
-    arrays = _arrays(content.get(messages.ARRAYS, {}), form, whole=False)
-    statistics = _tensors(arrays)
+    statistics = _tensors(_arrays(content.get(messages.ARRAYS, {}), form))
     found = Evaluation(
         int(count), metrics, statistics, words, people=facts.people, fewest=facts.fewest
     )
@@ -238,32 +232,27 @@ def _whole(value: object, most: int) -> bool:
     return whole and 0 <= value <= most and value == int(value)
 
 
-def _weights(form: Form) -> list[str]:
-    """Names of the weights that an update is of, less what only their encoding adds."""
-    return [name for name in form.arrays if name not in form.scales]
+def _require_words(told: Mapping[str, str], allowed: Mapping[str, re.Pattern[str]]) -> None:
+    if not all(name in allowed and allowed[name].fullmatch(word) for name, word in told.items()):
+        raise Refused("words that are not fedscan's")
 
 
-def _arrays(
-    told: Mapping[str, Array], form: Form, *, whole: bool = True
-) -> dict[str, NDArray[np.generic]]:
-    """Read arrays of exactly the form that was asked for; ``whole`` asks for all of them."""
-    if set(told) - set(form.arrays) or (whole and set(told) != set(form.arrays)):
+def _arrays(told: Mapping[str, Array], form: Form) -> dict[str, NDArray[np.generic]]:
+    """Read arrays of exactly the form that was asked for, in its order."""
+    if told.keys() != form.arrays.keys() and (told or form.whole):
         raise Refused("an array that was not asked for, or none of one that was")
     found = {}
-    for name, wanted in form.arrays.items():
-        if name not in told:
-            continue
-        array = told[name]
+    for name in form.arrays if told else ():
         try:
-            messages.require_plain(array.data)
-            value = array.numpy()
+            messages.require_plain(told[name].data)
+            value = told[name].numpy()
         except Exception as error:  # whatever made-up bytes make NumPy raise
             raise Refused("an array that cannot be read") from error
-        if value.dtype != np.dtype(wanted.dtype) or not wanted.fits(value.shape):
+        if not form.arrays[name].fits(value.shape, str(value.dtype)):
             raise Refused("an array of another shape or type than was asked for")
         if not np.isfinite(value).all():
             raise Refused("an array that is not finite")
-        found[name] = np.ascontiguousarray(value)
+        found[name] = np.ascontiguousarray(value).reshape(value.shape)
     return found
 
 
