@@ -14,7 +14,7 @@ from clients.policy import VARIABLE, SitePolicy
 from common.config.run_config import RunConfig
 from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError, DataContractError, FedscanError
-from common.files import make_folder, write_atomically
+from common.files import make_folder
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.reading import read_json
@@ -244,7 +244,7 @@ def _through_flower(
                 if folder and folder.is_dir():
                     told = (folder / FAILURE).is_file()
                     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                        write_atomically(folder / LOG, run.log().encode())
+                        run.save_logs(folder)
             return folder, run.log()
     except BaseException:
         # Only now has every process ended: the server would say how it died.

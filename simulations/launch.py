@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
-from common.files import write_json
+from common.files import write_atomically, write_json
 from common.machine import usable_cpus
 from common.processes.environment import free_port, neutral_home, offline_environment, toml
 from common.processes.group import ProcessGroup, process_group
@@ -125,6 +125,12 @@ class FlowerRun:
     def log(self) -> str:
         """Everything that ``flwr run --stream`` has printed so far, without colours."""
         return _COLOUR.sub("", self.log_path.read_text(errors="replace"))
+
+    def save_logs(self, folder: Path) -> None:
+        """Keep this log, and those of separate processes beside it, in the run's folder."""
+        for path in self.log_path.parent.glob("*.log"):
+            text = _COLOUR.sub("", path.read_text(errors="replace"))
+            write_atomically(folder / path.name, text.encode())
 
     def ended(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds; say whether the run has ended, well or not."""
