@@ -172,6 +172,7 @@ class SuperNodeTask:
             return b""
 
         pull_objects(incoming.missing(), take)
+        contents = dict(incoming.contents)  # which Flower empties as it puts them together
         message = incoming.open()
         message.metadata.__dict__["_message_id"] = tree.object_id
         self._client.ConfirmMessageReceived(
@@ -179,7 +180,7 @@ class SuperNodeTask:
                 node=node, run_id=run.run_id, message_object_id=tree.object_id
             )
         )
-        return Order(message, about, tree, incoming.contents, given, run, context)
+        return Order(message, about, tree, contents, given, run, context)
 
     def reply(self, order: Order, content: RecordDict) -> None:
         """Send the reply."""
