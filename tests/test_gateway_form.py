@@ -56,7 +56,7 @@ def form(kind: str, config: RunConfig, policy: SitePolicy = SIMULATED, split: st
 
 @pytest.fixture
 def load():
-    """Open a split of random images, as many as every number needs: of eight people, two classes."""
+    """Open a split of random images, of eight people and two classes."""
 
     def opened(config: RunConfig, split: str):
         volumes = config.task == "classification"
