@@ -14,6 +14,7 @@ import typer
 from common.errors import ConfigError, DataContractError, FedscanError
 from simulations import (
     check_command,
+    gate_commands,
     prepare_commands,
     run_commands,
     strategies_command,
@@ -72,6 +73,7 @@ app.add_typer(prepare_commands.app, name="prepare")
 app.add_typer(studies_commands.app, name="studies")
 app.add_typer(deploy_commands.app, name="deploy")
 app.add_typer(gan_commands.app)
+app.add_typer(gate_commands.app, name="gate")
 app.command()(supernode_command.supernode)
 app.command()(transfer_command.transfer)
 

@@ -21,7 +21,7 @@ from common.data import readers
 from common.data.dataset import Dataset, Pixels
 from common.data.harmonization import Harmonized, learn_map
 from common.data.image_table import NO_CLASS, UNKNOWN, ImageTable
-from common.data.unlabelled import ALL, UnlabelledError, UseOfLabels
+from common.data.unlabelled import ALL, UnlabelledError, UseOfLabels, nothing_to_judge_by
 from common.errors import ConfigError
 from common.imaging.slices import LEVELS_MM
 from common.studies.sections import SITE
@@ -218,7 +218,7 @@ def open_split(
         _warn(parted)
     chosen = table.rows(split)
     if not len(chosen) and split != "train" and not labels.judges(table):
-        raise UnlabelledError(site, f"no image of split '{split}' has a label to judge by")
+        raise UnlabelledError(site, nothing_to_judge_by(split))
     more = labels.keep and whole.unlabelled is not None
 
     def opened(split: str) -> FileImages:
