@@ -54,7 +54,8 @@ def _namespaces(plan: dict[str, Any]) -> NoReturn:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _make_root(plan, Path(plan["root"]))
-    _give_up_privileges(bytes.fromhex(plan["seccomp"]))
+    give_up_capabilities()
+    _shut_calls(bytes.fromhex(plan["seccomp"]))
     # The first process of a process namespace hears no signals and inherits orphans: not the app's.
     if not (command := os.fork()):
         os.execve(plan["command"][0], plan["command"], plan["environment"])
@@ -117,7 +118,8 @@ def _restrict(target: Path, flags: int) -> None:
         call("mount", None, bytes(place), None, MS_REMOUNT | MS_BIND | lacks, None)
 
 
-def _give_up_privileges(seccomp: bytes) -> None:
+def give_up_capabilities() -> None:
+    """Give up all capabilities, of this process and of all that it starts, for good."""
     libc = ctypes.CDLL(None)
     for capability in range(CAPABILITIES):  # more than there are: those are refused
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
@@ -126,6 +128,8 @@ def _give_up_privileges(seccomp: bytes) -> None:
     call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
+
+def _shut_calls(seccomp: bytes) -> None:
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
 
