@@ -273,10 +273,10 @@ def test_what_a_task_writes_is_cleaned_and_bounded(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sandbox, "MOST_OUTPUT", 20_000)
     lines: list[str] = []
     with box_of("namespaces", log=lines.append) as box:
-        ask(box, "say", "\x1b[2Jwiped", 1)
+        ask(box, "say", "\x1b[2Jwiped \x1b[91mred\x1b[0m", 1)
         ask(box, "say", "x" * 5000, 50)
         ask(box, "say", "the next task", 1)
-    assert lines[0] == "\ufffd[2Jwiped"
+    assert lines[0] == "\ufffd[2Jwiped red"
     assert max(map(len, lines)) <= sandbox.LONGEST_LINE
     assert sum(map(len, lines)) < 21_000
     assert any("left out" in line for line in lines)

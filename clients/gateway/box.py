@@ -20,6 +20,7 @@ import importlib.util
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -53,6 +54,8 @@ def main() -> None:
     os.chdir(start["folders"][0])
     address = _listen(control)
     for name in start["imports"]:
+        if select.select([control], [], [], 0)[0]:  # a task waits, which may need none of the rest
+            break
         with contextlib.suppress(ImportError):  # then the app's own import tells
             importlib.import_module(name)
     serve = _driver(*start["driver"]) if start["driver"] else _flower()

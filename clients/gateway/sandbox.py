@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -39,19 +40,22 @@ WATCH_SECONDS = 1.0
 LONGEST_LINE, MOST_OUTPUT = 2000, 1_000_000  # characters of a line, bytes of a task
 MOST_MEMORY_FILES = 4  # of the memory, what may lie in its file system: a fourth
 INODES = 200_000
-# What fedscan's tasks import, and takes long; what one does not need costs memory alone.
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # which Flower writes
+# What fedscan's tasks import and takes long, the most needed first; what a task does without costs
+# memory alone.
 IMPORTS = (
     "numpy",
     "torch",
+    "flwr.supernode.runtime.run_clientapp",
+    "flwr.clientapp",
     "torch._dynamo",  # by the first optimizer
     "pydantic",
     "safetensors.torch",
     "nibabel",
     "scipy.ndimage",
-    "scipy.stats",
     "sklearn.metrics",
+    "scipy.stats",
     "monai.networks.nets",
-    "flwr.clientapp",
 )
 
 
@@ -182,7 +186,7 @@ class Output:
             while line := lines.readline(LONGEST_LINE):
                 before, self._left = self._left, self._left - len(line)
                 if self._left >= 0:
-                    text = line.decode(errors="replace").rstrip("\r\n")
+                    text = COLOURS.sub("", line.decode(errors="replace").rstrip("\r\n"))
                     self.last = "".join(c if c.isprintable() else "\ufffd" for c in text)
                     self._log(self.last)
                 elif before >= 0:
@@ -293,10 +297,7 @@ def _command(
     home: Path, kind: str, command: list[str], view: View, limits: Limits, driver: tuple | None
 ) -> list[str]:
     """Write what the sandbox is to be; return the command that enters it."""
-    make_etc(home / "etc")
-    own = [Mount(home / "etc", Path("/etc")), Mount(Path(__file__).with_name("box.py"), BOX_FILE)]
-    if (alternatives := Path("/etc/alternatives")).is_dir():
-        own.append(Mount(alternatives, alternatives))
+    own = [*make_etc(home / "etc"), Mount(Path(__file__).with_name("box.py"), BOX_FILE)]
     shown, links = layout(View((*view.readable, *(driver[:1] if driver else ())), view.writable))
     plan = {
         "kind": kind,

@@ -15,6 +15,7 @@ from common.errors import ConfigError
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")  # programs and libraries, the same everywhere
 PROCESSORS = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # which PyTorch counts
 COPIED = ("ld.so.cache", "localtime")  # of /etc
+ALTERNATIVES, FONTS = "alternatives", "fonts"  # folders of /etc: on Debian, which BLAS
 FORBIDDEN = tuple(map(Path, ("/proc", "/sys", "/dev", "/etc", "/box")))
 BOX = Path("/box")  # the folder of the box's own files, inside
 MOST_LINKS = 40  # as the kernel follows
@@ -87,8 +88,14 @@ def layout(view: View) -> tuple[list[Mount], dict[str, str]]:
     return mounts, missing
 
 
-def make_etc(folder: Path) -> None:
-    """Make the folder that is a box's ``/etc``: what the C library asks for, and no more."""
+def make_etc(folder: Path) -> list[Mount]:
+    """Make the folder that is a box's ``/etc``: what libraries ask for, and no more.
+
+    Returns
+    -------
+    list of Mount
+        What else has to be mounted for it, in order.
+    """
     folder.mkdir()
     for name in COPIED:
         if (source := Path("/etc", name)).is_file():
@@ -98,7 +105,13 @@ def make_etc(folder: Path) -> None:
     (folder / "group").write_text(f"box:x:{group}:\n")
     (folder / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     (folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
-    (folder / "alternatives").mkdir()  # on Debian, which BLAS
+    etc = Path("/etc")
+    mounts = [Mount(folder, etc)]
+    for name in (ALTERNATIVES, FONTS):
+        if (etc / name).is_dir():
+            (folder / name).mkdir()
+            mounts.append(Mount(etc / name, etc / name))
+    return mounts
 
 
 def devices() -> list[str]:
