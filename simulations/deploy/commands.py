@@ -186,6 +186,28 @@ def remove(
     )
 
 
+@app.command()
+def renew(
+    coordinator: CoordinatorOption = Path("/etc/fedscan"),
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Make the server's key and certificate anew, at the coordinator; move the old ones away first.
+
+    Example: `sudo fedscan deploy renew --coordinator /etc/fedscan`
+    """
+    from simulations.deploy import keys
+    from simulations.deploy.folders import read_federation
+
+    folder = _absolute(coordinator)
+    certificate = keys.make_server_certificate(folder, [read_federation(folder).host])
+    command = "sudo systemctl restart fedscan-superlink nginx"
+    _tell(
+        output_format,
+        {"certificate": str(certificate), "commands": [command]},
+        [f"{certificate} is good for {keys.CERTIFICATE_DAYS} days. Now:", f"  {command}"],
+    )
+
+
 def _tell(output_format: Format, facts: dict[str, Any], lines: list[str]) -> None:
     if output_format is Format.json:
         typer.echo(json.dumps(facts))
