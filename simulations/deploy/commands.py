@@ -84,9 +84,7 @@ def make_keys(
     from simulations.deploy import keys
 
     folder = _absolute(out)
-    for name in (f"{site}.key", f"{site}.pub", f"{site}-tls.key", f"{site}.csr"):
-        if (folder / name).exists():  # before half of them is made
-            raise ConfigError(f"{folder / name} is there already, and is never overwritten")
+    keys.require_free(folder, f"{keys.check_site(site)}-tls.key", f"{site}.csr")
     private, request = keys.make_node_key(folder, site), keys.make_client_request(folder, site)
     public = private.with_suffix(".pub")
     facts = {
