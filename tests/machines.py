@@ -133,7 +133,7 @@ class Machine:
         return own
 
     def run(
-        self, commands: str, cwd: str = HOME, check: bool = True, timeout: float = 180
+        self, commands: str, cwd: str = HOME, check: bool = True, timeout: float = 400
     ) -> subprocess.CompletedProcess[str]:
         """Run commands of a shell to their end."""
         done = subprocess.run(
