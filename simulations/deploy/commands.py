@@ -84,9 +84,7 @@ def make_keys(
     from simulations.deploy import keys
 
     folder = _absolute(out)
-    for name in (f"{site}.key", f"{site}.pub", f"{site}-tls.key", f"{site}.csr"):
-        if (folder / name).exists():  # before half of them is made
-            raise ConfigError(f"{folder / name} is there already, and is never overwritten")
+    keys.require_free(folder, f"{keys.check_site(site)}-tls.key", f"{site}.csr")
     private, request = keys.make_node_key(folder, site), keys.make_client_request(folder, site)
     public = private.with_suffix(".pub")
     facts = {
@@ -183,6 +181,28 @@ def remove(
             *(f"  {one}" for one in commands),
             "where NODE is its number in the list",
         ],
+    )
+
+
+@app.command()
+def renew(
+    coordinator: CoordinatorOption = Path("/etc/fedscan"),
+    output_format: FormatOption = Format.text,
+) -> None:
+    """Make the server's key and certificate anew, at the coordinator; move the old ones away first.
+
+    Example: `sudo fedscan deploy renew --coordinator /etc/fedscan`
+    """
+    from simulations.deploy import keys
+    from simulations.deploy.folders import read_federation
+
+    folder = _absolute(coordinator)
+    certificate = keys.make_server_certificate(folder, [read_federation(folder).host])
+    command = "sudo systemctl restart fedscan-superlink nginx"
+    _tell(
+        output_format,
+        {"certificate": str(certificate), "commands": [command]},
+        [f"{certificate} is good for {keys.CERTIFICATE_DAYS} days. Now:", f"  {command}"],
     )
 
 

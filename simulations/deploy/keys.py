@@ -75,6 +75,19 @@ def check_host(host: str) -> str:
     return host
 
 
+def require_free(folder: Path, *names: str) -> None:
+    """See that none of the files is there, before the first of them is made.
+
+    Raises
+    ------
+    ConfigError
+        One is.
+    """
+    for name in names:
+        if (folder / name).exists() or (folder / name).is_symlink():
+            raise ConfigError(_there(folder / name))
+
+
 def write_new(path: Path, content: bytes) -> Path:
     """Write a file for its owner alone, from its first byte on, where there is none yet.
 
@@ -87,14 +100,17 @@ def write_new(path: Path, content: bytes) -> Path:
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
     except FileExistsError as error:
-        raise ConfigError(
-            f"{path} is there already, and is never overwritten: choose another folder, or move "
-            "it away"
-        ) from error
+        raise ConfigError(_there(path)) from error
     with open(file, "wb") as written:  # noqa: PTH123
         os.fchmod(written.fileno(), PRIVATE_FILE)  # a umask may have taken the owner's rights
         written.write(content)
     return path
+
+
+def _there(path: Path) -> str:
+    return (
+        f"{path} is there already, and is never overwritten: choose another folder, or move it away"
+    )
 
 
 def make_authority(folder: Path, name: str = "fedscan federation") -> Path:
@@ -105,6 +121,7 @@ def make_authority(folder: Path, name: str = "fedscan federation") -> Path:
     ConfigError
         The folder has one.
     """
+    require_free(folder, "ca.key", "ca.crt")
     key = ec.generate_private_key(ec.SECP384R1())
     subject = _name(name)
     builder = (
@@ -137,6 +154,7 @@ def make_server_certificate(folder: Path, hosts: Sequence[str]) -> Path:
     ConfigError
         One of the hosts is none, the folder has no authority, or has a server's certificate.
     """
+    require_free(folder, "server.key", "server.crt")
     names = list(dict.fromkeys([*map(check_host, hosts), *LOCAL]))
     key = ec.generate_private_key(ec.SECP384R1())
     addresses = {name: _address(name) for name in names}
@@ -168,7 +186,7 @@ def make_node_key(folder: Path, site: str) -> Path:
     ConfigError
         The site's name cannot be used, or the folder has such a key.
     """
-    check_site(site)
+    require_free(folder, f"{check_site(site)}.key", f"{site}.pub")
     key = ec.generate_private_key(ec.SECP384R1())
     written = write_new(
         folder / f"{site}.key",
@@ -194,7 +212,7 @@ def make_client_request(folder: Path, site: str) -> Path:
     ConfigError
         The site's name cannot be used, or the folder has such a key.
     """
-    check_site(site)
+    require_free(folder, f"{check_site(site)}-tls.key", f"{site}.csr")
     key = ec.generate_private_key(ec.SECP384R1())
     request = x509.CertificateSigningRequestBuilder().subject_name(_name(site))
     write_new(folder / f"{site}-tls.key", _private_pem(key))
