@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
-from common.files import write_json
+from common.files import write_atomically, write_json
 from common.machine import usable_cpus
 from common.processes.environment import free_port, neutral_home, offline_environment, toml
 from common.processes.group import ProcessGroup, process_group
@@ -175,7 +175,7 @@ def flower_run(
             environment[PHANTOM_FOLDERS] = str(home / "phantoms.json")
             write_json(home / "phantoms.json", {name: str(at) for name, at in phantoms.items()})
         overrides = home / "run-config.toml"
-        overrides.write_text(toml(config.to_flower()), encoding="utf-8")
+        write_atomically(overrides, toml(config.to_flower()).encode())
         command = [sys.executable, "-m", "simulations.flower_command", "run", str(ROOT)]
         command += ["--stream", "--run-config", str(overrides)]
         command += ["--federation-config", resources.federation_config()]

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from clients.policy import VARIABLE, SitePolicy
 from common.errors import ConfigError, FedscanError
+from common.files import make_folder
 from common.processes.environment import (
     free_port,
     neutral_home,
@@ -333,8 +334,7 @@ def _group(
 
 
 def _task_environment(node: SuperNode, home: Path) -> Mapping[str, str]:
-    temporary = home / "tmp"
-    temporary.mkdir()
+    temporary = make_folder(home / "tmp")
     return {
         **offline_environment(home),
         "FLWR_HOME": str(home / "flwr"),
