@@ -16,13 +16,12 @@ from tiny_gan import start
 
 from common.checkpoints import save_model, save_snapshot
 from common.config.run_config import RunConfig
-from common.data.cache import cached_pictures
-from common.evaluation.memorization import write_look_alikes
 from common.data import dicom_sorting
 from common.data.archive_files import ArchiveFile
-from common.files import as_text
+from common.data.cache import cached_pictures
+from common.evaluation.memorization import write_look_alikes
+from common.files import as_text, write_atomically, write_json
 from common.files import make_folder as make
-from common.files import write_atomically, write_json
 from common.imaging.cohorts import write_cohort
 from common.imaging.pictures import write_grid, write_path, write_picture
 from common.metrics_log import MetricsLog, Row
