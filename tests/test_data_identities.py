@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from common.data.check import check_cohort
 from common.data.identities import in_columns, in_path, looks_like, shown
 from common.data.identity_headers import in_dicom, in_nifti, in_picture
-from common.studies.study import Study
+from common.studies.study import Study, load_study
 from simulations.check_command import _show
 
 STUDY = Study.from_mapping(
@@ -231,3 +231,22 @@ def test_identities_are_warnings_and_leave_the_data_usable(picture, tmp_path):
     assert report.usable
     (found,) = report.sites[0].identities
     assert (found.kind, found.n, found.where) == ("a column of names", 1, ["column 5 of t.csv"])
+
+
+def test_no_line_about_a_bids_data_set_repeats_a_participants_name(tmp_path, capsys):
+    """Of a scan that is no head, of a folder that is not listed, and of keys in sidecars."""
+    root = tmp_path / "north"
+    for name in ("sub-anna_smith", "sub-karl_jones"):
+        (root / name / "anat").mkdir(parents=True)
+        put_scan(root / name / "anat" / f"{name}_T1w.nii", {"descrip": b"anna_smith"})
+    (root / "T1w.json").write_text('{"PatientName": "anna_smith"}')
+    (root / "participants.tsv").write_text("participant_id\tsex\tdob\nsub-anna_smith\tF\t1956\n")
+    report = check_cohort(root, load_study("brain-sex"))
+    _show(report)
+    told = capsys.readouterr().out + json.dumps(report.to_dict())
+    assert "anna_smith" not in told
+    assert "karl_jones" not in told
+    kinds = {one.kind: one.where for one in report.sites[0].identities}
+    assert kinds["JSON sidecar's 'PatientName'"] == ["T1w.json"]
+    assert kinds["a column of dates of birth"] == ["column 3 of participants.tsv"]
+    assert kinds["NIfTI field 'descrip'"] == ["file no. 1 by name (name not shown)"]
