@@ -181,7 +181,7 @@ def flower_run(
             environment[PHANTOM_FOLDERS] = str(home / "phantoms.json")
             write_json(home / "phantoms.json", {name: str(at) for name, at in phantoms.items()})
         overrides = home / "run-config.toml"
-        overrides.write_text(toml(config.to_flower()), encoding="utf-8")
+        write_atomically(overrides, toml(config.to_flower()).encode())
         command = [sys.executable, "-m", "simulations.flower_command", "run", str(ROOT)]
         command += ["--stream", "--run-config", str(overrides)]
         command += ["--federation-config", resources.federation_config()]

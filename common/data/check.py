@@ -240,8 +240,10 @@ def _find_identities(table: ImageTable, study: Study, found: Tally) -> None:
         of_person = column == study.groups.person
         kind = looks_like(thing, of_person=of_person)
         if kind and thing not in in_files:
-            what = f"column '{column}': {kind}" if column else kind
-            found.add([what], shown(thing, number, "person" if of_person else "entry"))
+            place = f"column '{column}'" if column else "name of a person"
+            found.add(
+                [f"{place}: {kind}"], shown(thing, number, "person" if of_person else "entry")
+            )
 
 
 def _look_at_picture(

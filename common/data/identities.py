@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import itertools
 import re
 import unicodedata
@@ -108,17 +109,18 @@ def looks_like(text: str, *, of_person: bool = False) -> str | None:
     return PERSON if _names_person(text, of_person) else None
 
 
-def in_path(file: str) -> set[str]:
+@functools.lru_cache(maxsize=2**16)  # the check asks several times of each file
+def in_path(file: str) -> frozenset[str]:
     """Kinds of identities in a path's folders and name."""
     *folders, name = PurePosixPath(file).parts or [""]
     parts = [*folders, _ENDING.sub("", name)]
     found = (looks_like(part, of_person=part.startswith("sub-")) for part in parts)
-    return {kind for kind in found if kind}
+    return frozenset(kind for kind in found if kind)
 
 
 def shown(file: str, number: int, what: str = "file") -> str:
     """Path or name for a message, or, where it seems to name somebody, only its number."""
-    hidden = in_path(file) or looks_like(file, of_person=what == "person")
+    hidden = looks_like(file, of_person=True) if what == "person" else in_path(file)
     return f"{what} no. {number} by name (name not shown)" if hidden else plain(file)
 
 

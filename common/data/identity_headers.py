@@ -24,6 +24,7 @@ from common.site_files import open_inside, read_text
 
 _MOST_HEAD = 2**16  # bytes of a NIfTI header with its extensions
 _MOST_SIDECAR = 2**20
+_MOST_JPEG_HEAD = 2**14  # looked at before Pillow opens it
 _MOST_CHUNK = 2**16  # of a PNG's text or EXIF
 _MOST_CHUNKS = 10_000
 _MOST_KEYS = 10_000  # of a sidecar
@@ -191,8 +192,12 @@ def _picture(stream: BinaryIO) -> Iterator[str]:
 
     from common.data.photographs import FORMATS
 
-    if stream.read(len(_PNG)) == _PNG:
+    head = stream.read(_MOST_JPEG_HEAD)
+    if head.startswith(_PNG):
+        stream.seek(len(_PNG))
         yield from _png(stream)
+        return
+    if _is_bare_jpeg(head):
         return
     stream.seek(0)
     with Image.open(stream, formats=FORMATS) as picture:
@@ -207,6 +212,17 @@ def _picture(stream: BinaryIO) -> Iterator[str]:
             yield "IPTC data"
         if "exif" in info or picture.format == "TIFF":
             yield from _exif(picture.getexif())
+
+
+def _is_bare_jpeg(head: bytes) -> bool:
+    """Whether a JPEG has neither EXIF, XMP and IPTC data nor a comment; faster than Pillow."""
+    place = 2 if head.startswith(b"\xff\xd8") else len(head)
+    while place + 4 <= len(head) and head[place] == 0xFF:
+        marker = head[place + 1]
+        if marker == 0xDA or marker in (0xE1, 0xED, 0xFE):  # pixels, or APP1, APP13, comment
+            return marker == 0xDA
+        place += 2 + int.from_bytes(head[place + 2 : place + 4], "big")
+    return False
 
 
 def _exif(exif: Any) -> Iterator[str]:
