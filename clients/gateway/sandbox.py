@@ -193,7 +193,6 @@ class Output:
                     self.tell(f"it has written {MOST_OUTPUT} bytes; what follows is left out")
 
 
-@functools.cache
 def kind() -> str:
     """Return which sandbox this system grants, tried in a process of its own; empty for none."""
     if sys.platform != "linux":
@@ -201,6 +200,7 @@ def kind() -> str:
     return next((kind for kind in (NAMESPACES, BUBBLEWRAP) if _granted(kind)), "")
 
 
+@functools.cache
 def _granted(kind: str) -> bool:
     with neutral_home() as home:
         try:
