@@ -62,7 +62,8 @@ def load():
         volumes = config.task == "classification"
         shape = (1, *(config.data.size,) * 3) if volumes else (1, 32, 32)
         images = np.random.default_rng(len(split)).uniform(0, 1, (8, *shape)).astype(np.float32)
-        conditions = [{"sex": "FM"[k % 2], "height": str(k % 5)} for k in range(8)]
+        kinds = {"sex": ("female", "male"), "height": ("-9", "0", "9", "18", "27"), "site": SITES}
+        conditions = [{name: of[k % len(of)] for name, of in kinds.items()} for k in range(8)]
         return dataset(images, np.arange(8) % 2, conditions=conditions)
 
     return opened

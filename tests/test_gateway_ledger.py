@@ -83,6 +83,14 @@ def test_arrays_that_left_before_are_told_by_the_number_of_that_line(ten):
     assert json.loads(lines(ten)[-1])["arrays"] == {"as in line": 2}
 
 
+def test_a_message_without_arrays_refers_to_no_other_line_after_a_restart(path):
+    hello = Entry(7, 0, "query.hello", "sent")
+    for _ in range(3):
+        with Ledger(path, "north") as ledger:
+            ledger.append(hello)
+    assert [json.loads(line).get("arrays") for line in lines(path)] == [None, {}, {}, {}]
+
+
 def test_bytes_of_a_run_and_of_a_day_are_known_and_survive_a_restart(path):
     begun = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=1)
     with Ledger(path, "north") as ledger:

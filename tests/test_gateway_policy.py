@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +93,9 @@ def test_open_policy_is_a_simulations_and_keeps_the_sandbox(read):
     assert read(open_policy_text()) == (SIMULATED, OPEN)
     assert OPEN.sandbox == "required"
     assert (OPEN.metric_digits, OPEN.mantissa_bits, OPEN.max_update_norm) == (0, 23, 0)
+
+
+def test_every_key_of_the_gate_is_documented():
+    page = (Path(__file__).parents[1] / "docs" / "gate.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert all(any(f"`{key}`" in row for row in rows) for key in GatePolicy().to_mapping())

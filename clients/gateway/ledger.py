@@ -157,8 +157,8 @@ class Ledger:
             if line.values.get("decision") == "sent":
                 time = datetime.datetime.fromisoformat(str(line.values["time"]))
                 self._count(int(line.values["run"]), time, int(line.values["bytes"]))
-                forms = line.values["arrays"]
-                self._forms.setdefault(_digest(_text(forms)), self._number)
+                if forms := line.values["arrays"]:
+                    self._forms.setdefault(_digest(_text(forms)), self._number)
         self._close_off()
 
     def __enter__(self) -> Self:
