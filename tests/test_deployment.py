@@ -7,6 +7,7 @@ removed.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -192,6 +193,8 @@ def set_up(seen: History, cohort: Path) -> None:
         shutil.copytree(cohort / site, hospital.path(f"/data/{site}"))
         seen.send(f"federation/hospitals/{site}", coordinator, hospital)
         hospital.run(block("sudo useradd").replace("north", site), cwd=f"{HOME}/{site}")
+        if importlib.util.find_spec("simulations.gate_commands"):
+            hospital.run(block("sudo fedscan gate approve"))
         for name in (f"{site}.csr", f"{site}.pub"):
             seen.send(f"{site}/{name}", hospital, coordinator)
     wait_for(coordinator, "fedscan-superlink", "Uvicorn running")
@@ -298,6 +301,7 @@ def test_no_command_of_the_page_is_left_out() -> None:
         "sudo fedscan deploy init",
         "sudo install -m 644 /etc/fedscan/fedscan-superlink.service",
         "sudo useradd",
+        "sudo fedscan gate approve",
         "sudo fedscan deploy admit",
         "sudo install -m 600 north.crt",
         "export FLWR",
