@@ -7,6 +7,7 @@ removed.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -155,13 +156,13 @@ class History:
         )
         self.answers[name] = json.loads(done.stdout)
 
-    def command_of_run(self, *changes: str) -> str:
+    def command_of_run(self, rounds: int) -> str:
         """Return the researcher's commands; only the run's size is not the page's."""
-        words = " ".join([*TINY, *changes])
+        words = " ".join([f"run.rounds={rounds}", *TINY[1:]])
         return block("export FLWR").replace("'run.min-sites=2", f"'{words} run.min-sites=2")
 
-    def run(self, *changes: str) -> None:
-        self.keep(self.coordinator.run(self.command_of_run(*changes), cwd=str(ROOT), check=False))
+    def run(self) -> None:
+        self.keep(self.coordinator.run(self.command_of_run(1), cwd=str(ROOT), check=False))
 
     def keep(self, done: subprocess.CompletedProcess[str]) -> None:
         """Note what has become of a run."""
@@ -192,6 +193,8 @@ def set_up(seen: History, cohort: Path) -> None:
         shutil.copytree(cohort / site, hospital.path(f"/data/{site}"))
         seen.send(f"federation/hospitals/{site}", coordinator, hospital)
         hospital.run(block("sudo useradd").replace("north", site), cwd=f"{HOME}/{site}")
+        if importlib.util.find_spec("simulations.gate_commands"):
+            hospital.run(block("sudo fedscan gate approve"))
         for name in (f"{site}.csr", f"{site}.pub"):
             seen.send(f"{site}/{name}", hospital, coordinator)
     wait_for(coordinator, "fedscan-superlink", "Uvicorn running")
@@ -257,17 +260,15 @@ def history(session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         coordinator.run(block("sudo install -d -m 700 /etc/fedscan/old"))
         # A run that a hospital does not live to see the end of.
         received = south.log("fedscan-supernode").count("Receiving")
-        long = coordinator.start(
-            seen.command_of_run("run.rounds=200"), f"{HOME}/long.log", cwd=str(ROOT)
-        )
-        wait_for(south, "fedscan-supernode", "Receiving", received + 4)
+        long = coordinator.start(seen.command_of_run(50), f"{HOME}/long.log", cwd=str(ROOT))
+        wait_for(south, "fedscan-supernode", "Receiving", received + 2)
         south.lose_power("fedscan-supernode")
         try_as_a_stranger(seen)
         long.wait(timeout=PATIENCE)
         told = coordinator.path(f"{HOME}/long.log").read_text()
         seen.keep(subprocess.CompletedProcess(long.args, long.returncode, told, ""))
         wait_for(south, "fedscan-supernode", "ready for tasks", 2)
-        seen.run("run.rounds=1")
+        seen.run()
         leave = block("sudo fedscan deploy remove")
         nodes = coordinator.run("flwr supernode list hospitals --format json").stdout
         node = node_of(south, json.loads(nodes))
@@ -300,6 +301,7 @@ def test_no_command_of_the_page_is_left_out() -> None:
         "sudo fedscan deploy init",
         "sudo install -m 644 /etc/fedscan/fedscan-superlink.service",
         "sudo useradd",
+        "sudo fedscan gate approve",
         "sudo fedscan deploy admit",
         "sudo install -m 600 north.crt",
         "export FLWR",
