@@ -174,7 +174,9 @@ def header(content: RecordDict) -> None:
     array = content[messages.ARRAYS][name]
     data = bytearray(array.data)
     data[60:64] = b"anna"
-    content[messages.ARRAYS][name] = Array(array.dtype, tuple(array.shape), array.stype, bytes(data))
+    content[messages.ARRAYS][name] = Array(
+        array.dtype, tuple(array.shape), array.stype, bytes(data)
+    )
 
 
 CHANNELS = {
