@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from test_gateway_explain import people
 from test_strategies_together import OPTIONS
 from tiny import dataset
 
@@ -16,10 +18,12 @@ from common import messages
 from common.config.run_config import RunConfig
 from common.disclosure import WITHHELD, Disclosure
 from common.errors import ConfigError
+from common.evaluation.extractors.network import FEATURES
 from common.evaluation.of_site import Evaluation
 from common.local_round import first_weights, judge_at_site, train_one_round
 from common.messages import EVALUATE, HELLO, TRAIN
 from common.strategies.strategy import strategy_names
+from common.tasks import generation_quality
 from common.tasks.task import SiteContext, load_task, read_run_config
 from common.transport import encode_update
 
@@ -171,8 +175,15 @@ def test_a_study_of_many_classes_tells_metrics_of_each():
     assert form(EVALUATE, config).metrics == found.keys()
 
 
-def test_a_generators_test_tells_numbers_moments_and_words_of_its_form(load, tmp_path):
+def test_a_generators_test_tells_numbers_moments_and_words_of_its_form(load, tmp_path, monkeypatch):
     config = read_run_config(GENERATION)
+    some = np.random.default_rng(0).normal(size=(32 * 32, FEATURES))
+    untrained = SimpleNamespace(
+        name=config.model.extractor,
+        hash="0" * 64,
+        features=lambda images: np.asarray(images, np.float64).reshape(len(images), -1) @ some,
+    )
+    monkeypatch.setattr(generation_quality, "_extractor", lambda name: untrained)
     found = judge(config, load, "test", tmp_path)
     expected = form(EVALUATE, config, split="test")
     assert found.metrics.keys() <= expected.metrics
@@ -202,12 +213,13 @@ def test_a_withheld_evaluation_may_say_why_in_the_words_there_are_and_no_others(
     assert not words[WITHHELD].fullmatch("fewer than 10 participants, such as sub-003")
 
 
-def test_a_site_says_who_it_is_in_its_own_name_and_in_hashes():
+def test_a_site_says_who_it_is_in_its_own_name_and_in_hashes(tmp_path):
     from common.provenance import source_hash
+    from common.tasks.task import survey
 
     expected = form(HELLO, run())
-    counts = {"n_train", "n_val", "n_test", "left_out", "min_participants"}
-    assert expected.counts == counts  # of clients/local.py
+    counts = survey("north", people(tmp_path / "north", train=4, val=4, test=4), run())
+    assert expected.counts == {*counts, "min_participants"}
     assert not expected.arrays
     identity = {
         **{"site": "north", "source-hash": source_hash()},

@@ -112,7 +112,7 @@ class Ledger:
     def __init__(self, path: Path, site: str) -> None:
         self.path, self.site, self._mutex = path, site, threading.Lock()
         make_folder(path.parent)
-        self._lock = FileLock(f"{path}.lock", mode=PRIVATE_FILE)
+        self._lock = FileLock(f"{path}.lock", mode=PRIVATE_FILE, thread_local=False)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
