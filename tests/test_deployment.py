@@ -199,8 +199,11 @@ def set_up(seen: History, cohort: Path) -> None:
             seen.send(f"{site}/{name}", hospital, coordinator)
     wait_for(coordinator, "fedscan-superlink", "Uvicorn running")
     for site in HOSPITALS:
-        hospital = seen.machines[site]
         coordinator.run(block("sudo fedscan deploy admit").replace("north", site))
+    coordinator.run(block("sudo install -d -m 700 /etc/fedscan/old"))  # forgets no registration
+    wait_for(coordinator, "fedscan-superlink", "Uvicorn running", 2)
+    for site in HOSPITALS:
+        hospital = seen.machines[site]
         seen.send(f"{site}.crt", coordinator, hospital)
         hospital.path(f"{HOME}/{site}.crt").rename(hospital.path(f"{HOME}/{site}/{site}.crt"))
         hospital.run(
@@ -257,7 +260,6 @@ def history(session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             wait_for(made[site], "fedscan-supernode", "ready for tasks")
         seen.listening = {name: machine.listening() for name, machine in made.items()}
         seen.run()
-        coordinator.run(block("sudo install -d -m 700 /etc/fedscan/old"))
         # A run that a hospital does not live to see the end of.
         received = south.log("fedscan-supernode").count("Receiving")
         long = coordinator.start(seen.command_of_run(50), f"{HOME}/long.log", cwd=str(ROOT))
