@@ -121,7 +121,12 @@ def files_outside(reply, scan, context):
         (outside / "written.txt").write_text("x")
         written = True
     other = Path(str(context.node_config["data-dir"])).parent / "other"
-    found(read=read, written=written, other=other.exists(), home=os.listdir(Path.home()))
+    found(
+        read=read,
+        written=written,
+        other=other.exists(),
+        home=[path.name for path in Path.home().iterdir()],
+    )
 
 
 @attack(21)
@@ -143,7 +148,7 @@ def sockets(reply, scan, context):
 @attack(22)
 def memory_of_others(reply, scan, context):
     """See, read or stop another process."""
-    others = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    others = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
     readable = []
     for pid in others:
         with contextlib.suppress(OSError):
