@@ -99,6 +99,7 @@ class Gate:
     def __enter__(self) -> Gate:
         """Open the ledger and start the first box."""
         self._stack.enter_context(self.ledger)
+        log.info("Site %s: the ledger's last line has hash %s", self.site.name, self.ledger.head)
         self._prepare_box()
         return self
 
