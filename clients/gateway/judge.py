@@ -172,7 +172,7 @@ def _update(
     reference = {n: run.received[n] for n in form.arrays if n in run.received}
     if gate.max_update_norm:
         update = clipped(update, reference, gate.max_update_norm, encoding)
-    update = _tensors({n: _rounded(t.numpy(), gate.mantissa_bits) for n, t in update.items()})
+    update = _tensors({n: rounded(t.numpy(), gate.mantissa_bits) for n, t in update.items()})
     trained = decode_update(update, reference, encoding)
     return Composed(
         RecordDict(
@@ -256,7 +256,7 @@ def _arrays(told: Mapping[str, Array], form: Form) -> dict[str, NDArray[np.gener
     return found
 
 
-def _rounded(value: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
+def rounded(value: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
     """Round the mantissas of floating-point numbers to so many bits, to the nearest."""
     if value.dtype not in (np.float32, np.float16) or bits >= (own := np.finfo(value.dtype).nmant):
         return value
