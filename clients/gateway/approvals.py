@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -144,7 +145,11 @@ class Approvals:
         new = Approval(action, digest, name, version, identical, when, _user(), note)
         with self._alone():
             lines = [json.dumps(asdict(one)) for one in [*self._read(), new]]
+            before = self.path.stat() if self.path.exists() else None
             write_atomically(self.path, ("\n".join(lines) + "\n").encode())
+            if before:  # the gate's own user may not be the one who approves
+                os.chown(self.path, before.st_uid, before.st_gid)
+                self.path.chmod(stat.S_IMODE(before.st_mode))
         return new
 
     @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clients.gateway.policy import default_policy_text
 from common.errors import ConfigError
 from common.files import make_folder, write_json
 from common.reading import read_json
@@ -150,27 +151,11 @@ def _write_hospitals(federation: Federation, coordinator: Path, out: Path) -> li
             "tag": site.lower(),
         }
         keys.write_new(folder / "ca.crt", authority)
-        keys.write_new(folder / "policy.toml", _policy(site).encode())
+        keys.write_new(folder / "policy.toml", default_policy_text(site).encode())
         for name in ("fedscan-supernode.service", "Containerfile", "COMMANDS.md"):
             _render(f"hospital/{name}", folder, values)
         folders.append(folder)
     return folders
-
-
-def _policy(site: str) -> str:
-    """Return a policy of defaults, each with what it means."""
-    from textwrap import fill
-
-    from clients.policy import SitePolicy
-    from common.processes.environment import toml
-
-    lines = [f"# What hospital {site} lets itself be asked: docs/configuration.md of fedscan.", ""]
-    defaults = SitePolicy().to_mapping()
-    for name, field in SitePolicy.model_fields.items():
-        key = name.replace("_", "-")
-        lines.append(fill(field.description, 98, initial_indent="# ", subsequent_indent="# "))
-        lines.append("#" + toml({key: defaults[key]}))
-    return "\n".join(lines)
 
 
 def _require_empty(out: Path) -> None:
