@@ -60,7 +60,7 @@ class SiteClient:
                 f"site '{self.site.name}': data.unlabelled is for hospitals of one owner, who "
                 "knows all labels: leave the site's name out"
             )
-        self.config = _with_own_extractor(self.config, self.site, node_config)
+        self.config = with_own_extractor(self.config, self.site, node_config)
         self.task: Task = load_task(self.config.task)
         self.state = SiteState(self.site.name, context.run_id)
         self.state.require_open()
@@ -232,7 +232,7 @@ def _digest(rows: Iterable[Any]) -> str:
     return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
 
-def _with_own_extractor(
+def with_own_extractor(
     config: RunConfig, site: Site, node_config: Mapping[str, object]
 ) -> RunConfig:
     """Let a hospital name the file of an extractor; the server's word opens no file there."""

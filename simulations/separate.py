@@ -24,6 +24,7 @@ from pathlib import Path
 from clients.gateway.policy import open_policy_text
 from common.config.run_config import RunConfig, flatten
 from common.errors import FedscanError
+from common.evaluation.extractor import DEFAULTS
 from common.files import make_folder, write_atomically, write_json
 from common.fingerprint import fingerprint
 from common.processes.environment import (
@@ -56,10 +57,13 @@ class Federation:
         Folder of each site's data.
     policy : str
         Text of the sites' policy.
+    extractor : str
+        The user's own file of what judges pictures, which every site then has; or empty.
     """
 
     sites: dict[str, str]
     policy: str
+    extractor: str
 
 
 @contextlib.contextmanager
@@ -86,7 +90,8 @@ def separate_run(
     else:
         text = open_policy_text(_first_weights(config, tuple(sorted(sites))))
     with neutral_home() as home:
-        federation = Federation({name: str(path) for name, path in sites.items()}, text)
+        own = "" if config.model.extractor in DEFAULTS else config.model.extractor
+        federation = Federation({name: str(path) for name, path in sites.items()}, text, own)
         write_json(home / "federation.json", asdict(federation))
         write_atomically(home / RUN_CONFIG, toml(config.to_flower()).encode())
         log_path = home / "flower.log"
@@ -242,6 +247,7 @@ class _Machine:
             *("--site", site, "--data-dir", self.federation.sites[site]),
             *("--policy", str(policy), "--root-certificates", str(self.tls / "ca.crt")),
             *("--auth-supernode-private-key", str(self.keys / f"{site}.key")),
+            *(("--extractor", self.federation.extractor) if self.federation.extractor else ()),
         )
 
     def _wait_for(self, name: str, ready: Callable[[Path], bool]) -> None:

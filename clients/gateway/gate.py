@@ -48,7 +48,7 @@ log = logging.getLogger("flwr.fedscan")
 
 GIB = 2**30
 MOST_APP_BYTES = 16 * 2**20  # of a bundle, which Flower bounds at 10 MB, and what is sent with it
-BOX_SECONDS = 120.0  # in which a box must have its imports done
+FINISH_SECONDS = 10.0  # for a task to end by itself after its answer
 LOOK_SECONDS = 0.2
 
 
@@ -201,9 +201,15 @@ class Gate:
         running.api.exchange = exchange
         running.box.run(exchange.token)
         try:
+            deadline = time.monotonic() + run.config.run.reply_timeout
             while not exchange.wait(LOOK_SECONDS):
                 if why := running.box.ended:
                     raise Refused(f"the app's process ended: {why}")
+                if running.box.finished(0):
+                    break  # without the call that ends a task
+                if time.monotonic() > deadline:  # when the server no longer waits for it
+                    self._end_box()
+                    raise Refused("the app took longer than the run's reply-timeout")
             for name in exchange.refused:
                 why = f"a call that an app has no need for: {name}"
                 self._write_down(order, asked, "refused", why)
@@ -213,7 +219,7 @@ class Gate:
             return compose(reply, asked, run, form, self.settings)
         finally:
             running.api.exchange = None
-            if not running.box.finished(BOX_SECONDS) or running.box.ended:
+            if not running.box.finished(FINISH_SECONDS) or running.box.ended:
                 self._end_box()
 
     def _require_bytes(self, run: SiteRun, size: int) -> None:

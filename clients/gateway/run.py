@@ -14,6 +14,7 @@ import torch
 
 from clients.gateway.facts import SiteFacts
 from clients.gateway.runtime_api import Refused
+from clients.local import with_own_extractor
 from clients.orders import Orders, require_round
 from clients.policy import SitePolicy
 from clients.state import CONFIG, SiteState
@@ -132,7 +133,8 @@ class SiteRun:
         require_approved(order, approved)
         self.id, self.site, self.policy = order.run.run_id, site, policy
         self.app = order.given.fab.hash_str
-        self.config: RunConfig = read_run_config(order.context.run_config)
+        config = read_run_config(order.context.run_config)
+        self.config: RunConfig = with_own_extractor(config, site, order.context.node_config)
         if self.config.data.cohort_dir:
             raise Refused("data.cohort-dir is set: a hospital's data are where the hospital says")
         if site.name in self.config.data.unlabelled_sites:
