@@ -182,6 +182,8 @@ class Gate:
         """Return the run that an order belongs to; one that is new is looked at whole."""
         if self._run is None or self._run.id != order.run.run_id:
             self._run = None
+            if self._running and self._running.run_id is not None:
+                self._end_box()  # and with it what the run before has left there
             self.policy, self.settings = read_policies(self.policy_file)
             approved = {one.hash for one in Approvals.beside(self.policy_file).current()}
             self._run = SiteRun(self.site, order, self.policy, approved, self.folder)

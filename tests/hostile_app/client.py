@@ -114,19 +114,13 @@ def group_of_a_message(reply, scan, context):
 def files_outside(reply, scan, context):
     """Read and write what is not the site's: the path is in the run config."""
     outside = Path(str(context.run_config["run.output-dir"])).parent
-    read = written = False
+    read = False
     with contextlib.suppress(OSError):
         read = bool((outside / "outside.txt").read_text())
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # what it writes may be there as long as the box
         (outside / "written.txt").write_text("x")
-        written = True
     other = Path(str(context.node_config["data-dir"])).parent / "other"
-    found(
-        read=read,
-        written=written,
-        other=other.exists(),
-        home=[path.name for path in Path.home().iterdir()],
-    )
+    found(read=read, other=other.exists())
 
 
 @attack(21)
