@@ -28,6 +28,27 @@ SUDO = """#!/bin/sh
 if [ "$1" = -u ]; then shift 2; fi
 exec "$@"
 """
+# Writes down, once each, whom a machine sends a packet of TCP or UDP to.
+WATCH = """
+import ipaddress, socket
+seen, sniffer = set(), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+while True:
+    packet, (link, kind, direction, *_) = sniffer.recvfrom(65535)
+    if link == "lo" or direction != socket.PACKET_OUTGOING:
+        continue
+    if kind == 0x0800:
+        protocol, to, rest = packet[9], packet[16:20], packet[4 * (packet[0] & 15) :]
+    elif kind == 0x86DD:
+        protocol, to, rest = packet[6], packet[24:40], packet[40:]
+    else:
+        continue
+    if protocol not in (6, 17):
+        continue
+    line = f"{ipaddress.ip_address(to)} {protocol} {int.from_bytes(rest[2:4], 'big')}"
+    if line not in seen:
+        seen.add(line)
+        print(line, flush=True)
+"""
 ENTER = """set -e
 root=$1; shift
 mount --bind "$root" "$root"
@@ -161,6 +182,15 @@ class Machine:
                 start_new_session=True,
             )
 
+    def watch(self) -> None:
+        """Begin to write down whom the machine sends anything to."""
+        self.path(f"{HOME}/watch.py").write_text(WATCH)
+        self.start("python watch.py", f"{HOME}/contacted")
+
+    def contacted(self) -> set[str]:
+        """Return whom it has sent anything to, as ``ADDRESS PROTOCOL PORT``."""
+        return set(self.path(f"{HOME}/contacted").read_text().splitlines())
+
     def log(self, unit: str) -> str:
         """Return what a service has written."""
         return self.path(f"/var/log/{unit}.journal").read_text(errors="replace")
@@ -239,6 +269,8 @@ def network(names: dict[str, str], cache: Path) -> Iterator[dict[str, Machine]]:
             ip("-n", own, "address", "add", f"{address}/24", "dev", "eth0")
             for link in ("lo", "eth0"):
                 ip("-n", own, "link", "set", link, "up")
+            if number:  # what is meant for the world leaves the machine as well
+                ip("-n", own, "route", "add", "default", "via", next(iter(names.values())))
         yield machines
     finally:
         for machine in machines.values():

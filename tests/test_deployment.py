@@ -123,6 +123,7 @@ class History:
     without_registered_key: subprocess.CompletedProcess[str] | None = None
     nodes_after_removal: str = ""
     logs: dict[str, str] = field(default_factory=dict)
+    contacted: set[str] = field(default_factory=set)
     left: dict[str, list] = field(default_factory=dict)
 
     @property
@@ -238,7 +239,8 @@ def try_as_a_stranger(seen: History) -> None:
         "fedscan deploy keys --site other --out other\n"
         "fedscan supernode --superlink coordinator.example:443 --site other --data-dir /data/north "
         "--root-certificates /etc/fedscan/ca.crt --client-certificate /etc/fedscan/north.crt "
-        "--client-key /etc/fedscan/north-tls.key --auth-supernode-private-key other/other.key",
+        "--client-key /etc/fedscan/north-tls.key --auth-supernode-private-key other/other.key "
+        "--policy /etc/fedscan/policy.toml",
         check=False,
     )
 
@@ -252,6 +254,7 @@ def history(session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     with machines.network(ADDRESSES, session_cache) as made:
         seen = History(made)
         south, coordinator = made["south"], seen.coordinator
+        made["north"].watch()
         set_up(seen, cohort)
         for site in HOSPITALS:
             wait_for(made[site], "fedscan-supernode", "ready for tasks")
@@ -279,6 +282,10 @@ def history(session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         coordinator.run("sudo systemctl stop nginx fedscan-superexec fedscan-superlink")
         for site in HOSPITALS:
             seen.logs[site] = made[site].log("fedscan-supernode")
+        seen.contacted = made["north"].contacted()
+        for one in made["north"].processes():
+            if "watch.py" in one.cmdline():
+                one.terminate()
         deadline = time.monotonic() + 30
         while any(one.processes() for one in made.values()) and time.monotonic() < deadline:
             time.sleep(0.3)
@@ -321,6 +328,10 @@ def test_nothing_listens_on_a_hospitals_outside_address(history: History) -> Non
     for site in HOSPITALS:
         assert history.listening[site]
         assert all(one.startswith("0100007F:") for one in history.listening[site])
+
+
+def test_a_hospital_sends_nothing_to_anybody_but_the_coordinator(history: History) -> None:
+    assert history.contacted == {f"{ADDRESSES['coordinator.example']} 6 443"}
 
 
 def test_the_coordinator_shows_the_network_its_proxy_alone(history: History) -> None:
