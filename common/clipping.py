@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +20,7 @@ def clipped(
     reference: Mapping[str, Tensor],
     most: float,
     encoding: Encoding,
+    apart: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Shorten an update to a Euclidean norm, over all of its weights together.
 
@@ -32,6 +33,8 @@ def clipped(
     most : float
         Above 0.
     encoding : {"float32", "float16", "int8"}
+    apart : collection of str
+        Names of what is no weight: it stays as it is and does not count.
 
     Returns
     -------
@@ -45,13 +48,17 @@ def clipped(
         As :func:`decode_update`.
     """
     whole = decode_update(message, reference, encoding)
-    moved = {n: whole[n].double() - reference[n].double() for n in whole}
+    moved = {n: whole[n].double() - reference[n].double() for n in whole if n not in apart}
     norm = float(torch.stack([tensor.norm() for tensor in moved.values()]).norm())
     if norm <= most:
         return dict(message)
-    factor = most / norm
-    if encoding == "float32":
-        return {n: (reference[n].double() + factor * d).float() for n, d in moved.items()}
-    if encoding == "float16":
-        return {n: (factor * d).half() for n, d in moved.items()}
-    return {n: factor * t if n.endswith(SCALE) else t for n, t in message.items()}
+    shorter = dict(message)
+    for name, difference in moved.items():
+        wanted = most / norm * difference
+        if encoding == "float32":
+            shorter[name] = (reference[name].double() + wanted).float()
+        elif encoding == "float16":
+            shorter[name] = wanted.half()
+        else:
+            shorter[name + SCALE] = most / norm * message[name + SCALE]
+    return shorter

@@ -245,7 +245,14 @@ class _Machine:
             site,
             *(str(scripts() / "fedscan"), "supernode", "--superlink", self.address),
             *("--site", site, "--data-dir", self.federation.sites[site]),
-            *("--policy", str(policy), "--root-certificates", str(self.tls / "ca.crt")),
+            *(
+                "--policy",
+                str(policy),
+                "--ledger-dir",
+                str(policy.parent),
+                "--root-certificates",
+                str(self.tls / "ca.crt"),
+            ),
             *("--auth-supernode-private-key", str(self.keys / f"{site}.key")),
             *(("--extractor", self.federation.extractor) if self.federation.extractor else ()),
         )

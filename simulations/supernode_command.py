@@ -47,6 +47,10 @@ def supernode(
         Path | None,
         typer.Option(metavar="FILE", help="The site's own rules; without any, nothing leaves."),
     ] = None,
+    ledger_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For the ledger; beside the site's records by default."),
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(
@@ -92,6 +96,7 @@ def supernode(
             client_key=absolute(client_key),
             extractor=absolute(extractor),
             policy=absolute(policy),
+            ledger_dir=absolute(ledger_dir),
             port=port,
         )
     )

@@ -204,6 +204,7 @@ def history(
                 attack = [*apart, f"run.seed = {link}"]  # a port that a socket may try
                 seen.console = flwr_run(hostile, connection, attack, **user).stdout
                 seen.report = json.loads((loot / "report.json").read_text())
+                policies["island"].write_text(OPEN_POLICY + GATE)  # read with the next run
                 start(
                     *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"),
                     *("--port", str(free_port()), "--node-config"),
@@ -231,7 +232,7 @@ def history(
             for site, log in seen.logs.items():
                 told = re.findall(r"FOUND (\{.*\})", log)
                 seen.found[site] = [json.loads(line) for line in told]
-                seen.ledgers[site] = session_cache / "records" / f"{site}.gate" / "ledger.jsonl"
+                seen.ledgers[site] = session_cache / "records" / f"gate@{site}" / "ledger.jsonl"
         seen.processes_left = wait_until_gone(before)
         seen.folders_left = list(temporary.glob("fedscan-*"))
         yield seen

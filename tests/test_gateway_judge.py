@@ -26,7 +26,7 @@ from clients.app import app
 from clients.gateway.form import form_of
 from clients.gateway.judge import KINDS, compose
 from clients.gateway.policy import OPEN, GatePolicy
-from clients.gateway.run import Asked, SiteRun
+from clients.gateway.run import Asked, SiteRun, require_approved
 from clients.gateway.runtime_api import Refused
 from clients.policy import SitePolicy
 from common import messages
@@ -81,9 +81,10 @@ class Hospital:
             context=Context(7, 5, self.node, RecordDict(), run_config),
         )
 
-    def accept(self, order, approved=(HASH,)) -> Asked:
+    def accept(self, order) -> Asked:
+        require_approved(order, [HASH])
         if self.run is None:
-            self.run = SiteRun(self.site, order, self.policy, approved, self.records)
+            self.run = SiteRun(self.site, order, self.policy, self.records)
         return self.run.accept(order)
 
     def answer(self, order) -> Message:
@@ -295,7 +296,7 @@ def test_an_update_leaves_no_longer_than_the_policy_says(
     assert float(torch.stack(moved).norm()) == pytest.approx(1e-3, rel=0.01)
 
 
-def test_numbers_of_too_few_people_are_held_back_whatever_the_app_says(
+def test_numbers_of_too_few_people_do_not_leave_whatever_the_app_says(
     tiny_cohort, tmp_path, policy
 ) -> None:
     careful = policy.model_copy(update={"min_participants": 10})
@@ -306,8 +307,10 @@ def test_numbers_of_too_few_people_are_held_back_whatever_the_app_says(
     with_metric(reply.content, "min_participants", 10)
     north.compose(order, reply)
     order = north.order(messages.TRAIN, 1, "train", north.start)
-    with pytest.raises(Refused, match="fewer people"):
-        north.compose(order, north.answer(order))
+    reply = north.answer(order)
+    assert "loss" in reply.content[messages.METRICS]  # as the app's own policy is another
+    left = north.compose(order, reply).content[messages.METRICS]
+    assert set(left) == {messages.WEIGHT, "images-seen"}
 
 
 @pytest.mark.parametrize(
@@ -336,12 +339,12 @@ def test_a_run_outside_the_policy_is_refused(tiny_cohort, tmp_path) -> None:
 
 def test_an_app_that_is_swapped_in_a_run_is_refused(hospital) -> None:
     hospital.hello()
-    other = hashlib.sha256(b"other").hexdigest()
-    order = hospital.order(
-        messages.TRAIN, 1, "train", hospital.start, fab={"content": b"other", "hash_str": other}
-    )
-    with pytest.raises(Refused, match="has changed"):
+    other = {"content": b"other", "hash_str": hashlib.sha256(b"other").hexdigest()}
+    order = hospital.order(messages.TRAIN, 1, "train", hospital.start, fab=other)
+    with pytest.raises(Refused, match="not approved"):
         hospital.accept(order)
+    with pytest.raises(Refused, match="has changed"):  # be it approved as well
+        hospital.run.accept(order)
 
 
 def test_other_first_weights_are_refused(hospital) -> None:
@@ -386,3 +389,13 @@ def test_records_of_arrays_are_those_that_were_asked_for(hospital) -> None:
     reply.content[messages.ARRAYS] = ArrayRecord([np.frombuffer(scan(), np.uint8)])
     with pytest.raises(Refused, match="a record"):
         hospital.compose(order, reply)
+
+
+def test_not_a_number_leaves_without_what_it_may_hold(hospital) -> None:
+    hospital.hello()
+    order = hospital.order(messages.TRAIN, 1, "train", hospital.start)
+    reply = hospital.answer(order)
+    hidden = np.array([0x7FF8_0000_DEAD_BEEF], np.uint64).view(np.float64)[0]
+    with_metric(reply.content, "loss", float(hidden))
+    left = hospital.compose(order, reply).content[messages.METRICS]["loss"]
+    assert np.array([left]).view(np.uint64)[0] == np.array([np.nan]).view(np.uint64)[0]

@@ -78,15 +78,16 @@ def test_a_separate_run_leaves_the_same_files_and_the_sites_logs(
     _, simulated, separate = runs
     names = [{path.name for path in folder.iterdir()} for folder in (simulated, separate)]
     logs = {f"{site}.log" for site in ("north", "south", "island")}
-    assert names[1] - names[0] == logs | {"superlink.log", "superexec.log"}
+    ledgers = {f"{site}.ledger.jsonl" for site in ("north", "south", "island")}
+    assert names[1] - names[0] == logs | ledgers | {"superlink.log", "superexec.log"}
     assert not names[0] - names[1]
     assert not modes_of_others(separate)
     assert not [log for log in logs if "sub-" in (separate / log).read_text()]
 
 
-def test_every_sites_ledger_verifies(runs: tuple[str, Path, Path], session_cache: Path) -> None:
+def test_every_sites_ledger_verifies(runs: tuple[str, Path, Path]) -> None:
     for site in ("north", "south", "island"):
-        ledger = session_cache / "records" / f"{site}.gate" / "ledger.jsonl"
+        ledger = runs[2] / f"{site}.ledger.jsonl"
         assert verify(ledger) == []
         lines = [json.loads(line) for line in ledger.read_text().splitlines()]
         assert {line.get("decision", "sent") for line in lines} == {"sent"}

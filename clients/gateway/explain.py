@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clients.gateway.facts import SplitFacts, facts_of_splits
 from clients.gateway.form import (
     ArrayForm,
     Form,
@@ -23,7 +24,6 @@ from clients.gateway.form import (
 from clients.gateway.policy import GatePolicy
 from clients.policy import SitePolicy
 from common.config.run_config import RunConfig
-from common.data.image_table import NO_CLASS, ImageTable
 from common.data.site_data import read_table
 from common.disclosure import Disclosure
 from common.errors import DataContractError
@@ -130,14 +130,15 @@ def explain(
         survey_table(whole, config)
     except DataContractError as error:
         refused.append(error.public)
-    people = {split: _people(table, split) for split in ("train", "val", "test")}
+    facts = facts_of_splits(table, config)
+    people = {split: one.people for split, one in facts.items()}
     if people["train"] < policy.min_batch_size:
         refused.append(
             f"{people['train']} people to train on, accepted are {policy.min_batch_size} or more "
             "(min-batch-size)"
         )
-    messages = [_hello(site), _training(config, policy, site, people, table)]
-    messages += [_evaluation(config, policy, split, table) for split in OF_SPLIT]
+    messages = [_hello(site, config), _training(config, policy, site, facts["train"])]
+    messages += [_evaluation(config, policy, split, facts) for split in OF_SPLIT]
     total = sum(one.times * one.bytes for one in messages)
     refused += _too_large(messages, total, gate)
     return Explanation(
@@ -155,18 +156,16 @@ def explain(
     )
 
 
-def _hello(site: str) -> Leaving:
-    form = form_of_hello(site)
+def _hello(site: str, config: RunConfig) -> Leaving:
+    form = form_of_hello(site, config)
     return Leaving("who the site is", 1, sorted(form.counts), [], words=sorted(form.identity))
 
 
-def _training(
-    config: RunConfig, policy: SitePolicy, site: str, people: dict[str, int], table: ImageTable
-) -> Leaving:
+def _training(config: RunConfig, policy: SitePolicy, site: str, facts: SplitFacts) -> Leaving:
     form = form_of_training(config, (site,))
-    steps = config.local_steps(len(table.rows("train")))
+    steps = config.local_steps(facts.images)
     files = load_task(config.task).images_per_file(config)
-    shown = min(people["train"], steps * config.training.batch_size // files)
+    shown = min(facts.people, steps * config.training.batch_size // files)
     told = policy.disclosure.training(dict.fromkeys(form.metrics, 0.0), shown)
     least = policy.min_participants
     why = (
@@ -177,13 +176,14 @@ def _training(
     return _leaving("an update of the model", config.run.rounds, form, told, why)
 
 
-def _evaluation(config: RunConfig, policy: SitePolicy, split: str, table: ImageTable) -> Leaving:
+def _evaluation(
+    config: RunConfig, policy: SitePolicy, split: str, facts: dict[str, SplitFacts]
+) -> Leaving:
     """Put an evaluation without values through the same rules as one with values."""
     form = form_of_evaluation(config, policy, split)
-    people = _people(table, split)
+    people, fewest = facts[split].people, facts[split].fewest
     if split == "test" and config.task == "generation":  # what copies training scans is told, too
-        people = min(people, _people(table, "train"))
-    fewest = _fewest(table, split) if config.task == "classification" else people
+        people = fewest = min(people, facts["train"].people)
     told = policy.disclosure.evaluation(
         Evaluation(people, dict.fromkeys(form.metrics, 0.0), people=people, fewest=fewest)
     )
@@ -223,21 +223,6 @@ def _statistics(form: Form, disclosure: Disclosure, people: int) -> dict[str, Ar
     sizes = [one.shape[0] for name, one in form.arrays.items() if name.endswith(".mean")]
     told = all(disclosure.tells_moments(size, people) for size in sizes)
     return dict(form.arrays) if told else {}
-
-
-def _people(table: ImageTable, split: str) -> int:
-    rows = [row for row in table.rows(split) if table.labels[row] != NO_CLASS]
-    return len({table.persons[row] for row in rows})
-
-
-def _fewest(table: ImageTable, split: str) -> int:
-    """People of the class with the fewest, of those that are there."""
-    labels = np.unique([table.labels[row] for row in table.rows(split)])
-    of_each = [
-        len({table.persons[row] for row in table.rows(split) if table.labels[row] == label})
-        for label in labels
-    ]
-    return min(of_each, default=0)
 
 
 def _bytes(form: ArrayForm) -> int:

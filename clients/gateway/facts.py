@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.config.run_config import RunConfig
+from common.data.image_table import NO_CLASS, ImageTable
 from common.data.site_data import read_table
 from common.imaging.splits import SPLITS
 from common.sites import Site
@@ -13,7 +14,7 @@ from common.tasks.task import survey_table, use_of_labels
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """Of one split at most: images, people, and people of the class with the fewest."""
+    """Of one split at most: images, people, and people of the class with the fewest, if any."""
 
     images: int
     people: int
@@ -48,19 +49,21 @@ class SiteFacts:
         """
         table = read_table(config.read_study(), site.name, site.data_dir)
         counts = survey_table(table, config)
-        table = use_of_labels(site.name, config).of(table)
-        splits = {}
-        for split in SPLITS:
-            rows = table.rows(split)
-            people: dict[int, set[str]] = {}
-            for row in rows:
-                people.setdefault(int(table.labels[row]), set()).add(
-                    table.persons[row] or f"#{table.groups[row]}"
-                )
-            splits[split] = SplitFacts(
-                len(rows),
-                len(set().union(*people.values())),
-                min(map(len, people.values()), default=0),
-            )
-        train = table.labels[table.rows("train")]
-        return cls(counts, splits, int((train >= 0).sum()))
+        used = use_of_labels(site.name, config).of(table)
+        train = used.labels[used.rows("train")]
+        return cls(counts, facts_of_splits(used, config), int((train != NO_CLASS).sum()))
+
+
+def facts_of_splits(table: ImageTable, config: RunConfig) -> dict[str, SplitFacts]:
+    """Count images and people of each split. Who is not named is told from others by the group."""
+    found = {}
+    for split in SPLITS:
+        people: dict[int, set[str]] = {}
+        for row in table.rows(split):
+            who = table.persons[row] or f"#{table.groups[row]}"
+            people.setdefault(int(table.labels[row]), set()).add(who)
+        everybody = len(set().union(*people.values()))
+        of_classes = people.values() if config.task == "classification" else ()
+        fewest = min(map(len, of_classes), default=everybody)
+        found[split] = SplitFacts(len(table.rows(split)), everybody, fewest)
+    return found

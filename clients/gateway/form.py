@@ -19,6 +19,7 @@ from common.config.run_config import RunConfig
 from common.data.unlabelled import nothing_to_judge_by
 from common.disclosure import WITHHELD, too_few
 from common.errors import ConfigError
+from common.evaluation.extractor import DEFAULTS
 from common.imaging.splits import SPLITS
 from common.local_round import first_weights, unshared
 from common.site_names import SITE_NAME
@@ -120,7 +121,7 @@ def form_of(
         There is no such order, its list of sites is not usable, or the configuration not.
     """
     if kind == messages.HELLO:
-        return form_of_hello(site)
+        return form_of_hello(site, config)
     if kind == messages.TRAIN:
         return form_of_training(config, sites)
     if kind == messages.EVALUATE:
@@ -128,13 +129,14 @@ def form_of(
     raise ConfigError("an order is one of query.hello, train and evaluate")
 
 
-def form_of_hello(site: str) -> Form:
+def form_of_hello(site: str, config: RunConfig) -> Form:
     """Return the form of a site's answer to who it is."""
+    judges = config.task == "generation"  # by a network of its own
     identity = {
         "site": re.compile(re.escape(site)),
         "source-hash": re.compile(SHA256),
         "device": re.compile(DEVICE),
-        "extractor-hash": re.compile(f"({SHA256})?"),
+        "extractor-hash": re.compile(SHA256 if judges else ""),
     }
     return Form(messages.HELLO, COUNTS, identity=identity)
 
@@ -152,14 +154,14 @@ def form_of_training(config: RunConfig, sites: tuple[str, ...]) -> Form:
 
 def form_of_evaluation(config: RunConfig, policy: SitePolicy, split: str) -> Form:
     """Return the form of what is found of a model on one split."""
-    reports = load_task(config.task).reports(config)
+    reports, own = load_task(config.task).reports(config), config.model.extractor not in DEFAULTS
     texts = {name: _one_of(one) if one else SHA256 for name, one in reports.words.items()}
     texts[WITHHELD] = _one_of({too_few(policy.min_participants), nothing_to_judge_by(split)})
     return Form(
         messages.EVALUATE,
         frozenset({messages.WEIGHT}),
         reports.evaluation,
-        {n: ArrayForm(s, "float64", at_most=True) for n, s in reports.statistics.items()},
+        {n: ArrayForm(s, "float64", at_most=own) for n, s in reports.statistics.items()},
         words={name: re.compile(text) for name, text in texts.items()},
     )
 

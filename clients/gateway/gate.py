@@ -25,10 +25,10 @@ from clients.gateway.form import form_of
 from clients.gateway.judge import Composed, compose, failure_content
 from clients.gateway.ledger import Entry, Ledger
 from clients.gateway.policy import read_policies
-from clients.gateway.run import KINDS, Asked, SiteRun
+from clients.gateway.run import KINDS, Asked, SiteRun, require_approved
 from clients.gateway.runtime_api import Exchange, Refused, RuntimeApi
 from clients.gateway.view import View
-from clients.gateway.watch import Limits
+from clients.gateway.watch import Limits, bytes_below
 from clients.policy import VARIABLE
 from common.errors import ConfigError, FedscanError
 from common.files import make_folder, write_atomically
@@ -54,8 +54,7 @@ LOOK_SECONDS = 0.2
 
 def gate_folder(site: str) -> Path:
     """Folder of the gate's own state and ledger, beside the site's records, unseen by any app."""
-    records = site_records(site)
-    return records.with_name(f"{site}.gate")
+    return site_records(site).with_name(f"gate@{site}")  # no site can be called that
 
 
 @dataclass
@@ -78,6 +77,8 @@ class Gate:
         The site's ``policy.toml``, beside which is its list of approved apps.
     extractor : Path, optional
         The site's own file of what judges generated pictures.
+    folder : Path, optional
+        For the ledger and the gate's own state; by default :func:`gate_folder`.
 
     Raises
     ------
@@ -87,11 +88,19 @@ class Gate:
         If another gate writes to the ledger.
     """
 
-    def __init__(self, site: Site, policy: Path, extractor: Path | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        policy: Path,
+        extractor: Path | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.site, self.policy_file, self.extractor = site, policy, extractor
-        self.folder = gate_folder(site.name)
+        self.folder = folder or gate_folder(site.name)
+        self._policy_text = policy.read_bytes() if policy.is_file() else b""
         self.policy, self.settings = read_policies(policy)
         self.ledger = Ledger(self.folder / "ledger.jsonl", site.name)
+        self._held: int | None = None
         self._run: SiteRun | None = None
         self._running: _Running | None = None
         self._stack = contextlib.ExitStack()
@@ -119,27 +128,26 @@ class Gate:
         ------
         FedscanError
             If the ledger cannot be written: then nothing may leave any more.
+        httpx.HTTPError
+            If the SuperNode does not answer.
         """
         with task:
-            try:
-                order = task.pull(MOST_APP_BYTES + self.settings.max_message_bytes)
-            except Exception as error:
-                why = f"the order cannot be fetched ({type(error).__name__})"
-                self.ledger.append(Entry(0, 0, "unknown", "refused", why))
-                log.warning("Site %s: %s", self.site.name, why)
-                return
+            order = task.pull(MOST_APP_BYTES + self.settings.max_message_bytes)
             content, asked = self._decide(order)
             task.reply(order, content)
             if asked and asked.split == "test":
                 with _logged():
                     self._run.end()
         if self._running is None:  # the next order finds the imports done
-            self._prepare_box()
+            with _logged():
+                self._prepare_box()
 
     def _decide(self, order: Order) -> tuple[RecordDict, Asked | None]:
         """Return what leaves, and what was asked for where the app has answered it."""
         began, asked = time.monotonic(), None
         try:
+            if order.problem:
+                raise Refused(order.problem)
             run = self._open(order)
             asked = run.accept(order)
             composed = self._ask(order, asked, run)
@@ -184,10 +192,24 @@ class Gate:
             self._run = None
             if self._running and self._running.run_id is not None:
                 self._end_box()  # and with it what the run before has left there
-            self.policy, self.settings = read_policies(self.policy_file)
-            approved = {one.hash for one in Approvals.beside(self.policy_file).current()}
-            self._run = SiteRun(self.site, order, self.policy, approved, self.folder)
+            self._read_policy()
+            self._require_approved(order)
+            self._run = SiteRun(self.site, order, self.policy, self.folder)
+        self._require_approved(order)
         return self._run
+
+    def _require_approved(self, order: Order) -> None:
+        """Look at the list with every order: an approval may have been taken back."""
+        approved = Approvals.beside(self.policy_file).current()
+        require_approved(order, {one.hash for one in approved})
+
+    def _read_policy(self) -> None:
+        """Read the policy; a box that was started under another one ends."""
+        text, before = self.policy_file.read_bytes(), self._policy_text
+        self.policy, self.settings = read_policies(self.policy_file)
+        self._policy_text = text
+        if text != before:
+            self._end_box()
 
     def _ask(self, order: Order, asked: Asked, run: SiteRun) -> Composed:
         """Have the app answer an order in its box, and compose what it answers anew."""
@@ -201,8 +223,8 @@ class Gate:
         exchange = Exchange(order, Bounds(1000 + 8 * len(form.arrays) + most // 2**20, most))
         running = self._box_of(run)
         running.api.exchange = exchange
-        running.box.run(exchange.token)
         try:
+            running.box.run(exchange.token)
             deadline = time.monotonic() + run.config.run.reply_timeout
             while not exchange.wait(LOOK_SECONDS):
                 if why := running.box.ended:
@@ -219,6 +241,11 @@ class Gate:
             if reply is None:
                 raise Refused("the app gave no whole answer")
             return compose(reply, asked, run, form, self.settings)
+        except Refused:
+            raise
+        except Exception as error:  # whose words may be the app's
+            log.warning("Site %s: %s", self.site.name, error)
+            raise Refused("the app's answer cannot be put together") from error
         finally:
             running.api.exchange = None
             if not running.box.finished(FINISH_SECONDS) or running.box.ended:
@@ -252,7 +279,11 @@ class Gate:
         if running and (running.run_id not in (None, run.id) or running.box.ended):
             self._end_box()
         if self._running is None:
-            self._prepare_box()
+            try:
+                self._prepare_box()
+            except (FedscanError, OSError) as error:
+                log.error("Site %s: no box can be started: %s", self.site.name, error)
+                raise Refused("no sandbox can be started") from error
         self._running.run_id = run.id
         return self._running
 
@@ -267,11 +298,14 @@ class Gate:
             )
         records, cache = make_folder(site_records(self.site.name)), make_folder(cache_dir())
         rules = self.folder / "policy.toml"  # a copy: the file may lie where a box has its own
-        write_atomically(rules, self.policy_file.read_bytes())
+        write_atomically(rules, self._policy_text)
         environment |= {VARIABLE: str(rules), "FEDSCAN_RECORDS": str(records.parent)}
         environment["FEDSCAN_CACHE"] = str(cache)
         shown = (self.site.data_dir, rules, self.extractor)
-        view = View(tuple(path for path in shown if path), (records, cache), environment)
+        writable = (records, cache)
+        if self._held is None:  # once: what boxes write counts, however many there are
+            self._held = sum(map(bytes_below, writable))
+        view = View(tuple(path for path in shown if path), writable, environment, self._held)
         limits = Limits(
             memory_bytes=int(settings.max_memory_gib * GIB) or psutil.virtual_memory().total,
             cpu_seconds=settings.max_cpu_hours * 3600 or math.inf,
@@ -279,7 +313,7 @@ class Gate:
         )
         stack = contextlib.ExitStack()
         box = stack.enter_context(sandbox.start_box(view, limits, kind, _of_app))
-        api = RuntimeApi(box.listener, settings.max_message_bytes)
+        api = RuntimeApi(box.listener)
         stack.callback(api.close)
         self._running = _Running(box, api, stack)
 
@@ -312,5 +346,5 @@ def _of_app(line: str) -> None:
 def _logged() -> Iterator[None]:
     try:
         yield
-    except FedscanError as error:
-        log.warning("%s", error)
+    except (FedscanError, OSError) as error:
+        log.error("%s", error)

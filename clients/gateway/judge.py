@@ -22,6 +22,7 @@ from common import errors, messages
 from common.clipping import clipped
 from common.disclosure import WITHHELD
 from common.evaluation.of_site import Evaluation
+from common.strategies.strategy import ARRAYS as FURTHER
 from common.transport import decode_update
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from clients.gateway.facts import SplitFacts
     from clients.gateway.form import Form
     from clients.gateway.policy import GatePolicy
     from clients.gateway.run import Asked, SiteRun
@@ -165,13 +167,13 @@ def _update(
     metrics = _metrics(numbers, form.metrics, gate)
     steps = run.config.local_steps(int(count)) * run.config.training.batch_size
     shown = min(facts.people, steps // run.task.images_per_file(run.config))
-    if set(metrics) - set(run.policy.disclosure.training(metrics, shown)):
-        raise Refused("a metric of fewer people than the policy asks for")
+    metrics = run.policy.disclosure.training(metrics, shown)  # as the app should have done
     arrays = _arrays(content[messages.ARRAYS], form)
     update = _tensors(arrays)
     reference = {n: run.received[n] for n in form.arrays if n in run.received}
     if gate.max_update_norm:
-        update = clipped(update, reference, gate.max_update_norm, encoding)
+        apart = {*run.task.statistics, *(n for n in reference if n.startswith(FURTHER))}
+        update = clipped(update, reference, gate.max_update_norm, encoding, apart)
     update = _tensors({n: rounded(t.numpy(), gate.mantissa_bits) for n, t in update.items()})
     trained = decode_update(update, reference, encoding)
     return Composed(
@@ -201,15 +203,22 @@ def _evaluation(
     )
     if WITHHELD in words and (count or metrics or statistics):
         raise Refused("an evaluation that is withheld and told")
-    may = run.policy.disclosure.evaluation(found)
-    if set(metrics) - set(may.metrics) or set(statistics) - set(may.statistics):
-        raise Refused("a number of fewer people than the policy asks for")
-    out = RecordDict({messages.METRICS: MetricRecord({messages.WEIGHT: int(count), **metrics})})
-    if statistics:
-        out[messages.ARRAYS] = messages.pack(statistics)
-    if words:
-        out[messages.WORDS] = ConfigRecord(dict(sorted(words.items())))
+    _require_moments(statistics, run, facts)
+    may = run.policy.disclosure.evaluation(found)  # as the app should have done
+    numbers = MetricRecord({messages.WEIGHT: may.count, **may.metrics})
+    out = RecordDict({messages.METRICS: numbers})
+    if may.statistics:
+        out[messages.ARRAYS] = messages.pack(may.statistics)
+    if may.words:
+        out[messages.WORDS] = ConfigRecord(dict(sorted(may.words.items())))
     return out
+
+
+def _require_moments(statistics: Mapping[str, Tensor], run: SiteRun, facts: SplitFacts) -> None:
+    """Refuse moments over more features than their people allow, by their largest axis."""
+    longest = max((max(one.shape, default=1) for one in statistics.values()), default=0)
+    if longest > 1 and not run.policy.disclosure.tells_moments(longest, facts.people):
+        raise Refused("moments of fewer people than the policy asks for")
 
 
 def _metrics(
@@ -224,6 +233,8 @@ def _number(value: object, digits: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Refused("a metric that is no single number")
     number = float(value)
+    if math.isnan(number):
+        return math.nan  # its payload has room for more
     return float(f"{number:.{digits}g}") if digits and math.isfinite(number) else number
 
 
@@ -258,7 +269,8 @@ def _arrays(told: Mapping[str, Array], form: Form) -> dict[str, NDArray[np.gener
 
 def rounded(value: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
     """Round the mantissas of floating-point numbers to so many bits, to the nearest."""
-    if value.dtype not in (np.float32, np.float16) or bits >= (own := np.finfo(value.dtype).nmant):
+    floating = value.dtype in (np.float32, np.float16) and value.size > 1  # no count, no scale
+    if not floating or bits >= (own := np.finfo(value.dtype).nmant):
         return value
     kind = np.uint32 if value.dtype == np.float32 else np.uint16
     dropped, whole = own - bits, value.copy().view(kind)

@@ -77,7 +77,7 @@ class Asked:
         """
         kind, content = message.metadata.message_type, message.content
         if kind not in KINDS:
-            raise Refused("an order of a kind that fedscan has not")
+            raise Refused("an order of a kind that fedscan does not have")
         records = {messages.CONFIG} | ({messages.ARRAYS} if kind != messages.HELLO else set())
         if set(content) != records or set(order := content[messages.CONFIG]) != KEYS:
             raise Refused("an order that is not as fedscan's server gives it")
@@ -111,15 +111,13 @@ class SiteRun:
     order : Order
         The run's first.
     policy : SitePolicy
-    approved : collection of str
-        Hashes of approved apps.
     records : Path
         The gate's own folder, which no app sees.
 
     Raises
     ------
     FedscanError
-        If the app is not approved, or the policy refuses what the run is configured to do.
+        If the policy refuses what the run is configured to do.
     """
 
     def __init__(
@@ -127,10 +125,8 @@ class SiteRun:
         site: Site,
         order: Order,
         policy: SitePolicy,
-        approved: Collection[str],
         records: Path,
     ) -> None:
-        require_approved(order, approved)
         self.id, self.site, self.policy = order.run.run_id, site, policy
         self.app = order.given.fab.hash_str
         config = read_run_config(order.context.run_config)

@@ -43,6 +43,8 @@ log = logging.getLogger("flwr.fedscan")
 
 PREFIX = "/v1/runtime/"
 MOST_REFUSED = 100  # calls of one task that are written down
+MOST_CALL_BYTES = 16 * 2**20  # Flower sends arrays in pieces of 5 MiB, a bundle of 10 MB
+MOST_CONNECTIONS = 32
 IDLE_SECONDS = 600.0  # of a connection
 
 
@@ -159,11 +161,9 @@ class RuntimeApi:
     Parameters
     ----------
     listener : socket.socket
-    most_bytes : int
-        Of one call.
     """
 
-    def __init__(self, listener: socket.socket, most_bytes: int) -> None:
+    def __init__(self, listener: socket.socket) -> None:
         self.exchange: Exchange | None = None
         api = self
 
@@ -173,11 +173,12 @@ class RuntimeApi:
 
             def do_POST(self) -> None:
                 length = self.headers.get("content-length", "")
-                if not length.isdecimal() or int(length) > most_bytes:
+                known = api.knows(self.headers.get(TASK_TOKEN_HEADER, ""))
+                if not known or not length.isdecimal() or int(length) > MOST_CALL_BYTES:
                     self.close_connection = True
-                    self._answer(413, b"")
+                    self._answer(413 if known else 403, b"{}")
                     return
-                self._answer(*api._answer(self.path, self.headers, self.rfile.read(int(length))))
+                self._answer(*api._answer(self.path, self.rfile.read(int(length))))
 
             def _answer(self, status: int, body: bytes) -> None:
                 self.send_response_only(status)
@@ -199,12 +200,17 @@ class RuntimeApi:
         self._server.shutdown()
         self._server.server_close()
 
-    def _answer(self, path: str, headers: Any, body: bytes) -> tuple[int, bytes]:
+    def knows(self, token: str) -> bool:
+        """Tell whether a token is that of the task that is being done."""
         exchange = self.exchange
-        token = headers.get(TASK_TOKEN_HEADER, "")
-        if exchange is None or not secrets.compare_digest(token.encode(), exchange.token.encode()):
-            return 403, b"{}"
+        own = exchange.token if exchange else ""
+        return bool(own) and secrets.compare_digest(token.encode(), own.encode())
+
+    def _answer(self, path: str, body: bytes) -> tuple[int, bytes]:
+        exchange = self.exchange
         try:
+            if exchange is None:
+                raise Refused("no task is being done")
             return 200, exchange.call(path.removeprefix(PREFIX), body).SerializeToString()
         except Exception as error:  # whatever a request's bytes make a parser raise
             log.warning("A call of the app's was refused (%s)", type(error).__name__)
@@ -218,6 +224,21 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("", 0), handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
+        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread of its own, or none where there are too many."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a connection to its end."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, *_: object) -> None:
         """Leave a connection that broke off."""

@@ -277,7 +277,7 @@ def start_box(
         theirs.close()
         sink.close()
         try:
-            watch = Watch(limits, group.pid, view.writable)
+            watch = Watch(limits, group.pid, view.writable, view.held)
         except OSError as error:
             raise ConfigError(
                 f"{error.filename}: this user cannot read it: {error.strerror}"

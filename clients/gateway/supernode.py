@@ -73,6 +73,8 @@ class SuperNode:
         With which the connection proves to the proxy that it is a hospital's, as PEM.
     extractor : Path, optional
         The site's file of the extractor that judges generated pictures.
+    ledger_dir : Path, optional
+        For the ledger and the gate's own state; by default beside the site's records.
     port : int, optional
         Of the SuperNode's Runtime API, on the loopback interface; a free one by default.
     """
@@ -87,6 +89,7 @@ class SuperNode:
     client_certificate: Path | None = None
     client_key: Path | None = None
     extractor: Path | None = None
+    ledger_dir: Path | None = None
     port: int | None = None
 
     def node_config(self) -> dict[str, str]:
@@ -193,7 +196,7 @@ def serve(node: SuperNode) -> None:
     port, password = node.port or free_port(), secrets.token_bytes(32)
     site = deployed_site(node.node_config())
     with contextlib.ExitStack() as stack:
-        gate = stack.enter_context(Gate(site, node.policy, node.extractor))
+        gate = stack.enter_context(Gate(site, node.policy, node.extractor, node.ledger_dir))
         home = stack.enter_context(neutral_home())
         secret = _private_file(home / "superexec-secret", password)
         config = _private_file(home / "node-config.toml", toml(node.node_config()).encode())
@@ -305,5 +308,8 @@ def _answer_tasks(
             log.warning("The SuperNode does not answer (%s): asking again", type(error).__name__)
             continue
         if task and not supernode.ended(0):  # else another may have taken its port
-            gate.answer(task)
+            try:
+                gate.answer(task)
+            except httpx.HTTPError as error:
+                log.warning("The SuperNode does not answer (%s)", type(error).__name__)
     raise FedscanError(f"site {node.site}: Flower's SuperNode ended: its own lines tell why")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import SubStatus
-from flwr.common.serde import context_from_proto, run_from_proto
+from flwr.common.serde import context_from_proto, message_from_proto, run_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.node_pb2 import Node
@@ -17,8 +20,9 @@ from flwr.proto.runtime_pb2 import (
     PullTaskInputRequest,
     PullTaskInputResponse,
     PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
 )
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
@@ -39,7 +43,11 @@ from common.incoming import Bounds, Incoming
 if TYPE_CHECKING:
     from typing import Self
 
+log = logging.getLogger("flwr.fedscan")
+
 TASK_TYPE = "flwr-clientapp"
+TASK_TYPES = (TASK_TYPE, "flwr-agentapp")
+RETRY_SECONDS = 20.0  # with a SuperNode of this machine
 MOST_ORDER_OBJECTS = 100_000
 
 
@@ -69,6 +77,7 @@ class Order:
     given: PullTaskInputResponse
     run: Run
     context: Context
+    problem: str = ""  # why it could not be fetched whole; its message then has no content
 
 
 class Tasks:
@@ -92,17 +101,19 @@ class Tasks:
         )
 
     def acquire(self) -> SuperNodeTask | None:
-        """Take the next task of a ClientApp; None where there is none yet.
+        """Take the next task; None where there is none yet.
+
+        Also one of another kind of app, to be refused: else the SuperNode waits for it for good.
 
         Raises
         ------
         httpx.HTTPError
             If the SuperNode refuses, or does not answer.
         """
-        answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TASK_TYPE]))
-        if not answer.token or answer.task.type != TASK_TYPE:
+        answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=TASK_TYPES))
+        if not answer.token:
             return None
-        return SuperNodeTask(self._address, answer.token)
+        return SuperNodeTask(self._address, answer.token, answer.task.type)
 
     def close(self) -> None:
         """Close the connection."""
@@ -116,15 +127,17 @@ class SuperNodeTask:
     leaving that it is done.
     """
 
-    def __init__(self, address: str, token: str) -> None:
+    def __init__(self, address: str, token: str, kind: str = TASK_TYPE) -> None:
+        self.kind = kind
         self._retry = make_simple_http_retry_invoker()
+        self._retry.max_time = RETRY_SECONDS
         self._client = _client(
             address,
             RuntimeVersionHttpInterceptor(component_name=TASK_TYPE),
             RuntimeTokenHttpInterceptor(token),
             retry_invoker=self._retry,
         )
-        self._heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(self._client))
+        self._heartbeat = HeartbeatSender(self._beat)
         self._replied = False
 
     def __enter__(self) -> Self:
@@ -133,25 +146,40 @@ class SuperNodeTask:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Say that the task is done. No context and no words of the app's go with it."""
+        """Say that the task is done. No context and no words of the app's go with it.
+
+        Without a reply nothing is said: only of a task that is no longer heard of does Flower
+        itself make a reply, and the SuperNode waits for one.
+        """
         self._retry.max_tries = 1  # the SuperNode may have gone
-        status = SubStatus.COMPLETED if self._replied else SubStatus.FAILED
         try:
-            self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+            if self._replied:
+                done = PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details="")
+                self._client.PushTaskOutput(done)
+        except httpx.HTTPError as problem:
+            log.warning("The SuperNode did not hear of a task's end: %s", type(problem).__name__)
         finally:
             if self._heartbeat.is_running:
                 self._heartbeat.stop()
             self._client.close()
 
+    def _beat(self) -> bool:
+        """Say that the task is alive. Flower's own function ends the whole process on a refusal."""
+        with contextlib.suppress(httpx.HTTPError):
+            self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        return True
+
     def pull(self, most_bytes: int) -> Order:
         """Fetch the order, whole; the SuperNode forgets it then.
+
+        One that cannot be put together, or is larger than it may be, has a ``problem``.
 
         Raises
         ------
         FedscanError
-            If there is none, or it is larger than it may be.
-        Exception
-            Whatever Flower raises where it cannot be put together.
+            If there is none.
+        httpx.HTTPError
+            If the SuperNode does not answer.
         """
         given = self._client.PullTaskInput(PullTaskInputRequest())
         run, context = run_from_proto(given.run), context_from_proto(given.context)
@@ -162,9 +190,24 @@ class SuperNodeTask:
         if len(answer.messages_list) != 1 or len(answer.message_object_trees) != 1:
             raise FedscanError("there is no order with the task")
         about, tree = answer.messages_list[0], answer.message_object_trees[0]
+        if self.kind != TASK_TYPE:
+            problem = "a run of another kind of app than a ClientApp"
+            return Order(message_from_proto(about), about, tree, {}, given, run, context, problem)
+        try:
+            message, contents = self._fetch(tree, Node(node_id=context.node_id), run, most_bytes)
+        except httpx.HTTPError:
+            raise
+        except Exception as error:  # what somebody else has sent may raise anything
+            problem = f"the order cannot be put together ({type(error).__name__})"
+            return Order(message_from_proto(about), about, tree, {}, given, run, context, problem)
+        return Order(message, about, tree, contents, given, run, context)
+
+    def _fetch(
+        self, tree: ObjectTree, node: Node, run: Run, most_bytes: int
+    ) -> tuple[Message, dict[str, bytes]]:
+        """Fetch an order's objects, and put them together."""
         incoming = Incoming(tree.object_id, Bounds(MOST_ORDER_OBJECTS, most_bytes))
         incoming.expect(one.object_id for one in iterate_object_tree(tree))
-        node = Node(node_id=context.node_id)
         fetch = make_pull_object_fn_protobuf(self._client.PullObject, node, run.run_id)
 
         def take(object_id: str) -> bytes:
@@ -180,7 +223,7 @@ class SuperNodeTask:
                 node=node, run_id=run.run_id, message_object_id=tree.object_id
             )
         )
-        return Order(message, about, tree, contents, given, run, context)
+        return message, contents
 
     def reply(self, order: Order, content: RecordDict) -> None:
         """Send the reply."""

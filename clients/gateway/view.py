@@ -33,11 +33,15 @@ class View:
         Folders that it can also write, such as the site's records and cache.
     environment : mapping of str to str
         Variables besides those that every box has.
+    held : int, optional
+        Bytes that the writable folders held before any box wrote to them; by default what they hold
+        when a box starts.
     """
 
     readable: tuple[Path, ...] = ()
     writable: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    held: int | None = None
 
     def check(self) -> None:
         """Refuse what cannot be shown.

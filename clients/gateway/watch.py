@@ -95,19 +95,23 @@ def _unlinked(pid: int) -> int:
 class Folders:
     """Folders whose growth is measured, not too often.
 
+    Parameters
+    ----------
+    folders : iterable of Path
+    before : int, optional
+        What they held when growth began to count: :func:`bytes_below`. By default what they hold.
+
     Raises
     ------
     OSError
         If one cannot be read.
     """
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, folders: Iterable[Path], before: int | None = None) -> None:
         self._folders = tuple(folders)
         self._next = 0.0
         self._grown = 0
-        self._before = 0
-        self._before = self.grown()
-        self._grown = 0
+        self._before = sum(map(bytes_below, self._folders)) if before is None else before
 
     def grown(self) -> int:
         """Return by how many bytes, when it was last measured.
@@ -119,13 +123,13 @@ class Folders:
         """
         began = time.monotonic()
         if began >= self._next:
-            self._grown = sum(map(_bytes_below, self._folders)) - self._before
+            self._grown = sum(map(bytes_below, self._folders)) - self._before
             ended = time.monotonic()
             self._next = ended + max(LEAST_PAUSE, PAUSES * (ended - began))
         return self._grown
 
 
-def _bytes_below(folder: Path) -> int:
+def bytes_below(folder: Path) -> int:
     """Disk that a tree takes; other people's code has made it, so nothing is followed."""
     total, files, waiting = 0, 0, [str(folder)]
     while waiting:
@@ -144,10 +148,12 @@ def _bytes_below(folder: Path) -> int:
 class Watch:
     """Says which of its limits a box has passed."""
 
-    def __init__(self, limits: Limits, pid: int, folders: Iterable[Path]) -> None:
+    def __init__(
+        self, limits: Limits, pid: int, folders: Iterable[Path], before: int | None = None
+    ) -> None:
         self._limits = limits
         self._pid = pid
-        self._folders = Folders(folders)
+        self._folders = Folders(folders, before)
         self._cpu_before = 0.0
 
     def new_task(self) -> None:

@@ -20,6 +20,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from common import messages
 from common.rounds import begin, first_order
 from common.tasks.task import SiteContext, read_run_config
+from server.exchange import exchange
 
 app = ServerApp()
 SITES = ("island", "north")
@@ -43,12 +44,14 @@ def main(grid: Grid, context: Context) -> None:
         if number in TRAIN:
             more = {"round_number": 1, "split": "train", "best": number, "arrays": arrays}
         kind = messages.TRAIN if number in TRAIN else messages.HELLO
-        orders = [
-            messages.request(kind, node, sites=SITES, **{"round_number": number, **more})
+        orders = {
+            str(node): messages.request(kind, node, sites=SITES, **{"round_number": number, **more})
             for node in nodes
-        ]
-        replies = list(grid.send_and_receive(orders, timeout=120))
-        report[number] = [look(reply, scans) for reply in replies]
+        }
+        replies, _ = exchange(grid, orders, timeout=120)
+        report[number] = [look(reply, scans) for reply in replies.values()]
+        if not number and all(one["failure"] for one in report[number]):
+            break  # nobody executes it
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report))
 
