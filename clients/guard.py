@@ -52,6 +52,7 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
                 phase=phase,
                 error=str(error) or type(error).__name__ if simulated else _public(error),
                 traceback=told if traced else "",
+                kind=type(error).__name__,
             ),
         )
 

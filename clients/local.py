@@ -8,41 +8,30 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import Context, Message
 
-from clients.orders import (
-    digest_of_order,
-    largest_updates,
-    require_explained,
-    require_first_weights,
-    require_round,
-)
+from clients.orders import Orders, require_round
 from clients.policy import SitePolicy
 from clients.resources import compute_device, declared, granted
 from clients.state import CONFIG, ROSTER, SiteState, site_secret
 from common import messages
 from common.config.run_config import RunConfig
-from common.errors import ConfigError, DataContractError, FedscanError
+from common.errors import ConfigError, FedscanError
 from common.evaluation.extractor import DEFAULTS
-from common.local_round import first_weights, judge_at_site, train_one_round
+from common.local_round import judge_at_site, train_one_round
 from common.paths import cache_dir, site_records
 from common.site_names import SITE_NAME
 from common.sites import Site, locate_site
-from common.strategies.strategy import ARRAYS, load_strategy, with_prefix
+from common.strategies.strategy import load_strategy, with_prefix
 from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey
-from common.transport import encode_update, received, to_keep
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from common.transport import encode_update
 
 log = logging.getLogger("flwr.fedscan")
 
 MOST_SITES = 10_000  # as many as `min-sites` accepts
-# Parts of a site's private state, beside those of its training: what the transport owes, the
-# weights received, and the norms of the site's own largest updates.
-RESIDUAL, REFERENCE, LARGEST = "residual/", "reference/", "largest-update/"
+RESIDUAL = "residual/"  # a part of a site's private state: what the transport owes
 
 
 class SiteClient:
@@ -71,10 +60,18 @@ class SiteClient:
                 f"site '{self.site.name}': data.unlabelled is for hospitals of one owner, who "
                 "knows all labels: leave the site's name out"
             )
-        self.config = _with_own_extractor(self.config, self.site, node_config)
+        self.config = with_own_extractor(self.config, self.site, node_config)
         self.task: Task = load_task(self.config.task)
         self.state = SiteState(self.site.name, context.run_id)
         self.state.require_open()
+        self.orders = Orders(
+            self.site.name,
+            self.task,
+            self.config,
+            self.policy,
+            self.state,
+            lambda: not self._data("train").labelled(),
+        )
 
     def hello(self, message: Message) -> Message:
         """Prepare the training and validation scans; answer with counts, never with names.
@@ -95,21 +92,9 @@ class SiteClient:
             people[split] = (data.labelled() or data).people
             counts["left_out"] += counts[f"n_{split}"] - data.files
             counts[f"n_{split}"] = data.files
-        if people["train"] < self.policy.min_batch_size:
-            raise DataContractError(
-                self.site.name,
-                f"fewer than {self.policy.min_batch_size} participants to train on",
-                remedy="A batch would repeat them: its policy (min-batch-size) refuses that",
-            )
-        strategy = load_strategy(self.config.strategy.name)
-        steps = self.config.local_steps(counts["n_train"])
-        if strategy.shared_steps(steps, self.config) < self.policy.min_local_steps:
-            raise DataContractError(
-                self.site.name,
-                f"fewer than {self.policy.min_local_steps} steps a round move what leaves it",
-                remedy="Its policy (min-local-steps) refuses that: set more training.local-epochs "
-                "or local-steps",
-            )
+        self.policy.require_training(
+            self.site.name, people["train"], counts["n_train"], self.config
+        )
         with compute_device(self.config, granted()) as device:
             extractor = self.task.extractor_hash(self.config)
             self.state.require_same_data(digests | self._config_digest, begins=True)
@@ -127,18 +112,11 @@ class SiteClient:
         before = self.state.load(number - 1)
         self.state.require_same_data(self._config_digest)
         sent = messages.unpack(message.content[messages.ARRAYS])
-        last = with_prefix(before, REFERENCE)
-        reference = received(sent, to_keep(last, config.transport))
-        largest = with_prefix(before, LARGEST)
         data = self._data("train")
         with self._place(message) as place:
             model = self.task.build_model(config, place)
-            if number == 1:
-                self._require_first(reference, model, place.sites)
-            elif self._trains:
-                self._require_explained(reference, last, largest)
-            self.state.require_one_order(
-                f"{messages.TRAIN}, round {number}", digest_of_order(sent, place.sites)
+            reference = self.orders.require_training(
+                number, sent, place.sites, before, lambda: self._warm(model)
             )
             done = train_one_round(
                 self.task,
@@ -155,12 +133,8 @@ class SiteClient:
         update, residual = encode_update(
             done.sent, reference, with_prefix(before, RESIDUAL), config.transport
         )
-        parts = {
-            RESIDUAL: residual,
-            REFERENCE: reference,
-            LARGEST: largest_updates(done.sent, reference, largest),
-        }
-        kept = {prefix + name: part[name] for prefix, part in parts.items() for name in part}
+        kept = self.orders.to_keep(done.sent, reference, before)
+        kept |= {RESIDUAL + name: tensor for name, tensor in residual.items()}
         self.state.save(number, done.private | kept, keep=best)
         seen = config.local_steps(len(data)) * config.training.batch_size
         shown = min((data.labelled() or data).people, seen // self.task.images_per_file(config))
@@ -180,20 +154,8 @@ class SiteClient:
         require_round(self.config, number)
         self.state.require_same_data(self._config_digest)
         sent = messages.unpack(message.content[messages.ARRAYS])
-        released = received(sent)
-        asked = digest_of_order(sent, tuple(map(str, order["sites"])))
-        if split == "test":  # once, whatever round's model that is
-            self.state.require_validated(asked, number)
-            self.state.require_one_order(split, asked)
-        elif self._trains:
-            trained = self.state.load(number)
-            # An average over time lies between the weights of all rounds so far.
-            lag = number if self.task.averages_over_time else 1
-            self._require_explained(
-                released, with_prefix(trained, REFERENCE), with_prefix(trained, LARGEST), lag
-            )
-        if split == "val":
-            self.state.require_one_order(f"{split}, round {number}", asked)
+        sites = tuple(map(str, order["sites"]))
+        released = self.orders.require_evaluation(number, split, sent, sites)
         records = site_records(self.site.name) / self.state.run_id if split == "test" else None
         personal = load_strategy(self.config.strategy.name).is_personal
         with self._place(message) as place:
@@ -216,42 +178,14 @@ class SiteClient:
         return messages.evaluation_reply(message, self.policy.disclosure.evaluation(found))
 
     @property
-    def _trains(self) -> bool:
-        """Whether the site learns from its images: else no weights can make it tell of them."""
-        strategy = load_strategy(self.config.strategy.name)
-        return strategy.trains_at(self.site.name, self.config)
-
-    @property
     def _config_digest(self) -> dict[str, str]:
         return {CONFIG: _digest(self.config.to_flower().items())}
 
-    def _require_explained(
-        self,
-        weights: Mapping[str, Tensor],
-        before: Mapping[str, Tensor],
-        largest: Mapping[str, Tensor],
-        lag: int = 1,
-    ) -> None:
-        statistics = load_strategy(self.config.strategy.name).sums_over_people
-        require_explained(
-            self.site.name,
-            weights,
-            before,
-            largest,
-            lag * self.policy.max_movement,
-            exempt={*self.task.statistics, *(ARRAYS + name for name in statistics)},
-            without_labels=not self._data("train").labelled(),
-        )
-
-    def _require_first(
-        self, weights: Mapping[str, Tensor], model: Any, sites: tuple[str, ...]
-    ) -> None:
-        """Refuse a run's first weights unless they are its seed's, or approved."""
-        if self.site.simulated:  # on the server's machine, with its files, and of one owner
+    def _warm(self, model: Any) -> Any:
+        """Let a simulated site, of one owner with the server, begin with the run's own files."""
+        if self.site.simulated:
             self.task.warm_start(model, self.config)
-        expected = first_weights(self.task, model, self.config, sites)
-        approved = self.policy.approved_weights
-        require_first_weights(self.site.name, weights, expected, approved)
+        return model
 
     @contextlib.contextmanager
     def _place(self, message: Message) -> Iterator[SiteContext]:
@@ -298,7 +232,7 @@ def _digest(rows: Iterable[Any]) -> str:
     return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
 
-def _with_own_extractor(
+def with_own_extractor(
     config: RunConfig, site: Site, node_config: Mapping[str, object]
 ) -> RunConfig:
     """Let a hospital name the file of an extractor; the server's word opens no file there."""

@@ -13,22 +13,162 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from common import messages
 from common.errors import ConfigError, FedscanError
 from common.fingerprint import digest, fingerprint
-from common.strategies.strategy import ARRAYS
+from common.local_round import first_weights
+from common.strategies.strategy import ARRAYS, load_strategy, with_prefix
+from common.transport import received, to_keep
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clients.policy import SitePolicy
+    from clients.state import SiteState
     from common.config.run_config import RunConfig
+    from common.tasks.task import Task
 
+# Parts of what is kept between rounds: the weights received, and the norms of the site's own
+# largest updates.
+REFERENCE, LARGEST = "reference/", "largest-update/"
 # Rounding of a broadcast in float16, and of the same network built on another processor.
 RELATIVE, ABSOLUTE = 2.0**-10, 1e-6
+
+
+class Orders:
+    """Decides which of a run's orders are followed.
+
+    The app decides at the site, and so does the gate, by what each has kept itself.
+
+    Parameters
+    ----------
+    site : str
+    task : Task
+    config : RunConfig
+    policy : SitePolicy
+    state : SiteState
+        Where the round before was kept, with what :meth:`to_keep` gave.
+    without_labels : callable
+        Tells whether the site has no label to train on.
+    """
+
+    def __init__(
+        self,
+        site: str,
+        task: Task,
+        config: RunConfig,
+        policy: SitePolicy,
+        state: SiteState,
+        without_labels: Callable[[], bool],
+    ) -> None:
+        self.site, self.task, self.config, self.policy = site, task, config, policy
+        self.state, self._without_labels = state, without_labels
+        self._strategy = load_strategy(config.strategy.name)
+
+    def require_training(
+        self,
+        number: int,
+        sent: Mapping[str, Tensor],
+        sites: tuple[str, ...],
+        before: Mapping[str, Tensor],
+        model: Callable[[], Any],
+    ) -> dict[str, Tensor]:
+        """Return the weights that an order to train brings, or refuse it.
+
+        Parameters
+        ----------
+        number : int
+            The round.
+        sent : mapping of str to Tensor
+            What came with the order, encoded.
+        sites : tuple of str
+        before : mapping of str to Tensor
+            What was kept of the round before.
+        model : callable
+            Builds the model with which the run begins.
+
+        Raises
+        ------
+        FedscanError
+        """
+        last = with_prefix(before, REFERENCE)
+        reference = received(sent, to_keep(last, self.config.transport))
+        if number == 1:
+            expected = first_weights(self.task, model(), self.config, sites)
+            approved = self.policy.approved_weights
+            require_first_weights(self.site, reference, expected, approved)
+        elif self._trains:
+            self._require_explained(reference, before)
+        order = f"{messages.TRAIN}, round {number}"
+        self.state.require_one_order(order, digest_of_order(sent, sites))
+        return reference
+
+    def require_evaluation(
+        self, number: int, split: str, sent: Mapping[str, Tensor], sites: tuple[str, ...]
+    ) -> dict[str, Tensor]:
+        """Return the released weights that an order to judge brings, or refuse it.
+
+        Raises
+        ------
+        FedscanError
+        """
+        released = received(sent)
+        asked = digest_of_order(sent, sites)
+        if split == "test":  # once, whatever round's model that is
+            self.state.require_validated(asked, number)
+            self.state.require_one_order(split, asked)
+            return released
+        if self._trains:
+            # An average over time lies between the weights of all rounds so far.
+            lag = number if self.task.averages_over_time else 1
+            self._require_explained(released, self.state.load(number), lag)
+        self.state.require_one_order(f"{split}, round {number}", asked)
+        return released
+
+    def to_keep(
+        self,
+        trained: Mapping[str, Tensor],
+        reference: Mapping[str, Tensor],
+        before: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Return what must be kept of a round for the next one's decision.
+
+        Parameters
+        ----------
+        trained : mapping of str to Tensor
+            What is sent back.
+        reference : mapping of str to Tensor
+            Of :meth:`require_training`, with the same names.
+        before : mapping of str to Tensor
+            What was kept of the round before.
+        """
+        largest = largest_updates(trained, reference, with_prefix(before, LARGEST))
+        kept = {REFERENCE + name: tensor for name, tensor in reference.items()}
+        return kept | {LARGEST + name: norm for name, norm in largest.items()}
+
+    @property
+    def _trains(self) -> bool:
+        """Whether the site learns from its images: else no weights can make it tell of them."""
+        return self._strategy.trains_at(self.site, self.config)
+
+    def _require_explained(
+        self, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor], lag: int = 1
+    ) -> None:
+        statistics = (ARRAYS + name for name in self._strategy.sums_over_people)
+        require_explained(
+            self.site,
+            weights,
+            with_prefix(kept, REFERENCE),
+            with_prefix(kept, LARGEST),
+            lag * self.policy.max_movement,
+            exempt={*self.task.statistics, *statistics},
+            without_labels=self._without_labels(),
+        )
 
 
 def require_round(config: RunConfig, number: int) -> None:

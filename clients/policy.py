@@ -10,50 +10,75 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
 from common.config.run_config import RunConfig
 from common.disclosure import EVERYTHING, MIN_PARTICIPANTS, Disclosure
-from common.errors import ConfigError
+from common.errors import ConfigError, DataContractError
 from common.settings import NonNegative, Positive, Settings
 from common.strategies.strategy import load_strategy
 from common.tasks.task import load_task
 
 VARIABLE = "FEDSCAN_POLICY"
+GATE = "gate"  # the file's table for the site's gate: clients/gateway/policy.py
 LARGEST_FILE = 100_000  # bytes
 HASH_DIGITS = 64
 
 
-class SitePolicy(Settings):
+class PolicySettings(Settings):
+    """What a site's owner writes into the policy file."""
+
+    what: ClassVar[str] = "site policy"
+
+    @classmethod
+    def of_file(cls, path: Path, values: Mapping[str, Any]) -> Self:
+        """Validate what a file holds; a refusal names the file, its public words do not."""
+        try:
+            return cls.from_mapping(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}", public=str(error)) from None
+
+    @classmethod
+    def explained(cls, key: str) -> str:
+        """Say in one line what a key means and which values it takes."""
+        meaning = cls._keys()[key].description
+        return f"{meaning} ({cls.accepted_values(key).removesuffix(f' ({meaning})')})"
+
+
+class SitePolicy(PolicySettings):
     """A site's bounds; the defaults are those of a deployed site, and admit every preset.
 
     Build it with :meth:`of_site`.
     """
 
-    what: ClassVar[str] = "site policy"
-
     min_participants: int = Field(
         MIN_PARTICIPANTS,
         ge=1,
-        description="people that a metric, a loss or a statistic must be about to leave",
+        description="fewest people that a metric, a loss or a statistic must be about to leave",
     )
     min_batch_size: int = Field(
-        4, ge=1, description="images in an optimizer step, and people that a site trains on"
+        4, ge=1, description="fewest images in an optimizer step, and people that a site trains on"
     )
-    min_local_steps: int = Field(2, ge=1, description="optimizer steps in a round")
-    min_learning_rate: NonNegative = Field(1e-6, description="of a classifier or a generator")
-    max_learning_rate: Positive = Field(0.01, description="of a classifier or a generator")
+    min_local_steps: int = Field(2, ge=1, description="fewest optimizer steps in a round")
+    min_learning_rate: NonNegative = Field(
+        1e-6, description="least learning rate of a classifier or a generator"
+    )
+    max_learning_rate: Positive = Field(
+        0.01, description="greatest learning rate of a classifier or a generator"
+    )
     require_augmentation: bool = Field(
         True, description="whether training must vary its images at random"
     )
-    max_rounds: int = Field(1000, ge=1, description="rounds of a run")
+    max_rounds: int = Field(1000, ge=1, description="most rounds of a run")
     max_term_weight: NonNegative = Field(
         1.0,
-        description="weight of a term that a strategy adds to the loss, such as FedProx's μ: "
-        "beside a strong one an update shows little but the last steps, or what the server aims at",
+        description="greatest weight of a term that a strategy adds to the loss, such as "
+        "FedProx's μ: beside a strong one an update shows little but the last steps, or what the "
+        "server aims at",
     )
     private_seed: bool = Field(
         True,
@@ -110,24 +135,17 @@ class SitePolicy(Settings):
     def read(cls, path: Path) -> SitePolicy:
         """Read a TOML file of kebab-case keys; what it leaves out has the default.
 
+        The table of the site's gate is passed over: this code may come with a run.
+
         Raises
         ------
         ConfigError
             Its public words name the key, never the path.
         """
-        try:
-            with path.open("rb") as file:
-                text = file.read(LARGEST_FILE + 1)
-            if len(text) > LARGEST_FILE:
-                raise ValueError(f"it has more than {LARGEST_FILE} bytes")
-            values = tomllib.loads(text.decode())
-        except (OSError, ValueError, RecursionError) as error:
-            problem = "the site's policy cannot be read"
-            raise ConfigError(f"{problem}: {path}: {error}", public=problem) from error
-        try:
-            return cls.from_mapping(values)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}", public=str(error)) from None
+        values = read_file(path)
+        if isinstance(values.get(GATE), dict):
+            del values[GATE]
+        return cls.of_file(path, values)
 
     @property
     def disclosure(self) -> Disclosure:
@@ -192,6 +210,54 @@ class SitePolicy(Settings):
                 f"site '{site}': its policy refuses this run: {'; '.join(found)}. Change the run, "
                 f"or ask the site to change its policy, the file that {VARIABLE} names there"
             )
+
+    def require_training(self, site: str, people: int, images: int, config: RunConfig) -> None:
+        """Refuse a training on too few people, or of too few steps.
+
+        Parameters
+        ----------
+        site : str
+        people, images : int
+            That the site trains on.
+        config : RunConfig
+
+        Raises
+        ------
+        DataContractError
+        """
+        if people < self.min_batch_size:
+            raise DataContractError(
+                site,
+                f"fewer than {self.min_batch_size} participants to train on",
+                remedy="A batch would repeat them: its policy (min-batch-size) refuses that",
+            )
+        strategy = load_strategy(config.strategy.name)
+        if strategy.shared_steps(config.local_steps(images), config) < self.min_local_steps:
+            raise DataContractError(
+                site,
+                f"fewer than {self.min_local_steps} steps a round move what leaves it",
+                remedy="Its policy (min-local-steps) refuses that: set more training.local-epochs "
+                "or local-steps",
+            )
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a policy file as TOML.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read; the public words do not name it.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        if len(text) > LARGEST_FILE:
+            raise ValueError(f"it has more than {LARGEST_FILE} bytes")
+        return tomllib.loads(text.decode())
+    except (OSError, ValueError, RecursionError) as error:
+        problem = "the site's policy cannot be read"
+        raise ConfigError(f"{problem}: {path}: {error}", public=problem) from error
 
 
 # The researcher owns every site: of the bounds those remain that an honest server always keeps.

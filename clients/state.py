@@ -51,6 +51,8 @@ class SiteState:
     site : str
     run_id : int or str
         Digits, letters and ``-``, at most 64. It comes from the server and names a folder here.
+    records : Path, optional
+        Folder that the states are in; by default the site's own records.
 
     Raises
     ------
@@ -58,7 +60,7 @@ class SiteState:
         If the run's id is anything else.
     """
 
-    def __init__(self, site: str, run_id: int | str) -> None:
+    def __init__(self, site: str, run_id: int | str, records: Path | None = None) -> None:
         if not RUN_ID.fullmatch(str(run_id)):
             raise FedscanError(
                 f"site '{site}': the server's run id {str(run_id)[:80]!r} is refused. A run id "
@@ -67,7 +69,7 @@ class SiteState:
                 "letters and -",
             )
         self.site, self.run_id = site, str(run_id)
-        self.folder = site_records(site) / "state" / self.run_id
+        self.folder = (records or site_records(site)) / "state" / self.run_id
 
     def load(self, round_number: int) -> dict[str, Tensor]:
         """Read the state as it was at the end of a round.

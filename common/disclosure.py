@@ -55,6 +55,11 @@ def people_for_variances(features: int) -> int:
     return math.ceil(features / MOST_POWER**2)
 
 
+def too_few(people: int) -> str:
+    """Say that there are too few people, as a site tells it."""
+    return f"fewer than {people} participants"
+
+
 @dataclass(frozen=True)
 class Disclosure:
     """What a site tells of its people.
@@ -76,8 +81,8 @@ class Disclosure:
         if WITHHELD in found.words:
             return found  # it holds no numbers as it is
         if found.people < self.min_participants:
-            why = f"fewer than {self.min_participants} participants"
-            return replace(found, count=0, metrics={}, statistics={}, words={WITHHELD: why})
+            why = {WITHHELD: too_few(self.min_participants)}
+            return replace(found, count=0, metrics={}, statistics={}, words=why)
         if found.fewest < self.min_participants:
             metrics = {
                 name: found.metrics[name] for name in OF_ALL_CLASSES if name in found.metrics

@@ -62,6 +62,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
+def as_text(cell: str) -> str:
+    """Cell of a table for people, which a spreadsheet does not take for a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
 def without_nan(value: Any) -> Any:
     """Return a copy in which every float that is not finite is None."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -49,13 +49,14 @@ class Failure:
     """Why a site could not answer.
 
     ``error`` and ``traceback`` are what the site lets out: everything when it is simulated, else
-    the public words of the error and no values.
+    the public words of the error and no values. ``kind`` is the name of the exception's class.
     """
 
     site: str
     phase: str
     error: str
     traceback: str
+    kind: str = ""
 
 
 def request(
@@ -184,11 +185,11 @@ def unpack(arrays: ArrayRecord) -> dict[str, Tensor]:
         it out, before memory is taken.
     """
     for array in arrays.values():
-        _require_plain(array.data)
+        require_plain(array.data)
     return dict(arrays.to_torch_state_dict())
 
 
-def _require_plain(data: bytes) -> None:
+def require_plain(data: bytes) -> None:
     """Refuse what is no array of numbers in NumPy's format, whole and uncompressed."""
     import numpy as np
 

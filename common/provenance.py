@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import ProvenanceError
 
 PACKAGES = ("common", "server", "clients")
-NOT_SENT = ("clients/gateway", "common/processes")  # fab-exclude of pyproject.toml
+NOT_SENT = ("clients/gateway/", "common/processes/")  # fab-exclude of pyproject.toml
 LIBRARIES = ("fedscan", "flwr", "torch", "ray", "numpy", "nibabel", "scipy", "scikit-learn")
 
 
@@ -38,17 +38,21 @@ def source_hash(root: Path | None = None, packages: tuple[str, ...] = PACKAGES) 
     str
         64 hexadecimal digits of SHA-256 over relative paths and contents, in order of path.
     """
-    root = root or Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for package in packages:
-        found = [path for kind in ("*.py", "*.toml") for path in (root / package).rglob(kind)]
-        for path in sorted(found):
-            name = path.relative_to(root).as_posix()
-            if name.startswith(NOT_SENT):
-                continue
-            digest.update(name.encode() + b"\0")
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name, path in sources(root, packages).items():
+        digest.update(name.encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def sources(root: Path | None = None, packages: tuple[str, ...] = PACKAGES) -> dict[str, Path]:
+    """List the files of :func:`source_hash`, by their paths below the root."""
+    root = root or Path(__file__).parents[1]
+    found = {}
+    for package in packages:
+        files = [path for kind in ("*.py", "*.toml") for path in (root / package).rglob(kind)]
+        found |= {path.relative_to(root).as_posix(): path for path in sorted(files)}
+    return {name: path for name, path in found.items() if not name.startswith(NOT_SENT)}
 
 
 def require_same_source(theirs: str, who: str) -> None:

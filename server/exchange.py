@@ -23,7 +23,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, p
 from flwr.superlink.grid import HttpGrid
 
 from common.errors import FedscanError
-from server.incoming import Bounds, Incoming
+from common.incoming import Bounds, Incoming
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 3.0  # seconds between two looks for replies
 # Of Flower's own answers those that tell that a site's reply was there and cannot be had.
@@ -43,7 +43,7 @@ def exchange(
     timeout : float
         Seconds that all of them may take.
     statistics : int
-        Bytes that a reply may have besides weights: :meth:`server.incoming.Bounds.of_answer_to`.
+        Bytes that a reply may have besides weights: :meth:`common.incoming.Bounds.of_answer_to`.
 
     Returns
     -------

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from common.data.leaks import Leak
 
 MOST_LINES = 20  # of one kind; --format json has them all
+FEW = 3  # places where an identity was found
 
 
 def check(
@@ -29,7 +30,8 @@ def check(
 ) -> None:
     """Open every scan or picture of a data set or cohort and say whether fedscan can use it.
 
-    It also finds leaks: a person, a lesion or a copy of an image in two splits or at two hospitals.
+    It also finds leaks: a person, a lesion or a copy of an image in two splits or at two hospitals;
+    and warns of identities in headers and names, without repeating them.
 
     Exit code 0: usable; 2: not. Nothing leaves this machine: the report names files.
 
@@ -95,12 +97,28 @@ def _show(report: CohortReport) -> None:
             out.print(line, markup=False)
         _tell(site.problems)
         _tell(site.incomplete)
+    _show_identities(report)
     _tell(report.problems)
     if any(report.copies.values()):
         told = ", ".join(f"{count} ({kind})" for kind, count in report.copies.items() if count)
         out.print(f"copies of other images: {told}", markup=False)
     _show_leaks(report)
     out.print("[bold green]usable[/]" if report.usable else "[bold red]not usable[/]")
+
+
+def _show_identities(report: CohortReport) -> None:
+    """Say which kinds of identities there seem to be, where, and what to do."""
+    from simulations.console import out
+
+    for site in report.sites:
+        for found in site.identities:
+            where = ", ".join(found.where[:FEW]) + (", …" if found.n > FEW else "")
+            line = f"site '{site.site}': {found.kind}, {found.n} ×: {where}"
+            out.print("[bold yellow]identity[/]: ", end="")
+            out.print(line, markup=False, soft_wrap=True)
+    if any(site.identities for site in report.sites):
+        advice = "fedscan sends none of these, but whoever gets the folder can read them. Remove"
+        out.print(f"{advice} or replace those that tell who somebody is.", markup=False)
 
 
 def _show_leaks(report: CohortReport) -> None:

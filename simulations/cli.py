@@ -14,11 +14,14 @@ import typer
 from common.errors import ConfigError, DataContractError, FedscanError
 from simulations import (
     check_command,
+    gate_commands,
     prepare_commands,
+    run_commands,
     strategies_command,
     studies_commands,
     supernode_command,
 )
+from simulations.deploy import commands as deploy_commands
 from simulations.gan import commands as gan_commands
 from simulations.options import (
     CellTimeoutOption,
@@ -68,81 +71,15 @@ def fedscan(
 
 app.add_typer(prepare_commands.app, name="prepare")
 app.add_typer(studies_commands.app, name="studies")
+app.add_typer(deploy_commands.app, name="deploy")
 app.add_typer(gan_commands.app)
+app.add_typer(gate_commands.app, name="gate")
 app.command()(supernode_command.supernode)
 app.command()(transfer_command.transfer)
 
 
-@app.command()
-def run(
-    study: StudyOption = None,
-    cohort: CohortOption = None,
-    sites: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Phantom hospitals to simulate; 3 by default. The last has few images."
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
-    test_scans: TestScansOption = None,
-    set_: SetOption = None,
-    gpus_per_site: Annotated[
-        float, typer.Option(min=0.0, help="Share of a GPU for each site, for example 0.33.")
-    ] = 0.0,
-    cpus: Annotated[
-        int | None, typer.Option(min=1, help="CPUs to use in all; every one by default.")
-    ] = None,
-    output_format: FormatOption = Format.text,
-) -> None:
-    """Run a federation of simulated hospitals through Flower, and show each site's test result.
-
-    Examples
-    --------
-    - `fedscan run` — three phantom hospitals
-    - `fedscan run --study skin-lesions`
-    - `fedscan run --study chest.toml --cohort ~/hospitals --set run.rounds=30`
-    - `fedscan run --gpus-per-site 0.33 --set model.classifier=efficientnet-b2`
-    - `fedscan run --set task=generation` — a generator of scans, with a report in its folder
-    - `fedscan run --set run.seed=1 --format json > result.json`
-    """
-    from common.tasks.task import read_run_config
-    from simulations.console import show_run
-    from simulations.federate import federate
-    from simulations.hospitals import count_sites
-    from simulations.launch import Resources
-
-    cohort = cohort and cohort.expanduser().absolute()
-    overrides = run_overrides(set_, study)
-    if (
-        clash := {"data.cohort-dir": "--cohort", "run.output-dir": "--out"}.keys()
-        & overrides.keys()
-    ):
-        raise ConfigError(f"--set {min(clash)}: use --cohort and --out, which take any path")
-    number = count_sites(cohort, sites, test_scans)
-    config = read_run_config(
-        {
-            "run.min-sites": number,
-            **overrides,
-            "data.cohort-dir": str(cohort or ""),
-            "run.output-dir": str(out.expanduser().absolute()),
-        }
-    )
-    if config.run.min_sites > number:
-        raise ConfigError(
-            f"--set run.min-sites={config.run.min_sites}, but {number} sites are simulated"
-        )
-    resources = Resources(number, config.run.threads, gpus_per_site, cpus)
-    folder, summary = federate(config, resources, test_scans=test_scans)
-    if output_format is Format.json:
-        typer.echo(json.dumps(summary))
-    else:
-        show_run(summary)
-    if config.task == "generation":
-        from simulations.report.document import write_report
-
-        write_report(folder)
-    if output_format is Format.text:
-        typer.echo(str(folder))
+app.command()(run_commands.run)
+app.command()(run_commands.federate)
 
 
 @app.command()

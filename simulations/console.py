@@ -20,9 +20,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 
-class _Aside(Console):
+class _Plain(Console):
+    """Shows what others wrote, in names and in words of failures, without obeying it.
+
+    Rich leaves the escape character in a text, and a terminal would do what follows it.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        safe = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+        return super().render_str(safe, **{"emoji": False} | options)
+
+
+class _Aside(_Plain):
     """Standard error, which may be lost: the work goes on, and its exit code stays."""
 
     def _check_buffer(self) -> None:  # Rich has a hook for pipes alone
@@ -39,7 +51,7 @@ class _Aside(Console):
         os.close(nowhere)
 
 
-out = Console(highlight=False)  # results: what a pipe should get
+out = _Plain(highlight=False)  # results: what a pipe should get
 err = _Aside(stderr=True, highlight=False)  # everything said on the way
 CLASSIFICATION = {
     "balanced_accuracy": "balanced accuracy",

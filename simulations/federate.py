@@ -14,7 +14,7 @@ from clients.policy import VARIABLE, SitePolicy
 from common.config.run_config import RunConfig
 from common.data.phantoms.cohorts import phantom_cohort
 from common.errors import ConfigError, DataContractError, FedscanError
-from common.files import make_folder, write_atomically
+from common.files import make_folder
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.reading import read_json
@@ -33,6 +33,7 @@ from simulations.launch import (
     flower_run,
 )
 from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
+from simulations.separate import separate_run
 
 LOG = "flower.log"
 POLL_SECONDS = 0.5
@@ -138,6 +139,8 @@ def federate(
     *,
     phantoms: Mapping[str, Path] | None = None,
     test_scans: int | None = None,
+    separate: bool = False,
+    policy: Path | None = None,
     quiet: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Run a federation through Flower and wait for its end.
@@ -151,6 +154,11 @@ def federate(
         Folders of simulated hospitals, where there is no cohort; by default those of every run.
     test_scans : int, optional
         Test subjects of each of these, other than the default.
+    separate : bool
+        Whether sites are separate processes behind gates (:mod:`simulations.separate`) instead of
+        actors of Flower's simulation.
+    policy : Path, optional
+        The policy of all sites; by default their owner, the researcher, bounds nothing.
     quiet : bool
         Show nothing on the way.
 
@@ -166,14 +174,15 @@ def federate(
     RunFailed
         With the failed site's name, phase and traceback, or the end of Flower's log.
     """
+    from common.imaging.bids import list_sites
     from common.tasks.task import survey
 
     resources.check()
     require_number(config, resources.sites)
-    if refused := SitePolicy.of_site(simulated=True).objections(config):
-        raise ConfigError(
-            f"the policy that {VARIABLE} names refuses this run: {'; '.join(refused)}"
-        )
+    own = SitePolicy.read(policy) if policy else SitePolicy.of_site(simulated=True)
+    if refused := own.objections(config):
+        what = f"the policy {policy}" if policy else f"the policy that {VARIABLE} names"
+        raise ConfigError(f"{what} refuses this run: {'; '.join(refused)}")
     check_checkpoint(config, resources.sites)
     check_extractor(config)
     survey_cohort(config, quiet=quiet)
@@ -181,7 +190,7 @@ def federate(
     require_writable(cache_dir(), "the cache, FEDSCAN_CACHE")
     require_writable(site_records("any").parent, "the sites' own records, FEDSCAN_RECORDS")
     if config.data.cohort_dir:
-        phantoms = None
+        folders, phantoms = list_sites(Path(config.data.cohort_dir)), None
     else:
         names = site_names(None, config.study, resources.sites)
         require_sites(config, names)
@@ -189,9 +198,14 @@ def federate(
         if config.model.adapt == "center":  # which not every site's classes allow
             for site, folder in phantoms.items():
                 survey(site, folder, config)
+        folders = phantoms
     clean_up_after_killed()
+    if separate:
+        run = separate_run(config, folders, policy)
+    else:
+        run = flower_run(config, resources, phantoms)
     with contextlib.ExitStack() as ended:
-        folder, log = _through_flower(config, resources, ended, phantoms=phantoms, quiet=quiet)
+        folder, log = _through_flower(config, run, ended, quiet=quiet)
     # It writes one of the two as its last; with neither, its process has died.
     if folder and (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
@@ -200,10 +214,9 @@ def federate(
 
 def _through_flower(
     config: RunConfig,
-    resources: Resources,
+    started: contextlib.AbstractContextManager[FlowerRun],
     ended: contextlib.ExitStack,
     *,
-    phantoms: Mapping[str, Path] | None,
     quiet: bool,
 ) -> tuple[Path | None, str]:
     """Run it: the run folder, where it came to have one, and Flower's log.
@@ -213,7 +226,7 @@ def _through_flower(
     folder: Path | None = None
     told = False  # why it failed, by the run itself
     try:
-        with flower_run(config, resources, phantoms) as run:
+        with started as run:
             try:
                 with console.steps("Round", config.run.rounds, quiet=quiet) as bar:
                     if run.shares_network:
@@ -223,7 +236,7 @@ def _through_flower(
                             "Note: this simulation goes on, but a hospital's default policy would "
                             f"refuse it: {'; '.join(objections)}"
                         )
-                    bar.say("starting Flower and Ray")
+                    bar.say("starting Flower")
                     folder = _follow(run, config, bar, ended)
             finally:
                 if folder is None and (run_id := run.run_id()):
@@ -231,7 +244,7 @@ def _through_flower(
                 if folder and folder.is_dir():
                     told = (folder / FAILURE).is_file()
                     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                        write_atomically(folder / LOG, run.log().encode())
+                        run.save_logs(folder)
             return folder, run.log()
     except BaseException:
         # Only now has every process ended: the server would say how it died.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
-from common.files import write_json
+from common.files import write_atomically, write_json
 from common.machine import usable_cpus
 from common.processes.environment import free_port, neutral_home, offline_environment, toml
 from common.processes.group import ProcessGroup, process_group
@@ -126,6 +126,15 @@ class FlowerRun:
         """Everything that ``flwr run --stream`` has printed so far, without colours."""
         return _COLOUR.sub("", self.log_path.read_text(errors="replace"))
 
+    def save_logs(self, folder: Path) -> None:
+        """Keep this log, and logs and ledgers of separate processes, in the run's folder."""
+        home = self.log_path.parent
+        for path in home.glob("*.log"):
+            text = _COLOUR.sub("", path.read_text(errors="replace"))
+            write_atomically(folder / path.name, text.encode())
+        for path in home.glob("policies/*/ledger.jsonl"):
+            write_atomically(folder / f"{path.parent.name}.ledger.jsonl", path.read_bytes())
+
     def ended(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds; say whether the run has ended, well or not."""
         return self._group.ended(timeout)
@@ -175,7 +184,7 @@ def flower_run(
             environment[PHANTOM_FOLDERS] = str(home / "phantoms.json")
             write_json(home / "phantoms.json", {name: str(at) for name, at in phantoms.items()})
         overrides = home / "run-config.toml"
-        overrides.write_text(toml(config.to_flower()), encoding="utf-8")
+        write_atomically(overrides, toml(config.to_flower()).encode())
         command = [sys.executable, "-m", "simulations.flower_command", "run", str(ROOT)]
         command += ["--stream", "--run-config", str(overrides)]
         command += ["--federation-config", resources.federation_config()]

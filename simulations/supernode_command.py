@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from common.errors import ConfigError
+
 
 def supernode(
     superlink: Annotated[
@@ -30,12 +32,24 @@ def supernode(
         Path | None,
         typer.Option(metavar="FILE", help="Key with which the node proves which node it is."),
     ] = None,
+    client_certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The site's certificate for the coordinator's proxy."),
+    ] = None,
+    client_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Key of that certificate.")
+    ] = None,
     extractor: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The site's file of what judges generated pictures."),
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The site's own rules for runs.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The site's own rules; without any, nothing leaves."),
+    ] = None,
+    ledger_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For the ledger; beside the site's records by default."),
     ] = None,
     port: Annotated[
         int | None,
@@ -48,16 +62,24 @@ def supernode(
 ) -> None:
     """Take part in a federation as a hospital, until interrupted; in place of `flower-supernode`.
 
-    Only outgoing connections are made. Each task of a run gets a process and folders of its own,
-    which are removed with it; a run can start no other kind of process through Flower.
+    Only outgoing connections are made. A run's code is executed in a sandbox, if the site has
+    approved it, and what it answers passes the site's gate: see `fedscan gate --help`.
 
     Examples
     --------
-    - `fedscan supernode --superlink 127.0.0.1:9091 --insecure --site north --data-dir /data/north`
+    - `fedscan supernode --superlink 127.0.0.1:9091 --insecure --site north --data-dir /data/north
+      --policy policy.toml`
     - `fedscan supernode --superlink fl.example.org:443 --root-certificates ca.crt --site north
-      --data-dir /data/north --auth-supernode-private-key north.key`
+      --data-dir /data/north --policy policy.toml --auth-supernode-private-key north.key
+      --client-certificate north.crt --client-key north-tls.key`
     """
     from clients.gateway.supernode import SuperNode, serve
+
+    if policy is None:
+        raise ConfigError(
+            "--policy FILE is missing, and without one nothing may leave the site. `fedscan gate "
+            f"policy --site {site} --out policy.toml` writes one to begin with"
+        )
 
     def absolute(path: Path | None) -> Path | None:
         return path and path.expanduser().absolute()
@@ -70,8 +92,11 @@ def supernode(
             insecure=insecure,
             root_certificates=absolute(root_certificates),
             private_key=absolute(auth_supernode_private_key),
+            client_certificate=absolute(client_certificate),
+            client_key=absolute(client_key),
             extractor=absolute(extractor),
             policy=absolute(policy),
+            ledger_dir=absolute(ledger_dir),
             port=port,
         )
     )

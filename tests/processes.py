@@ -60,7 +60,8 @@ def flower_processes() -> set[int]:
             continue
         command = " ".join(process.info["cmdline"] or [])
         head = command.split(" -")[0][:200]
-        if "common.processes.supervisor" in command or any(word in head for word in OURS):
+        ours = ("common.processes.supervisor", "clients.gateway.flower_supernode")
+        if any(word in command for word in ours) or any(word in head for word in OURS):
             # Others may run Flower on this machine. A Ray worker overwrites its environment with
             # its title, but it is not there without its raylet.
             with contextlib.suppress(psutil.Error):

@@ -16,10 +16,12 @@ from tiny_gan import start
 
 from common.checkpoints import save_model, save_snapshot
 from common.config.run_config import RunConfig
+from common.data import dicom_sorting
+from common.data.archive_files import ArchiveFile
 from common.data.cache import cached_pictures
 from common.evaluation.memorization import write_look_alikes
+from common.files import as_text, write_atomically, write_json
 from common.files import make_folder as make
-from common.files import write_atomically, write_json
 from common.imaging.cohorts import write_cohort
 from common.imaging.pictures import write_grid, write_path, write_picture
 from common.metrics_log import MetricsLog, Row
@@ -143,6 +145,21 @@ def test_projections(home: Path) -> None:
     )
     project._write(home / "000", image.numpy(), done)
     require_private(home)
+
+
+def test_pictures_of_an_archive_and_files_beside_them(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a picture")
+    (tmp_path / "a.jpg").chmod(0o644)
+    make(home / "out")
+    ArchiveFile("a.jpg", 9, tmp_path / "a.jpg").put(home / "out" / "a.jpg", copy=True)
+    dicom_sorting._put(home / "out" / "README", b"text")
+    require_private(home)
+
+
+def test_cells_that_spreadsheets_would_compute_are_texts() -> None:
+    for cell in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1"):
+        assert as_text(cell) == f"'{cell}"
+    assert as_text("P-1=2") == "P-1=2"
 
 
 def test_reports(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,24 @@
-"""Each hospital as a process of its own, ``fedscan supernode``, and what a hostile run gets there.
+"""Each hospital as a process of its own behind its gate, and what a hostile app gets there.
 
-One SuperLink and two hospitals serve a hostile run first, then an honest one, in which a third
-hospital sends replies that cannot be put together.
+One SuperLink and two hospitals serve first an app that they have not approved, then one that they
+have, which tries every way out, and at last an honest run, in which a third hospital sends replies
+that cannot be put together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import httpx
@@ -40,24 +41,33 @@ from processes import (
     wait_until_gone,
 )
 
+from clients.gateway.approvals import Approvals
+from clients.gateway.ledger import verify
 from common.processes.environment import free_port
 
 pytestmark = pytest.mark.federation
 SITES = ("island", "north")
 HOSTILE = Path(__file__).parent / "hostile_app"
+GATE = "[gate]\nmetric-digits = 0\n"
+HELD_BACK = (10, 11, 12, 13, 14, 15, 16, 30)  # attacks by what is in the reply
+TAKEN_OUT = (17, 18)  # by what is beside it
+BOXED = (20, 21, 22, 23, 24)  # by what a process can do
 
 
 @dataclass
 class History:
-    """What has been seen of two runs, the hostile and then the honest one."""
+    """What has been seen of the runs."""
 
     out: Path
     console: str = ""
+    unapproved: dict[str, list[dict]] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
-    reports: dict[str, dict] = field(default_factory=dict)
+    report: dict[str, list[dict]] = field(default_factory=dict)
+    found: dict[str, list[dict]] = field(default_factory=dict)  # by site, what the app has told
+    written: list[Path] = field(default_factory=list)
+    ledgers: dict[str, Path] = field(default_factory=dict)
     command_lines: set[str] = field(default_factory=set)
     answers_to_a_thief: dict[str, int] = field(default_factory=dict)
-    poisoned: bool = False
     daemons: list[psutil.Process] = field(default_factory=list)
     exit_code: int | None = None
     folders_left: list[Path] = field(default_factory=list)
@@ -87,10 +97,22 @@ def command_lines(of: list[psutil.Process]) -> Iterator[set[str]]:
         thread.join()
 
 
-def daemons(report: Path) -> list[psutil.Process]:
+def daemons(mark: Path) -> list[psutil.Process]:
     """List the processes that the hostile app has left behind."""
     everybody = psutil.process_iter(["cmdline"])
-    return [p for p in everybody if f"daemon of {report}" in " ".join(p.info["cmdline"] or [])]
+    return [p for p in everybody if f"daemon of {mark}" in " ".join(p.info["cmdline"] or [])]
+
+
+def hostile_bundle(folder: Path) -> Path:
+    """Return fedscan's sources with apps that mean ill in the place of its own."""
+    kept = shutil.ignore_patterns("__pycache__")
+    for package in ("common", "server", "clients"):
+        shutil.copytree(ROOT / package, folder / package, ignore=kept)
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for role, package in (("client", "clients"), ("server", "server")):
+        shutil.copy(HOSTILE / f"{role}.py", folder / package / "app.py")
+    return folder
 
 
 def hostile_commands(folder: Path) -> Path:
@@ -126,15 +148,24 @@ def history(
 ) -> Iterator[History]:
     folder = tmp_path_factory.mktemp("federation")
     before, seen = flower_processes(), History(folder / "out")
-    temporary, report, poison = folder / "tmp", folder / "report", folder / "poison-ran"
-    bundle, link = folder / "bundle", free_port()
-    for made in (temporary, report, bundle):
-        made.mkdir()
-    policy = folder / "policy.toml"
-    policy.write_text(OPEN_POLICY)  # the cohort is tiny, and its weights are the simulation's
-    fab = build_fab_from_disk(ROOT)
-    with zipfile.ZipFile(BytesIO(fab)) as archive:
-        archive.extractall(bundle)
+    temporary, loot, link = folder / "tmp", folder / "loot", free_port()
+    temporary.mkdir()
+    (folder / "outside.txt").write_text("secret")
+    cohort = folder / "cohort"
+    shutil.copytree(tiny_cohort, cohort)
+    (cohort / "other").mkdir()
+    hostile = hostile_bundle(folder / "hostile")
+    other = hostile_bundle(folder / "unapproved")
+    (other / "server" / "more.py").write_text("")
+    policies = {}
+    for site in SITES:  # the cohort is tiny, and its weights are the simulation's
+        policies[site] = folder / "policies" / site / "policy.toml"
+        policies[site].parent.mkdir(parents=True)
+        bits = "mantissa-bits = 7\n" if site == "island" else ""
+        policies[site].write_text(OPEN_POLICY + GATE + bits)
+        for app in (ROOT, hostile):
+            digest = hashlib.sha256(build_fab_from_disk(app)).hexdigest()
+            Approvals.beside(policies[site]).approve(digest)
     connection = f'address = "127.0.0.1:{link}"\ninsecure = true'
     user = {"home": folder / "user", "cache": session_cache}
     try:
@@ -156,8 +187,8 @@ def history(
             started = {
                 site: start(
                     *("fedscan", "supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"),
-                    *("--site", site, "--data-dir", str(tiny_cohort / site)),
-                    *("--port", str(ports[site]), "--policy", str(policy)),
+                    *("--site", site, "--data-dir", str(cohort / site)),
+                    *("--port", str(ports[site]), "--policy", str(policies[site])),
                     home=site,
                 )
                 for site in SITES
@@ -167,44 +198,46 @@ def history(
             seen.answers_to_a_thief = {site: steal(port) for site, port in ports.items()}
             sites = [psutil.Process(popen.pid) for popen, _ in started.values()]
             with command_lines(sites) as seen.command_lines:
-                attack = [f"sites = {len(SITES)}", "attack = true", f"report = '{report}'"]
-                attack.append(
-                    f"bundle = 'fedscan.fedscan.0.1.0.{hashlib.sha256(fab).hexdigest()[:8]}'"
-                )
-                attack += [f"source = '{bundle}'", f"poison = '{poison}'"]
-                seen.console = flwr_run(HOSTILE, connection, attack, **user).stdout
-                seen.reports = {
-                    site: json.loads((report / f"{site}.json").read_text()) for site in SITES
-                }
+                apart = [*TINY, f"run.output-dir = '{loot}'", "run.min-sites = 2"]
+                flwr_run(other, connection, apart, **user)
+                seen.unapproved = json.loads((loot / "report.json").read_text())
+                attack = [*apart, f"run.seed = {link}"]  # a port that a socket may try
+                seen.console = flwr_run(hostile, connection, attack, **user).stdout
+                seen.report = json.loads((loot / "report.json").read_text())
+                policies["island"].write_text(OPEN_POLICY + GATE)  # read with the next run
                 start(
                     *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"),
                     *("--port", str(free_port()), "--node-config"),
-                    f'site="mallory" data-dir="{tiny_cohort / "island"}"',
+                    f'site="mallory" data-dir="{cohort / "island"}"',
                     home="mallory",
                     PATH=os.pathsep.join(
                         [str(hostile_commands(folder / "bin")), str(SCRIPTS), os.environ["PATH"]]
                     ),
-                    FEDSCAN_POLICY=str(policy),
+                    FEDSCAN_POLICY=str(policies["north"]),
                 )
                 honest = [*TINY, f"run.output-dir = '{seen.out}'", "run.min-sites = 3"]
                 seen.console += flwr_run(ROOT, connection, honest, **user).stdout
-            seen.poisoned = poison.exists()
-            seen.daemons = daemons(report)
+            seen.daemons = daemons(loot)
+            seen.written = [*folder.glob("written.txt"), *folder.rglob("poison-ran")]
             # One hospital's SuperNode dies; the other's command is killed, and can end nothing.
             island, north = (started[site][0] for site in SITES)
             for child in psutil.Process(island.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):  # a task's process may just have ended
-                    if any(word.endswith("flower-supernode") for word in child.cmdline()[:2]):
+                    if "clients.gateway.flower_supernode" in child.cmdline()[:3]:
                         child.kill()
             seen.exit_code = island.wait(timeout=60)
             north.send_signal(signal.SIGKILL)
             north.wait()
             seen.logs = {site: log.read_text() for site, (_, log) in started.items()}
+            for site, log in seen.logs.items():
+                told = re.findall(r"FOUND (\{.*\})", log)
+                seen.found[site] = [json.loads(line) for line in told]
+                seen.ledgers[site] = session_cache / "records" / f"gate@{site}" / "ledger.jsonl"
         seen.processes_left = wait_until_gone(before)
         seen.folders_left = list(temporary.glob("fedscan-*"))
         yield seen
     finally:
-        for process_ in daemons(report):
+        for process_ in daemons(loot):
             process_.kill()
 
 
@@ -231,20 +264,69 @@ def test_a_sites_log_names_no_participant(history: History) -> None:
     assert all("sub-" not in log for log in history.logs.values())
 
 
-def test_code_that_a_run_plants_is_not_executed_in_a_later_run(history: History) -> None:
-    assert all(told["planted"] for told in history.reports.values())
-    assert not history.poisoned
+def test_an_app_that_is_not_approved_is_not_executed(history: History) -> None:
+    for reply in itertools.chain(*history.unapproved.values()):
+        assert "is not approved here" in reply["failure"]["error"]
+    assert not any("more.py" in log for log in history.logs.values())
 
 
-def test_what_a_task_starts_ends_with_it(history: History) -> None:
-    assert len(history.reports) == len(SITES)
+def test_no_reply_holds_a_part_of_a_scan(history: History) -> None:
+    assert len(history.report) == 1 + len(HELD_BACK + TAKEN_OUT + BOXED) + 1
+    assert all(len(replies) == len(SITES) for replies in history.report.values())
+    assert not [number for number, two in history.report.items() if any(r["leaked"] for r in two)]
+
+
+@pytest.mark.parametrize("number", HELD_BACK)
+def test_a_reply_that_hides_something_is_held_back(history: History, number: int) -> None:
+    for reply in history.report[str(number)]:
+        assert reply["failure"]["site"] in SITES
+
+
+@pytest.mark.parametrize("number", (*TAKEN_OUT, *BOXED))
+def test_the_run_goes_on_where_nothing_is_hidden_in_a_reply(history: History, number: int) -> None:
+    for reply in history.report[str(number)]:
+        assert not reply["failure"]
+        assert reply["group"] == str(number)
+
+
+def test_a_process_at_a_site_reaches_nothing_but_its_gate(history: History) -> None:
+    nothing = [
+        {"read": False, "other": False},
+        {"reached": []},
+        {"supernodes": [], "traced": False},
+        {"task": 0},
+    ]
+    for told in history.found.values():
+        assert told[: len(nothing)] == nothing
+        assert set(told[len(nothing)]["written"]) <= {"clients"}  # its own copy of the bundle
+    assert not history.written
+
+
+def test_low_bits_of_weights_do_not_leave_where_mantissas_are_rounded(history: History) -> None:
+    assert sorted(reply["low bits"] for reply in history.report["31"]) == [0, 1]
+
+
+def test_what_a_task_starts_ends_with_its_run(history: History) -> None:
+    assert len(history.found) == len(SITES)
     assert not history.daemons
 
 
-def test_a_run_can_start_no_connector(history: History) -> None:
-    assert all(told["task"] for told in history.reports.values())
-    assert any("flwr-clientapp" in line for line in history.command_lines)
-    assert not [line for line in history.command_lines if "flwr-connector" in line]
+def test_the_ledger_has_a_line_for_each_message_and_verifies(history: History) -> None:
+    for path in history.ledgers.values():
+        assert verify(path) == []
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        refused = [line["why"] for line in lines if line.get("decision") == "refused"]
+        assert len(refused) >= 1 + len(HELD_BACK) - 2 + 1  # errors of the app's own are sent
+        assert any("create-task" in why for why in refused)
+        assert any("not approved" in why for why in refused)
+
+
+def test_a_forged_ledger_does_not_verify(history: History, tmp_path: Path) -> None:
+    lines = history.ledgers["north"].read_text().splitlines(keepends=True)
+    forged = tmp_path / "ledger.jsonl"
+    forged.write_text("".join(lines).replace('"refused"', '"sent"', 1))
+    assert forged.read_text() != "".join(lines)
+    assert verify(forged)
 
 
 def test_a_supernode_hands_out_no_task_without_the_sites_secret(history: History) -> None:
@@ -252,7 +334,7 @@ def test_a_supernode_hands_out_no_task_without_the_sites_secret(history: History
 
 
 def test_no_command_line_at_a_site_holds_a_token(history: History) -> None:
-    assert any("flwr-clientapp" in line for line in history.command_lines)
+    assert any("clients.gateway" in line for line in history.command_lines)
     assert not [line for line in history.command_lines if re.search("[0-9a-f]{64}", line)]
 
 

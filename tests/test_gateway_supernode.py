@@ -36,6 +36,8 @@ def node(tmp_path: Path) -> SuperNode:
         ({"private_key": Path("/nowhere.key")}, "--auth-supernode-private-key /nowhere.key"),
         ({"extractor": Path("/nowhere.pt")}, "--extractor /nowhere.pt"),
         ({"policy": Path("/nowhere.toml")}, "--policy /nowhere.toml"),
+        ({"client_certificate": Path(__file__)}, "give both or neither"),
+        ({"client_certificate": Path(__file__), "client_key": Path(__file__)}, "a certificate and"),
         ({"insecure": True, "private_key": Path(__file__)}, "leave --insecure out"),
     ],
 )

@@ -24,9 +24,9 @@ from flwr.superlink.grid import HttpGrid
 from test_server_rounds import Clock, ScriptedSite, nodes, rounds_lost, run
 
 from common import messages
+from common.incoming import Bounds
 from common.messages import ARRAYS, METRICS, TRAIN
 from server import exchange, participants
-from server.incoming import Bounds
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 Objects = dict[str, bytes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from processes import SCRIPTS, environment, fedscan
+from rich.table import Table
 
 from common.errors import ConfigError
-from simulations import launch
+from simulations import console, launch
 from simulations.launch import Resources
 
 
@@ -205,6 +207,18 @@ def test_run_refuses_what_could_only_fail_later(
     )
     assert done.returncode == 2
     assert "Error:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_terminal_obeys_nothing_that_others_wrote() -> None:
+    shown = console._Plain(file=io.StringIO(), width=80)
+    table = Table("site")
+    table.add_row("a\x1b[2Jb :smile:")
+    shown.print(table)
+    shown.print("[bold]c[/] \x1b]0;title\x07 \u202e", markup=False)
+    told = shown.file.getvalue()
+    assert not {"\x1b", "\x07", "\u202e"} & set(told)
+    assert "a\ufffd[2Jb :smile:" in told
+    assert "[bold]c[/]" in told
 
 
 def test_version_is_told(tmp_path: Path) -> None:

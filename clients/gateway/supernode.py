@@ -1,11 +1,10 @@
-"""A hospital's part in a federation: Flower's SuperNode, and each task in a process without a past.
+"""A hospital's part in a federation: Flower's SuperNode, and the gate that its tasks pass.
 
 Left to itself, a SuperNode starts a SuperExec that hands tasks to anybody on the machine, starts
 whatever kind of process a run's code asks for, shows a task's token on its command line, and
 unpacks every run's code into one folder, where the next run executes what it finds. Here the
-SuperNode hands out tasks only for a secret (``--isolation process``), and this module knows it. It
-takes ClientApp tasks and no others. Each gets a process, a ``FLWR_HOME`` and a folder for temporary
-files of its own, which end with the task, and with them all that it started.
+SuperNode hands out tasks only for a secret (``--isolation process``), which the gate knows
+(:mod:`clients.gateway.gate`). It takes ClientApp tasks and no others.
 
 A SuperNode has one message at a time (``flwr.supernode.start_client_internal``): when it hands out
 a task, the one before has been answered.
@@ -20,34 +19,34 @@ import secrets
 import ssl
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clients.policy import VARIABLE, SitePolicy
+from clients.gateway.policy import read_policies
 from common.errors import ConfigError, FedscanError
 from common.processes.environment import (
     free_port,
     neutral_home,
     offline_environment,
-    scripts,
     toml,
 )
 from common.processes.group import ProcessGroup, process_group
 from common.sites import deployed_site
 
 if TYPE_CHECKING:
-    from flwr.supercore.runtime import RuntimeHttpClient
+    from clients.gateway.gate import Gate
+    from clients.gateway.upstream import Tasks
 
 # A child of Flower's logger, so that lines reach its console.
 log = logging.getLogger("flwr.fedscan")
 
 LOOPBACK = "127.0.0.1"
-TASK_TYPE = "flwr-clientapp"
 CONNECTED = b"SuperNode ID: "  # of the SuperNode's line when the SuperLink has taken it in
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 10.0  # for the process of an answered task to end by itself
+TASK_SECONDS = 0.1  # between two looks for a task
+GRACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,20 @@ class SuperNode:
         The hospital's name in the federation.
     data_dir : Path
         Its data, absolute.
+    policy : Path
+        The site's own rules.
     insecure : bool
         Speak to the SuperLink without TLS.
     root_certificates : Path, optional
         Certificates, as PEM, of whom the SuperLink's may be signed by; the system's by default.
     private_key : Path, optional
         Elliptic-curve key with which the SuperNode proves which node it is.
+    client_certificate, client_key : Path, optional
+        With which the connection proves to the proxy that it is a hospital's, as PEM.
     extractor : Path, optional
         The site's file of the extractor that judges generated pictures.
-    policy : Path, optional
-        The site's own rules, which ClientApps find under the name in ``FEDSCAN_POLICY``.
+    ledger_dir : Path, optional
+        For the ledger and the gate's own state; by default beside the site's records.
     port : int, optional
         Of the SuperNode's Runtime API, on the loopback interface; a free one by default.
     """
@@ -79,11 +82,14 @@ class SuperNode:
     superlink: str
     site: str
     data_dir: Path
+    policy: Path
     insecure: bool = False
     root_certificates: Path | None = None
     private_key: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
     extractor: Path | None = None
-    policy: Path | None = None
+    ledger_dir: Path | None = None
     port: int | None = None
 
     def node_config(self) -> dict[str, str]:
@@ -108,19 +114,20 @@ class SuperNode:
         files = {
             "--root-certificates": self.root_certificates,
             "--auth-supernode-private-key": self.private_key,
+            "--client-certificate": self.client_certificate,
+            "--client-key": self.client_key,
             "--extractor": self.extractor,
             "--policy": self.policy,
         }
         for option, path in files.items():
             if path and not (path.is_file() and os.access(path, os.R_OK)):
                 raise ConfigError(f"{option} {path}: accepted is a file that this user can read")
-        if self.policy:
-            SitePolicy.read(self.policy)
-        else:
-            SitePolicy.of_site(simulated=False)
-        if self.insecure and (self.root_certificates or self.private_key):
+        read_policies(self.policy)
+        if self.insecure and (
+            self.root_certificates or self.private_key or self.client_certificate
+        ):
             raise ConfigError(
-                "--insecure is without TLS, and --root-certificates and "
+                "--insecure is without TLS, and --root-certificates, --client-certificate and "
                 "--auth-supernode-private-key need it: leave --insecure out"
             )
         if self.root_certificates:
@@ -131,10 +138,29 @@ class SuperNode:
                     f"--root-certificates {self.root_certificates}: accepted is a file of "
                     "certificates as PEM (-----BEGIN CERTIFICATE-----)"
                 ) from error
+        self._check_client_certificate()
+
+    def _check_client_certificate(self) -> None:
+        if bool(self.client_certificate) != bool(self.client_key):
+            raise ConfigError("--client-certificate and --client-key: give both or neither")
+        if self.client_certificate:
+            try:
+                context = ssl.create_default_context()
+                context.load_cert_chain(self.client_certificate, self.client_key, password="")
+            except (ssl.SSLError, ValueError) as error:
+                raise ConfigError(
+                    f"--client-certificate {self.client_certificate}, --client-key "
+                    f"{self.client_key}: accepted are a certificate and the key that it is for, as "
+                    "PEM, the key without a password"
+                ) from error
 
     def command(self, port: int, node_config: Path, secret: Path) -> list[str]:
         """Return the command line of Flower's SuperNode; no secret is on it."""
-        words = [str(scripts() / "flower-supernode"), "--superlink", self.superlink]
+        words = [sys.executable, "-m", "clients.gateway.flower_supernode"]
+        if self.client_certificate:
+            words += ["--client-certificate", str(self.client_certificate)]
+            words += ["--client-key", str(self.client_key)]
+        words += ["--", "--superlink", self.superlink]
         words += ["--host", LOOPBACK, "--port", str(port), "--isolation", "process"]
         words += ["--superexec-auth-secret-file", str(secret), "--node-config", str(node_config)]
         if self.insecure:
@@ -147,7 +173,7 @@ class SuperNode:
 
 
 def serve(node: SuperNode) -> None:
-    """Keep a hospital's SuperNode running, and run its tasks, until this process is interrupted.
+    """Keep a hospital's SuperNode and its gate running until this process is interrupted.
 
     Parameters
     ----------
@@ -162,22 +188,32 @@ def serve(node: SuperNode) -> None:
     """
     import flwr.supercore.logger  # noqa: F401, it sets up the logger that ours is a child of
 
+    from clients.gateway.gate import Gate  # late: it takes seconds, and a refusal should not
+    from clients.gateway.upstream import Tasks
+
     node.check()
     _warn(node)
     port, password = node.port or free_port(), secrets.token_bytes(32)
-    with neutral_home() as home:
+    site = deployed_site(node.node_config())
+    with contextlib.ExitStack() as stack:
+        gate = stack.enter_context(Gate(site, node.policy, node.extractor, node.ledger_dir))
+        home = stack.enter_context(neutral_home())
         secret = _private_file(home / "superexec-secret", password)
         config = _private_file(home / "node-config.toml", toml(node.node_config()).encode())
         environment = offline_environment(home) | {"FLWR_HOME": str(home / "flwr")}
         command = node.command(port, config, secret)
         log.info("Site %s: starting, on %s:%s", node.site, LOOPBACK, port)
-        with (
-            _lines_watched_for(CONNECTED) as (stderr, connected),
-            _group(command, home, environment, stderr) as supernode,
-        ):
-            _wait_until_listening(supernode, port)
-            secret.unlink()  # the SuperNode has read it, and no task shall
-            _run_tasks(node, supernode, port, password, connected)
+        stderr, connected = stack.enter_context(_lines_watched_for(CONNECTED))
+        supernode = stack.enter_context(
+            process_group(
+                command, cwd=home, environment=environment, share_network=True, stderr=stderr
+            )
+        )
+        _wait_until_listening(supernode, port)
+        secret.unlink()  # the SuperNode has read it
+        tasks = Tasks(f"{LOOPBACK}:{port}", password)
+        stack.callback(tasks.close)
+        _answer_tasks(node, gate, supernode, tasks, connected)
 
 
 def _warn(node: SuperNode) -> None:
@@ -247,98 +283,33 @@ def _lines_watched_for(words: bytes) -> Iterator[tuple[int, threading.Event]]:
         thread.join(GRACE_SECONDS)
 
 
-def _run_tasks(
+def _answer_tasks(
     node: SuperNode,
+    gate: Gate,
     supernode: ProcessGroup,
-    port: int,
-    password: bytes,
+    tasks: Tasks,
     connected: threading.Event,
 ) -> None:
-    from flwr.supercore.interceptors import (
-        RuntimeVersionHttpInterceptor,
-        SuperExecAuthHttpInterceptor,
-    )
-    from flwr.supercore.runtime import RuntimeHttpClient
-
-    address = f"{LOOPBACK}:{port}"
-    client = RuntimeHttpClient.from_server_address(
-        address,
-        insecure=True,
-        root_certificates=None,
-        interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-            SuperExecAuthHttpInterceptor(
-                master_secret=password, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
-            ),
-        ],
-    )
-    with contextlib.closing(client), contextlib.ExitStack() as current:
-        running: ProcessGroup | None = None
-        told = False
-        while not supernode.ended(POLL_SECONDS):
-            if connected.is_set() and not told:
-                told = True
-                log.info("Site %s: connected to %s, ready for tasks", node.site, node.superlink)
-            token = _acquire(client)
-            if running and (running.ended(GRACE_SECONDS if token else 0) or token):
-                running = None
-                current.close()
-            if token and not supernode.ended(0):  # else another may have taken its port
-                running = current.enter_context(_task(node, address, token))
-    raise FedscanError(f"site {node.site}: Flower's SuperNode ended: its own lines tell why")
-
-
-def _acquire(client: RuntimeHttpClient) -> str | None:
-    """Ask for a task; return its token, or None where there is no task yet.
-
-    Raises
-    ------
-    FedscanError
-        If the SuperNode refuses to answer.
-    """
     import httpx
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
-    try:
-        answer = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TASK_TYPE]))
-    except httpx.HTTPStatusError as error:
-        code = error.response.status_code
-        raise FedscanError(f"Flower's SuperNode hands out no task: it answers {code}") from error
-    except httpx.HTTPError as error:
-        log.warning("The SuperNode does not answer (%s): asking again", type(error).__name__)
-        return None
-    if not answer.token or answer.task.type != TASK_TYPE:
-        return None
-    log.info("Task %s of run %s", answer.task.task_id, answer.task.run_id)
-    return answer.token
-
-
-@contextlib.contextmanager
-def _task(node: SuperNode, address: str, token: str) -> Iterator[ProcessGroup]:
-    """Run a task with a home of its own; on leaving, nothing of it is left."""
-    with neutral_home() as home:
-        file = _private_file(home / "token", token.encode())
-        command = [str(scripts() / TASK_TYPE), "--insecure", "--runtime-api-address", address]
-        command += ["--token-file", str(file)]
-        with _group(command, home, _task_environment(node, home)) as task:
-            yield task
-
-
-def _group(
-    command: list[str], home: Path, environment: Mapping[str, str], stderr: int | None = None
-) -> contextlib.AbstractContextManager[ProcessGroup]:
-    return process_group(
-        command, cwd=home, environment=environment, share_network=True, stderr=stderr
-    )
-
-
-def _task_environment(node: SuperNode, home: Path) -> Mapping[str, str]:
-    temporary = home / "tmp"
-    temporary.mkdir()
-    return {
-        **offline_environment(home),
-        "FLWR_HOME": str(home / "flwr"),
-        "TMPDIR": str(temporary),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **({VARIABLE: str(node.policy)} if node.policy else {}),
-    }
+    told = False
+    while not supernode.ended(TASK_SECONDS):
+        if connected.is_set() and not told:
+            told = True
+            log.info("Site %s: connected to %s, ready for tasks", node.site, node.superlink)
+        try:
+            task = tasks.acquire()
+        except httpx.HTTPStatusError as error:
+            code = error.response.status_code
+            raise FedscanError(
+                f"Flower's SuperNode hands out no task: it answers {code}"
+            ) from error
+        except httpx.HTTPError as error:
+            log.warning("The SuperNode does not answer (%s): asking again", type(error).__name__)
+            continue
+        if task and not supernode.ended(0):  # else another may have taken its port
+            try:
+                gate.answer(task)
+            except httpx.HTTPError as error:
+                log.warning("The SuperNode does not answer (%s)", type(error).__name__)
+    raise FedscanError(f"site {node.site}: Flower's SuperNode ended: its own lines tell why")

@@ -126,6 +126,7 @@ class ArchiveFile:
             with os.fdopen(descriptor, "wb") as file:
                 for chunk in self.chunks():
                     file.write(chunk)
+            target.chmod(PRIVATE_FILE)  # made so, but for what a umask took
         except BaseException:
             target.unlink(missing_ok=True)
             raise

@@ -4,8 +4,9 @@ The tables are read as a run reads them. Every image is opened once, as a run op
 and described in 1 kB, a volume by its middle axial slice: so much memory is held for each. Files
 are hashed only where images are equal, since equal files hold equal images.
 
-Reports name files and participants: they are for the eyes of whoever holds the data, and are
-returned as values, neither printed nor logged.
+Reports name files: they are for the eyes of whoever holds the data, and are returned as values,
+neither printed nor logged. Names that look like people's are told by number alone, since a report
+is what one shows to others when something does not work.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.copies import DESCRIPTION, READ_SIZE, describe, is_empty, sets_of_copies
+from common.data.identities import Identities, Tally, conceal, in_path, looks_like, shown
 from common.data.image_table import ImageTable
 from common.data.leaks import (
     SAME_FILE,
@@ -34,7 +36,7 @@ from common.errors import DataContractError, FedscanError
 from common.imaging.bids import is_dataset, list_sites, site_name
 from common.imaging.nifti import scan_header
 from common.imaging.splits import SPLITS
-from common.site_files import ESCAPES, UNREADABLE, open_inside, relative
+from common.site_files import ESCAPES, UNREADABLE, open_inside, plain, relative
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
@@ -63,6 +65,8 @@ class SiteReport:
         One line each: who of a BIDS data set has no label or no scan.
     problems : list of str
         One line each: unreadable images, and why the site is not usable.
+    identities : list of Identities
+        What seems to tell who people are, in headers and names. A warning, and no problem.
     voxel_sizes_mm, orientations : dict of str to int
         Usable scans for each voxel size, rounded to 0.01 mm, and each stored orientation.
     """
@@ -77,6 +81,7 @@ class SiteReport:
     left_out: dict[str, int] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    identities: list[Identities] = field(default_factory=list)
     voxel_sizes_mm: dict[str, int] = field(default_factory=dict)
     orientations: dict[str, int] = field(default_factory=dict)
 
@@ -162,12 +167,21 @@ def _check_site(
     """Read a site's table, open every image, and name each bad one."""
     classes = study.label.classes.names
     n = {split: dict.fromkeys(classes, 0) for split in SPLITS}
+    identities = Tally()
+    for where, kinds in reader_of(study).table_identities(folder.resolve(), site, study):
+        identities.add(kinds, where)
     try:
         table = read_table(study, site, folder)
     except DataContractError as error:
-        return SiteReport(site, usable=False, n=n, problems=[str(error)]), None
+        told = [conceal(str(error), error.where, error.got)]
+        found = identities.result()
+        return SiteReport(site, usable=False, n=n, problems=told, identities=found), None
+    _find_identities(table, study, identities)
     # Who has no label or scan is named but no problem; what was refused is one.
-    lines = [(f"site '{site}': {who}: {why}", why) for who, why in table.skipped]
+    lines = [
+        (f"site '{site}': {shown(who, k, 'left out:')}: {why}", why)
+        for k, (who, why) in enumerate(table.skipped, 1)
+    ]
     problems = [line for line, why in lines if why in (ESCAPES, UNREADABLE)]
     look = _look_at_picture if study.images.view == "picture" else _look_at_volume
     described = np.empty((len(table), *DESCRIPTION), np.float32)
@@ -179,7 +193,8 @@ def _check_site(
         try:
             seen, key, geometry = look(table.root / file, table, study)
         except DataContractError as error:
-            problems.append(str(error))
+            told = str(error).replace(plain(file), shown(file, row + 1))
+            problems.append(conceal(told, error.got))
             left_out[error.problem] += 1
         else:
             described[len(rows)] = seen
@@ -202,10 +217,33 @@ def _check_site(
         left_out=dict(sorted(left_out.items())),
         incomplete=[line for line, _ in lines if line not in problems],
         problems=problems + reasons,
+        identities=identities.result(),
         voxel_sizes_mm=dict(sorted(Counter(size for size, _ in geometries).items())),
         orientations=dict(sorted(Counter(axes for _, axes in geometries).items())),
     )
     return report, _Opened(table, np.array(rows, np.int64), described[: len(rows)], pixels)
+
+
+def _find_identities(table: ImageTable, study: Study, found: Tally) -> None:
+    """Look at the names in a table, and at the headers of its files."""
+    reader = reader_of(study)
+    for part, what in ((table, "file"), (table.unlabelled, "file without label")):
+        for row, file in enumerate(part.files if part else (), 1):
+            where = shown(file, row, what)
+            found.add((f"name of a file or folder: {kind}" for kind in in_path(file)), where)
+            kinds = reader.header_identities(part.root / file, root=part.root, site=part.site)
+            found.add(kinds, where)
+    things = {(study.groups.person, person) for person in table.persons}
+    things |= {thing for row in table.keys for thing in row}
+    in_files = " ".join(table.files)
+    for number, (column, thing) in enumerate(sorted(things), 1):
+        of_person = column == study.groups.person
+        kind = looks_like(thing, of_person=of_person)
+        if kind and thing not in in_files:
+            place = f"column '{column}'" if column else "name of a person"
+            found.add(
+                [f"{place}: {kind}"], shown(thing, number, "person" if of_person else "entry")
+            )
 
 
 def _look_at_picture(
@@ -267,7 +305,7 @@ def _find_leaks(opened: list[_Opened]) -> tuple[list[Leak], dict[str, int], list
         for row in one.rows.tolist():
             rows.sites.append(table.site)
             rows.splits.append(str(table.splits[row]))
-            rows.files.append(table.files[row])
+            rows.files.append(shown(table.files[row], row + 1))
             rows.keys.append(tuple((column, normalise(told)) for column, told in table.keys[row]))
             rows.groups.append((table.site, int(table.groups[row])))
             places.append((table, table.files[row]))
@@ -290,7 +328,8 @@ def _hash_files(
         try:
             files[row] = _hash_file(table.root / file, table)
         except DataContractError as error:  # gone since it was opened
-            problems.append(f"'{SAME_FILE}' is not known of a file: {error}")
+            told = str(error).replace(plain(file), shown(file, row + 1))
+            problems.append(f"'{SAME_FILE}' is not known of a file: {told}")
     return files, problems
 
 

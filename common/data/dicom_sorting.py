@@ -45,7 +45,7 @@ from common.data.dicom_series import convert_series, require_dicom2nifti
 from common.data.dicom_terms import COLUMNS
 from common.data.pseudonyms import Pseudonyms
 from common.errors import ConfigError, DataContractError
-from common.files import PRIVATE_FILE, make_folder, write_atomically
+from common.files import PRIVATE_FILE, as_text, make_folder, write_atomically
 from common.site_files import open_inside
 
 SAME = "the same image is there in another file"
@@ -323,7 +323,7 @@ def _rank(images: Sequence[Listed]) -> tuple[bool, int, tuple[str, int, int, str
 
 def _link(output: str, one: Listed, made: _Output) -> tuple[str, ...]:
     file = one.path.relative_to(made.root).as_posix()
-    return (output, f"sub-{one.person}", file, *one.source)
+    return (output, f"sub-{one.person}", *map(as_text, (file, *one.source)))
 
 
 def _write_tables(made: _Output) -> None:
@@ -349,6 +349,7 @@ def _put(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+    path.chmod(PRIVATE_FILE)  # made so, but for what a umask took
 
 
 def _nothing(source: Path, files: Sequence[Path], left_out: Counter[str]) -> ConfigError:

@@ -1,7 +1,7 @@
 """A site's data under a study, whatever their storage: its table, and the images of a split.
 
-A storage is one module of `common.data.readers` with ``read_table`` and ``open_images``; nothing
-else knows it.
+A storage is one module of `common.data.readers` with the functions of :class:`Reader`; nothing else
+knows it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ from common.data import readers
 from common.data.dataset import Dataset, Pixels
 from common.data.harmonization import Harmonized, learn_map
 from common.data.image_table import NO_CLASS, UNKNOWN, ImageTable
-from common.data.unlabelled import ALL, UnlabelledError, UseOfLabels
+from common.data.unlabelled import ALL, UnlabelledError, UseOfLabels, nothing_to_judge_by
 from common.errors import ConfigError
 from common.imaging.slices import LEVELS_MM
 from common.studies.sections import SITE
@@ -40,7 +40,8 @@ class FileImages(Pixels, Protocol):
 class Reader(Protocol):
     """What a storage's module has; `fedscan check` also needs one image at a time.
 
-    That is :class:`PictureReader`'s function or :class:`VolumeReader`'s.
+    That is :class:`PictureReader`'s function or :class:`VolumeReader`'s, and, to warn of people's
+    identities, the last two here.
     """
 
     def read_table(self, folder: Path, site: str, study: Study) -> ImageTable:
@@ -69,6 +70,14 @@ class Reader(Protocol):
         DataContractError
             None of them can be used.
         """
+
+    def header_identities(self, path: Path, *, root: Path, site: str) -> set[str]:
+        """Kinds of identities in a file's header; none, if that cannot be read."""
+
+    def table_identities(
+        self, root: Path, site: str, study: Study
+    ) -> Iterable[tuple[str, set[str]]]:
+        """Where the table, and what explains it, identify people, and the kinds."""
 
 
 class PictureReader(Reader, Protocol):
@@ -209,7 +218,7 @@ def open_split(
         _warn(parted)
     chosen = table.rows(split)
     if not len(chosen) and split != "train" and not labels.judges(table):
-        raise UnlabelledError(site, f"no image of split '{split}' has a label to judge by")
+        raise UnlabelledError(site, nothing_to_judge_by(split))
     more = labels.keep and whole.unlabelled is not None
 
     def opened(split: str) -> FileImages:

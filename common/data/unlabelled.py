@@ -15,6 +15,11 @@ class UnlabelledError(DataContractError):
     """A site has no label to judge a model by; so it tells nothing, and nothing is wrong."""
 
 
+def nothing_to_judge_by(split: str) -> str:
+    """Say so of a split, as a site tells it."""
+    return f"no image of split '{split}' has a label to judge by"
+
+
 @dataclass(frozen=True)
 class UseOfLabels:
     """What a run does at one site with images that have no label, and with labels.

@@ -267,6 +267,7 @@ def judge_features(generated: np.ndarray, real: np.ndarray, *, seed: int = 0) ->
     return result
 
 
+COUNTS = ("n_real", "n_generated", "n_features")
 MEASURES = (
     "frechet_distance",
     "kernel_distance",

@@ -38,6 +38,26 @@ class Evaluation:
     fewest: int = 0
 
 
+@dataclass(frozen=True)
+class Reports:
+    """All that a site can say of a run, by name: known before a model is run.
+
+    Parameters
+    ----------
+    training, evaluation : frozenset of str
+        Metrics of a round of training, and of an evaluation.
+    statistics : dict of str to tuple of int
+        An evaluation's, in float64: the longest that each axis can be.
+    words : dict of str to frozenset of str
+        An evaluation's: the texts that there are; none stands for a SHA-256.
+    """
+
+    training: frozenset[str]
+    evaluation: frozenset[str]
+    statistics: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    words: dict[str, frozenset[str]] = field(default_factory=dict)
+
+
 def counts_of_use(counts: Mapping[str, int], used: Mapping[str, int]) -> dict[str, int]:
     """Correct a site's counts by what was used of a split once its files had been opened.
 

@@ -45,6 +45,7 @@ def process_group(
     until_ended: str | None = None,
     share_network: bool = False,
     stderr: int | None = None,
+    pass_descriptor: int | None = None,
 ) -> Iterator[ProcessGroup]:
     """Run a command; on leaving, end it and all that it started.
 
@@ -65,6 +66,8 @@ def process_group(
         The command is to reach this machine's network.
     stderr : int, optional
         Descriptor for the command's output, where it goes to no file.
+    pass_descriptor : int, optional
+        Descriptor that the command has too, under the same number.
 
     Yields
     ------
@@ -75,6 +78,8 @@ def process_group(
         options += ["--until-ended", until_ended]
     if share_network:
         options.append("--share-network")
+    passed = () if pass_descriptor is None else (pass_descriptor,)
+    options += [f"--pass-descriptor={number}" for number in passed]
     if log_path:
         write_atomically(log_path, b"")  # for its owner alone: a traceback may name scans
     with log_path.open("w") if log_path else contextlib.nullcontext() as log:
@@ -85,6 +90,7 @@ def process_group(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log or stderr,
+            pass_fds=passed,
             bufsize=0,  # what has been read is not to hide from select
             start_new_session=True,  # Ctrl-C reaches us, and we close the group's input
         )

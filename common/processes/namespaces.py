@@ -66,7 +66,7 @@ def enter(flags: int) -> int:
         If the system refuses.
     """
     user, group = os.getuid(), os.getgid()
-    _call("unshare", flags)
+    call("unshare", flags)
     if flags & CLONE_NEWUSER:
         _write("/proc/self/setgroups", "deny")  # which the kernel asks for before the next
         _write("/proc/self/gid_map", f"{group} {group} 1")
@@ -77,8 +77,8 @@ def enter(flags: int) -> int:
         return 0
     if child := os.fork():
         return child
-    _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)  # nothing shows outside
-    _call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
+    call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)  # nothing shows outside
+    call("mount", b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
     return 0
 
 
@@ -98,7 +98,14 @@ def _exit_code(attempt: Callable[[], int]) -> int:
         os._exit(code)  # also a child of this child, and without a traceback
 
 
-def _call(name: str, *arguments: object) -> None:
+def call(name: str, *arguments: object) -> None:
+    """Call a function of the C library that answers 0 where it has done what was asked.
+
+    Raises
+    ------
+    OSError
+        If it has not.
+    """
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")

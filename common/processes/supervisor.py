@@ -10,10 +10,10 @@ a process namespace: should it be killed, the kernel kills all the others. The p
 the namespaces only waits for it; killed, it makes the supervisor end.
 
 Usage: ``python -m common.processes.supervisor [--remove DIR] [--until-ended NAME] [--share-network]
-COMMAND ARG …``. It prints ``isolated`` or ``shared``, for the network, which ``--share-network``
-leaves to the command as it is. When the command has ended, and every process of the group whose
-command line has NAME in it, it prints ``exit CODE`` and waits for the end of its input. At last it
-removes DIR, which a killed launcher cannot.
+[--pass-descriptor N] COMMAND ARG …``. It prints ``isolated`` or ``shared``, for the network, which
+``--share-network`` leaves to the command as it is. When the command has ended, and every process of
+the group whose command line has NAME in it, it prints ``exit CODE`` and waits for the end of its
+input. At last it removes DIR, which a killed launcher cannot.
 """
 
 from __future__ import annotations
@@ -77,7 +77,12 @@ def end_all(known: set[psutil.Process]) -> None:
             return
 
 
-def _supervise(command: list[str], until_ended: str | None, asked_to_end: threading.Event) -> None:
+def _supervise(
+    command: list[str],
+    passed: list[int],
+    until_ended: str | None,
+    asked_to_end: threading.Event,
+) -> None:
     """Run a command until it is asked to end; then end it and all that it started."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     known: set[psutil.Process] = set()
@@ -89,8 +94,14 @@ def _supervise(command: list[str], until_ended: str | None, asked_to_end: thread
 
     threading.Thread(target=wait_for_end_of_input, daemon=True).start()
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        pass_fds=passed,
+        start_new_session=True,
     )
+    for number in passed:  # whoever holds the other end is to see when the command closes its own
+        os.close(number)
     reported = False
     try:
         while not asked_to_end.wait(WATCH_SECONDS):
@@ -132,6 +143,7 @@ def main() -> None:
     parser.add_argument("--remove", metavar="DIR")
     parser.add_argument("--until-ended", metavar="NAME")
     parser.add_argument("--share-network", action="store_true")
+    parser.add_argument("--pass-descriptor", metavar="N", type=int, action="append", default=[])
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -143,6 +155,8 @@ def main() -> None:
     supervisor = namespaces.enter(flags) if flags else 0
     try:
         if supervisor:
+            for number in arguments.pass_descriptor:
+                os.close(number)
             _wait_for(supervisor, asked_to_end)
         else:
             if flags & namespaces.CLONE_NEWPID:
@@ -150,7 +164,8 @@ def main() -> None:
                 # ended too, or the launcher sees the death of its child and ends it.
                 _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             _report(ISOLATED if flags & namespaces.CLONE_NEWNET else SHARED)
-            _supervise(arguments.command, arguments.until_ended, asked_to_end)
+            passed = arguments.pass_descriptor
+            _supervise(arguments.command, passed, arguments.until_ended, asked_to_end)
     finally:
         if arguments.remove:
             shutil.rmtree(arguments.remove, ignore_errors=True)

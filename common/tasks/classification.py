@@ -18,8 +18,8 @@ from common.config.run_config import OF_SLICES, RunConfig
 from common.data.dataset import Dataset
 from common.data.site_data import open_split
 from common.errors import AnswerError, ConfigError, DataContractError
-from common.evaluation.classification import classification_metrics
-from common.evaluation.of_site import Evaluation
+from common.evaluation.classification import classification_metrics, metric_names
+from common.evaluation.of_site import Evaluation, Reports
 from common.models.parts import freeze_body, layers_of, parts_of
 from common.models.warm_start import begin_with, check_start, has_frozen_norms
 from common.predictions import save_predictions
@@ -40,6 +40,8 @@ from common.training.classifier import predict, survey_site, train
 from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks
 from common.training.threshold import of_each_class, offsets, shifted
+
+TRAINING_METRICS = ("loss", "images-seen")
 
 
 class Classification(Task):
@@ -214,7 +216,7 @@ class Classification(Task):
                 place.disclosure.log_variance(model.log_variance, received, data.people)
             )
         seen = float(config.local_steps(len(data)) * config.training.batch_size)
-        return Fit({"loss": loss, "images-seen": seen}, moments)
+        return Fit(dict(zip(TRAINING_METRICS, (loss, seen), strict=True)), moments)
 
     def evaluate(
         self,
@@ -265,6 +267,11 @@ class Classification(Task):
             people=data.people,
             fewest=min(map(len, people)),
         )
+
+    def reports(self, config: RunConfig) -> Reports:
+        """Name the metrics, those of single classes included where they are told."""
+        names = metric_names(*_told_of(config.read_study()))
+        return Reports(frozenset(TRAINING_METRICS), frozenset(names))
 
     def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
         """Mean loss over all sites' images; on a few dozen accuracy moves in steps of percents.
@@ -365,10 +372,15 @@ class Classification(Task):
 
 def score(study: Study, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """Return the metrics of predictions; those of single classes where there are more than two."""
+    return classification_metrics(labels, predictions, *_told_of(study)[1:])
+
+
+def _told_of(study: Study) -> tuple[int, tuple[str, ...] | None, str | None]:
+    """Return how many classes there are, those told of by name, and the one to be found."""
     names = study.label.classes.names
     if len(names) == 2 and not study.label.positive:
-        return classification_metrics(labels, predictions)
-    return classification_metrics(labels, predictions, names, study.label.positive or None)
+        return 2, None, None
+    return len(names), names, study.label.positive or None
 
 
 TASK = Classification()

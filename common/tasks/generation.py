@@ -66,6 +66,7 @@ class Generation(Task):
 
     extractor_hash = staticmethod(generation_quality.extractor_hash)
     evaluate = staticmethod(generation_quality.evaluate)
+    reports = staticmethod(generation_quality.reports)
     judge = staticmethod(generation_quality.judge)
     summary = staticmethod(generation_quality.summary)
     illustrate = staticmethod(illustrate)

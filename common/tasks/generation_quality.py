@@ -16,20 +16,24 @@ import torch
 
 from common.config.run_config import RunConfig
 from common.errors import AnswerError
-from common.evaluation.extractor import DEFAULTS
+from common.evaluation.extractor import DEFAULTS, MOST_FEATURES
+from common.evaluation.extractors.network import FEATURES
 from common.evaluation.generation import (
+    COUNTS,
+    MEASURES,
     Moments,
     frechet_distance,
     judge_features,
     require_one_extractor,
 )
 from common.evaluation.memorization import judge_copying, strongest, write_look_alikes
-from common.evaluation.of_site import Evaluation
+from common.evaluation.of_site import Evaluation, Reports
 from common.models.stylegan2 import Generator, build
 from common.paths import cache_dir
 from common.seeding import derive_seed
 from common.tasks.generation_networks import architecture, generator_of, pictures
 from common.tasks.task import Load, SiteContext, State, ValidationResult
+from common.training.gan import metric_names
 from common.training.gan_presets import stylegan2
 
 if TYPE_CHECKING:
@@ -41,6 +45,15 @@ SAMPLE = ("real", "generated")
 PART = 128  # images at once
 LOOK_ALIKES = 10  # pairs in a site's figure
 LARGEST = np.finfo(np.float32).max  # of a feature, so that no sum of squares overflows
+EXTRACTOR, EXTRACTOR_HASH = "extractor", "extractor-hash"  # words of an evaluation
+COPYING = (
+    "authenticity",
+    "authenticity_held_out",
+    "nearest_training_median",
+    "nearest_training_median_held_out",
+    "look_alikes",
+    "copies_flagged",
+)
 TOLD = ("frechet_distance", "kernel_distance", "precision", "recall")
 
 
@@ -94,8 +107,24 @@ def evaluate(
         for name, value in vars(Moments.of(features[kind])).items()
     }
     known = config.model.extractor in DEFAULTS
-    words = {"extractor": extractor.name if known else OWN, "extractor-hash": extractor.hash}
+    words = {EXTRACTOR: extractor.name if known else OWN, EXTRACTOR_HASH: extractor.hash}
     return Evaluation(len(data), metrics, statistics, words, people, people)
+
+
+def reports(config: RunConfig) -> Reports:
+    """Name what a site's training and evaluations can report."""
+    known = config.model.extractor in DEFAULTS
+    features = FEATURES if known else MOST_FEATURES
+    shapes = {"count": (), "mean": (features,), "covariance": (features, features)}
+    return Reports(
+        training=frozenset(metric_names(stylegan2(config))),
+        evaluation=frozenset((*COUNTS, *MEASURES, *COPYING)),
+        statistics={f"{kind}.{name}": shape for kind in SAMPLE for name, shape in shapes.items()},
+        words={
+            EXTRACTOR: frozenset([config.model.extractor if known else OWN]),
+            EXTRACTOR_HASH: frozenset(),
+        },
+    )
 
 
 def features_of(extractor: Extractor, data: Dataset, *, mirrored: bool = False) -> np.ndarray:
@@ -257,14 +286,15 @@ def _copying(
     if mirrored:  # a copy of a mirror image is a copy
         theirs = np.concatenate([theirs, features_of(extractor, training, mirrored=True)])
     found = judge_copying(theirs, ours, held_out)
-    measured = {
-        "authenticity": found.authenticity,
-        "authenticity_held_out": found.authenticity_held_out,
-        "nearest_training_median": found.generated_median,
-        "nearest_training_median_held_out": found.held_out_median,
-        "look_alikes": found.look_alikes,
-        "copies_flagged": found.flagged,
-    }
+    values = (
+        found.authenticity,
+        found.authenticity_held_out,
+        found.generated_median,
+        found.held_out_median,
+        found.look_alikes,
+        found.flagged,
+    )
+    measured = dict(zip(COPYING, values, strict=True))
     which, near, distances = strongest(theirs, ours, LOOK_ALIKES, held_out=held_out)
     images = np.concatenate(list(pictures(generator, training, seed, which)))
     scans = np.concatenate(

@@ -18,7 +18,7 @@ from common.data.site_data import read_table, reader_of
 from common.data.unlabelled import ALL, UseOfLabels
 from common.disclosure import EVERYTHING, Disclosure
 from common.errors import ConfigError, DataContractError
-from common.evaluation.of_site import Evaluation
+from common.evaluation.of_site import Evaluation, Reports
 from common.imaging.splits import SPLITS
 from common.seeding import derive_seed
 from common.strategies.strategy import State, load_strategy, strategy_names
@@ -235,6 +235,10 @@ class Task(ABC):
         records: Path | None = None,
     ) -> Evaluation:
         """Judge the released state on one split; ``records`` is for what stays at the site."""
+
+    @abstractmethod
+    def reports(self, config: RunConfig) -> Reports:
+        """Name all that :meth:`fit` and :meth:`evaluate` can report in a run."""
 
     @abstractmethod
     def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:

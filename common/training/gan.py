@@ -22,6 +22,7 @@ from torch import Tensor
 
 from common.errors import ConfigError, DivergedError
 from common.seeding import derive_seed
+from common.training.gan_config import GanConfig
 from common.training.gan_losses import (
     diversity_shortfall,
     logistic_loss,
@@ -242,6 +243,16 @@ def fit(
         if found:
             clock = time.perf_counter()  # a callback that draws pictures is no training
     return GanFit(whole.read(training))
+
+
+def metric_names(config: GanConfig) -> list[str]:
+    """Name the metrics that :func:`fit` can report."""
+    of_both = ("loss", "gradient-norm", "non-finite-gradients")
+    names = [f"{name}-{one}" for name in of_both for one in ("generator", "discriminator")]
+    names += ["sign-real", "p", "images-per-second", "images-seen"]
+    names += ["diversity-shortfall"] if config.diversity_weight else []
+    names += ["path-length", "path-penalty"] if config.path_weight else []
+    return names + (["r1-penalty"] if config.r1_gamma else [])
 
 
 def _latents(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from common.data.phantoms.dermatoscopes import DERMATOSCOPES, acquire
 from common.data.phantoms.lesion_rendering import render
 from common.data.phantoms.lesions import DIAGNOSES, sample_lesion, sample_patient, sample_view
+from common.files import write_atomically
 from common.imaging.pictures import grid
 from common.seeding import derive_seed
 
@@ -42,7 +44,9 @@ def write_sheets(folder: Path) -> None:
 
 def _write(path: Path, rows: Sequence[Sequence[np.ndarray]], **labels: Sequence[str]) -> None:
     images = [np.stack(row).transpose(0, 3, 1, 2) / 127.5 - 1 for row in rows]
-    grid(images, **labels).quantize(256, kmeans=4, dither=0).save(path, "PNG", optimize=True)
+    file = io.BytesIO()
+    grid(images, **labels).quantize(256, kmeans=4, dither=0).save(file, "PNG", optimize=True)
+    write_atomically(path, file.getvalue())
 
 
 if __name__ == "__main__":

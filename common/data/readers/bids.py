@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.data.cache import CachedPictures, cached_pictures
 from common.data.groups import connect
+from common.data.identities import in_table
+from common.data.identity_headers import in_dataset
+from common.data.identity_headers import in_nifti as header_identities
 from common.data.image_table import UNKNOWN, ImageTable
 from common.data.tables import NOT_TOLD
 from common.errors import DataContractError
@@ -21,6 +24,15 @@ from common.imaging.splits import assign_splits
 from common.site_files import plain, relative
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
+
+__all__ = ["header_identities", "open_images", "read_table", "read_volume", "table_identities"]
+
+
+def table_identities(root: Path, site: str, study: Study) -> Iterable[tuple[str, set[str]]]:
+    """Columns of participants.tsv, and keys of the sidecars beside it, that identify people."""
+    del study
+    yield from in_table(root, "participants.tsv", site=site)
+    yield from in_dataset(root, site)
 
 
 def read_table(folder: Path, site: str, study: Study) -> ImageTable:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.data.cache import CachedPictures
+from common.data.identities import in_table
+from common.data.identity_headers import in_picture as header_identities
 from common.data.image_table import ImageTable
 from common.data.image_table import read_image_table as read_table
 from common.data.photographs import load_photographs
 from common.data.photographs import read_photograph as read_picture
 from common.studies.study import Study
 
-__all__ = ["open_images", "read_picture", "read_table"]
+__all__ = ["header_identities", "open_images", "read_picture", "read_table", "table_identities"]
+
+
+def table_identities(root: Path, site: str, study: Study) -> Iterable[tuple[str, set[str]]]:
+    """Columns of the table that identify people."""
+    return in_table(root, study.images.table, site=site)
 
 
 def open_images(

@@ -1,4 +1,4 @@
-"""A reply on its way in: its objects, and how much they may become before it is put together.
+"""A message on its way in: its objects, and how much they may become before it is put together.
 
 Flower sends a message in parts. A *Message* names a *RecordDict*, which names records, of which an
 *ArrayRecord* names *Arrays*, whose bytes are in *ArrayChunks*; each part is named by its SHA-256.

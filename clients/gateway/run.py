@@ -1,0 +1,236 @@
+"""One run as the gate sees it: whose app it is, what it may ask, and what the site has answered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from clients.gateway.facts import SiteFacts
+from clients.gateway.runtime_api import Refused
+from clients.local import with_own_extractor
+from clients.orders import Orders, require_round
+from clients.policy import SitePolicy
+from clients.state import CONFIG, SiteState
+from common import messages
+from common.config.run_config import RunConfig
+from common.site_names import SITE_NAME
+from common.sites import Site
+from common.tasks.task import SiteContext, load_task, read_run_config
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from flwr.app import Message
+    from torch import Tensor
+
+    from clients.gateway.upstream import Order
+
+APP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[a-z0-9][a-z0-9_-]{0,63}")
+APP_VERSION = re.compile(r"[0-9A-Za-z]+([.+-][0-9A-Za-z]+){0,7}")
+MOST_SITES = 10_000
+KEYS = {"round", "split", "sites", "best", "source-hash"}
+KINDS = (messages.HELLO, messages.TRAIN, messages.EVALUATE)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one order asks for.
+
+    Parameters
+    ----------
+    kind : {"query.hello", "train", "evaluate"}
+    round : int
+        0 where none is meant.
+    split : str
+    sites : tuple of str
+    best : int
+        The best round so far.
+    source : str
+        Hash of the server's sources.
+    weights : dict of str to Tensor
+        As they came, encoded.
+    """
+
+    kind: str
+    round: int
+    split: str
+    sites: tuple[str, ...]
+    best: int
+    source: str
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, message: Message) -> Asked:
+        """Read an order.
+
+        Raises
+        ------
+        Refused
+            If it is none that fedscan's server gives.
+        """
+        kind, content = message.metadata.message_type, message.content
+        if kind not in KINDS:
+            raise Refused("an order of a kind that fedscan does not have")
+        records = {messages.CONFIG} | ({messages.ARRAYS} if kind != messages.HELLO else set())
+        if set(content) != records or set(order := content[messages.CONFIG]) != KEYS:
+            raise Refused("an order that is not as fedscan's server gives it")
+        try:
+            return cls(
+                kind,
+                int(order["round"]),
+                str(order["split"]),
+                tuple(map(str, order["sites"])),
+                int(order["best"]),
+                str(order["source-hash"]),
+                messages.unpack(content[messages.ARRAYS]) if kind != messages.HELLO else {},
+            )
+        except (TypeError, ValueError) as error:
+            raise Refused("an order that cannot be read") from error
+
+    @property
+    def name(self) -> str:
+        """What it is called in the ledger, and among the orders of a run."""
+        if self.kind == messages.HELLO:
+            return self.kind
+        return f"{self.kind}{f' ({self.split})' if self.split else ''}, round {self.round}"
+
+
+class SiteRun:
+    """A run that the site takes part in.
+
+    Parameters
+    ----------
+    site : Site
+    order : Order
+        The run's first.
+    policy : SitePolicy
+    records : Path
+        The gate's own folder, which no app sees.
+
+    Raises
+    ------
+    FedscanError
+        If the policy refuses what the run is configured to do.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        order: Order,
+        policy: SitePolicy,
+        records: Path,
+    ) -> None:
+        self.id, self.site, self.policy = order.run.run_id, site, policy
+        self.app = order.given.fab.hash_str
+        config = read_run_config(order.context.run_config)
+        self.config: RunConfig = with_own_extractor(config, site, order.context.node_config)
+        if self.config.data.cohort_dir:
+            raise Refused("data.cohort-dir is set: a hospital's data are where the hospital says")
+        if site.name in self.config.data.unlabelled_sites:
+            raise Refused("data.unlabelled names the site, whose labels would then explain nothing")
+        policy.require(site.name, self.config)
+        self.task = load_task(self.config.task)
+        self.facts = SiteFacts.of(site, self.config)
+        train = self.facts.splits["train"]
+        policy.require_training(site.name, train.people, train.images, self.config)
+        self.state = SiteState(site.name, self.id, records)
+        self._orders = Orders(
+            *(site.name, self.task, self.config, policy, self.state),
+            lambda: not self.facts.labelled,
+        )
+        self._before: Mapping[str, Tensor] = {}
+        self.received: Mapping[str, Tensor] = {}  # the weights of the last order, decoded
+
+    def accept(self, order: Order) -> Asked:
+        """Return what an order asks for, which the site answers.
+
+        Raises
+        ------
+        FedscanError
+            If the site does not follow it.
+        """
+        if order.given.fab.hash_str != self.app:
+            raise Refused("the app has changed since the run began")
+        asked = Asked.of(order.message)
+        self.state.require_open()
+        begins = asked.kind == messages.HELLO
+        self.state.require_same_data({CONFIG: self._digest}, begins=begins)
+        if begins:
+            return asked
+        sites, names = asked.sites, set(asked.sites)
+        if len(sites) > MOST_SITES or len(names) < len(sites) or self.site.name not in names:
+            raise Refused("the order's list of sites does not name each once, this one among them")
+        if not all(map(SITE_NAME.fullmatch, sites)):
+            raise Refused("the order's list of sites holds what is no site's name")
+        require_round(self.config, asked.round)
+        if asked.kind == messages.TRAIN:
+            if asked.split != "train":
+                raise Refused("an order to train on another split")
+            self._before = self.state.load(asked.round - 1)
+            place = SiteContext(self.site.name, sites, torch.device("cpu"), self.policy.disclosure)
+            self.received = self._orders.require_training(
+                *(asked.round, asked.weights, sites, self._before),
+                lambda: self.task.build_model(self.config, place),
+            )
+        else:
+            if asked.split not in ("val", "test"):
+                raise Refused("an order to judge on another split")
+            self.received = self._orders.require_evaluation(
+                asked.round, asked.split, asked.weights, sites
+            )
+        return asked
+
+    def keep(self, asked: Asked, trained: Mapping[str, Tensor], digest: str) -> None:
+        """Remember an answer that is about to leave.
+
+        Parameters
+        ----------
+        asked : Asked
+        trained : mapping of str to Tensor
+            Of an order to train: the whole weights that are sent back.
+        digest : str
+            Of all that is sent.
+
+        Raises
+        ------
+        FedscanError
+            If the order was answered before in another way.
+        """
+        self.state.require_one_order(f"answer to {asked.name}", digest)
+        if asked.kind == messages.TRAIN:
+            reference = {name: self.received[name] for name in trained}
+            kept = self._orders.to_keep(trained, reference, self._before)
+            self.state.save(asked.round, kept, keep=asked.best)
+
+    def end(self) -> None:
+        """Close the run: its test has been answered."""
+        self.state.end()
+
+    @property
+    def _digest(self) -> str:
+        text = json.dumps(sorted(self.config.to_flower().items()))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_approved(order: Order, approved: Collection[str]) -> None:
+    """Refuse an app whose bundle the site has not approved, byte by byte.
+
+    Raises
+    ------
+    Refused
+    """
+    fab, run = order.given.fab, order.run
+    digest = hashlib.sha256(fab.content).hexdigest()
+    if digest not in approved:
+        raise Refused(f"the app {digest} is not approved here. Ask the hospital to approve it")
+    if not fab.hash_str == run.fab_hash == digest:
+        raise Refused("the app goes under another's hash")
+    if not APP_NAME.fullmatch(run.fab_id) or not APP_VERSION.fullmatch(run.fab_version):
+        raise Refused("the app's name or version is not usable")

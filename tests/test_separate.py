@@ -1,0 +1,107 @@
+"""``fedscan federate``: hospitals as separate processes give the simulation's results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from processes import fedscan, flower_processes, modes_of_others, wait_until_gone
+from test_simulations_generation import TINY as GENERATION
+from test_simulations_generation import quick_extractor  # noqa: F401, a fixture
+
+from clients.gateway import sandbox
+from clients.gateway.ledger import verify
+
+pytestmark = [
+    pytest.mark.federation,
+    pytest.mark.skipif(not sandbox.kind(), reason="needs a sandbox"),
+]
+TASKS = {"classification": TINY, "generation": GENERATION}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return three sites."""
+    from common.imaging.cohorts import write_cohort
+
+    out = tmp_path_factory.mktemp("three") / "cohort"
+    return write_cohort(out, {"north": 8, "south": 6, "island": 4}, n_test=4, seed=5, workers=1)
+
+
+def run(command: str, cohort: Path, values: list[str], *, cwd: Path, cache: Path) -> Path:
+    """Run a federation; return its folder."""
+    words = [word for value in values for word in ("--set", value)]
+    done = fedscan(
+        *(command, "--cohort", str(cohort), "--out", str(cwd / command), "--format", "json"),
+        *words,
+        cwd=cwd,
+        cache=cache,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return cwd / command / json.loads(done.stdout)["run_id"]
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def runs(
+    request: pytest.FixtureRequest,
+    cohort: Path,
+    quick_extractor: Path,  # noqa: F811
+    session_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Path, Path]:
+    """Return a task, and the folders of its simulated and of its separate run."""
+    cwd, before = tmp_path_factory.mktemp("runs"), flower_processes()
+    values = TASKS[request.param]
+    if request.param == "generation":
+        values = [*values, f"model.extractor='{quick_extractor}'"]
+    simulated, separate = (
+        run(command, cohort, values, cwd=cwd, cache=session_cache)
+        for command in ("run", "federate")
+    )
+    assert not wait_until_gone(before)
+    return request.param, simulated, separate
+
+
+def test_separate_processes_give_the_bytes_of_the_simulation(runs: tuple[str, Path, Path]) -> None:
+    _, simulated, separate = runs
+    names = {path.name for path in simulated.glob("*.safetensors")}
+    assert names == {path.name for path in separate.glob("*.safetensors")} != set()
+    for name in names:
+        assert (simulated / name).read_bytes() == (separate / name).read_bytes(), name
+
+
+def test_a_separate_run_leaves_the_same_files_and_the_sites_logs(
+    runs: tuple[str, Path, Path],
+) -> None:
+    _, simulated, separate = runs
+    names = [{path.name for path in folder.iterdir()} for folder in (simulated, separate)]
+    logs = {f"{site}.log" for site in ("north", "south", "island")}
+    ledgers = {f"{site}.ledger.jsonl" for site in ("north", "south", "island")}
+    assert names[1] - names[0] == logs | ledgers | {"superlink.log", "superexec.log"}
+    assert not names[0] - names[1]
+    assert not modes_of_others(separate)
+    assert not [log for log in logs if "sub-" in (separate / log).read_text()]
+
+
+def test_every_sites_ledger_verifies(runs: tuple[str, Path, Path]) -> None:
+    for site in ("north", "south", "island"):
+        ledger = runs[2] / f"{site}.ledger.jsonl"
+        assert verify(ledger) == []
+        lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+        assert {line.get("decision", "sent") for line in lines} == {"sent"}
+
+
+def test_a_policy_that_refuses_the_run_is_met_before_anything_starts(
+    cohort: Path, session_cache: Path, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("max-rounds = 1\n")
+    done = fedscan(
+        *("federate", "--cohort", str(cohort), "--policy", str(policy)),
+        cwd=tmp_path,
+        cache=session_cache,
+    )
+    assert done.returncode == 2
+    assert "max-rounds" in done.stderr
