@@ -31,7 +31,7 @@ def make_folder(path: Path) -> Path:
         if not path.is_dir():
             raise
     except FileNotFoundError:
-        if path.parent == path:
+        if path.parent.is_dir():  # and yet nothing can be made there, as below /proc
             raise
         make_folder(path.parent)
         make_folder(path)

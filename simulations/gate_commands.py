@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
     from clients.gateway.bundle import Bundle
     from clients.gateway.explain import Explanation, Leaving
 
+HEAD = re.compile("[0-9a-f]{8,64}")
 MOST_SHOWN = 20  # files of a bundle that differ
 MOST_NAMES = 12  # of numbers, in a line
-STAYS = "scans, names, labels and table; predictions; optimizer states; the policy and the ledger"
+STAYS = (
+    "scans, names, labels and table; predictions; optimizer states; the ledger; the policy but for "
+    "min-participants"
+)
 
 app = typer.Typer(
     help="Rule what may leave a hospital: policy, approved apps, ledger.", no_args_is_help=True
@@ -153,17 +158,24 @@ def verify(
     - `fedscan gate verify /var/lib/fedscan/ledger.jsonl`
     - `fedscan gate verify ledger.jsonl --head 5f2b…`
     """
+    from clients.gateway.ledger import last_line
     from clients.gateway.ledger import verify as verify_ledger
 
+    if head is not None and not HEAD.fullmatch(head := head.lower()):
+        raise ConfigError("--head: accepted are 8 to 64 hexadecimal digits, as the gate tells them")
     found = verify_ledger(_absolute(ledger), head)
     faults = [one for one in found if one.fault]
+    number, last = last_line(_absolute(ledger))
     if output_format is Format.json:
-        typer.echo(json.dumps([asdict(one) for one in found]))
+        findings = [asdict(one) for one in found]
+        typer.echo(json.dumps({"lines": number, "head": last, "findings": findings}))
     else:
         for one in found:
             _tell(one.words)
         if not faults:
-            _tell("All lines are as they were written")
+            _tell(f"{number} lines are chained; the last one has hash {last}")
+            if head is None:
+                _tell("Whether that one was changed, or others cut off after it, only --head tells")
     if faults:
         raise typer.Exit(1)
 
@@ -222,6 +234,7 @@ def lines(told: Explanation) -> Iterator[str]:
     yield f"  {times} messages, with weights and statistics of up to {_size(told.bytes)} in all"
     digits = f"rounded to {told.digits} digits" if told.digits else "as they are"
     words = "with the words of the error" if told.error_words else "without any words"
+    yield from (f"  {one}" for one in told.changes)
     yield f"  Numbers leave {digits}; errors as their kind and phase, {words}"
     yield f"What stays: {STAYS}"
 

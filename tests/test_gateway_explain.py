@@ -191,11 +191,16 @@ def test_verification_ends_with_1_only_if_somebody_changed_the_ledger(gate, tmp_
         ledger.append(Entry(7, 1, "train", "sent", bytes=5))
         ledger.append(Entry(7, 2, "train", "sent", bytes=5))
         head = ledger.head
-    assert "as they were written" in gate("verify", path, "--head", head)
+    told = gate("verify", path, "--head", head[:12].upper())
+    assert f"3 lines are chained; the last one has hash {head}" in told
+    assert "only --head tells" in gate("verify", path)
+    with pytest.raises(ConfigError, match="8 to 64"):
+        gate("verify", path, "--head", "5f2b")
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
     assert "line 3 is not whole" in gate("verify", path)
     path.write_bytes(whole.replace(b'"round": 1', b'"round": 9'))
     assert "line 2 was changed" in gate("verify", path, code=1)
-    (one,) = json.loads(gate("verify", path, "--format", "json", code=1))
+    found = json.loads(gate("verify", path, "--format", "json", code=1))
+    (one,) = found["findings"]
     assert (one["line"], one["problem"]) == (2, "changed")

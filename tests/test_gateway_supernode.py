@@ -11,7 +11,7 @@ import pytest
 from flwr.common.config import parse_config_args
 from processes import fedscan
 
-from clients.gateway import supernode
+from clients.gateway import gate, supernode, upstream
 from clients.gateway.supernode import SuperNode
 from common.errors import ConfigError
 from common.processes.environment import toml
@@ -19,7 +19,9 @@ from common.processes.environment import toml
 
 @pytest.fixture
 def node(tmp_path: Path) -> SuperNode:
-    return SuperNode("fl.example.org:443", "north", tmp_path)
+    policy = tmp_path / "policy.toml"
+    policy.write_text("")
+    return SuperNode("fl.example.org:443", "north", tmp_path, policy)
 
 
 @pytest.mark.parametrize(
@@ -48,10 +50,12 @@ def test_what_cannot_work_is_refused_with_its_name(node, changes, expected) -> N
 
 def test_command_line_refuses_with_one_clear_message(tmp_path: Path) -> None:
     words = ("--superlink", "127.0.0.1:9091", "--insecure", "--site", "north", "--data-dir", "no")
-    done = fedscan("supernode", *words, cwd=tmp_path, cache=tmp_path / "cache")
-    assert done.returncode == 2
-    assert "is not a folder" in done.stderr
-    assert "Traceback" not in done.stderr
+    (tmp_path / "policy.toml").write_text("")
+    for more, expected in ((["--policy", "policy.toml"], "is not a folder"), ([], "--policy FILE")):
+        done = fedscan("supernode", *words, *more, cwd=tmp_path, cache=tmp_path / "cache")
+        assert done.returncode == 2
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_flower_reads_the_node_config_as_it_was_given(node, tmp_path) -> None:
@@ -84,7 +88,7 @@ def test_a_site_is_said_to_be_connected_when_the_superlink_has_taken_it_in(
     told: list[bool] = []
     superlink = tmp_path / "superlink"
 
-    def asked_for_a_task(client) -> None:
+    def asked_for_a_task(tasks) -> None:
         told.append("connected to fl.example.org:443" in caplog.text)
         if len(told) == 2:
             superlink.touch()  # from now on it answers
@@ -95,18 +99,11 @@ def test_a_site_is_said_to_be_connected_when_the_superlink_has_taken_it_in(
     monkeypatch.setattr(
         SuperNode, "command", lambda self, port, *_: [*command, str(port), str(superlink)]
     )
-    monkeypatch.setattr(supernode, "_acquire", asked_for_a_task)
+    monkeypatch.setattr(upstream.Tasks, "acquire", asked_for_a_task)
+    monkeypatch.setattr(gate.Gate, "_prepare_box", lambda self: None)
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
     with caplog.at_level("INFO", logger="flwr.fedscan"), pytest.raises(KeyboardInterrupt):
         supernode.serve(node)
     assert "Site north: starting" in caplog.text
     assert told[:2] == [False, False] and told[-1]
     assert "SuperNode ID: 5" in capfd.readouterr().err  # Flower's lines are shown as they come
-
-
-def test_task_gets_the_policy_and_a_home_of_its_own(node, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("FLWR_HOME", "/shared")
-    policy = tmp_path / "policy.toml"
-    environment = supernode._task_environment(replace(node, policy=policy), tmp_path)
-    assert environment["FEDSCAN_POLICY"] == str(policy)
-    assert Path(environment["FLWR_HOME"]).is_relative_to(tmp_path)
-    assert Path(environment["TMPDIR"]).is_relative_to(tmp_path)

@@ -7,7 +7,7 @@ code that later judges the replies.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from common.evaluation.of_site import Evaluation
 from common.selection import due
 from common.tasks.task import load_task, survey_table, use_of_labels
 
+FULL_MANTISSA = 23  # bits, of float32
 HEADER = 128  # bytes before each array
 OF_SPLIT = {"val": "validation", "test": "test"}
 
@@ -90,6 +91,8 @@ class Explanation:
         Whether the words of an error leave.
     bytes : int
         Of all arrays of the run, at most.
+    changes : list of str
+        What the gate changes of weights, and that no app is approved.
     """
 
     site: str
@@ -103,6 +106,7 @@ class Explanation:
     digits: int
     error_words: bool
     bytes: int
+    changes: list[str] = field(default_factory=list)
 
 
 def explain(
@@ -124,6 +128,10 @@ def explain(
         The site's table cannot be read.
     """
     refused = policy.objections(config)
+    if (config.model.warm_start or config.model.gan_checkpoint) and not policy.approved_weights:
+        refused.append(
+            "the first weights do not follow from the run's seed, and approved-weights is empty"
+        )
     whole = read_table(config.read_study(), site, data_dir)
     table = use_of_labels(site, config).of(whole)
     try:
@@ -153,7 +161,18 @@ def explain(
         gate.metric_digits,
         gate.error_words,
         total,
+        list(_changes(gate)),
     )
+
+
+def _changes(gate: GatePolicy) -> Iterator[str]:
+    """Say what the gate changes of an update."""
+    if gate.mantissa_bits < FULL_MANTISSA:
+        yield f"Weights leave with {gate.mantissa_bits} bits of their mantissas (mantissa-bits)"
+    if gate.max_update_norm:
+        yield f"An update leaves no longer than {gate.max_update_norm:g} (max-update-norm)"
+    if gate.sandbox == "none":
+        yield "A run's code has all rights of the gate's user (sandbox)"
 
 
 def _hello(site: str, config: RunConfig) -> Leaving:

@@ -115,6 +115,7 @@ class Gate:
     def __exit__(self, *error: object) -> None:
         """End the box."""
         self._end_box()
+        log.info("Site %s: the ledger's last line has hash %s", self.site.name, self.ledger.head)
         self._stack.close()
 
     def answer(self, task: SuperNodeTask) -> None:

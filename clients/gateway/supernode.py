@@ -226,10 +226,11 @@ def _warn(node: SuperNode) -> None:
             "the code that is executed here included",
             host,
         )
-    if os.access(packages := sysconfig.get_path("purelib"), os.W_OK):
+    without = read_policies(node.policy)[1].sandbox == "none"
+    if without and os.access(packages := sysconfig.get_path("purelib"), os.W_OK):
         log.warning(
-            "This user can write to %s, and so can the code of every run: let another user install "
-            "fedscan",
+            "This user can write to %s, and without a sandbox so can the code of every run: let "
+            "another user install fedscan",
             packages,
         )
 

@@ -37,6 +37,8 @@ class Admission:
     request_fingerprint : str
     key_fingerprint : str, optional
         Of the node key, where one was given.
+    others : int
+        Certificates of the same hospital that are admitted as well.
     """
 
     site: str
@@ -45,6 +47,7 @@ class Admission:
     until: str
     request_fingerprint: str
     key_fingerprint: str | None = None
+    others: int = 0
 
 
 def admit(coordinator: Path, request: Path, node_key: Path | None, out: Path) -> Admission:
@@ -76,6 +79,7 @@ def admit(coordinator: Path, request: Path, node_key: Path | None, out: Path) ->
         )
     if node_key and (named := keys.node_key_site(node_key)) not in ("", site):
         raise ConfigError(f"{request} is of site '{site}', and {node_key} of site '{named}'")
+    others = sum(f'"{site}"' in line for line in admitted_lines(coordinator))
     certificate = keys.sign_client_certificate(coordinator, request)
     digits = f"{certificate.serial_number:X}"
     serial = digits.zfill(len(digits) + len(digits) % 2)  # whole bytes, as nginx tells it
@@ -92,6 +96,7 @@ def admit(coordinator: Path, request: Path, node_key: Path | None, out: Path) ->
         until,
         keys.request_fingerprint(request),
         keys.key_fingerprint(node_key) if node_key else None,
+        others,
     )
 
 

@@ -139,9 +139,15 @@ def admit(
         "until": admitted.until,
         "request_fingerprint": admitted.request_fingerprint,
         "key_fingerprint": admitted.key_fingerprint,
+        "other_certificates": admitted.others,
         "commands": commands,
     }
     node = [f"  {node_key}  {admitted.key_fingerprint}"] if node_key else []
+    if admitted.others:
+        node.append(
+            f"  {admitted.others} other certificates of this site are admitted as well: if it has "
+            "not asked for a new one, `fedscan deploy remove` takes all of them out"
+        )
     _tell(
         output_format,
         facts,
