@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
+import torch
 
 from clients.gateway import sandbox
 from clients.gateway.approvals import Approvals
@@ -108,6 +109,7 @@ class Gate:
     def __enter__(self) -> Gate:
         """Open the ledger and start the first box."""
         self._stack.enter_context(self.ledger)
+        torch.set_num_threads(1)  # comparing weights needs no more, and the app the others
         log.info("Site %s: the ledger's last line has hash %s", self.site.name, self.ledger.head)
         self._prepare_box()
         return self
