@@ -12,10 +12,11 @@ import logging
 import ssl
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-SHORTEST_PAUSE = 0.1  # seconds, as all here
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 3.0  # seconds, as all here
 SHARE = 20  # the pause is this part of the time for which nothing has come: 3 s after a minute
 WAITING = 1.0  # a pause of Flower's that is shorter is one for the answer of a task
 
@@ -103,6 +104,12 @@ def main() -> None:
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     start_client_internal.time = Pauses()
+    # A message is seen before all of it is at the SuperLink, and Flower then waits a second or more.
+    start_client_internal.pull_objects = partial(
+        start_client_internal.pull_objects,
+        initial_backoff=SHORTEST_PAUSE,
+        backoff_cap=LONGEST_PAUSE,
+    )
     if own.client_certificate:
         present_certificate(own.client_certificate, own.client_key or own.client_certificate)
     sys.argv = ["flower-supernode", *own.words[own.words[:1] == ["--"] :]]
