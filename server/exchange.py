@@ -60,7 +60,7 @@ def exchange(
     replies: dict[str, Message] = {}
     unreadable: dict[str, Exception] = {}
     while waiting:
-        looked = time.monotonic()
+        looked, before = time.monotonic(), len(waiting)
         for name, request_id in list(waiting.items()):
             try:
                 if puller:
@@ -82,7 +82,9 @@ def exchange(
             break
         # The longer an answer takes, the rarer; and hundreds of sites do not keep a core busy.
         pause = min(max((now - began) / 50, SHORTEST_PAUSE), LONGEST_PAUSE)
-        time.sleep(min(max(pause, 4 * (now - looked)), began + timeout - now))
+        if len(waiting) == before:  # else it was the fetching that took so long
+            pause = max(pause, 4 * (now - looked))
+        time.sleep(min(pause, began + timeout - now))
     for name in waiting:
         if puller and (part := puller.on_its_way.get(waiting[name])):
             unreadable[name] = FedscanError(

@@ -104,7 +104,7 @@ def main() -> None:
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     start_client_internal.time = Pauses()
-    # A message is seen before all of it is at the SuperLink, and Flower then waits a second or more.
+    # A message is seen before all of it is there, and Flower then waits a second or more.
     start_client_internal.pull_objects = partial(
         start_client_internal.pull_objects,
         initial_backoff=SHORTEST_PAUSE,
