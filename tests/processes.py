@@ -39,7 +39,9 @@ def caches(cache: Path) -> dict[str, str]:
     return {"FEDSCAN_CACHE": str(cache), "FEDSCAN_RECORDS": records, MARK: str(os.getpid())}
 
 
-def fedscan(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+def fedscan(
+    *arguments: str, cwd: Path, cache: Path, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
     """Run ``fedscan`` to its end."""
     return subprocess.run(
         [str(SCRIPTS / "fedscan"), *arguments],
@@ -47,7 +49,7 @@ def fedscan(*arguments: str, cwd: Path, cache: Path) -> subprocess.CompletedProc
         env=environment(cache),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout,
         check=False,
     )
 

@@ -38,6 +38,7 @@ def run(command: str, cohort: Path, values: list[str], *, cwd: Path, cache: Path
         *words,
         cwd=cwd,
         cache=cache,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd / command / json.loads(done.stdout)["run_id"]
@@ -55,7 +56,7 @@ def runs(
     cwd, before = tmp_path_factory.mktemp("runs"), flower_processes()
     values = TASKS[request.param]
     if request.param == "generation":
-        values = [*values, f"model.extractor='{quick_extractor}'"]
+        values = [*values, "run.rounds=2", f"model.extractor='{quick_extractor}'"]
     simulated, separate = (
         run(command, cohort, values, cwd=cwd, cache=session_cache)
         for command in ("run", "federate")
