@@ -135,7 +135,11 @@ class Gate:
             If the SuperNode does not answer.
         """
         with task:
-            order = task.pull(MOST_APP_BYTES + self.settings.max_message_bytes)
+            try:
+                order = task.pull(MOST_APP_BYTES + self.settings.max_message_bytes)
+            except FedscanError as error:
+                self.ledger.append(Entry(0, 0, "unknown", "refused", error.public))
+                return
             content, asked = self._decide(order)
             task.reply(order, content)
             if asked and asked.split == "test":
