@@ -31,10 +31,11 @@ def make_folder(path: Path) -> Path:
         if not path.is_dir():
             raise
     except FileNotFoundError:
-        if path.parent.is_dir():  # and yet nothing can be made there, as below /proc
+        if path.parent == path:
             raise
         make_folder(path.parent)
-        make_folder(path)
+        path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)  # not twice: below /proc it never can be
+        path.chmod(PRIVATE_FOLDER)
     else:
         path.chmod(PRIVATE_FOLDER)  # a umask may have taken the owner's rights, too
     return path

@@ -166,3 +166,8 @@ def test_reports(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document, "_comparison", lambda folder: "a page with scans")
     document.write_report(make(home / "out"))
     require_private(home)
+
+
+def test_a_folder_that_cannot_be_made_ends_with_one_error():
+    with pytest.raises(OSError):
+        make(Path("/proc/none/below"))

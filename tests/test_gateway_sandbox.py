@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -275,6 +276,9 @@ def test_what_a_task_writes_is_cleaned_and_bounded(monkeypatch: pytest.MonkeyPat
     with box_of("namespaces", log=lines.append) as box:
         ask(box, "say", "\x1b[2Jwiped \x1b[91mred\x1b[0m", 1)
         ask(box, "say", "x" * 5000, 50)
+        deadline = time.monotonic() + 30  # until all of it has been read
+        while not any("left out" in line for line in lines) and time.monotonic() < deadline:
+            time.sleep(0.05)
         ask(box, "say", "the next task", 1)
     assert lines[0] == "\ufffd[2Jwiped red"
     assert max(map(len, lines)) <= sandbox.LONGEST_LINE
