@@ -581,6 +581,7 @@ def test_failing_site_ends_the_run_and_is_named(tmp_path):
         "phase": "train, round 2",
         "error": "disk full",
         "traceback": "fit (classification.py:1)",
+        "kind": "",
     }
     assert grid.asked()[-1] == (TRAIN, "train", 2)  # nothing is averaged without south
     assert {row.round for row in read_rows(tmp_path / "run" / "metrics.jsonl")} == {1}
