@@ -158,8 +158,8 @@ def verify(
     - `fedscan gate verify /var/lib/fedscan/ledger.jsonl`
     - `fedscan gate verify ledger.jsonl --head 5f2b…`
     """
-    from clients.gateway.ledger import last_line
-    from clients.gateway.ledger import verify as verify_ledger
+    from clients.gateway.chain import last_line
+    from clients.gateway.chain import verify as verify_ledger
 
     if head is not None and not HEAD.fullmatch(head := head.lower()):
         raise ConfigError("--head: accepted are 8 to 64 hexadecimal digits, as the gate tells them")

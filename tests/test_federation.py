@@ -42,7 +42,7 @@ from processes import (
 )
 
 from clients.gateway.approvals import Approvals
-from clients.gateway.ledger import verify
+from clients.gateway.chain import verify
 from common.processes.environment import free_port
 
 pytestmark = pytest.mark.federation

@@ -13,7 +13,8 @@ import sys
 
 import pytest
 
-from clients.gateway.ledger import Entry, Ledger, verify
+from clients.gateway.chain import verify
+from clients.gateway.ledger import Entry, Ledger
 from common.errors import ConfigError, FedscanError
 
 ARRAYS = {"conv.weight": ((8, 1, 3, 3, 3), "float32"), "head.bias": ((2,), "float32")}

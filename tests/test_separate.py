@@ -12,7 +12,7 @@ from test_simulations_generation import TINY as GENERATION
 from test_simulations_generation import quick_extractor  # noqa: F401, a fixture
 
 from clients.gateway import sandbox
-from clients.gateway.ledger import verify
+from clients.gateway.chain import verify
 
 pytestmark = [
     pytest.mark.federation,

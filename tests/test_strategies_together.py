@@ -1,7 +1,6 @@
-"""Complete runs of every strategy.
+"""Complete runs of every strategy, in one process and through Flower's messages.
 
-A run in one process and a run by Flower's messages give equal weights and metrics. A site's test
-uses the model that the site had in the selected round.
+Both must give the same weights and metrics. Each site is tested with its model of the best round.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A line is written to the disk before its message leaves. It is a JSON object who
 SHA-256 of the line before it, as it stands in the file; the first line's is that of a fixed text
 with the site's name. So whoever changes, removes or moves a line must write all that follow anew.
 The last line's hash, the *head*, changes with them: with one that was noted elsewhere, even that,
-or an end that was cut off, is found (:func:`verify`).
+or an end that was cut off, is found (:mod:`clients.gateway.chain`).
 
 A line's number is its place in the file. A line that a crash has cut short stays as it is, and the
 line after it says so.
@@ -13,13 +13,11 @@ line after it says so.
 from __future__ import annotations
 
 import datetime
-import hashlib
-import itertools
 import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +25,10 @@ from typing import Any, Literal, Self
 
 from filelock import FileLock, Timeout
 
+from clients.gateway.chain import INTERRUPTED, OPENED, digest, first_link, lines_of, verify
 from common.errors import ConfigError, FedscanError
 from common.files import PRIVATE_FILE, make_folder
-from common.reading import parse_json
 
-OPENED, INTERRUPTED = "opened", "interrupted"  # kinds of lines that are about the ledger itself
 MOST_NAMES = {"sent": 10_000, "refused": 200}  # of arrays or metrics; the others are counted
 LONGEST_NAME, LONGEST_WORDS, MOST_AXES = 200, 500, 8
 Form = tuple[Sequence[int], str]  # shape and dtype of an array
@@ -69,27 +66,6 @@ class Entry:
     metrics: Sequence[str] = ()
     bytes: int = 0
     sha256: str = ""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong with a ledger.
-
-    Parameters
-    ----------
-    line : int
-        Its number; 0 where it is the ledger as a whole.
-    problem : {"changed", "missing", "reordered", "torn", "head"}
-    words : str
-        All of it in a sentence, for people.
-    fault : bool
-        Whether somebody has changed the file; not so where a crash has cut a line short.
-    """
-
-    line: int
-    problem: Literal["changed", "missing", "reordered", "torn", "head"]
-    words: str
-    fault: bool = True
 
 
 class Ledger:
@@ -137,7 +113,7 @@ class Ledger:
             raise
 
     def _read(self) -> None:
-        self._number, self._head, self._whole = 0, _first(self.site), True
+        self._number, self._head, self._whole = 0, first_link(self.site), True
         self._of_runs: Counter[int] = Counter()
         self._sent: list[tuple[datetime.datetime, int]] = []
         self._forms: dict[str, int] = {}
@@ -150,7 +126,7 @@ class Ledger:
                 f"{self.path}: {found[0].words}. Keep the file, and move it away: the gate then "
                 "begins a new one"
             )
-        for line in _lines(self.path):
+        for line in lines_of(self.path):
             self._number, self._head, self._whole = line.position, line.digest, line.whole
             if line.position == 1 and line.values.get("site", self.site) != self.site:
                 raise ConfigError(f"{self.path}: it is the ledger of another site")
@@ -158,7 +134,7 @@ class Ledger:
                 time = datetime.datetime.fromisoformat(str(line.values["time"]))
                 self._count(int(line.values["run"]), time, int(line.values["bytes"]))
                 if forms := line.values["arrays"]:
-                    self._forms.setdefault(_digest(_text(forms)), self._number)
+                    self._forms.setdefault(digest(_text(forms)), self._number)
         self._close_off()
 
     def __enter__(self) -> Self:
@@ -198,7 +174,7 @@ class Ledger:
         values["metrics"] = _bounded(entry, entry.metrics)
         forms = {name: _form(entry.arrays.get(name)) for name in _bounded(entry, entry.arrays)}
         with self._mutex:
-            known = self._forms.get(same := _digest(_text(forms)))
+            known = self._forms.get(same := digest(_text(forms)))
             # Hundreds of names, the same in every round.
             values["arrays"] = {"as in line": known} if known else forms
             now = self._append(values)
@@ -238,7 +214,7 @@ class Ledger:
         numbered = {"number": self._number + 1, "time": time, **values, "before": self._head}
         line = _text(numbered).encode()
         self._write(line + b"\n")
-        self._number, self._head = self._number + 1, _digest(line)
+        self._number, self._head = self._number + 1, digest(line)
         return now
 
     def _write(self, data: bytes) -> None:
@@ -257,127 +233,8 @@ class Ledger:
     def _after_failure(self, size: int) -> None:
         """Remember what of a line is in the file: the next is not to hang on to it."""
         if os.fstat(self._file).st_size > size:
-            *_, last = _lines(self.path)
+            *_, last = lines_of(self.path)
             self._number, self._head, self._whole = last.position, last.digest, last.whole
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line as it stands in the file; of one that is no JSON object the values are empty."""
-
-    position: int
-    digest: str
-    whole: bool
-    values: Mapping[str, Any]
-
-    @property
-    def number(self) -> int:
-        number = self.values.get("number")
-        return number if isinstance(number, int) and number > 0 else self.position
-
-
-def verify(path: Path, head: str | None = None) -> list[Finding]:
-    """Look for lines of a ledger that are not as they were written.
-
-    Parameters
-    ----------
-    path : Path
-    head : str, optional
-        SHA-256 of a line, or its first digits, as the gate told it once: it must still be there.
-
-    Returns
-    -------
-    list of Finding
-        By number of line; empty if all is as it was written. Without ``head`` neither an end that
-        was cut off nor a chain that was written anew from some line on can be found.
-
-    Raises
-    ------
-    ConfigError
-        There is no such file, or it cannot be read.
-    """
-    lines = list(_lines(path))
-    found = [*_torn(lines), *_misplaced(lines), *_broken_links(lines)]
-    if head is not None and not any(line.digest.startswith(head) for line in lines):
-        words = (
-            "no line has the hash that was noted: the end was cut off, or all from some line on "
-            "was written anew"
-        )
-        found.append(Finding(0, "head", words))
-    of_each = {(one.line, one.problem): one for one in reversed(found)}
-    return sorted(of_each.values(), key=lambda one: (one.line == 0, one.line))
-
-
-def last_line(path: Path) -> tuple[int, str]:
-    """Return how many lines a ledger has, and the SHA-256 of the last one, its head.
-
-    Raises
-    ------
-    ConfigError
-        There is no such file, or it cannot be read.
-    """
-    lines = list(_lines(path))
-    return len(lines), lines[-1].digest if lines else ""
-
-
-def _torn(lines: Sequence[_Line]) -> Iterator[Finding]:
-    for line, after in itertools.zip_longest(lines, lines[1:]):
-        noted = after is not None and after.values.get("kind") == INTERRUPTED
-        if noted or not line.whole:
-            said = f", as line {after.number} says" if after else ""
-            words = f"line {line.number} is not whole: the gate was interrupted{said}"
-            yield Finding(line.number, "torn", words, fault=False)
-        elif not line.values:
-            yield Finding(line.number, "changed", f"line {line.number} was changed: it is no JSON")
-
-
-def _misplaced(lines: Sequence[_Line]) -> Iterator[Finding]:
-    highest, seen = 0, set()
-    for line in lines:
-        if line.number in seen:
-            words = f"line {line.number} is there twice"
-            yield Finding(line.number, "changed", words)
-        elif line.number < highest:
-            words = f"line {line.number} stands behind line {highest}"
-            yield Finding(line.number, "reordered", words)
-        seen.add(line.number)
-        highest = max(highest, line.number)
-    after = 0
-    for number in sorted(seen | ({2} if not seen else set())):
-        if number > after + 1:
-            one = number == after + 2
-            words = f"line {after + 1} is" if one else f"lines {after + 1} to {number - 1} are"
-            yield Finding(after + 1, "missing", f"{words} missing")
-        after = number
-
-
-def _broken_links(lines: Sequence[_Line]) -> Iterator[Finding]:
-    by_number = {line.number: line for line in lines}
-    for number, line in sorted(by_number.items()):
-        before = by_number.get(number - 1)
-        told = line.values.get("before")
-        if not line.values or (before is None and number > 1):
-            continue
-        if before is None and told != _first(str(line.values.get("site"))):
-            yield Finding(1, "changed", "line 1 was changed: it does not begin a ledger")
-        if before is not None and told != before.digest:
-            words = f"line {number - 1} was changed: line {number} notes another hash of it"
-            yield Finding(number - 1, "changed", words)
-
-
-def _lines(path: Path) -> Iterator[_Line]:
-    try:
-        with path.open("rb") as file:
-            for position, raw in enumerate(file, 1):
-                line = raw.removesuffix(b"\n")
-                try:
-                    values = parse_json(line)
-                except ValueError:
-                    values = {}
-                values = values if isinstance(values, dict) else {}
-                yield _Line(position, _digest(line), line != raw, values)
-    except OSError as error:
-        raise ConfigError(f"{path}: the ledger cannot be read ({error.strerror})") from error
 
 
 def _bounded(entry: Entry, names: Iterable[str]) -> list[str]:
@@ -398,11 +255,3 @@ def _plain(text: str, longest: int = LONGEST_NAME) -> str:
 
 def _text(values: Any) -> str:
     return json.dumps(values)
-
-
-def _digest(line: bytes | str) -> str:
-    return hashlib.sha256(line.encode() if isinstance(line, str) else line).hexdigest()
-
-
-def _first(site: str) -> str:
-    return _digest(f"fedscan: ledger of site {site}")

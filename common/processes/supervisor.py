@@ -134,7 +134,7 @@ def _reap(command: subprocess.Popen[bytes]) -> None:
 
 def _report(line: str) -> None:
     with contextlib.suppress(BrokenPipeError):
-        print(line, flush=True)
+        os.write(1, f"{line}\n".encode())  # for whoever started this process to read
 
 
 def main() -> None:
