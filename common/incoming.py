@@ -34,6 +34,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "MetricRecord": (),
 }
 MOST_TEXT_BYTES = 2 * 2**20  # of all objects but chunks: names, metrics and words
+MOST_OBJECTS = 100  # besides pieces of arrays
+SPARE_BYTES = 64 * 2**10  # of an update, for the names of scales
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,21 @@ class Bounds:
     def of_answer_to(cls, request: Message, statistics: int = 0) -> Bounds:
         """Return what an answer to a request may hold.
 
-        Twice the bytes of the weights that were sent: an update has as many, in int8 with a scale
-        beside each tensor; and ``statistics`` bytes for what is measured and not trained.
+        Twice the bytes of the weights that were sent, and a little: an update has as many, in int8
+        with a scale beside each tensor; and ``statistics`` bytes for what is measured and not
+        trained.
         """
-        arrays = sum(len(record) for record in request.content.array_records.values())
-        weights = 2 * (messages.payload_bytes(request) + 1024 * arrays)
-        chunks = (weights + statistics) // 2**20  # Flower cuts arrays into pieces of 5 MiB
-        return cls(objects=1000 + 8 * arrays + chunks, array_bytes=weights + statistics)
+        sent = messages.payload_bytes(request)
+        weights = 2 * sent + SPARE_BYTES if sent else 0
+        return cls.of_bytes(weights + statistics)
+
+    @classmethod
+    def of_bytes(cls, array_bytes: int) -> Bounds:
+        """Allow so many bytes of arrays, and as many objects as these may take.
+
+        Flower cuts arrays into pieces of 5 MiB.
+        """
+        return cls(objects=MOST_OBJECTS + array_bytes // 2**20, array_bytes=array_bytes)
 
 
 @dataclass

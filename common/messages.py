@@ -11,14 +11,13 @@ hold an exception's text, which may hold a path or a participant.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from flwr.app import (
     DEFAULT_TTL,
+    Array,
     ArrayRecord,
     ConfigRecord,
     Message,
@@ -42,6 +41,10 @@ LONGEST_TEXT = 20_000  # characters of a failure's words that are passed on
 HALF = LONGEST_TEXT // 2
 ARRAYS, CONFIG, METRICS, WORDS = "arrays", "config", "metrics", "words"
 IDENTITY, FAILURE = "identity", "failure"
+WEIGHTS, FORMAT = "weights", "safetensors"  # the one array of a record of arrays
+MOST_HEADER_BYTES = 2 * 2**20  # of the names, types and shapes of all tensors of a message
+FLOATS, WHOLE = ("float16", "float32", "float64"), ("int8", "uint8", "int16", "int32", "int64")
+PLAIN = frozenset({*FLOATS, *WHOLE, "bool"})
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,19 @@ def printable(text: object) -> str:
 
 
 def pack(state: Mapping[str, Tensor]) -> ArrayRecord:
-    """Turn a state dict into Flower's record, on the CPU."""
-    return ArrayRecord({name: tensor.detach().cpu() for name, tensor in state.items()})
+    """Turn a state dict into Flower's record, on the CPU.
+
+    All tensors become one array, in the format of safetensors: Flower sends every array as objects
+    of its own, with several requests for each. The format sorts tensors by type, so their names
+    are numbered to keep their order.
+    """
+    from safetensors.numpy import save
+
+    numbered = {f"{i:05}/{name}": tensor for i, (name, tensor) in enumerate(state.items())}
+    data = save(
+        {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in numbered.items()}
+    )
+    return ArrayRecord({WEIGHTS: Array("uint8", (len(data),), FORMAT, data)})
 
 
 def unpack(arrays: ArrayRecord) -> dict[str, Tensor]:
@@ -181,32 +195,28 @@ def unpack(arrays: ArrayRecord) -> dict[str, Tensor]:
     Raises
     ------
     ValueError
-        If an array promises other than it holds: its header is believed only where its bytes bear
-        it out, before memory is taken.
+        If it is not what :func:`pack` makes. What it promises is believed only where its bytes
+        bear it out, before memory is taken.
     """
-    for array in arrays.values():
-        require_plain(array.data)
-    return dict(arrays.to_torch_state_dict())
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
-
-def require_plain(data: bytes) -> None:
-    """Refuse what is no array of numbers in NumPy's format, whole and uncompressed."""
-    import numpy as np
-
-    file = BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
-        raise ValueError(f"format {version} of an array is not known")
-    shape, _, dtype = read_header(file)
-    if dtype.kind not in "biuf":
-        raise ValueError(f"an array of type {str(dtype)[:40]} does not hold plain numbers")
-    held = len(data) - file.tell()
-    if math.prod(shape) * dtype.itemsize != held:
-        raise ValueError(f"an array of shape {str(shape)[:80]} has {held} bytes")
+    if list(arrays) != [WEIGHTS] or arrays[WEIGHTS].stype != FORMAT:
+        raise ValueError(f"it must hold one array, {WEIGHTS!r}, in the format of {FORMAT}")
+    data = arrays[WEIGHTS].data
+    if int.from_bytes(data[:8], "little") > MOST_HEADER_BYTES:
+        raise ValueError(f"its list of tensors is longer than {MOST_HEADER_BYTES:,} bytes")
+    try:
+        found = load(data)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type that PyTorch does not have
+        raise ValueError(f"its tensors cannot be read: {str(error)[:200]}") from error
+    state = {name.partition("/")[2]: found[name] for name in sorted(found)}
+    if len(state) != len(found):
+        raise ValueError("two of its tensors have the same name")
+    for tensor in state.values():
+        if str(tensor.dtype).removeprefix("torch.") not in PLAIN:
+            raise ValueError(f"a tensor of type {tensor.dtype} does not hold plain numbers")
+    return state
 
 
 def payload_bytes(message: Message) -> int:

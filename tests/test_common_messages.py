@@ -93,7 +93,7 @@ def test_packed_weights_are_a_copy_and_unpacked_ones_can_be_trained():
 # Bytes
 
 
-def test_payload_is_the_weights_and_a_header_each(asked):
+def test_payload_is_the_weights_and_a_line_each(asked):
     state = {"a": torch.zeros(10, 10), "b": torch.zeros(7, dtype=torch.float64)}
     reply = messages.update_reply(asked, 3, {"loss": 1.0}, state)
     raw = 4 * 100 + 8 * 7
@@ -104,8 +104,14 @@ def test_payload_adds_up_over_tensors(asked):
     def payload(state):
         return messages.payload_bytes(messages.update_reply(asked, 3, {}, state))
 
-    one, two = {"a": torch.zeros(5)}, {"b": torch.zeros(3, 3)}
-    assert payload(one | two) == payload(one) + payload(two)
+    one, two = {"a": torch.zeros(50)}, {"b": torch.zeros(30, 30)}
+    shared = payload({})  # what a message without tensors takes, and up to 8 bytes to round it up
+    assert abs(payload(one | two) - payload(one) - payload(two) + shared) <= 8 + shared
+
+
+def test_all_tensors_are_one_array_of_flowers():
+    """Of which it sends each as objects of its own, with several requests for each."""
+    assert len(messages.pack({f"layer.{i}": torch.zeros(3) for i in range(100)})) == 1
 
 
 def test_numbers_and_errors_weigh_nothing(asked):

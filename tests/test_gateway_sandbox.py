@@ -19,7 +19,7 @@ import pytest
 from processes import ROOT
 
 from clients.gateway import box as box_module
-from clients.gateway import sandbox, seccomp, watch
+from clients.gateway import output, sandbox, seccomp, watch
 from clients.gateway.sandbox import Box, Limits, View, start_box
 from common.errors import ConfigError, FedscanError
 
@@ -271,7 +271,7 @@ def test_a_box_that_takes_too_much_is_ended_and_the_gate_is_told_which(
 
 
 def test_what_a_task_writes_is_cleaned_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MOST_OUTPUT", 20_000)
+    monkeypatch.setattr(output, "MOST_OUTPUT", 20_000)
     lines: list[str] = []
     with box_of("namespaces", log=lines.append) as box:
         ask(box, "say", "\x1b[2Jwiped \x1b[91mred\x1b[0m", 1)
@@ -281,7 +281,7 @@ def test_what_a_task_writes_is_cleaned_and_bounded(monkeypatch: pytest.MonkeyPat
             time.sleep(0.05)
         ask(box, "say", "the next task", 1)
     assert lines[0] == "\ufffd[2Jwiped red"
-    assert max(map(len, lines)) <= sandbox.LONGEST_LINE
+    assert max(map(len, lines)) <= output.LONGEST_LINE
     assert sum(map(len, lines)) < 21_000
     assert any("left out" in line for line in lines)
     assert lines[-1] == "the next task"

@@ -9,10 +9,9 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
 
 import httpx
-import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_to_proto
@@ -337,7 +336,7 @@ def test_answer_may_be_twice_what_was_sent_and_statistics_besides():
     arrays = messages.pack({"w": torch.zeros(2**20)})
     asked = messages.request(TRAIN, 1, arrays=arrays)
     sent = messages.payload_bytes(asked)
-    assert 2 * sent <= Bounds.of_answer_to(asked).array_bytes < 2 * sent + 5000
+    assert 2 * sent <= Bounds.of_answer_to(asked).array_bytes < 2 * sent + 100_000
     more = Bounds.of_answer_to(asked, statistics=10**9)
     assert more.array_bytes - Bounds.of_answer_to(asked).array_bytes == 10**9
     assert Bounds.of_answer_to(messages.request(messages.HELLO, 1)).array_bytes == 0
@@ -346,7 +345,7 @@ def test_answer_may_be_twice_what_was_sent_and_statistics_besides():
 def test_statistics_that_are_as_large_as_expected_come_in():
     def telling(request: Message) -> Message:
         content = RecordDict({METRICS: MetricRecord({"num-examples": 1})})
-        content[ARRAYS] = ArrayRecord({"covariance": Array(np.zeros((300, 300)))})
+        content[ARRAYS] = messages.pack({"covariance": torch.zeros(300, 300, dtype=torch.float64)})
         return Message(content=content, reply_to=request)
 
     link = SuperLink(nodes(telling))

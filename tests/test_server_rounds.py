@@ -791,7 +791,7 @@ def assert_nothing_private(grid: InProcessGrid) -> None:
         extra = {TRAIN: {messages.ARRAYS}, HELLO: {messages.IDENTITY}}.get(kind, set())
         assert set(reply.content) == {messages.METRICS} | extra
         if kind == TRAIN:
-            assert set(reply.content[messages.ARRAYS]) == set(model.state_dict())
+            assert set(messages.unpack(reply.content[messages.ARRAYS])) == set(model.state_dict())
             assert set(reply.content[messages.METRICS]) == {messages.WEIGHT, "loss", "images-seen"}
         for record in reply.content.values():
             if isinstance(record, ConfigRecord):

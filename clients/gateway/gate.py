@@ -227,7 +227,7 @@ class Gate:
             sites=asked.sites,
             split=asked.split,
         )
-        exchange = Exchange(order, Bounds(1000 + 8 * len(form.arrays) + most // 2**20, most))
+        exchange = Exchange(order, Bounds.of_bytes(most))
         running = self._box_of(run)
         running.api.exchange = exchange
         try:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from clients.gateway.runtime_api import Refused
@@ -73,9 +74,10 @@ class Composed:
 
     def names(self) -> tuple[dict[str, tuple[tuple[int, ...], str]], list[str]]:
         """Return the arrays' shapes and types, and the metrics' names."""
-        arrays = self.content.array_records.get(messages.ARRAYS, {})
+        record = self.content.array_records.get(messages.ARRAYS)
+        arrays = {} if record is None else messages.unpack(record)
         metrics = self.content.metric_records.get(messages.METRICS, {})
-        return {n: (tuple(a.shape), str(a.dtype)) for n, a in arrays.items()}, list(metrics)
+        return {n: (tuple(a.shape), _type(a)) for n, a in arrays.items()}, list(metrics)
 
 
 def compose(reply: Message, asked: Asked, run: SiteRun, form: Form, gate: GatePolicy) -> Composed:
@@ -168,13 +170,13 @@ def _update(
     steps = run.config.local_steps(int(count)) * run.config.training.batch_size
     shown = min(facts.people, steps // run.task.images_per_file(run.config))
     metrics = run.policy.disclosure.training(metrics, shown)  # as the app should have done
-    arrays = _arrays(content[messages.ARRAYS], form)
-    update = _tensors(arrays)
+    update = _arrays(content, form)
     reference = {n: run.received[n] for n in form.arrays if n in run.received}
     if gate.max_update_norm:
         apart = {*run.task.statistics, *(n for n in reference if n.startswith(FURTHER))}
         update = clipped(update, reference, gate.max_update_norm, encoding, apart)
-    update = _tensors({n: rounded(t.numpy(), gate.mantissa_bits) for n, t in update.items()})
+    bits = gate.mantissa_bits
+    update = {n: torch.from_numpy(rounded(t.numpy(), bits)) for n, t in update.items()}
     trained = decode_update(update, reference, encoding)
     return Composed(
         RecordDict(
@@ -197,7 +199,7 @@ def _evaluation(
     words = {name: str(word) for name, word in content.get(messages.WORDS, {}).items()}
     _require_words(words, form.words)
     metrics = _metrics(numbers, form.metrics, gate)
-    statistics = _tensors(_arrays(content.get(messages.ARRAYS, {}), form))
+    statistics = _arrays(content, form)
     found = Evaluation(
         int(count), metrics, statistics, words, people=facts.people, fewest=facts.fewest
     )
@@ -248,23 +250,25 @@ def _require_words(told: Mapping[str, str], allowed: Mapping[str, re.Pattern[str
         raise Refused("words that are not fedscan's")
 
 
-def _arrays(told: Mapping[str, Array], form: Form) -> dict[str, NDArray[np.generic]]:
+def _arrays(content: RecordDict, form: Form) -> dict[str, Tensor]:
     """Read arrays of exactly the form that was asked for, in its order."""
+    record = content.array_records.get(messages.ARRAYS)
+    try:
+        told = {} if record is None else messages.unpack(record)
+    except Exception as error:  # whatever made-up bytes make a parser raise
+        raise Refused("arrays that cannot be read") from error
     if told.keys() != form.arrays.keys() and (told or form.whole):
         raise Refused("an array that was not asked for, or none of one that was")
-    found = {}
-    for name in form.arrays if told else ():
-        try:
-            messages.require_plain(told[name].data)
-            value = told[name].numpy()
-        except Exception as error:  # whatever made-up bytes make NumPy raise
-            raise Refused("an array that cannot be read") from error
-        if not form.arrays[name].fits(value.shape, str(value.dtype)):
+    for name, value in told.items():
+        if not form.arrays[name].fits(tuple(value.shape), _type(value)):
             raise Refused("an array of another shape or type than was asked for")
-        if not np.isfinite(value).all():
+        if not value.isfinite().all():
             raise Refused("an array that is not finite")
-        found[name] = np.ascontiguousarray(value).reshape(value.shape)
-    return found
+    return {name: told[name] for name in form.arrays if told}
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def rounded(value: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
@@ -277,9 +281,3 @@ def rounded(value: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
     rounded = ((whole + kind(1 << (dropped - 1))) >> kind(dropped)) << kind(dropped)
     result = rounded.view(value.dtype)
     return np.where(np.isfinite(result), result, value)  # one that was rounded up to infinity
-
-
-def _tensors(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
-    import torch
-
-    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}

@@ -15,7 +15,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 
 from clients.gateway import seccomp
 from clients.gateway.box import DONE, LISTENER, READY
+from clients.gateway.output import Output
 from clients.gateway.view import BOX, Mount, View, devices, layout, make_etc
 from clients.gateway.watch import Limits, Watch
 from common.errors import ConfigError, FedscanError
@@ -37,10 +37,8 @@ NAMESPACES, BUBBLEWRAP, NONE = "namespaces", "bubblewrap", "none"
 START_SECONDS = 60.0  # until the box's process has come up, on a busy machine
 TRIAL_SECONDS = 30.0
 WATCH_SECONDS = 1.0
-LONGEST_LINE, MOST_OUTPUT = 2000, 1_000_000  # characters of a line, bytes of a task
 MOST_MEMORY_FILES = 4  # of the memory, what may lie in its file system: a fourth
 INODES = 200_000
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # which Flower writes
 # What fedscan's tasks import and takes long, the most needed first; what a task does without costs
 # memory alone.
 IMPORTS = (
@@ -158,39 +156,6 @@ class Box:
                 self._end("exit")
             elif (passed := self._watch.passed())[0]:
                 self._end(*passed)
-
-
-class Output:
-    """Lines that a box writes, cleaned and bounded, for the gate's own log."""
-
-    def __init__(self, reading: int, log: Callable[[str], None]) -> None:
-        self._log, self._left = log, MOST_OUTPUT
-        self.last = ""
-        self._thread = threading.Thread(target=self._read, args=(reading,), daemon=True)
-        self._thread.start()
-
-    def new_task(self) -> None:
-        """Begin to count anew."""
-        self._left = MOST_OUTPUT
-
-    def tell(self, line: str) -> None:
-        """Write a line of the gate's own."""
-        self._log(f"box: {line}")
-
-    def wait(self, seconds: float) -> None:
-        """Wait until everybody who can write has ended."""
-        self._thread.join(seconds)
-
-    def _read(self, reading: int) -> None:
-        with open(reading, "rb") as lines:
-            while line := lines.readline(LONGEST_LINE):
-                before, self._left = self._left, self._left - len(line)
-                if self._left >= 0:
-                    text = COLOURS.sub("", line.decode(errors="replace").rstrip("\r\n"))
-                    self.last = "".join(c if c.isprintable() else "\ufffd" for c in text)
-                    self._log(self.last)
-                elif before >= 0:
-                    self.tell(f"it has written {MOST_OUTPUT} bytes; what follows is left out")
 
 
 def kind() -> str:

@@ -48,7 +48,6 @@ log = logging.getLogger("flwr.fedscan")
 TASK_TYPE = "flwr-clientapp"
 TASK_TYPES = (TASK_TYPE, "flwr-agentapp")
 RETRY_SECONDS = 20.0  # with a SuperNode of this machine
-MOST_ORDER_OBJECTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ class SuperNodeTask:
         self, tree: ObjectTree, node: Node, run: Run, most_bytes: int
     ) -> tuple[Message, dict[str, bytes]]:
         """Fetch an order's objects, and put them together."""
-        incoming = Incoming(tree.object_id, Bounds(MOST_ORDER_OBJECTS, most_bytes))
+        incoming = Incoming(tree.object_id, Bounds.of_bytes(most_bytes))
         incoming.expect(one.object_id for one in iterate_object_tree(tree))
         fetch = make_pull_object_fn_protobuf(self._client.PullObject, node, run.run_id)
 

@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
 from clients.local import SiteClient
@@ -76,7 +77,7 @@ def further_array(reply, scan, context):
 @attack(12)
 def name_of_an_array(reply, scan, context):
     name = base64.b64encode(scan[:3000]).decode()
-    reply.content[messages.ARRAYS] = ArrayRecord({name: Array(np.zeros(1, np.float32))})
+    reply.content[messages.ARRAYS] = messages.pack({name: torch.zeros(1)})
 
 
 @attack(13)
@@ -185,21 +186,23 @@ def stay(reply, scan, context):
 
 @attack(30)
 def row(reply, scan, context):
-    arrays = reply.content[messages.ARRAYS]
-    name = next(iter(arrays))
-    value = arrays[name].numpy()
+    state = messages.unpack(reply.content[messages.ARRAYS])
+    name = next(iter(state))
+    value = state[name].numpy()
     more = np.resize(np.frombuffer(scan[:400], np.float32), value[:1].shape)
-    arrays[name] = Array(np.concatenate([value, more.astype(value.dtype)]))
+    state[name] = torch.from_numpy(np.concatenate([value, more.astype(value.dtype)]))
+    reply.content[messages.ARRAYS] = messages.pack(state)
 
 
 @attack(31)
 def mantissas(reply, scan, context):
     """Weights of exactly the form that was asked for, whose low bits are the scan's."""
-    arrays, position = reply.content[messages.ARRAYS], 0
+    state, position = messages.unpack(reply.content[messages.ARRAYS]), 0
     bits = np.unpackbits(np.frombuffer(scan, np.uint8)).astype(np.uint32)
-    for name in arrays:
-        value = arrays[name].numpy()
-        words = value.ravel().view(np.uint32)
+    for name, tensor in state.items():
+        words = tensor.numpy().ravel().view(np.uint32)
         own = np.resize(bits[position : position + words.size], words.shape)
-        arrays[name] = Array(((words & ~np.uint32(1)) | own).view(np.float32).reshape(value.shape))
+        mixed = ((words & ~np.uint32(1)) | own).view(np.float32).reshape(tensor.shape)
+        state[name] = torch.from_numpy(mixed)
         position += words.size
+    reply.content[messages.ARRAYS] = messages.pack(state)

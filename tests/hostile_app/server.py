@@ -65,6 +65,7 @@ def look(reply, scans) -> dict:
     found = {"failure": vars(failure) if failure else {}, "group": reply.metadata.group_id}
     found["leaked"] = any(piece in told for piece in (*pieces, *texts))
     if messages.ARRAYS in reply.content.array_records:
-        values = [a.numpy().ravel() for a in reply.content[messages.ARRAYS].values()]
+        state = messages.unpack(reply.content[messages.ARRAYS])
+        values = [tensor.numpy().ravel() for tensor in state.values()]
         found["low bits"] = int((np.concatenate(values).view(np.uint32) & 0xFFFF).any())
     return found
