@@ -48,6 +48,7 @@ log = logging.getLogger("flwr.fedscan")
 TASK_TYPE = "flwr-clientapp"
 TASK_TYPES = (TASK_TYPE, "flwr-agentapp")
 RETRY_SECONDS = 20.0  # with a SuperNode of this machine
+SHORTEST_PAUSE = 0.05  # seconds between two looks for an object
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,8 @@ class SuperNodeTask:
             incoming.take(object_id, fetch(object_id))
             return b""
 
-        pull_objects(incoming.missing(), take)
+        # A task is handed out before all of its order has come, and Flower then waits a second.
+        pull_objects(incoming.missing(), take, initial_backoff=SHORTEST_PAUSE)
         contents = dict(incoming.contents)  # which Flower empties as it puts them together
         message = incoming.open()
         message.metadata.__dict__["_message_id"] = tree.object_id
