@@ -22,7 +22,7 @@ from common.errors import ConfigError, FedscanError
 from common.evaluation.extractor import DEFAULTS
 from common.local_round import judge_at_site, train_one_round
 from common.paths import cache_dir, site_records
-from common.site_names import SITE_NAME
+from common.site_names import MOST_SITES, require_sites
 from common.sites import Site, locate_site
 from common.strategies.strategy import load_strategy, with_prefix
 from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey
@@ -30,7 +30,6 @@ from common.transport import encode_update
 
 log = logging.getLogger("flwr.fedscan")
 
-MOST_SITES = 10_000  # as many as `min-sites` accepts
 RESIDUAL = "residual/"  # a part of a site's private state: what the transport owes
 
 
@@ -190,9 +189,9 @@ class SiteClient:
     @contextlib.contextmanager
     def _place(self, message: Message) -> Iterator[SiteContext]:
         sites = tuple(map(str, message.content[messages.CONFIG]["sites"]))
-        usable = len(sites) <= MOST_SITES and all(map(SITE_NAME.fullmatch, sites))
-        if not usable or self.site.name not in sites or len(set(sites)) < len(sites):
-            raise ConfigError("the order's list of sites is not usable: it names each site once")
+        require_sites(sites)
+        if self.site.name not in sites:
+            raise ConfigError("the order's list of sites does not name this one")
         with compute_device(self.config, granted()) as device:
             secret = site_secret(self.site.name) if self.policy.private_seed else ""
             yield SiteContext(self.site.name, sites, device, self.policy.disclosure, secret)

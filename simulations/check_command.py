@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import ConfigError
-from simulations.options import Format, FormatOption
+from simulations.options import Format, FormatOption, absolute
 
 if TYPE_CHECKING:
     from common.data.check import CohortReport
@@ -49,7 +49,7 @@ def check(
     reader_of(asked)  # refuses a storage that there is none for
     with counting("Opening images") as count:
         report = check_cohort(
-            folder.expanduser().absolute(),
+            absolute(folder),
             asked,
             progress=lambda site, done, total: count(done, total, site),
         )

@@ -35,6 +35,7 @@ from simulations.options import (
     SitesOption,
     StudyOption,
     TestScansOption,
+    absolute,
     renamed_option,
     run_overrides,
 )
@@ -179,9 +180,9 @@ def benchmark(
                 "centralized-batch": centralized_batch,
             },
             run=run_overrides(set_, study),
-            cohort=cohort and cohort.expanduser().absolute(),
+            cohort=cohort and absolute(cohort),
             sites=sites,
-            out=out.expanduser().absolute(),
+            out=absolute(out),
             gpus_per_cell=gpus_per_cell,
             cell_timeout=cell_timeout,
         ),
@@ -217,7 +218,7 @@ def report(
     """
     from simulations.report.document import write_report
 
-    typer.echo(str(write_report(folder.expanduser().absolute())))
+    typer.echo(str(write_report(absolute(folder))))
 
 
 app.command()(check_command.check)

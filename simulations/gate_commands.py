@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import ConfigError
-from simulations.options import Format, FormatOption, SetOption, StudyOption, run_overrides
+from simulations.options import (
+    Format,
+    FormatOption,
+    SetOption,
+    StudyOption,
+    absolute,
+    run_overrides,
+)
 
 if TYPE_CHECKING:
     from clients.gateway.bundle import Bundle
@@ -48,7 +55,7 @@ def policy(
     from common.files import write_atomically
 
     text = default_policy_text(site)
-    if (path := _absolute(out)).exists():
+    if (path := absolute(out)).exists():
         raise ConfigError(f"--out {out}: it is there already; move it away first")
     write_atomically(path, text.encode())
     _tell(str(path))
@@ -90,7 +97,7 @@ def approve(
         approvals.approve(app, note)
         _tell(f"Approved: {app}, which nobody has looked into")
         return
-    bundle = describe(build_installed()) if app is None else read_bundle(_absolute(Path(app)))
+    bundle = describe(build_installed()) if app is None else read_bundle(absolute(Path(app)))
     for line in _about(bundle):
         _tell(line)
     if not (bundle.identical or accept_changes):
@@ -163,9 +170,9 @@ def verify(
 
     if head is not None and not HEAD.fullmatch(head := head.lower()):
         raise ConfigError("--head: accepted are 8 to 64 hexadecimal digits, as the gate tells them")
-    found = verify_ledger(_absolute(ledger), head)
+    found = verify_ledger(absolute(ledger), head)
     faults = [one for one in found if one.fault]
-    number, last = last_line(_absolute(ledger))
+    number, last = last_line(absolute(ledger))
     if output_format is Format.json:
         findings = [asdict(one) for one in found]
         typer.echo(json.dumps({"lines": number, "head": last, "findings": findings}))
@@ -203,9 +210,9 @@ def explain(
     from clients.gateway.policy import read_policies
     from common.tasks.task import read_run_config
 
-    of_site, of_gate = read_policies(_absolute(policy))
+    of_site, of_gate = read_policies(absolute(policy))
     config = read_run_config(run_overrides(set_, study))
-    told = explain_run(config, of_site, of_gate, site=site, data_dir=_absolute(data_dir))
+    told = explain_run(config, of_site, of_gate, site=site, data_dir=absolute(data_dir))
     if output_format is Format.json:
         typer.echo(json.dumps(asdict(told)))
         return
@@ -289,13 +296,9 @@ def _about(bundle: Bundle) -> Iterator[str]:
 
 def _policy(path: Path) -> Path:
     """Return the policy's path: a list beside a file that is not there would be nobody's."""
-    if not (path := _absolute(path)).is_file():
+    if not (path := absolute(path)).is_file():
         raise ConfigError(f"--policy {path}: there is no such file; see fedscan gate policy")
     return path
-
-
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
 
 
 def _tell(line: str) -> None:

@@ -154,3 +154,8 @@ def computing_with(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def absolute(path: Path) -> Path:
+    """Return a path that a user gave, as it is from any folder."""
+    return path.expanduser().absolute()

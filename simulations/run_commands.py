@@ -16,6 +16,7 @@ from simulations.options import (
     SetOption,
     StudyOption,
     TestScansOption,
+    absolute,
     run_overrides,
 )
 
@@ -103,7 +104,7 @@ def federate(
         resources=Resources(number, config.run.threads, gpus_per_site),
         test_scans=test_scans,
         separate=True,
-        policy=policy and policy.expanduser().absolute(),
+        policy=policy and absolute(policy),
     )
 
 
@@ -119,7 +120,7 @@ def _config(
     from common.tasks.task import read_run_config
     from simulations.hospitals import count_sites
 
-    cohort = cohort and cohort.expanduser().absolute()
+    cohort = cohort and absolute(cohort)
     overrides = run_overrides(set_, study)
     if (
         clash := {"data.cohort-dir": "--cohort", "run.output-dir": "--out"}.keys()
@@ -132,7 +133,7 @@ def _config(
             "run.min-sites": number,
             **overrides,
             "data.cohort-dir": str(cohort or ""),
-            "run.output-dir": str(out.expanduser().absolute()),
+            "run.output-dir": str(absolute(out)),
         }
     )
     if config.run.min_sites > number:

@@ -26,7 +26,7 @@ from flwr.app import (
 from clients import local
 from clients.app import app
 from clients.gateway.form import form_of
-from clients.gateway.judge import KINDS, compose
+from clients.gateway.judge import ERRORS, compose
 from clients.gateway.policy import OPEN, GatePolicy
 from clients.gateway.run import Asked, SiteRun, require_approved
 from clients.gateway.runtime_api import Refused
@@ -269,7 +269,7 @@ def test_an_error_leaves_as_kind_and_order_alone(hospital) -> None:
         left = dict(hospital.compose(order, reply).content[messages.FAILURE])
         assert SECRET not in str(left)
         assert (left["site"], left["phase"]) == ("north", "train (train), round 1")
-        assert left["kind"] in KINDS
+        assert left["kind"] in ERRORS
 
 
 def test_numbers_leave_with_the_policys_digits(hospital) -> None:

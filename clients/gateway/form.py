@@ -22,7 +22,7 @@ from common.errors import ConfigError
 from common.evaluation.extractor import DEFAULTS
 from common.imaging.splits import SPLITS
 from common.local_round import first_weights, unshared
-from common.site_names import SITE_NAME
+from common.site_names import require_sites
 from common.tasks.task import SiteContext, load_task
 from common.transport import SCALE, Encoding
 
@@ -31,7 +31,6 @@ SHA256 = "[0-9a-f]{64}"
 DEVICE = r"cpu|mps|cuda(:\d{1,3})?"
 COUNTS = frozenset({*(f"n_{split}" for split in SPLITS), "left_out", "min_participants"})
 DTYPES: dict[Encoding, str] = {"float32": "float32", "float16": "float16", "int8": "int8"}
-MOST_SITES = 10_000
 
 
 @dataclass(frozen=True)
@@ -177,9 +176,7 @@ def encoded(shapes: Mapping[str, Shape], transport: Encoding) -> dict[str, Array
 @lru_cache(maxsize=4)
 def _shared(config: RunConfig, sites: tuple[str, ...]) -> dict[str, Shape]:
     """Return names and shapes of what comes back of a round, from a model with random weights."""
-    usable = len(set(sites)) == len(sites) <= MOST_SITES and all(map(SITE_NAME.fullmatch, sites))
-    if not usable:
-        raise ConfigError("the order's list of sites is not usable: it names each site once")
+    require_sites(sites)
     task = load_task(config.task)
     place = SiteContext("gate", sites, torch.device("cpu"))
     model = task.build_model(config, place)

@@ -26,10 +26,10 @@ from clients.gateway.form import form_of
 from clients.gateway.judge import Composed, compose, failure_content
 from clients.gateway.ledger import Entry, Ledger
 from clients.gateway.policy import read_policies
-from clients.gateway.run import KINDS, Asked, SiteRun, require_approved
+from clients.gateway.run import ORDERS, Asked, SiteRun, require_approved
 from clients.gateway.runtime_api import Exchange, Refused, RuntimeApi
 from clients.gateway.view import View
-from clients.gateway.watch import Limits, bytes_below
+from clients.gateway.watch import GIB, Limits, bytes_below
 from clients.policy import VARIABLE
 from common.errors import ConfigError, FedscanError
 from common.files import make_folder, write_atomically
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flwr.fedscan")
 
-GIB = 2**30
 MOST_APP_BYTES = 16 * 2**20  # of a bundle, which Flower bounds at 10 MB, and what is sent with it
 FINISH_SECONDS = 10.0  # for a task to end by itself after its answer
 LOOK_SECONDS = 0.2
@@ -335,7 +334,7 @@ def _name(order: Order, asked: Asked | None) -> str:
     if asked:
         return asked.name
     kind = order.message.metadata.message_type
-    return kind if kind in KINDS else "unknown"
+    return kind if kind in ORDERS else "unknown"
 
 
 def _reason(error: Exception) -> str:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from clients.gateway.policy import GatePolicy
     from clients.gateway.run import Asked, SiteRun
 
-KINDS = frozenset(
+ERRORS = frozenset(
     name
     for module in (errors, builtins)
     for name, thing in vars(module).items()
@@ -122,7 +122,7 @@ def compose(reply: Message, asked: Asked, run: SiteRun, form: Form, gate: GatePo
 
 def _failed(site: str, asked: Asked, kind: str, error: str, gate: GatePolicy) -> Composed:
     """Say that the app could not do it, by the kind of error and the order that it was."""
-    kind = kind if kind in KINDS else "Exception"
+    kind = kind if kind in ERRORS else "Exception"
     words = f"{kind} (its words stay in the site's log)"
     if gate.error_words and error:
         words = messages.printable(error)

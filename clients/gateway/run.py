@@ -20,7 +20,7 @@ from clients.policy import SitePolicy
 from clients.state import CONFIG, SiteState
 from common import messages
 from common.config.run_config import RunConfig
-from common.site_names import SITE_NAME
+from common.site_names import require_sites
 from common.sites import Site
 from common.tasks.task import SiteContext, load_task, read_run_config
 
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
 APP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[a-z0-9][a-z0-9_-]{0,63}")
 APP_VERSION = re.compile(r"[0-9A-Za-z]+([.+-][0-9A-Za-z]+){0,7}")
-MOST_SITES = 10_000
 KEYS = {"round", "split", "sites", "best", "source-hash"}
-KINDS = (messages.HELLO, messages.TRAIN, messages.EVALUATE)
+ORDERS = (messages.HELLO, messages.TRAIN, messages.EVALUATE)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Asked:
             If it is none that fedscan's server gives.
         """
         kind, content = message.metadata.message_type, message.content
-        if kind not in KINDS:
+        if kind not in ORDERS:
             raise Refused("an order of a kind that fedscan does not have")
         records = {messages.CONFIG} | ({messages.ARRAYS} if kind != messages.HELLO else set())
         if set(content) != records or set(order := content[messages.CONFIG]) != KEYS:
@@ -164,11 +163,9 @@ class SiteRun:
         self.state.require_same_data({CONFIG: self._digest}, begins=begins)
         if begins:
             return asked
-        sites, names = asked.sites, set(asked.sites)
-        if len(sites) > MOST_SITES or len(names) < len(sites) or self.site.name not in names:
-            raise Refused("the order's list of sites does not name each once, this one among them")
-        if not all(map(SITE_NAME.fullmatch, sites)):
-            raise Refused("the order's list of sites holds what is no site's name")
+        require_sites(sites := asked.sites)
+        if self.site.name not in sites:
+            raise Refused("the order's list of sites does not name this one")
         require_round(self.config, asked.round)
         if asked.kind == messages.TRAIN:
             if asked.split != "train":

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import ConfigError
-from simulations.options import Format, FormatOption
+from simulations.options import Format, FormatOption, absolute
 
 app = typer.Typer(
     name="deploy",
@@ -50,11 +50,11 @@ def init(
     """
     from simulations.deploy.folders import Federation, write_federation, write_further_hospitals
 
-    names, folder = tuple(sites.split(",")), _absolute(out)
+    names, folder = tuple(sites.split(",")), absolute(out)
     if (coordinator is None) == (host is None):
         raise ConfigError("--host makes a federation, --coordinator adds to one: give one of them")
     if coordinator:
-        folders = write_further_hospitals(names, _absolute(coordinator), folder)
+        folders = write_further_hospitals(names, absolute(coordinator), folder)
     else:
         folders = write_federation(Federation(host, names, port), folder)
     _tell(
@@ -83,7 +83,7 @@ def make_keys(
     """
     from simulations.deploy import keys
 
-    folder = _absolute(out)
+    folder = absolute(out)
     keys.require_free(folder, f"{keys.check_site(site)}-tls.key", f"{site}.csr")
     private, request = keys.make_node_key(folder, site), keys.make_client_request(folder, site)
     public = private.with_suffix(".pub")
@@ -125,9 +125,9 @@ def admit(
     """
     from simulations.deploy import admission
 
-    folder = _absolute(coordinator)
+    folder = absolute(coordinator)
     admitted = admission.admit(
-        folder, _absolute(request), node_key and _absolute(node_key), _absolute(out)
+        folder, absolute(request), node_key and absolute(node_key), absolute(out)
     )
     commands = ["sudo systemctl reload nginx"]
     if node_key:
@@ -173,7 +173,7 @@ def remove(
     """
     from simulations.deploy import admission
 
-    serials = admission.remove(_absolute(coordinator), site)
+    serials = admission.remove(absolute(coordinator), site)
     commands = [
         "sudo systemctl reload nginx",
         "flwr supernode list hospitals",
@@ -202,7 +202,7 @@ def renew(
     from simulations.deploy import keys
     from simulations.deploy.folders import read_federation
 
-    folder = _absolute(coordinator)
+    folder = absolute(coordinator)
     certificate = keys.make_server_certificate(folder, [read_federation(folder).host])
     command = "sudo systemctl restart fedscan-superlink nginx"
     _tell(
@@ -218,7 +218,3 @@ def _tell(output_format: Format, facts: dict[str, Any], lines: list[str]) -> Non
         return
     for line in lines:
         typer.echo(line)
-
-
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()

@@ -16,6 +16,7 @@ from simulations.options import (
     Format,
     FormatOption,
     StudyOption,
+    absolute,
     computing_with,
     parse_set,
     study_override,
@@ -126,9 +127,9 @@ def train_gan(
         raise ConfigError(f"--minutes {minutes:g}: accepted is a time above 0")
     summary = train(
         Request(
-            out=out.expanduser().absolute(),
+            out=absolute(out),
             study=study_override(study).get("study"),
-            cohort=cohort and cohort.expanduser().absolute(),
+            cohort=cohort and absolute(cohort),
             sites=tuple(site or ()),
             preset=preset,
             changes=changes,
@@ -141,7 +142,7 @@ def train_gan(
         typer.echo(json.dumps(summary))
         return
     show_summary(summary)
-    typer.echo(str(out.expanduser().absolute()))
+    typer.echo(str(absolute(out)))
 
 
 @app.command()
@@ -179,8 +180,8 @@ def generate(
     from simulations.gan.generate import generate as make
 
     request = Request(
-        checkpoint=checkpoint.expanduser().absolute(),
-        out=out.expanduser().absolute(),
+        checkpoint=absolute(checkpoint),
+        out=absolute(out),
         count=count,
         labels=tuple(label or ()),
         truncation=truncation,
@@ -256,9 +257,9 @@ def project(
     from simulations.gan.tables import show_projections
 
     request = Request(
-        checkpoint=checkpoint.expanduser().absolute(),
-        images=tuple(path.expanduser().absolute() for path in images),
-        out=out.expanduser().absolute(),
+        checkpoint=absolute(checkpoint),
+        images=tuple(absolute(path) for path in images),
+        out=absolute(out),
         space=space.value,
         steps=steps,
         labels=tuple(label or ()),
