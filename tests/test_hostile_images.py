@@ -1,0 +1,140 @@
+"""Whatever the bytes of a scan, a picture or a DICOM file: an image or an error, and no harm."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from pathlib import Path
+
+import dicoms
+import nibabel as nib
+import numpy as np
+import pytest
+from hostile import EDITS, damaged, hostile, keeps_its_promise
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.uid import ImplicitVRLittleEndian
+
+from common.data.dicom import read_dicom
+from common.data.identity_headers import in_dicom, in_nifti, in_picture
+from common.data.photographs import read_photograph
+from common.imaging.nifti import load_scan, scan_header
+
+MOST_PICTURE_BYTES = 400 * 2**20  # 2**26 pixels are accepted, and may be four bytes each
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture(scope="module")
+def scans() -> list[bytes]:
+    voxels = np.arange(210, dtype=np.int16).reshape(5, 6, 7)
+    scaled = nib.Nifti1Image(voxels, np.diag([1, 2, 1, 1]))
+    scaled.header.set_slope_inter(2, 1)
+    scaled.header["descrip"] = b"Anna"
+    scaled.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Anna Smith"))
+    turned = nib.Nifti2Image(voxels.astype(">f4"), np.diag([-1, 1, 3, 1]), dtype=">f4")
+    return [scaled.to_bytes(), turned.to_bytes()]
+
+
+@hostile
+@given(st.integers(0, 1), EDITS, st.sampled_from(["plain", "packed", "packed and damaged"]))
+def test_any_bytes_are_a_scan_or_an_error(folder, scans, which, edits, way):
+    path = folder / "sub-1_T1w.nii"
+    raw = scans[which] if way == "packed and damaged" else damaged(scans[which], edits)
+    raw = raw if way == "plain" else gzip.compress(raw, 1)
+    path.write_bytes(damaged(raw, edits) if way == "packed and damaged" else raw)
+    given = {"site": "north", "root": folder}
+    found = keeps_its_promise(lambda: load_scan(path, **given), folder)
+    if isinstance(found, tuple):
+        volume, affine = found
+        assert volume.dtype == np.float32 and volume.ndim == 3 and np.isfinite(volume).all()
+        assert np.isfinite(affine).all()
+        keeps_its_promise(lambda: scan_header(path, **given), folder, errors=())
+    keeps_its_promise(lambda: in_nifti(path, **given), folder, errors=())
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    colour, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x013B], exif[0x0112] = "Anna", 6
+    deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 256)
+    made = [
+        (colour, "PNG", {"exif": exif}),
+        (deep, "PNG", {}),
+        (colour.quantize(8), "PNG", {"transparency": 1}),
+        (colour, "JPEG", {"exif": exif, "comment": b"Anna"}),
+        (colour, "JPEG", {"progressive": True}),
+        (colour, "TIFF", {"compression": "tiff_lzw"}),
+        (deep, "TIFF", {"tiffinfo": {270: "Anna"}}),
+        (colour, "BMP", {}),
+        (colour, "WEBP", {"lossless": True, "exif": exif}),
+    ]
+    raws = []
+    for picture, kind, how in made:
+        picture.save(file := io.BytesIO(), kind, **how)
+        raws.append(file.getvalue())
+    return raws
+
+
+def with_checksums(png: bytes) -> bytes:
+    """Give every chunk of a PNG the checksum of what it holds now: else all damage ends there."""
+    data, at = bytearray(png), 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        data[end : end + 4] = zlib.crc32(data[at + 4 : end]).to_bytes(4, "big")
+        at = end + 4
+    return bytes(data)
+
+
+@hostile
+@given(st.integers(0, 8), EDITS, st.booleans(), st.sampled_from([(1, "crop"), (3, "pad")]))
+def test_any_bytes_are_a_picture_or_an_error(folder, pictures, which, edits, mended, how):
+    path, raw = folder / "anna.png", damaged(pictures[which], edits)
+    path.write_bytes(with_checksums(raw) if mended and which < 3 else raw)
+    channels, fit = how
+
+    def read() -> np.ndarray:
+        return read_photograph(path, size=8, channels=channels, fit=fit, intensity="own-range")
+
+    found = keeps_its_promise(read, folder, most_bytes=MOST_PICTURE_BYTES)
+    if not isinstance(found, Exception):
+        assert (found.shape, found.dtype) == ((8, 8, channels), np.uint8)
+    about = keeps_its_promise(lambda: in_picture(path, root=folder, site="north"), folder)
+    assert isinstance(about, set)
+
+
+@pytest.fixture(scope="module")
+def dicom(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    home, numbers = tmp_path_factory.mktemp("dicom"), dicoms.ramp(8, 8)
+    window = {"BitsStored": 12, "WindowCenter": 1000, "WindowWidth": 500, "RescaleSlope": 2}
+    colour = np.stack([numbers.astype(np.uint8)] * 3, axis=-1)
+    made = [
+        dicoms.put(home / "a", numbers, **window),
+        dicoms.put(home / "b", numbers, VOILUTSequence=[dicoms.look_up_table()], BitsStored=12),
+        dicoms.put(home / "c", numbers, syntax=ImplicitVRLittleEndian, PixelPaddingValue=0),
+        dicoms.put(home / "d", colour),
+        dicoms.put_jpeg(home / "e", colour),
+    ]
+    return [path.read_bytes() for path in made]
+
+
+@hostile
+@given(st.integers(0, 4), EDITS, st.sampled_from(["window", "own-range", "full-range"]))
+def test_any_bytes_are_a_dicom_picture_or_an_error(folder, dicom, which, edits, intensity):
+    path = folder / "anna"
+    path.write_bytes(damaged(dicom[which], edits))
+
+    def read() -> np.ndarray:
+        return read_dicom(path, size=8, channels=1, intensity=intensity)
+
+    found = keeps_its_promise(read, folder, most_bytes=MOST_PICTURE_BYTES)
+    if not isinstance(found, Exception):
+        assert (found.shape, found.dtype) == ((8, 8, 1), np.uint8)
+    about = keeps_its_promise(lambda: in_dicom(path, root=folder, site="north"), folder)
+    assert isinstance(about, set)

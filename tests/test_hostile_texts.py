@@ -1,0 +1,190 @@
+"""Whatever a table, a study, a site's file or a run config holds: read, or refused in words."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from hostile import ALTERATIONS, EDITS, altered, damaged, hostile, keeps_its_promise
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clients.gateway.policy import open_policy_text, read_policies
+from clients.policy import SitePolicy
+from common.config.run_config import RunConfig
+from common.data.image_table import read_image_table
+from common.errors import DataContractError
+from common.imaging.bids import read_site
+from common.studies.site_mapping import load_site_mapping
+from common.studies.study import Study, load_study, read_study
+
+STUDY = Study.from_mapping(
+    {
+        "name": "retina",
+        "images": {"storage": "table", "table": "t.csv", "file": "path", "channels": 1},
+        "label": {"column": "grade", "classes": {"none": ["0", "keine"], "mild": ["1"]}},
+        "groups": {"person": "patient", "also": ["lesion"]},
+        "generator": {"conditions": ["eye"], "values": {"eye": {"left": ["OS"], "right": ["OD"]}}},
+    }
+)
+PICTURES = [
+    ["path", "grade", "patient", "lesion", "eye", "split"],
+    ["a.png", "none", "p1", "l1", "OS", "train"],
+    ["b.png", "1", "p2", "", "right", "val"],
+    ["c.png", "mild", "p3", "l2", "n/a", "test"],
+    ["d.png", "", "p3", "l3", "left", "train"],
+]
+PEOPLE = [
+    ["participant_id", "sex", "age", "split"],
+    ["sub-1", "F", "30", "train"],
+    ["sub-2", "1", "n/a", "val"],
+    ["sub-3", "n/a", "41", "test"],
+]
+LEVELS = {"sex": {"Levels": {"1": "male", "2": {"Description": "female"}}}, "age": {"Units": "a"}}
+MAPPING = {"columns": {"Befund": "grade", "Auge": "eye"}, "codes": {"grade": {"k": "none"}}}
+
+STUDIES = [
+    {
+        "name": "brain-sex",
+        "images": {"storage": "bids", "channels": 1, "size": 64},
+        "label": {"column": "sex", "aliases": ["gender"], "classes": {"female": ["F"], "m": ["M"]}},
+        "classifier": {"strategy": "fedavg", "rounds": 3},
+    },
+    {
+        "name": "retina",
+        "images": {
+            **{"storage": "table", "table": "t.csv", "file": "path", "folder": "pictures"},
+            **{"channels": 3, "suffix": ".jpg", "intensity-range": [0, 4095]},
+        },
+        "label": {"column": "grade", "classes": ["none", "mild"], "positive": "mild"},
+        "groups": {"person": "patient", "also": ["lesion"]},
+        "generator": {"conditions": ["eye", "site"], "values": {"eye": ["left", "right"]}},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("site")
+    for name in "abcd":
+        (home / f"{name}.png").touch()
+    for name in ("sub-1", "sub-2", "sub-3"):
+        (home / name / "anat").mkdir(parents=True)
+        (home / name / "anat" / f"{name}_T1w.nii").touch()
+    return home
+
+
+def as_csv(rows: object, separator: str) -> bytes:
+    """Write rows, whatever they have become, as a table."""
+    lines = rows if isinstance(rows, list) else [[rows]]
+    text = io.StringIO()
+    write = csv.writer(text, delimiter=separator).writerow
+    for line in lines:
+        write(line if isinstance(line, list) else [line])
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def as_toml(tree: object) -> bytes:
+    """Write a tree as TOML, whose inline values look like those of JSON."""
+    return b"".join(_lines(tree, "")) if isinstance(tree, dict) else repr(tree).encode()
+
+
+def _lines(tree: dict, prefix: str) -> list[bytes]:
+    inner = {key: one for key, one in tree.items() if isinstance(one, dict)}
+    lines = [f"{_key(k)} = {_value(v)}\n".encode() for k, v in tree.items() if k not in inner]
+    for key, one in inner.items():
+        name = f"{prefix}{_key(key)}"
+        lines += [f"[{name}]\n".encode(), *_lines(one, f"{name}.")]
+    return lines
+
+
+def _key(key: object) -> str:
+    return json.dumps(str(key))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return "''" if value is None else str(value).lower()
+
+
+@hostile
+@given(ALTERATIONS, EDITS | st.just([]), st.sampled_from([",", ";", "\t"]), st.booleans())
+def test_any_table_of_pictures_is_read_or_refused(folder, alterations, edits, separator, mapped):
+    raw = as_csv(altered(PICTURES, alterations), separator)
+    (folder / "t.csv").write_bytes(damaged(raw, edits))
+    (folder / "site.toml").unlink(missing_ok=True)
+    found = keeps_its_promise(lambda: read_image_table(folder, "north", STUDY), folder)
+    if not isinstance(found, DataContractError):
+        assert {*found.files} <= {"a.png", "b.png", "c.png", "d.png"}
+
+
+@hostile
+@given(ALTERATIONS, EDITS | st.just([]), ALTERATIONS | st.just([]), EDITS | st.just([]))
+def test_any_table_of_people_is_read_or_refused(folder, alterations, edits, of_json, in_json):
+    table = damaged(as_csv(altered(PEOPLE, alterations), "\t"), edits)
+    (folder / "participants.tsv").write_bytes(table)
+    levels = damaged(json.dumps(altered(LEVELS, of_json)).encode(), in_json)
+    (folder / "participants.json").write_bytes(levels)
+    (folder / "site.toml").unlink(missing_ok=True)
+    found = keeps_its_promise(lambda: read_site(folder, "north"), folder)
+    if not isinstance(found, DataContractError):
+        assert {one.id for one in found.participants} <= {"sub-1", "sub-2", "sub-3"}
+
+
+@hostile
+@given(ALTERATIONS, EDITS | st.just([]))
+def test_any_mapping_of_a_site_is_read_or_refused(folder, alterations, edits):
+    (folder / "site.toml").write_bytes(damaged(as_toml(altered(MAPPING, alterations)), edits))
+    found = keeps_its_promise(lambda: load_site_mapping(folder, "north"), folder)
+    if not isinstance(found, DataContractError):
+        assert found.column(" x ") in {"x", *found.columns.values()}
+
+
+@hostile
+@given(st.integers(0, 1), ALTERATIONS, EDITS | st.just([]))
+def test_any_study_is_read_or_refused(folder, which, alterations, edits):
+    path, raw = folder / "study.toml", as_toml(altered(STUDIES[which], alterations))
+    path.write_bytes(damaged(raw, edits))
+    found = keeps_its_promise(lambda: load_study(path), folder)
+    text = path.read_bytes().decode("utf-8", "replace") + "\n"
+    sent = keeps_its_promise(lambda: read_study(text), folder)
+    if isinstance(found, Study) and isinstance(sent, Study):
+        assert found == sent
+
+
+@pytest.fixture(scope="module")
+def policy() -> dict:
+    return tomllib.loads(open_policy_text(["ab" * 32]))
+
+
+@hostile
+@given(ALTERATIONS, EDITS | st.just([]))
+def test_any_policy_is_read_or_refused(folder, policy, alterations, edits):
+    path = folder / "policy.toml"
+    path.write_bytes(damaged(as_toml(altered(policy, alterations)), edits))
+    keeps_its_promise(lambda: read_policies(path), folder)
+    keeps_its_promise(lambda: SitePolicy.read(path), folder)
+
+
+@pytest.fixture(scope="module")
+def config() -> dict:
+    return RunConfig.from_flower({}).to_flower()
+
+
+@hostile
+@given(ALTERATIONS)
+def test_any_run_config_is_read_or_refused(folder, config, alterations):
+    changed = altered(config, alterations)
+    if isinstance(changed, dict):
+        found = keeps_its_promise(lambda: RunConfig.from_flower(changed), folder)
+        if isinstance(found, RunConfig):
+            assert RunConfig.from_flower(found.to_flower()) == found
