@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import benchmark_folders
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
-from hostile import ALTERATIONS, EDITS, altered, as_json, damaged, hostile, keeps_its_promise
+from hostile import CASES, Case, as_json, hostile, keeps_its_promise
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_gateway_ledger import sent
 from tiny_gan import start
 
@@ -25,8 +23,7 @@ from clients.gateway.chain import last_line, verify
 from clients.gateway.ledger import Ledger
 from common import messages
 from common.checkpoints import read_model, read_snapshot, save_model, save_snapshot
-from common.metrics_log import MetricsLog, MetricsTail, Row, read_rows
-from common.predictions import save_predictions
+from common.metrics_log import MetricsTail, Row, read_rows
 from common.training.gan_checkpoint import load_checkpoint, load_generator, save_checkpoint
 from simulations.report import document
 from simulations.results import read_predictions
@@ -40,6 +37,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
+def as_lines(rows: object) -> bytes:
+    """Write rows, whatever they have become, as a line of JSON each."""
+    return b"".join(as_json(row) + b"\n" for row in (rows if isinstance(rows, list) else [rows]))
+
+
 # Folders of results
 
 
@@ -49,14 +51,15 @@ class Made:
     def __init__(self, folder: Path) -> None:
         self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def put(self, folder: Path, name: str, alterations: list, edits: list) -> None:
-        """Write all files, one of them altered and damaged."""
-        for one, raw in self.files.items():
-            (folder / one).write_bytes(raw)
-        raw = self.files[name]
-        if name.endswith(".json"):
-            raw = as_json(altered(json.loads(raw), alterations))
-        (folder / name).write_bytes(damaged(raw, edits))
+    def put(self, folder: Path, case: Case, *names: str) -> None:
+        """Write all files, one of some altered or damaged."""
+        changed = case.choice(names or sorted(self.files))
+        for name, raw in self.files.items():
+            if name == changed and name.endswith(".json"):
+                raw = case.tree_or_bytes(json.loads(raw), as_json)
+            elif name == changed:
+                raw = case.damaged(raw)
+            (folder / name).write_bytes(raw)
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +74,10 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(home)
 
 
-FILES = st.sampled_from(["summary.json", "manifest.json", "results.csv", "samples.npz", "use.csv"])
-
-
 @hostile
-@given(FILES, ALTERATIONS | st.just([]), EDITS | st.just([]))
-def test_any_files_of_a_comparison_are_read_or_refused(
-    folder, comparison, name, alterations, edits
-):
-    comparison.put(folder, name, alterations, edits)
+@given(CASES)
+def test_any_files_of_a_comparison_are_read_or_refused(folder, comparison, case: Case):
+    comparison.put(folder, case)
     with pytest.MonkeyPatch.context() as patch:  # to draw them takes longest
         patch.setattr(document, "Content", MagicMock())
         patch.setattr(document, "fill", str)
@@ -87,18 +85,23 @@ def test_any_files_of_a_comparison_are_read_or_refused(
 
 
 @settings(hostile, max_examples=100)
-@given(st.sampled_from(["summary.json", "manifest.json"]), ALTERATIONS)
-def test_a_report_says_whatever_the_files_say_or_is_refused(folder, comparison, name, alterations):
-    comparison.put(folder, name, alterations, [])
+@given(CASES)
+def test_a_report_says_whatever_the_files_say_or_is_refused(folder, comparison, case: Case):
+    comparison.put(folder, case, "summary.json", "manifest.json")
     keeps_its_promise(lambda: document.write_report(folder), folder)
 
 
+PREDICTIONS = b"""scan,person,label,probability.F,probability.M
+0,1,1,0.25,0.75
+1,2,0,0.5,0.5
+"""
+
+
 @hostile
-@given(EDITS)
-def test_any_predictions_are_read_or_refused(folder, edits):
+@given(CASES)
+def test_any_predictions_are_read_or_refused(folder, case: Case):
     path = folder / "predictions.csv"
-    save_predictions(path, np.array([1, 0]), np.array([0.75, 0.5]), "xy", "FM")
-    path.write_bytes(damaged(path.read_bytes(), edits))
+    path.write_bytes(case.damaged(PREDICTIONS))
     keeps_its_promise(lambda: read_predictions(path, folder), folder)
 
 
@@ -106,13 +109,10 @@ ROW = Row(1, "north", "val", "loss", 0.5, 12, 3.25)
 
 
 @hostile
-@given(ALTERATIONS, EDITS | st.just([]))
-def test_any_log_of_metrics_is_read_or_refused(folder, alterations, edits):
+@given(CASES)
+def test_any_log_of_metrics_is_read_or_refused(folder, case: Case):
     path = folder / "metrics.jsonl"
-    path.write_bytes(b"")
-    MetricsLog(path).append([ROW, ROW])
-    line = as_json(altered(json.loads(path.read_bytes().splitlines()[0]), alterations))
-    path.write_bytes(damaged(path.read_bytes() + line + b"\n", edits))
+    path.write_bytes(case.tree_or_bytes([asdict(ROW)] * 2, as_lines))
     found = keeps_its_promise(lambda: list(read_rows(path)), folder)
     if isinstance(found, list):
         assert all(isinstance(one, Row) for one in found)
@@ -129,17 +129,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (home / "model.safetensors").read_bytes()
 
 
-def header_changed(raw: bytes, alterations: list) -> bytes:
-    """Alter the header of a safetensors file, and give it the length that it has then."""
+def hostile_tensors(raw: bytes, case: Case) -> bytes:
+    """Change the header of a safetensors file, which keeps its length or has another then."""
     size = int.from_bytes(raw[:8], "little")
-    header = as_json(altered(json.loads(raw[8 : 8 + size]), alterations))
-    return len(header).to_bytes(8, "little") + header + raw[8 + size :]
+    header = case.tree_or_bytes(json.loads(raw[8 : 8 + size]), as_json)
+    whole = len(header).to_bytes(8, "little") + header + raw[8 + size :]
+    return whole if case.random() < 0.8 else case.damaged(raw)
 
 
 @hostile
-@given(ALTERATIONS | st.just([]), EDITS | st.just([]))
-def test_any_model_is_read_or_refused(folder, model, alterations, edits):
-    (folder / "model.safetensors").write_bytes(damaged(header_changed(model, alterations), edits))
+@given(CASES)
+def test_any_model_is_read_or_refused(folder, model, case: Case):
+    (folder / "model.safetensors").write_bytes(hostile_tensors(model, case))
     found = keeps_its_promise(lambda: read_model(folder), folder)
     if isinstance(found, tuple):
         description, tensors = found
@@ -148,27 +149,32 @@ def test_any_model_is_read_or_refused(folder, model, alterations, edits):
 
 
 @hostile
-@given(st.booleans(), ALTERATIONS, EDITS)
-def test_any_snapshot_is_read_or_refused(folder, in_weights, alterations, edits):
-    home = folder / "snapshot"
-    shutil.rmtree(home, ignore_errors=True)
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    home = tmp_path_factory.mktemp("state")
     save_snapshot(home, "state", STATE, ABOUT)
-    if in_weights:
-        (path,) = home.glob("*.safetensors")
-        path.write_bytes(damaged(path.read_bytes(), edits))
-    else:
-        sidecar = home / "state.json"
-        sidecar.write_bytes(as_json(altered(json.loads(sidecar.read_bytes()), alterations)))
-    found = keeps_its_promise(lambda: read_snapshot(home, "state"), folder)
+    return Made(home)
+
+
+@hostile
+@given(CASES)
+def test_any_snapshot_is_read_or_refused(folder, snapshot, case: Case):
+    snapshot.put(folder, case)
+    found = keeps_its_promise(lambda: read_snapshot(folder, "state"), folder)
     if isinstance(found, tuple):
         assert all(torch.equal(found[1][name], one) for name, one in STATE.items())
 
 
-@hostile
-@given(ALTERATIONS | st.just([]), EDITS | st.just([]))
-def test_any_weights_of_a_message_are_unpacked_or_refused(folder, alterations, edits):
+@pytest.fixture(scope="module")
+def packed() -> bytes:
     (array,) = messages.pack(STATE).values()
-    data = damaged(header_changed(array.data, alterations), edits)
+    return array.data
+
+
+@hostile
+@given(CASES)
+def test_any_weights_of_a_message_are_unpacked_or_refused(folder, packed, case: Case):
+    data = hostile_tensors(packed, case)
     record = ArrayRecord({"weights": Array("uint8", (len(data),), "safetensors", data)})
     found = keeps_its_promise(lambda: messages.unpack(record), folder, errors=(ValueError,))
     if isinstance(found, dict):
@@ -184,12 +190,11 @@ def gan(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @hostile
-@given(st.sampled_from([load_checkpoint, load_generator]), ALTERATIONS)
-def test_any_sidecar_of_a_gan_is_read_or_refused(tmp_path_factory, gan, load, alterations):
-    home = tmp_path_factory.getbasetemp() / "gan"
-    home.mkdir(exist_ok=True)
-    gan.put(home, "gan.json", alterations, [])
-    keeps_its_promise(lambda: load(home), home)
+@given(CASES)
+def test_any_checkpoint_of_a_gan_is_read_or_refused(folder, gan, case: Case):
+    gan.put(folder, case)
+    load = case.choice([load_checkpoint, load_generator])
+    keeps_its_promise(lambda: load(folder), folder)
 
 
 # What a site keeps
@@ -205,12 +210,10 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @hostile
-@given(st.integers(0, 3), ALTERATIONS | st.just([]), EDITS | st.just([]))
-def test_any_ledger_is_verified_or_refused(folder, ledger, which, alterations, edits):
-    lines = ledger.splitlines()
-    lines[which] = as_json(altered(json.loads(lines[which]), alterations))
-    path = folder / "ledger.jsonl"
-    path.write_bytes(damaged(b"\n".join(lines) + b"\n", edits))
+@given(CASES)
+def test_any_ledger_is_verified_or_refused(folder, ledger, case: Case):
+    path, lines = folder / "ledger.jsonl", [json.loads(line) for line in ledger.splitlines()]
+    path.write_bytes(case.tree_or_bytes(lines, as_lines))
     for finding in keeps_its_promise(lambda: verify(path), folder):
         assert len(finding.words) < 1000 and finding.words.isprintable()
     keeps_its_promise(lambda: last_line(path), folder)
@@ -229,10 +232,9 @@ APPROVAL = {
 
 
 @hostile
-@given(ALTERATIONS | st.just([]), EDITS | st.just([]))
-def test_any_list_of_approved_apps_is_read_or_refused(folder, alterations, edits):
-    lines = [as_json(APPROVAL), as_json(altered(APPROVAL, alterations)), b""]
-    (folder / APPROVED).write_bytes(damaged(b"\n".join(lines), edits))
+@given(CASES)
+def test_any_list_of_approved_apps_is_read_or_refused(folder, case: Case):
+    (folder / APPROVED).write_bytes(case.tree_or_bytes([APPROVAL] * 2, as_lines))
     approvals = Approvals(folder / APPROVED)
     found = keeps_its_promise(approvals.current, folder)
     if isinstance(found, list):

@@ -9,9 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hostile import ALTERATIONS, EDITS, altered, damaged, hostile, keeps_its_promise
+from hostile import CASES, Case, as_json, hostile, keeps_its_promise
 from hypothesis import given
-from hypothesis import strategies as st
 
 from clients.gateway.policy import open_policy_text, read_policies
 from clients.policy import SitePolicy
@@ -117,10 +116,11 @@ def _value(value: object) -> str:
 
 
 @hostile
-@given(ALTERATIONS, EDITS | st.just([]), st.sampled_from([",", ";", "\t"]), st.booleans())
-def test_any_table_of_pictures_is_read_or_refused(folder, alterations, edits, separator, mapped):
-    raw = as_csv(altered(PICTURES, alterations), separator)
-    (folder / "t.csv").write_bytes(damaged(raw, edits))
+@given(CASES)
+def test_any_table_of_pictures_is_read_or_refused(folder, case: Case):
+    separator = case.choice(",;\t")
+    raw = case.tree_or_bytes(PICTURES, lambda rows: as_csv(rows, separator))
+    (folder / "t.csv").write_bytes(raw)
     (folder / "site.toml").unlink(missing_ok=True)
     found = keeps_its_promise(lambda: read_image_table(folder, "north", STUDY), folder)
     if not isinstance(found, DataContractError):
@@ -128,11 +128,14 @@ def test_any_table_of_pictures_is_read_or_refused(folder, alterations, edits, se
 
 
 @hostile
-@given(ALTERATIONS, EDITS | st.just([]), ALTERATIONS | st.just([]), EDITS | st.just([]))
-def test_any_table_of_people_is_read_or_refused(folder, alterations, edits, of_json, in_json):
-    table = damaged(as_csv(altered(PEOPLE, alterations), "\t"), edits)
+@given(CASES)
+def test_any_table_of_people_is_read_or_refused(folder, case: Case):
+    table, levels = as_csv(PEOPLE, "\t"), as_json(LEVELS)
+    if case.random() < 0.7:
+        table = case.tree_or_bytes(PEOPLE, lambda rows: as_csv(rows, "\t"))
+    else:
+        levels = case.tree_or_bytes(LEVELS, as_json)
     (folder / "participants.tsv").write_bytes(table)
-    levels = damaged(json.dumps(altered(LEVELS, of_json)).encode(), in_json)
     (folder / "participants.json").write_bytes(levels)
     (folder / "site.toml").unlink(missing_ok=True)
     found = keeps_its_promise(lambda: read_site(folder, "north"), folder)
@@ -141,19 +144,19 @@ def test_any_table_of_people_is_read_or_refused(folder, alterations, edits, of_j
 
 
 @hostile
-@given(ALTERATIONS, EDITS | st.just([]))
-def test_any_mapping_of_a_site_is_read_or_refused(folder, alterations, edits):
-    (folder / "site.toml").write_bytes(damaged(as_toml(altered(MAPPING, alterations)), edits))
+@given(CASES)
+def test_any_mapping_of_a_site_is_read_or_refused(folder, case: Case):
+    (folder / "site.toml").write_bytes(case.tree_or_bytes(MAPPING, as_toml))
     found = keeps_its_promise(lambda: load_site_mapping(folder, "north"), folder)
     if not isinstance(found, DataContractError):
         assert found.column(" x ") in {"x", *found.columns.values()}
 
 
 @hostile
-@given(st.integers(0, 1), ALTERATIONS, EDITS | st.just([]))
-def test_any_study_is_read_or_refused(folder, which, alterations, edits):
-    path, raw = folder / "study.toml", as_toml(altered(STUDIES[which], alterations))
-    path.write_bytes(damaged(raw, edits))
+@given(CASES)
+def test_any_study_is_read_or_refused(folder, case: Case):
+    path = folder / "study.toml"
+    path.write_bytes(case.tree_or_bytes(case.choice(STUDIES), as_toml))
     found = keeps_its_promise(lambda: load_study(path), folder)
     text = path.read_bytes().decode("utf-8", "replace") + "\n"
     sent = keeps_its_promise(lambda: read_study(text), folder)
@@ -167,10 +170,10 @@ def policy() -> dict:
 
 
 @hostile
-@given(ALTERATIONS, EDITS | st.just([]))
-def test_any_policy_is_read_or_refused(folder, policy, alterations, edits):
+@given(CASES)
+def test_any_policy_is_read_or_refused(folder, policy, case: Case):
     path = folder / "policy.toml"
-    path.write_bytes(damaged(as_toml(altered(policy, alterations)), edits))
+    path.write_bytes(case.tree_or_bytes(policy, as_toml))
     keeps_its_promise(lambda: read_policies(path), folder)
     keeps_its_promise(lambda: SitePolicy.read(path), folder)
 
@@ -181,9 +184,9 @@ def config() -> dict:
 
 
 @hostile
-@given(ALTERATIONS)
-def test_any_run_config_is_read_or_refused(folder, config, alterations):
-    changed = altered(config, alterations)
+@given(CASES)
+def test_any_run_config_is_read_or_refused(folder, config, case: Case):
+    changed = case.altered(config)
     if isinstance(changed, dict):
         found = keeps_its_promise(lambda: RunConfig.from_flower(changed), folder)
         if isinstance(found, RunConfig):

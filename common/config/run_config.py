@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,7 +18,8 @@ from pydantic import Field
 from common.config.groups import Data, Group, Model, Run, Strategy, Training, nodes_of_sites
 from common.config.renamed import hint
 from common.errors import ConfigError
-from common.settings import Settings, as_words
+from common.settings import MOST_FAULTS, Settings, as_words
+from common.site_files import plain
 from common.studies.study import LARGEST_FILE, Study, read_study
 
 Value = bool | int | float | str
@@ -285,9 +286,7 @@ def _by_group(
         if group == "strategy" and key not in known and OPTION.fullmatch(name):
             options[name] = value  # known to the strategy alone
         elif key not in known:
-            near = max(known, key=lambda one: _likeness(key, one))
-            nearest = f"; did you mean '{near}'?" if _likeness(key, near) >= 0.6 else ""
-            unknown.append(f"unknown key '{key}'{hint(key) or nearest}")
+            unknown.append(key)
         elif group:
             parts[group][name] = value
         else:
@@ -295,7 +294,16 @@ def _by_group(
     if options:
         words = [str(parts["strategy"].get("options", "")), as_words(options)]
         parts["strategy"]["options"] = " ".join(filter(None, words))
-    return top, parts, unknown
+    faults = [_unknown(plain(key), known) for key in unknown[:MOST_FAULTS]]
+    if len(unknown) > MOST_FAULTS:
+        faults.append(f"and {len(unknown) - MOST_FAULTS} more unknown keys")
+    return top, parts, faults
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = max(known, key=lambda one: _likeness(key, one))
+    nearest = f"; did you mean '{near}'?" if _likeness(key, near) >= 0.6 else ""
+    return f"unknown key '{key}'{hint(key) or nearest}"
 
 
 def _likeness(key: str, known: str) -> float:
