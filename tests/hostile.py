@@ -150,6 +150,39 @@ def as_json(tree: Any) -> bytes:
     return json.dumps(tree).encode()
 
 
+def as_lines(rows: object) -> bytes:
+    """Write rows, whatever they have become, as a line of JSON each."""
+    return b"".join(as_json(row) + b"\n" for row in (rows if isinstance(rows, list) else [rows]))
+
+
+def as_toml(tree: object) -> bytes:
+    """Write a tree as TOML, whose inline values look like those of JSON."""
+    return b"".join(_lines(tree, "")) if isinstance(tree, dict) else repr(tree).encode()
+
+
+def _lines(tree: dict, prefix: str) -> list[bytes]:
+    inner = {key: one for key, one in tree.items() if isinstance(one, dict)}
+    lines = [f"{_key(k)} = {_value(v)}\n".encode() for k, v in tree.items() if k not in inner]
+    for key, one in inner.items():
+        name = f"{prefix}{_key(key)}"
+        lines += [f"[{name}]\n".encode(), *_lines(one, f"{name}.")]
+    return lines
+
+
+def _key(key: object) -> str:
+    return json.dumps(str(key))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return "''" if value is None else str(value).lower()
+
+
 def keeps_its_promise(
     read: Callable[[], object],
     folder: Path,

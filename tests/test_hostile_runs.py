@@ -1,4 +1,4 @@
-"""Whatever a folder of results, a model or a ledger holds: read, or refused in words."""
+"""Whatever a folder of results or a model holds: read, or refused in words."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ import pandas as pd
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
-from hostile import CASES, Case, as_json, hostile, keeps_its_promise
+from hostile import CASES, Case, as_json, as_lines, hostile, keeps_its_promise
 from hypothesis import given, settings
-from test_gateway_ledger import sent
 from tiny_gan import start
 
-from clients.gateway.approvals import NAME as APPROVED
-from clients.gateway.approvals import Approvals
-from clients.gateway.chain import last_line, verify
-from clients.gateway.ledger import Ledger
 from common import messages
 from common.checkpoints import read_model, read_snapshot, save_model, save_snapshot
 from common.metrics_log import MetricsTail, Row, read_rows
@@ -37,11 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-def as_lines(rows: object) -> bytes:
-    """Write rows, whatever they have become, as a line of JSON each."""
-    return b"".join(as_json(row) + b"\n" for row in (rows if isinstance(rows, list) else [rows]))
-
-
 # Folders of results
 
 
@@ -50,16 +40,17 @@ class Made:
 
     def __init__(self, folder: Path) -> None:
         self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.changed = set(self.files)  # since they were written
 
     def put(self, folder: Path, case: Case, *names: str) -> None:
-        """Write all files, one of some altered or damaged."""
-        changed = case.choice(names or sorted(self.files))
-        for name, raw in self.files.items():
-            if name == changed and name.endswith(".json"):
-                raw = case.tree_or_bytes(json.loads(raw), as_json)
-            elif name == changed:
-                raw = case.damaged(raw)
-            (folder / name).write_bytes(raw)
+        """Write all files, one of some altered or damaged; the folder is always the same."""
+        for name in self.changed:
+            (folder / name).write_bytes(self.files[name])
+        name = case.choice(names or sorted(self.files))
+        self.changed, raw = {name}, self.files[name]
+        tree = name.endswith(".json")
+        hostile = case.tree_or_bytes(json.loads(raw), as_json) if tree else case.damaged(raw)
+        (folder / name).write_bytes(hostile)
 
 
 @pytest.fixture(scope="module")
@@ -195,47 +186,3 @@ def test_any_checkpoint_of_a_gan_is_read_or_refused(folder, gan, case: Case):
     gan.put(folder, case)
     load = case.choice([load_checkpoint, load_generator])
     keeps_its_promise(lambda: load(folder), folder)
-
-
-# What a site keeps
-
-
-@pytest.fixture(scope="module")
-def ledger(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("gate") / "ledger.jsonl"
-    with Ledger(path, "north") as opened:
-        for number in range(1, 4):
-            opened.append(sent(number))
-    return path.read_bytes()
-
-
-@hostile
-@given(CASES)
-def test_any_ledger_is_verified_or_refused(folder, ledger, case: Case):
-    path, lines = folder / "ledger.jsonl", [json.loads(line) for line in ledger.splitlines()]
-    path.write_bytes(case.tree_or_bytes(lines, as_lines))
-    for finding in keeps_its_promise(lambda: verify(path), folder):
-        assert len(finding.words) < 1000 and finding.words.isprintable()
-    keeps_its_promise(lambda: last_line(path), folder)
-
-    def opened() -> None:
-        with Ledger(path, "north"):
-            pass
-
-    keeps_its_promise(opened, folder)
-
-
-APPROVAL = {
-    **{"action": "approved", "hash": "ab" * 32, "name": "fedscan/fedscan", "version": "1"},
-    **{"identical": True, "when": "2026-01-01T00:00:00+00:00", "by": "anna", "note": "seen"},
-}
-
-
-@hostile
-@given(CASES)
-def test_any_list_of_approved_apps_is_read_or_refused(folder, case: Case):
-    (folder / APPROVED).write_bytes(case.tree_or_bytes([APPROVAL] * 2, as_lines))
-    approvals = Approvals(folder / APPROVED)
-    found = keeps_its_promise(approvals.current, folder)
-    if isinstance(found, list):
-        assert all(one.action == "approved" for one in found)

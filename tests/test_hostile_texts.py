@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import tomllib
 from pathlib import Path
 
 import pytest
-from hostile import CASES, Case, as_json, hostile, keeps_its_promise
+from hostile import CASES, Case, as_json, as_toml, hostile, keeps_its_promise
 from hypothesis import given
 
-from clients.gateway.policy import open_policy_text, read_policies
-from clients.policy import SitePolicy
 from common.config.run_config import RunConfig
 from common.data.image_table import read_image_table
 from common.errors import DataContractError
@@ -87,34 +83,6 @@ def as_csv(rows: object, separator: str) -> bytes:
     return text.getvalue().encode("utf-8", "replace")
 
 
-def as_toml(tree: object) -> bytes:
-    """Write a tree as TOML, whose inline values look like those of JSON."""
-    return b"".join(_lines(tree, "")) if isinstance(tree, dict) else repr(tree).encode()
-
-
-def _lines(tree: dict, prefix: str) -> list[bytes]:
-    inner = {key: one for key, one in tree.items() if isinstance(one, dict)}
-    lines = [f"{_key(k)} = {_value(v)}\n".encode() for k, v in tree.items() if k not in inner]
-    for key, one in inner.items():
-        name = f"{prefix}{_key(key)}"
-        lines += [f"[{name}]\n".encode(), *_lines(one, f"{name}.")]
-    return lines
-
-
-def _key(key: object) -> str:
-    return json.dumps(str(key))
-
-
-def _value(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return "''" if value is None else str(value).lower()
-
-
 @hostile
 @given(CASES)
 def test_any_table_of_pictures_is_read_or_refused(folder, case: Case):
@@ -162,20 +130,6 @@ def test_any_study_is_read_or_refused(folder, case: Case):
     sent = keeps_its_promise(lambda: read_study(text), folder)
     if isinstance(found, Study) and isinstance(sent, Study):
         assert found == sent
-
-
-@pytest.fixture(scope="module")
-def policy() -> dict:
-    return tomllib.loads(open_policy_text(["ab" * 32]))
-
-
-@hostile
-@given(CASES)
-def test_any_policy_is_read_or_refused(folder, policy, case: Case):
-    path = folder / "policy.toml"
-    path.write_bytes(case.tree_or_bytes(policy, as_toml))
-    keeps_its_promise(lambda: read_policies(path), folder)
-    keeps_its_promise(lambda: SitePolicy.read(path), folder)
 
 
 @pytest.fixture(scope="module")
