@@ -16,7 +16,7 @@ from test_gateway_ledger import sent
 from clients.gateway.approvals import NAME as APPROVED
 from clients.gateway.approvals import Approvals
 from clients.gateway.bundle import Bundle, describe
-from clients.gateway.chain import last_line, verify
+from clients.gateway.chain import verify
 from clients.gateway.ledger import Ledger
 from clients.gateway.policy import open_policy_text, read_policies
 from clients.policy import SitePolicy
@@ -37,8 +37,8 @@ def policy() -> dict:
 def test_any_policy_is_read_or_refused(folder, policy, case: Case):
     path = folder / "policy.toml"
     path.write_bytes(case.tree_or_bytes(policy, as_toml))
-    keeps_its_promise(lambda: read_policies(path), folder)
-    keeps_its_promise(lambda: SitePolicy.read(path), folder)
+    read = case.choice([read_policies, SitePolicy.read])
+    keeps_its_promise(lambda: read(path), folder)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,10 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_any_ledger_is_verified_or_refused(folder, ledger, case: Case):
     path, lines = folder / "ledger.jsonl", [json.loads(line) for line in ledger.splitlines()]
     path.write_bytes(case.tree_or_bytes(lines, as_lines))
-    for finding in keeps_its_promise(lambda: verify(path), folder):
-        assert len(finding.words) < 1000 and finding.words.isprintable()
-    keeps_its_promise(lambda: last_line(path), folder)
+    if case.random() < 0.5:
+        for finding in keeps_its_promise(lambda: verify(path), folder):
+            assert len(finding.words) < 1000 and finding.words.isprintable()
+        return
 
     def opened() -> None:
         with Ledger(path, "north"):

@@ -75,7 +75,7 @@ def test_any_files_of_a_comparison_are_read_or_refused(folder, comparison, case:
         keeps_its_promise(lambda: document.write_report(folder), folder)
 
 
-@settings(hostile, max_examples=100)
+@settings(hostile, max_examples=40)
 @given(CASES)
 def test_a_report_says_whatever_the_files_say_or_is_refused(folder, comparison, case: Case):
     comparison.put(folder, case, "summary.json", "manifest.json")

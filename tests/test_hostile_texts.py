@@ -125,11 +125,11 @@ def test_any_mapping_of_a_site_is_read_or_refused(folder, case: Case):
 def test_any_study_is_read_or_refused(folder, case: Case):
     path = folder / "study.toml"
     path.write_bytes(case.tree_or_bytes(case.choice(STUDIES), as_toml))
-    found = keeps_its_promise(lambda: load_study(path), folder)
     text = path.read_bytes().decode("utf-8", "replace") + "\n"
-    sent = keeps_its_promise(lambda: read_study(text), folder)
-    if isinstance(found, Study) and isinstance(sent, Study):
-        assert found == sent
+    read = case.choice([lambda: load_study(path), lambda: read_study(text)])
+    found = keeps_its_promise(read, folder)
+    if isinstance(found, Study):
+        assert found.images.size in range(16, 513)
 
 
 @pytest.fixture(scope="module")

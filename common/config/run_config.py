@@ -140,7 +140,7 @@ class RunConfig(Settings):
                     continue
                 left_open = group.model_fields[key.replace("-", "_")].default
                 given = part.get(key, left_open)
-                if given == left_open and type(given) is type(left_open):
+                if given == left_open and type(given) is not bool:  # 0 is 0.0
                     adjusted = key == "balance" and part.get("loss") == "logit-adjusted"
                     part[key] = "none" if adjusted else value
             try:
