@@ -231,4 +231,5 @@ def show_run(summary: Mapping[str, Any]) -> None:
         for key, what in BEFALLEN.items():
             if number := site.get(key):
                 rounds = f"{number} of {summary['rounds']} rounds"
-                out.print(f"Site '{escape(name)}': {what} in {rounds}; fedscan attendance tells why.")
+                why = "fedscan attendance tells why"
+                out.print(f"Site '{escape(name)}': {what} in {rounds}; {why}.")
