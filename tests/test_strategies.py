@@ -21,7 +21,8 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.evaluation.of_site import Evaluation
 from common.fingerprint import fingerprint
-from common.rounds import RunState, Update, begin, run_rounds
+from common.rounds import begin, run_rounds
+from common.run_state import RunState, Update
 from common.selection import Judged
 from common.strategies.strategy import SiteUpdate, join, load_strategy, split, strategy_names
 from common.tasks import generation_quality
@@ -322,6 +323,9 @@ class StubSites:
     def record(self, number, split, measured):
         pass
 
+    def keep(self, state):
+        pass
+
 
 @pytest.fixture
 def stub_task(monkeypatch) -> list[int]:
@@ -329,7 +333,7 @@ def stub_task(monkeypatch) -> list[int]:
     saved: list[int] = []
     task = SimpleNamespace(
         statistics=(),
-        align=lambda updates, config: None,
+        aligns=False,
         release=lambda previous, shared, config, **named: dict(shared),
         save=lambda *arguments, round_number, place: saved.append(round_number),
         illustrate=lambda *arguments, **named: None,

@@ -49,8 +49,8 @@ class Entry:
 
     Parameters
     ----------
-    run : int
-        Flower's number of the run.
+    run : str
+        The run's name; Flower's number of one that has none.
     round : int
     kind : str
         What was asked: ``query.hello``, ``train`` or ``evaluate``.
@@ -66,7 +66,7 @@ class Entry:
         Of the composed message's content.
     """
 
-    run: int
+    run: str
     round: int
     kind: str
     decision: Literal["sent", "refused"]
@@ -123,7 +123,7 @@ class Ledger:
 
     def _read(self) -> None:
         self._number, self._head, self._whole = 0, first_link(self.site), True
-        self._of_runs: Counter[int] = Counter()
+        self._of_runs: Counter[str] = Counter()
         self._sent: list[tuple[datetime.datetime, int]] = []
         self._forms: dict[str, int] = {}
         found = [one for one in verify(self.path) if one.fault]
@@ -145,13 +145,14 @@ class Ledger:
         try:
             time = datetime.datetime.fromisoformat(line.values["time"]).astimezone(datetime.UTC)
             run, number, forms = (line.values[key] for key in ("run", "bytes", "arrays"))
-            if not (type(run) is type(number) is int and number >= 0 and isinstance(forms, dict)):
+            told = isinstance(run, int | str) and isinstance(forms, dict)
+            if not told or type(number) is not int or number < 0:
                 raise ValueError("other values")
         except (KeyError, TypeError, ValueError, OverflowError):
             raise FedscanError(
                 f"{self.path}: line {line.position} was changed: it tells no message. {ANEW}"
             ) from None
-        self._count(run, time, number)
+        self._count(str(run), time, number)
         if forms:
             self._forms.setdefault(digest(_text(forms)), self._number)
 
@@ -202,7 +203,7 @@ class Ledger:
                 self._count(entry.run, now, entry.bytes)
             return self._number
 
-    def sent_bytes(self, run: int) -> int:
+    def sent_bytes(self, run: str) -> int:
         """Return how many bytes have left in a run."""
         with self._mutex:
             return self._of_runs[run]
@@ -212,7 +213,7 @@ class Ledger:
         with self._mutex:
             return sum(number for when, number in self._sent if when >= time)
 
-    def _count(self, run: int, time: datetime.datetime, number: int) -> None:
+    def _count(self, run: str, time: datetime.datetime, number: int) -> None:
         self._of_runs[run] += number
         self._sent.append((time, number))
 

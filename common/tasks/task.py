@@ -101,6 +101,7 @@ class Task(ABC):
     statistics: tuple[str, ...] = ()  # names, among the shared state, of statistics over people
     averages_over_time = False  # whether what is released is an average of past rounds' weights
     judged_whole = True  # whether all that sites train is in what is released
+    aligns = False  # whether it has an :meth:`align`
     takes_hooks = True  # whether a strategy can step into its training
 
     def check(self, config: RunConfig) -> None:  # noqa: B027
@@ -377,6 +378,12 @@ def read_run_config(run_config: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(
             f"run config: task '{config.task}' has no strategy '{strategy.name}': accepted is one "
             f"of {', '.join(able)}"
+        )
+    metric, known = config.run.stop_metric, {"loss", *task.reports(config).evaluation}
+    if metric not in known:
+        raise ConfigError(
+            f"run config: run.stop-metric = '{metric}': accepted is one of "
+            f"{', '.join(sorted(known))}"
         )
     if config.model.trains == "head" and not strategy.shares("head.weight", "head", config):
         raise ConfigError(
