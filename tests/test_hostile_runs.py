@@ -56,8 +56,8 @@ class Made:
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Made:
     home = tmp_path_factory.mktemp("made") / "benchmark"
-    small = {"sites": {"island": 4, "north": 6}, "seeds": 1, "rounds": 2, "n_test": 6, "draws": 20}
-    benchmark_folders.make_folder(home, **small)
+    small = {"sites": {"north": 6}, "seeds": 1, "rounds": 1, "n_test": 4, "draws": 20}
+    benchmark_folders.make_folder(home, models=benchmark_folders.MODELS[::2], **small)
     columns = {"seed": [0], "row": ["real"], "site": ["north"], "metric": ["auroc"]}
     pd.DataFrame(columns | {"value": [0.5], "n": [6]}).to_csv(home / "use.csv", index=False)
     document.write_report(home)  # what it imports is there from now on
