@@ -117,6 +117,8 @@ def _cells(raw: bytes) -> pd.DataFrame:
     text = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline="")
     lines = csv.reader(map(bounded, text), strict=True)
     header, rows = next(lines, []), []
+    if not header:
+        raise ValueError("No columns")
     if len(header) > MOST_COLUMNS or len(set(header)) < len(header):
         raise ValueError(f"a column twice, or more than {MOST_COLUMNS}")
     for row in filter(None, lines):
