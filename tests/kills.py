@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import time
 from collections.abc import Mapping
@@ -69,12 +68,3 @@ def resumed(command: str, folder: Path, *, cwd: Path, cache: Path) -> int:
     """Go on with a run; return the exit code."""
     return started(command, ["--resume", str(folder)], cwd=cwd, cache=cache).wait(timeout=900)
 
-
-def alone(pid: int) -> bool:
-    """Tell whether nothing that a process has started is left."""
-    marked = f"FEDSCAN_TEST={os.getpid()}"
-    return not any(
-        marked in " ".join(process.info["cmdline"] or [])
-        for process in psutil.process_iter(["cmdline"])
-        if process.pid != pid
-    )
