@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from common.data.dataset import Dataset, Pixels, in_unit_range
 from common.errors import AbsentError, ConfigError
@@ -152,6 +151,8 @@ class Rescanned:
 
     def take(self, index: ArrayLike) -> NDArray[np.float32]:
         """Read some images, (B, *shape) in [0, 1]."""
+        from scipy import ndimage  # late: most sites do without
+
         images = in_unit_range(self.pixels.take(index))
         images = ndimage.gaussian_filter(images, BLUR, axes=(-2, -1), mode="nearest")
         rows, columns = (
