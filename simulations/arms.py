@@ -26,14 +26,16 @@ from clients.resources import compute_device, granted
 from common.config.run_config import RunConfig
 from common.data.dataset import Dataset, pool
 from common.data.unlabelled import UnlabelledError
-from common.errors import AbsentError, DivergedError
+from common.errors import AbsentError, DivergedError, FedscanError
 from common.files import make_folder, write_atomically, write_json
 from common.local_round import judge_at_site, train_one_round
 from common.machine import usable_cpus
 from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
+from common.participation import in_training
 from common.paths import cache_dir
-from common.rounds import Measured, RunState, Update, begin, run_rounds
+from common.rounds import begin, run_rounds
 from common.run_folder import METRICS, SUMMARY
+from common.run_state import Measured, RunState, Update
 from common.selection import Judged
 from common.strategies.strategy import State, load_strategy
 from common.tasks.task import SiteContext, load_task, read_run_config
@@ -201,14 +203,15 @@ class SitesInPlace:
     def train(self, number: int, weights: State, state: RunState) -> dict[str, Update]:
         """Train one participant after the other, but for those that are away."""
         updates = {}
-        for name in self.names:
+        for name in in_training(number, self.names, self.config):
+            first = {} if name in state.private else state.unshared
             try:
                 done = train_one_round(
                     self.task,
                     self.models[name],
                     self.data[name],
                     self.config,
-                    received={**state.unshared, **weights},
+                    received={**first, **weights},
                     private=state.private.get(name, {}),
                     place=self._at(name),
                     round_number=number,
@@ -218,6 +221,12 @@ class SitesInPlace:
                 continue
             state.private[name] = done.private
             updates[name] = Update(self.data[name].files, done.metrics, done.sent)
+        least = min(max(1, self.config.run.min_replies), len(self.names))
+        if len(updates) < least:
+            raise FedscanError(
+                f"round {number}: {len(updates)} of {len(self.names)} sites are there, and "
+                f"run.min-replies is {least}. Lower it, or trouble.dropout"
+            )
         return updates
 
     def evaluate(self, number: int, released: State, split: str, state: RunState) -> Judged:
@@ -243,6 +252,13 @@ class SitesInPlace:
         merged = self.task.judge(found, self.config)
         undefined = frozenset() if math.isfinite(merged.loss) else frozenset(found)
         return Judged(merged, found, undefined=undefined)
+
+    def refuse(self, number: int, site: str, why: str, state: RunState) -> None:
+        """Count a round in which a participant's update is not used."""
+        state.incidents.lose(number, site, f"round {number}", why)
+
+    def keep(self, state: RunState) -> None:
+        """Keep nothing: a cell of a comparison that is interrupted begins anew."""
 
     def record(self, number: int, split: str, measured: Measured) -> None:
         """Write the curves to the model's log, and all that is a result to its rows."""
