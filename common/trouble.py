@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from common.data.dataset import Dataset, Pixels, in_unit_range
-from common.errors import AbsentError, ConfigError
+from common.errors import AbsentError
 from common.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -29,19 +29,6 @@ if TYPE_CHECKING:
 # How one scanner differs from another: each up or down, as is drawn for the site.
 GAIN, GAMMA, SLOPE = 1.25, 1.4, 0.2
 BLUR = 0.7  # pixels, SD
-
-
-def require_known(config: RunConfig, sites: tuple[str, ...]) -> None:
-    """Refuse trouble at a site that there is not.
-
-    Raises
-    ------
-    ConfigError
-    """
-    if strange := config.trouble.sites - set(sites):
-        raise ConfigError(
-            f"trouble: there is no site '{min(strange)}': accepted are {', '.join(sites)}"
-        )
 
 
 def is_away(config: RunConfig, site: str, number: int) -> bool:

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_simulations_plan import Request, compare
 from tiny import dataset
 
 from common import trouble
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.local_round import train_one_round
+from common.rounds import require_sites
 from common.tasks.task import SiteContext, load_task
 from common.trouble import Rescanned, as_sent, as_trained_on, flipped, is_away, noisy
 from simulations import estimate
+from simulations.compare import Request, compare
 from simulations.plan import Cell, load_plan
 
 TINY = {"run.rounds": 2, "training.local-steps": 2, "training.batch-size": 4, "data.size": 16}
@@ -52,8 +53,8 @@ def test_a_site_is_away_in_as_many_rounds_as_the_dropout_rate_says() -> None:
 
 def test_who_is_away_follows_from_seed_site_and_round_alone() -> None:
     away = rounds_away(config(dropout=0.2), "north", 50)
-    assert away == rounds_away(config(dropout=0.2), "north", 50)
-    assert away == [number for number in range(1, 51) if number in away]
+    backwards = [k for k in range(50, 0, -1) if is_away(config(dropout=0.2), "north", k)]
+    assert away == backwards[::-1]
     assert away != rounds_away(config(dropout=0.2), "south", 50)
     assert away != rounds_away(config(dropout=0.2, seed=1), "north", 50)
 
@@ -230,6 +231,11 @@ def test_labels_of_generators_are_left_alone() -> None:
 def test_honest_attackers_are_no_trouble() -> None:
     assert not config(attackers="north").trouble.is_on
     assert config(label_noise=0.1).trouble.is_on
+
+
+def test_trouble_at_a_site_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="trouble: there is no site 'east': accepted are north"):
+        require_sites(config(attackers="north east"), ("north", "south"))
 
 
 # Comparisons
