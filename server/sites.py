@@ -195,7 +195,7 @@ class RemoteSites:
         if not found or len(found) < run.min_replies:
             raise _all_unusable(phase, {name: failure for name, (_, failure) in failures.items()})
         self._record_traffic(kind, number, split, traffic, state)
-        for name in found:
+        for name in sorted(found):
             one = Attendance(number, split, name, Outcome.USED)
             state.standing.note(one)
             self.folder.attendance.append(one)
