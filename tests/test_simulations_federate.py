@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from common.processes.environment import neutral_home, offline_environment, toml
 from simulations import federate as module
 from simulations.console import Steps
 from simulations.federate import RunFailed, federate, survey_cohort
-from simulations.flower_command import START_SECONDS
+from simulations.flower_command import START_SECONDS, own_server_answers
 from simulations.launch import RAY_TOO_SLOW, TOO_SLOW, FlowerRun, Resources
 from simulations.private_state import clean_up_after_killed, looked_after
 
@@ -76,6 +77,25 @@ def test_flowers_server_has_minutes_to_start() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(told.stdout) == START_SECONDS >= 120
+
+
+def test_a_server_that_another_process_has_started_is_not_taken() -> None:
+    """It may be another run's, which has taken the port since it was chosen."""
+    listen = (
+        "import socket, sys; s = socket.create_server(('127.0.0.1', 0));"
+        "print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    )
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mine,
+        subprocess.Popen(
+            [sys.executable, "-c", listen], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child,
+    ):
+        port = int(child.stdout.readline())
+        assert own_server_answers(lambda: True, port)
+        assert not own_server_answers(lambda: False, port)
+        assert not own_server_answers(lambda: True, mine.getsockname()[1])
+        child.stdin.close()
 
 
 def test_hospitals_whose_given_split_parts_a_family_are_named_before_the_start(
