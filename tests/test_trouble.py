@@ -15,6 +15,7 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.local_round import train_one_round
 from common.rounds import require_sites
+from common.strategies.strategy import SiteUpdate, load_strategy
 from common.tasks.task import SiteContext, load_task
 from common.trouble import Rescanned, as_sent, as_trained_on, flipped, is_away, noisy
 from simulations import estimate
@@ -273,6 +274,24 @@ def test_every_strategy_is_compared_under_every_attack_with_the_same_settings() 
     assert len(plan.strategies) == 6 * 4
     assert ["krum-label-flip", "krum"] in plan.contrasts and ["krum", "fedavg"] in plan.contrasts
     assert ["krum-label-flip", "fedavg-label-flip"] in plan.contrasts
+
+
+@pytest.mark.parametrize("attack", ["sign-flip", "scaled-noise"])
+@pytest.mark.parametrize("strategy", load_plan("attackers", {}, {}).strategies[:6])
+def test_with_two_attackers_of_seven_robust_strategies_go_where_honest_sites_go(
+    strategy: str, attack: str
+) -> None:
+    """Honest sites move every weight by about 1; the mean is pulled back or thrown about."""
+    config = load_plan("attackers", {}, {}).config(Cell("federated", f"{strategy}-{attack}", 1), {})
+    start, draws = {"weight": torch.zeros(500)}, np.random.default_rng(0)
+    updates = {}
+    for site in ("east", "island", "north", "site-005", "site-006", "south", "west"):
+        trained = {"weight": torch.from_numpy(1 + 0.1 * draws.standard_normal(500)).float()}
+        updates[site] = SiteUpdate(as_sent(trained, start, config, site, 1), 10, 1.0)
+    rule, state = load_strategy(config.strategy.name), {}
+    found, _ = rule.aggregate(updates, start, state, config, participants=7, rate=1.0)
+    error = float((found["weight"] - 1).square().mean().sqrt())
+    assert error < 0.4 if strategy != "fedavg" else error > 1
 
 
 def test_strategies_are_chosen_with_their_scenarios_or_one_by_one() -> None:
