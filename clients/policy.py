@@ -52,7 +52,7 @@ class PolicySettings(Settings):
 class SitePolicy(PolicySettings):
     """A site's bounds; the defaults are those of a deployed site, and admit every preset.
 
-    Build it with :meth:`of_site`.
+    Simulated trouble no deployed site admits. Build it with :meth:`of_site`.
     """
 
     min_participants: int = Field(
@@ -193,6 +193,8 @@ class SitePolicy(PolicySettings):
             for key, weight in strategy.added_terms(config).items()
             if weight > self.max_term_weight
         ]
+        if config.trouble.is_on and self is not SIMULATED:
+            found.append("trouble.* is for simulations: leave it out")
         if self.require_augmentation and (why := task.without_augmentation(config)):
             found.append(f"{why} (require-augmentation)")
         return found

@@ -49,6 +49,10 @@ class AnswerError(FedscanError):
         self.site = site
 
 
+class AbsentError(FedscanError):
+    """A simulated site is away in a round: it answers as if nobody were there."""
+
+
 class DataContractError(FedscanError):
     """A site's data break the contract on which fedscan reads them.
 

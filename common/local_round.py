@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common import trouble
 from common.data.unlabelled import UnlabelledError
 from common.disclosure import WITHHELD
 from common.errors import ConfigError
@@ -136,7 +137,7 @@ def train_one_round(
     place: SiteContext,
     round_number: int,
 ) -> LocalRound:
-    """Do a site's half of a round.
+    """Do a site's half of a round, with the trouble that a simulation gives it.
 
     A site that may not use its labels, under a strategy that needs them, sends what it received.
 
@@ -156,7 +157,13 @@ def train_one_round(
     place : SiteContext
     round_number : int
         From 1.
+
+    Raises
+    ------
+    AbsentError
+        The site is away in this round of a simulation.
     """
+    trouble.attend(config, place.site, round_number)
     strategy = load_strategy(config.strategy.name)
     if not strategy.trains_at(place.site, config):
         weights, arrays = split(received)
@@ -171,6 +178,7 @@ def train_one_round(
             "data.unlabelled leaves no image to train on: take out one of its names, or choose a "
             "strategy that learns from images without labels"
         )
+    data = trouble.as_trained_on(data, config, place.site, round_number)
     site = _Training(
         task,
         model,
@@ -187,13 +195,14 @@ def train_one_round(
         for name, tensor in done.parameters.items()
         if strategy.shares(name, site.parts[name], config)
     }
+    sent = trouble.as_sent(shared, split(received)[0], config, place.site, round_number)
     statistics = {name: done.arrays[name] for name in strategy.sums_over_people}
     told = place.disclosure.sums(statistics, _effective_people(data)) if statistics else {}
     own = {name: tensor for name, tensor in done.parameters.items() if name not in shared}
     parts = {"": site.moments, STRATEGY: done.private, OWN: own}
     return LocalRound(
         site.metrics,
-        join(shared, {**done.arrays, **told}),
+        join(sent, {**done.arrays, **told}),
         {prefix + name: part[name] for prefix, part in parts.items() for name in part},
     )
 

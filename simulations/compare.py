@@ -59,7 +59,8 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     ConfigError
     """
     plan = load_plan(request.preset, request.overrides, request.run)
-    count = count_sites(request.cohort, request.sites, plan.test_scans)
+    simulated = plan.sites if request.cohort is None else None
+    count = count_sites(request.cohort, request.sites or simulated, plan.test_scans)
     if count < 2:
         raise ConfigError("a comparison needs at least 2 sites")
     base = {"run.min-sites": count, "data.cohort-dir": str(request.cohort or "")}
@@ -70,6 +71,10 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
         names = site_names(request.cohort, config.study, count)
         require_sites(config, names)
         threads = config.run.threads
+        if config.trouble.is_on and cell.arm != "federated":
+            raise ConfigError(
+                f"trouble.* is of sites in a federation: leave {cell.arm} out of --arms"
+            )
         if cell.arm == "centralized":
             try:
                 pooled_config(config, count, plan.centralized_batch)

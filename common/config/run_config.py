@@ -17,6 +17,7 @@ from pydantic import Field
 
 from common.config.groups import Data, Group, Model, Run, Strategy, Training, nodes_of_sites
 from common.config.renamed import hint
+from common.config.trouble import Trouble
 from common.errors import ConfigError
 from common.settings import MOST_FAULTS, Settings, as_words
 from common.site_files import plain
@@ -30,6 +31,7 @@ GROUPS: dict[str, type[Group]] = {
     "model": Model,
     "training": Training,
     "strategy": Strategy,
+    "trouble": Trouble,
 }
 # Where, under which name and how patiently a run is done. They may change while it is interrupted.
 OF_CIRCUMSTANCES = (
@@ -55,6 +57,7 @@ OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-
         "model.classifier",
         "model.heights",
         "model.adapt",
+        "trouble.label-noise",
     ),
     "model.gan-checkpoint",
 )
@@ -111,6 +114,7 @@ class RunConfig(Settings):
     model: Model = Model()
     training: Training = Training()
     strategy: Strategy = Strategy()
+    trouble: Trouble = Trouble()
 
     @classmethod
     def from_flower(cls, run_config: Mapping[str, Any]) -> RunConfig:
@@ -206,7 +210,7 @@ class RunConfig(Settings):
         return self.training.local_steps
 
     def _check_combinations(self) -> None:
-        faults = [*self._of_sites(), *self._of_task(), *self._of_classifier()]
+        faults = [*self._of_sites(), *self._of_task(), *self._of_classifier(), *self._of_trouble()]
         if faults:
             raise ConfigError("\n".join(f"{self.what}: {fault}" for fault in faults))
 
@@ -217,6 +221,15 @@ class RunConfig(Settings):
             f"run.site-nodes binds {bound} sites and run.min-sites is {self.run.min_sites}: only "
             "sites that are bound take part"
         ]
+
+    def _of_trouble(self) -> list[str]:
+        found = self.trouble.faults(self.task)
+        if (self.trouble.dropout or self.trouble.late) and not self.run.min_replies:
+            found.append(
+                "trouble.dropout and trouble.late need run.min-replies: without it every site must "
+                "answer in every round"
+            )
+        return found
 
     def _of_task(self) -> list[str]:
         if self.task == "generation":
