@@ -122,7 +122,9 @@ def test_so_it_is_however_a_classifier_is_trained(values, tmp_path, monkeypatch)
 
 
 def test_so_it_is_for_generators(tmp_path, monkeypatch):
-    config = read_run_config({**TINY_GAN, "training.local-steps": STEPS})
+    networks = f"{TINY_GAN['model.gan-changes']} log-every=2"  # some means are merged, others not
+    values = {"training.local-steps": STEPS, "model.gan-changes": networks}
+    config = read_run_config({**TINY_GAN, **values})
     assert require_same_bits(config, slices("north", 3, 0), tmp_path, monkeypatch) == STEPS
 
 
