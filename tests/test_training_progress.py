@@ -17,6 +17,7 @@ from test_clients_local import ONE_MESSAGE, ROOT, SITES, TINY, Site, same
 from test_task_generation import TINY as TINY_GAN
 from test_task_generation import slices
 from tiny import dataset
+from tiny_gan import start, toy_slices
 
 from clients import local
 from clients.state import SiteState
@@ -25,7 +26,7 @@ from common.local_round import LocalRound, first_weights, train_one_round
 from common.messages import TRAIN
 from common.strategies.strategy import load_strategy, strategy_names
 from common.tasks.task import SiteContext, load_task, read_run_config
-from common.training import progress
+from common.training import gan, progress
 from common.training.classifier import train
 from common.training.hooks import Hooks
 from common.training.progress import Progress
@@ -122,10 +123,21 @@ def test_so_it_is_however_a_classifier_is_trained(values, tmp_path, monkeypatch)
 
 
 def test_so_it_is_for_generators(tmp_path, monkeypatch):
-    networks = f"{TINY_GAN['model.gan-changes']} log-every=2"  # some means are merged, others not
-    values = {"training.local-steps": STEPS, "model.gan-changes": networks}
-    config = read_run_config({**TINY_GAN, **values})
+    config = read_run_config({**TINY_GAN, "training.local-steps": STEPS})
     assert require_same_bits(config, slices("north", 3, 0), tmp_path, monkeypatch) == STEPS
+
+
+def test_so_it_is_for_means_of_which_some_are_logged_before(tmp_path, monkeypatch):
+    def fitted() -> gan.GanFit:
+        kept = Progress(tmp_path, {})
+        return gan.fit(start(log_every=2), toy_slices(), steps=3, seed=1, progress=kept)
+
+    undisturbed = fitted()
+    end_after_each_step(monkeypatch)
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            fitted()
+    assert without_speed(fitted().metrics) == without_speed(undisturbed.metrics)
 
 
 def test_what_a_model_or_a_strategy_draws_at_random_goes_on(tmp_path, monkeypatch):
