@@ -98,8 +98,8 @@ class FileError(FedscanError):
     """
 
     def __init__(self, path: Path, problem: str, remedy: str) -> None:
-        # The name may be what a hostile file said.
-        shown = "".join(c if c.isprintable() else "\ufffd" for c in str(path))
+        # The name may be what a hostile file said; no path of a file is longer.
+        shown = "".join(c if c.isprintable() else "\ufffd" for c in str(path)[:4096])
         super().__init__(f"{shown}: {problem}. {remedy}", public=f"a file {problem}. {remedy}")
         self.path, self.problem, self.remedy = path, problem, remedy
 

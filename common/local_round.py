@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from common.data.dataset import Dataset
     from common.tasks.task import Load, SiteContext, Task
     from common.training.hooks import Hooks
+    from common.training.progress import Progress
 
 # Parts of a site's private state: the task's of each model that it trains, the strategy's,
 # parameters that do not travel.
@@ -95,6 +96,7 @@ class _Training(SiteTraining):
         private: State,
         place: SiteContext,
         round_number: int,
+        progress: Progress | None,
     ) -> None:
         weights, self.arrays = split(received)
         self.task, self.model, self.data, self.config = task, model, data, config
@@ -106,10 +108,12 @@ class _Training(SiteTraining):
         self.parts = task.parts(model)
         self.metrics: dict[str, float] = {}
         self.moments: dict[str, Tensor] = {}
+        self.progress, self.trainings = progress, 0
 
     def fit(self, weights: State, hooks: Hooks, *, model: str = COMMON) -> dict[str, Tensor]:
         """Train; the metrics that are reported are those of the common model."""
         prefix = f"{TASK}{model}/"
+        self.trainings += 1
         self.task.load_shared(self.model, weights)
         fit = self.task.fit(
             self.model,
@@ -119,6 +123,7 @@ class _Training(SiteTraining):
             round_number=self.round,
             private=with_prefix(self.kept, prefix),
             hooks=hooks,
+            progress=self.progress and self.progress.of(self.trainings),
         )
         self.moments |= {prefix + name: tensor for name, tensor in fit.private.items()}
         if model == COMMON:
@@ -136,6 +141,7 @@ def train_one_round(
     private: State,
     place: SiteContext,
     round_number: int,
+    progress: Progress | None = None,
 ) -> LocalRound:
     """Do a site's half of a round, with the trouble that a simulation gives it.
 
@@ -157,6 +163,8 @@ def train_one_round(
     place : SiteContext
     round_number : int
         From 1.
+    progress : Progress, optional
+        Where the same round goes on if it is interrupted.
 
     Raises
     ------
@@ -188,6 +196,7 @@ def train_one_round(
         private=private,
         place=place,
         round_number=round_number,
+        progress=progress,
     )
     done = strategy.train(site)
     shared = {

@@ -67,4 +67,3 @@ def result(folder: Path) -> Mapping[str, object]:
 def resumed(command: str, folder: Path, *, cwd: Path, cache: Path) -> int:
     """Go on with a run; return the exit code."""
     return started(command, ["--resume", str(folder)], cwd=cwd, cache=cache).wait(timeout=900)
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -19,7 +19,8 @@ from common.config.groups import Data, Group, Model, Run, Strategy, Training, no
 from common.config.renamed import hint
 from common.config.trouble import Trouble
 from common.errors import ConfigError
-from common.settings import Settings, as_words
+from common.settings import MOST_FAULTS, Settings, as_words
+from common.site_files import plain
 from common.studies.study import LARGEST_FILE, Study, read_study
 
 Value = bool | int | float | str
@@ -150,7 +151,7 @@ class RunConfig(Settings):
                     continue
                 left_open = group.model_fields[key.replace("-", "_")].default
                 given = part.get(key, left_open)
-                if given == left_open and type(given) is type(left_open):
+                if given == left_open and type(given) is not bool:  # 0 is 0.0
                     adjusted = key == "balance" and part.get("loss") == "logit-adjusted"
                     part[key] = "none" if adjusted else value
             try:
@@ -309,9 +310,7 @@ def _by_group(
         if group == "strategy" and key not in known and OPTION.fullmatch(name):
             options[name] = value  # known to the strategy alone
         elif key not in known:
-            near = max(known, key=lambda one: _likeness(key, one))
-            nearest = f"; did you mean '{near}'?" if _likeness(key, near) >= 0.6 else ""
-            unknown.append(f"unknown key '{key}'{hint(key) or nearest}")
+            unknown.append(key)
         elif group:
             parts[group][name] = value
         else:
@@ -319,7 +318,16 @@ def _by_group(
     if options:
         words = [str(parts["strategy"].get("options", "")), as_words(options)]
         parts["strategy"]["options"] = " ".join(filter(None, words))
-    return top, parts, unknown
+    faults = [_unknown(plain(key), known) for key in unknown[:MOST_FAULTS]]
+    if len(unknown) > MOST_FAULTS:
+        faults.append(f"and {len(unknown) - MOST_FAULTS} more unknown keys")
+    return top, parts, faults
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = max(known, key=lambda one: _likeness(key, one))
+    nearest = f"; did you mean '{near}'?" if _likeness(key, near) >= 0.6 else ""
+    return f"unknown key '{key}'{hint(key) or nearest}"
 
 
 def _likeness(key: str, known: str) -> float:
