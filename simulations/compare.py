@@ -171,15 +171,15 @@ def _show_scores(summary: dict[str, Any], name: str) -> None:
         for where in tested
         for m in shown
     }
-    table = _table(
-        f"{one.words[:1].upper()}{one.words[1:]} on test images, 95 % interval",
-        tested,
-        shown,
-        cells,
-    )
+    title = f"{one.words[:1].upper()}{one.words[1:]} on test images, 95 % interval"
+    table = _table(title, tested, shown, cells)
+    wide = console.out.options.update(width=10_000)
+    if WHOLE in tested and console.out.measure(table, options=wide).minimum > console.out.width:
+        tested = [WHOLE]  # the report has the other places
+        table = _table(title, tested, shown, cells)
     if tested:
         console.out.print(table)
-        for line in _reasons(places, shown):
+        for line in _reasons({where: places[where] for where in tested}, shown):
             console.out.print(line, soft_wrap=True, markup=False)
 
 
