@@ -13,6 +13,7 @@ from simulations.options import (
     CohortOption,
     Format,
     FormatOption,
+    RayAddressOption,
     SetOption,
     StudyOption,
     TestScansOption,
@@ -46,6 +47,7 @@ def run(
     cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs to use in all; every one by default.")
     ] = None,
+    ray_address: RayAddressOption = "",
     output_format: FormatOption = Format.text,
 ) -> None:
     """Run a federation of simulated hospitals through Flower, and show each site's test result.
@@ -61,8 +63,15 @@ def run(
     """
     from simulations.launch import Resources
 
+    if ray_address and cohort is None:
+        raise ConfigError(
+            "--ray-address: name a --cohort too, in a folder that all nodes of the cluster see; "
+            "`fedscan prepare` makes one of simulated hospitals"
+        )
+    if ray_address and cpus:
+        raise ConfigError("--cpus: is for this machine; a Ray cluster has the CPUs of its nodes")
     config, number = _config(study, cohort, sites, out, test_scans, set_)
-    resources = Resources(number, config.run.threads, gpus_per_site, cpus)
+    resources = Resources(number, config.run.threads, gpus_per_site, cpus, ray_address)
     _show(config, output_format, resources=resources, test_scans=test_scans)
 
 

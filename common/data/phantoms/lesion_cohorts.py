@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.phantoms.dermatoscopes import acquire, dermatoscope, encode
-from common.data.phantoms.lesion_rendering import CANVAS_PIXELS, render
+from common.data.phantoms.lesion_rendering import render
 from common.data.phantoms.lesions import (
     DIAGNOSES,
     EXTRA_LESIONS,
@@ -159,13 +159,11 @@ def patient_pictures(hospital: str, patient: int, seed: int) -> list[Picture]:
     return pictures
 
 
-def take(
-    picture: Picture, seed: int, size: int = 64, *, canvas_pixels: int = CANVAS_PIXELS
-) -> np.ndarray:
+def take(picture: Picture, seed: int, size: int = 64, **how: int) -> np.ndarray:
     """Draw a picture as the hospital's camera gives it, before JPEG.
 
     View and acquisition have random streams that know the picture's numbers and nothing of what
-    it shows. ``canvas_pixels`` is :func:`~common.data.phantoms.lesion_rendering.render`'s.
+    it shows. ``how`` is for :func:`~common.data.phantoms.lesion_rendering.render`.
 
     Returns
     -------
@@ -174,7 +172,7 @@ def take(
     numbers = {"patient": picture.patient, "lesion": picture.lesion, "picture": picture.number}
     scope = dermatoscope(picture.hospital)
     view = sample_view(scope.zoom, _stream(seed, "view", site=picture.hospital, **numbers))
-    light = render(picture.truth, size, view, canvas_pixels=canvas_pixels)
+    light = render(picture.truth, size, view, **how)
     return acquire(light, scope, _stream(seed, "acquisition", site=picture.hospital, **numbers))
 
 
