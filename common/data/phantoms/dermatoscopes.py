@@ -24,6 +24,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -145,8 +146,11 @@ DERMATOSCOPES = {
 
 def dermatoscope(hospital: str) -> Dermatoscope:
     """Profile of a hospital: the documented one, or one drawn from the name alone."""
-    if hospital in DERMATOSCOPES:
-        return DERMATOSCOPES[hospital]
+    return DERMATOSCOPES.get(hospital) or _drawn(hospital)
+
+
+@lru_cache(maxsize=16)  # asked for every picture
+def _drawn(hospital: str) -> Dermatoscope:
     rng = np.random.default_rng(derive_seed(0, site=hospital, purpose="dermatoscope"))
     drawn = {}
     for field in fields(Dermatoscope):

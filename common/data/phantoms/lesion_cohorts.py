@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,11 @@ def hospital_named(name: str) -> Hospital:
 
     The mixes that are drawn have the three hospitals' mean, and an SD of 0.11 for half of a mix.
     """
-    if name in HOSPITALS:
-        return HOSPITALS[name]
+    return HOSPITALS.get(name) or _drawn(name)
+
+
+@lru_cache(maxsize=16)  # asked for every picture
+def _drawn(name: str) -> Hospital:
     rng = np.random.default_rng(derive_seed(0, site=name, purpose="diagnoses"))
     mean = np.mean([list(one.mix.values()) for one in HOSPITALS.values()], axis=0)
     return Hospital(_mix(*rng.dirichlet(20 * mean / mean.sum())), 20)
