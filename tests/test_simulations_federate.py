@@ -274,6 +274,12 @@ def test_within_a_ray_worker_nothing_of_its_ray_is_handed_on(
     assert environment["RAY_AUTH_MODE"] == "token"
 
 
+def test_of_hundreds_of_sites_progress_tells_the_mean_and_names_none() -> None:
+    rows = [Row(1, f"site-{k}", "val", "balanced_accuracy", k % 2, 4, 0.0) for k in range(500)]
+    assert module._validation(rows) == "0.50, mean of 500 sites"
+    assert module._images({row.site: {"n_train": 12} for row in rows}) == "500 sites (6000)"
+
+
 def test_a_round_of_which_nobody_tells_counts_when_the_next_begins(tmp_path: Path) -> None:
     told: list[str] = []
     bar = SimpleNamespace(done=0)
