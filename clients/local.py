@@ -12,14 +12,16 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from clients.orders import Orders, require_round
+from clients.orders import Orders, digest_of_order, require_round
 from clients.policy import SitePolicy
 from clients.resources import compute_device, declared, granted
-from clients.state import CONFIG, ROSTER, SiteState, site_secret
+from clients.secret import site_secret
+from clients.state import CONFIG, ROSTER, SiteState
 from common import messages
 from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.evaluation.extractor import DEFAULTS
+from common.evaluation.of_site import Evaluation
 from common.local_round import judge_at_site, train_one_round
 from common.paths import cache_dir, site_records
 from common.site_names import require_sites
@@ -61,8 +63,7 @@ class SiteClient:
             )
         self.config = with_own_extractor(self.config, self.site, node_config)
         self.task: Task = load_task(self.config.task)
-        self.state = SiteState(self.site.name, context.run_id)
-        self.state.require_open()
+        self.state = SiteState(self.site.name, self.config.run.id or context.run_id)
         self.orders = Orders(
             self.site.name,
             self.task,
@@ -96,7 +97,8 @@ class SiteClient:
         )
         with compute_device(self.config, granted()) as device:
             extractor = self.task.extractor_hash(self.config)
-            self.state.require_same_data(digests | self._config_digest, begins=True)
+            if not self.state.ended:
+                self.state.require_same_data(digests | self._config_digest, begins=True)
             return messages.identity_reply(message, self.site.name, counts, str(device), extractor)
 
     def train(self, message: Message) -> Message:
@@ -108,14 +110,16 @@ class SiteClient:
         order = message.content[messages.CONFIG]
         config, number, best = self.config, int(order["round"]), int(order["best"])
         require_round(config, number)
-        before = self.state.load(number - 1)
+        self.state.require_open()
+        before = self.state.load(last := self.state.last(number - 1))
         self.state.require_same_data(self._config_digest)
         sent = messages.unpack(message.content[messages.ARRAYS])
         data = self._data("train")
         with self._place(message) as place:
             model = self.task.build_model(config, place)
             reference = self.orders.require_training(
-                number, sent, place.sites, before, lambda: self._warm(model)
+                *(number, sent, place.sites, last, before),
+                lambda: self._warm(model),
             )
             done = train_one_round(
                 self.task,
@@ -127,7 +131,7 @@ class SiteClient:
                 place=place,
                 round_number=number,
             )
-        if number == 1:  # what stays here came with this order alone
+        if not last:  # what stays here came with the first order alone
             reference = {name: reference[name] for name in done.sent}
         update, residual = encode_update(
             done.sent, reference, with_prefix(before, RESIDUAL), config.transport
@@ -151,34 +155,42 @@ class SiteClient:
         if split not in ("val", "test"):
             raise ConfigError("a model is judged on 'val' or 'test', nothing else")
         require_round(self.config, number)
-        self.state.require_same_data(self._config_digest)
         sent = messages.unpack(message.content[messages.ARRAYS])
         sites = tuple(map(str, order["sites"]))
-        released = self.orders.require_evaluation(number, split, sent, sites)
+        asked = digest_of_order(sent, sites)
+        if split == "test" and (answer := self.state.answer_to(asked)) is not None:
+            return messages.evaluation_reply(message, Evaluation.from_bytes(answer))
+        self.state.require_open()
+        self.state.require_same_data(self._config_digest)
         records = site_records(self.site.name) / self.state.run_id if split == "test" else None
         personal = load_strategy(self.config.strategy.name).is_personal
         with self._place(message) as place:
+            released = self.orders.require_evaluation(
+                *(number, split, sent, sites),
+                lambda: self._warm(self.task.build_model(self.config, place)),
+            )
             found = judge_at_site(
                 self.task,
                 released,
                 self._data,
                 split,
                 self.config,
-                private=self.state.load(number) if personal else {},
+                private=self.state.load(self.state.last(number)) if personal else {},
                 place=place,
                 round_number=number,
                 records=records,
             )
+        told = self.policy.disclosure.evaluation(found)
         if split == "test":
             try:
-                self.state.end()
+                self.state.end(asked, told.to_bytes())
             except FedscanError as error:  # the test cannot be repeated: its answer comes first
                 log.warning("%s", error)
-        return messages.evaluation_reply(message, self.policy.disclosure.evaluation(found))
+        return messages.evaluation_reply(message, told)
 
     @property
     def _config_digest(self) -> dict[str, str]:
-        return {CONFIG: _digest(self.config.to_flower().items())}
+        return {CONFIG: _digest(self.config.of_result().items())}
 
     def _warm(self, model: Any) -> Any:
         """Let a simulated site, of one owner with the server, begin with the run's own files."""

@@ -75,10 +75,13 @@ class Orders:
         number: int,
         sent: Mapping[str, Tensor],
         sites: tuple[str, ...],
+        last: int,
         before: Mapping[str, Tensor],
         model: Callable[[], Any],
     ) -> dict[str, Tensor]:
         """Return the weights that an order to train brings, or refuse it.
+
+        A site that was away from rounds gets whole weights, not differences.
 
         Parameters
         ----------
@@ -87,8 +90,10 @@ class Orders:
         sent : mapping of str to Tensor
             What came with the order, encoded.
         sites : tuple of str
+        last : int
+            The last round that the site has trained in; 0: none yet.
         before : mapping of str to Tensor
-            What was kept of the round before.
+            What was kept of it.
         model : callable
             Builds the model with which the run begins.
 
@@ -96,22 +101,29 @@ class Orders:
         ------
         FedscanError
         """
-        last = with_prefix(before, REFERENCE)
-        reference = received(sent, to_keep(last, self.config.transport))
+        known = with_prefix(before, REFERENCE) if last == number - 1 else {}
+        reference = received(sent, to_keep(known, self.config.transport))
         if number == 1:
             expected = first_weights(self.task, model(), self.config, sites)
             approved = self.policy.approved_weights
             require_first_weights(self.site, reference, expected, approved)
         elif self._trains:
-            self._require_explained(reference, before)
+            self._require_explained(reference, number - last, before, sites, model)
         order = f"{messages.TRAIN}, round {number}"
         self.state.require_one_order(order, digest_of_order(sent, sites))
         return reference
 
     def require_evaluation(
-        self, number: int, split: str, sent: Mapping[str, Tensor], sites: tuple[str, ...]
+        self,
+        number: int,
+        split: str,
+        sent: Mapping[str, Tensor],
+        sites: tuple[str, ...],
+        model: Callable[[], Any],
     ) -> dict[str, Tensor]:
         """Return the released weights that an order to judge brings, or refuse it.
+
+        What is tested was validated before, unless the site was away then: it is looked at now.
 
         Raises
         ------
@@ -119,15 +131,16 @@ class Orders:
         """
         released = received(sent)
         asked = digest_of_order(sent, sites)
-        if split == "test":  # once, whatever round's model that is
-            self.state.require_validated(asked, number)
-            self.state.require_one_order(split, asked)
-            return released
-        if self._trains:
+        validated = split == "test" and self.state.require_validated(asked, number)
+        if self._trains and not validated:
+            last = self.state.last(number)
             # An average over time lies between the weights of all rounds so far.
-            lag = number if self.task.averages_over_time else 1
-            self._require_explained(released, self.state.load(number), lag)
-        self.state.require_one_order(f"{split}, round {number}", asked)
+            lag = number if self.task.averages_over_time else number - last + 1
+            self._require_explained(released, lag, self.state.load(last), sites, model)
+        # A test is asked for once, whatever round's model that is.
+        self.state.require_one_order(
+            split if split == "test" else f"{split}, round {number}", asked
+        )
         return released
 
     def to_keep(
@@ -157,17 +170,29 @@ class Orders:
         return self._strategy.trains_at(self.site, self.config)
 
     def _require_explained(
-        self, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor], lag: int = 1
+        self,
+        weights: Mapping[str, Tensor],
+        rounds: int,
+        kept: Mapping[str, Tensor],
+        sites: tuple[str, ...],
+        model: Callable[[], Any],
     ) -> None:
+        """Refuse weights that so many rounds do not explain, by what was kept before them."""
         statistics = (ARRAYS + name for name in self._strategy.sums_over_people)
+        reference, largest = with_prefix(kept, REFERENCE), with_prefix(kept, LARGEST)
+        untrained = not reference
+        if untrained:  # the site was away from the first rounds: it knows how the run began
+            first = first_weights(self.task, model(), self.config, sites)
+            reference = {name: tensor.float() for name, tensor in first.items()}
+            largest = {name: torch.zeros(()) for name in reference}
         require_explained(
             self.site,
             weights,
-            with_prefix(kept, REFERENCE),
-            with_prefix(kept, LARGEST),
-            lag * self.policy.max_movement,
+            reference,
+            largest,
+            rounds * self.policy.max_movement,
             exempt={*self.task.statistics, *statistics},
-            without_labels=self._without_labels(),
+            untrained=untrained or self._without_labels(),
         )
 
 
@@ -225,7 +250,7 @@ def require_explained(
     factor: float,
     *,
     exempt: Collection[str] = (),
-    without_labels: bool = False,
+    untrained: bool = False,
 ) -> None:
     """Refuse weights that have moved farther since a round's than updates explain.
 
@@ -234,8 +259,9 @@ def require_explained(
     small tensor that the site itself hardly trains may be trained by others. A strategy's further
     arrays have an r of their own, as they are in other units. A tensor that the site does not train
     at all (u = 0) may not move, but for the rounding of an average. A site without labels never
-    trains a classifier's head and perhaps nothing in the first rounds, while others do: there r is
-    at least the root mean square of the weights, and every tensor may move.
+    trains a classifier's head and perhaps nothing in the first rounds, while others do, and one
+    that was away from the first rounds has no update yet: there r is at least the root mean square
+    of the weights, and every tensor may move.
 
     Parameters
     ----------
@@ -248,8 +274,8 @@ def require_explained(
         0 accepts everything.
     exempt : collection of str
         Names that may have any values: statistics, which are no weights.
-    without_labels : bool
-        Whether the site has no label to train on.
+    untrained : bool
+        Whether the site has no label to train on, or has not trained yet.
 
     Raises
     ------
@@ -263,14 +289,14 @@ def require_explained(
         names = [n for n in largest if n.startswith(ARRAYS) == further and n not in exempt]
         numbers = max(1, sum(before[name].numel() for name in names))
         usual[further] = math.sqrt(sum(float(largest[name]) ** 2 for name in names) / numbers)
-        if without_labels:
+        if untrained:
             squares = sum(float(before[name].square().sum()) for name in names)
             usual[further] = max(usual[further], math.sqrt(squares / numbers))
     excess = {}
     for name in received.keys() - set(exempt):
         tensor, own = received[name], float(largest[name])
         most = factor * max(own, usual[name.startswith(ARRAYS)] * math.sqrt(tensor.numel()))
-        if not own and not without_labels:
+        if not own and not untrained:
             most = 0.0
         rounding = RELATIVE * float(before[name].norm()) + ABSOLUTE
         excess[name] = float((tensor - before[name]).norm()) / (most + rounding)

@@ -6,8 +6,8 @@ optimizer's moments, the remainder of an encoding, the weights that the next bro
 weights that are not shared) is therefore kept here, in ``RECORDS/SITE/state/RUN/round-N``, for its
 owner's eyes only, and never sent. Beside it, ``data.json`` tells whether the site's data are still
 those with which the run began, since each of these processes reads them anew, and ``orders.json``
-what the site has been asked. Of a run that has ended an empty file ``RUN.ended`` stays, so that
-nobody begins it again.
+what the site has been asked. Of a run that has ended a file ``RUN.ended`` stays, with its last
+order and the answer: nobody begins it again, and the answer can be given once more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import contextlib
 import json
 import logging
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,7 +36,6 @@ NAME = "state"
 DATA, ORDERS, ENDED = "data.json", "orders.json", ".ended"
 ROSTER = "roster"  # who takes part, with which label, in which split
 CONFIG = "config"  # the run's configuration
-SECRET_BYTES = 32
 RUN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 ROUND = re.compile(r"round-([1-9][0-9]*)")
 WAY_OUT = "Restore the site's folder of states, or start the run anew"
@@ -119,6 +117,14 @@ class SiteState:
             )
         # Tensors that were just read are windows on the file, which a later round removes.
         return {name: tensor.clone() for name, tensor in state.items()}
+
+    def last(self, round_number: int) -> int:
+        """Return the latest round up to one whose state is kept; 0: none is.
+
+        It is an earlier one at a site that was away from rounds.
+        """
+        rounds = (number for number in self._rounds() if number <= round_number)
+        return max(filter(self._whole, rounds), default=0)
 
     def save(self, round_number: int, state: Mapping[str, Tensor], *, keep: int = 0) -> None:
         """Keep the state at the end of a round: whole, or not at all if the process ends meanwhile.
@@ -229,8 +235,10 @@ class SiteState:
         if order not in kept:
             self._write(ORDERS, {**kept, order: digest}, about)
 
-    def require_validated(self, digest: str, round_number: int) -> None:
-        """Refuse to test a model that was not validated here in that round.
+    def require_validated(self, digest: str, round_number: int) -> bool:
+        """Refuse to test another model than the one that was validated here in that round.
+
+        Return whether one was: a site that was away then has seen none.
 
         Parameters
         ----------
@@ -243,11 +251,13 @@ class SiteState:
         FedscanError
         """
         kept = self._read(ORDERS, f"the record of the orders of run {self.run_id}")
-        if kept.get(f"val, round {round_number}") != digest:
+        validated = kept.get(f"val, round {round_number}")
+        if validated not in (None, digest):
             raise FedscanError(
                 f"site '{self.site}': the model to be tested is not the one that was validated in "
                 f"round {round_number}"
             )
+        return validated is not None
 
     def require_open(self) -> None:
         """Refuse a run that has ended.
@@ -256,17 +266,40 @@ class SiteState:
         ------
         FedscanError
         """
-        if self._ended.exists():
+        if self.ended:
             raise FedscanError(
                 f"site '{self.site}': run {self.run_id} has ended with its test. Start another"
             )
 
-    def end(self) -> None:
-        """Remove the run's state, as :meth:`remove`, and remember that the run has ended."""
+    def end(self, order: str, answer: bytes) -> None:
+        """Remove the run's state, as :meth:`remove`, and remember how the run has ended.
+
+        Parameters
+        ----------
+        order : str
+            Digest of its last order.
+        answer : bytes
+            What :meth:`answer_to` gives where that order comes again, as after a crash of the
+            server.
+        """
         with self._public_errors("the end of the run cannot be kept"):
             self._make(self.folder.parent)
-            write_atomically(self._ended, b"")
+            write_atomically(self._ended, order.encode() + b"\n" + answer)
         self.remove()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended."""
+        return self._ended.exists()
+
+    def answer_to(self, order: str) -> bytes | None:
+        """Return the answer to the run's last order; None if it has not ended, or with another."""
+        with self._public_errors("the end of the run cannot be read"):
+            try:
+                kept, _, answer = self._ended.read_bytes().partition(b"\n")
+            except FileNotFoundError:
+                return None
+        return answer if kept == order.encode() else None
 
     def remove(self) -> None:
         """Remove all of the run's state, and the folders above it that are empty then.
@@ -367,26 +400,6 @@ class SiteState:
                 f"{message} ({error}). {advice}",
                 public=f"{message} ({error.strerror or type(error).__name__}). {advice}",
             ) from error
-
-
-def site_secret(site: str) -> str:
-    """Return a random text that the site alone knows, made when it is first needed.
-
-    With it batches and augmentation do not follow from a run's seed, which the server knows.
-
-    Raises
-    ------
-    FedscanError
-        If it cannot be read or written.
-    """
-    path = site_records(site) / "secret"
-    try:
-        if not path.exists():
-            write_atomically(path, secrets.token_hex(SECRET_BYTES).encode())
-        return path.read_text(encoding="ascii")
-    except (OSError, ValueError) as error:
-        message = f"site '{site}': its secret for seeds cannot be read or made"
-        raise FedscanError(f"{message} ({path}: {error})", public=message) from error
 
 
 def _require_round(number: int, least: int) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from common.strategies.strategy import State
 
+FARTHEST = 8.0  # robust z-score of a norm's logarithm
+LEAST_DEVIATION = 0.5  # of logarithms
 MOST_TIMES = 100  # a site with so many times the others' median of scans is told of
 
 
@@ -96,6 +98,34 @@ def longest_norms(norms: Mapping[str, float], most_norm: float) -> dict[str, flo
         usual = median(norm for other, norm in norms.items() if other != site)
         most[site] = most_norm * usual if usual else math.inf
     return most
+
+
+def outlying(norms: Mapping[str, float]) -> dict[str, float]:
+    """Return the sites whose update is far longer than the others', with their robust z-score.
+
+    Of the logarithms x of the norms, against the others' median m and median absolute deviation::
+
+        z_i = (x_i - m) / max(1.4826 · median |x_j - m|, 0.5),    j ≠ i
+
+    The least deviation is for sites that move nearly alike. A site is outlying with z above
+    `FARTHEST`, and three others at least; of fewer the median tells little.
+
+    Parameters
+    ----------
+    norms : mapping of str to float
+        By site: :func:`update_norms`.
+    """
+    logs = {site: math.log(norm) for site, norm in norms.items() if norm > 0}
+    found = {}
+    for site, own in logs.items():
+        others = [log for other, log in logs.items() if other != site]
+        if len(others) < 3:
+            return {}
+        usual = median(others)
+        deviation = 1.4826 * median(abs(log - usual) for log in others)
+        if (score := (own - usual) / max(deviation, LEAST_DEVIATION)) > FARTHEST:
+            found[site] = score
+    return found
 
 
 def shortened(update: State, weights: State, factor: float) -> dict[str, Tensor]:

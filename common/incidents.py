@@ -23,21 +23,21 @@ class Incidents:
 
     Parameters
     ----------
-    unusable, share_bounded, norm_bounded : dict of str to list of int
-        Rounds in which a site's answer was not used, its votes or its update bounded.
+    lost, share_bounded, norm_bounded : dict of str to list of int
+        Rounds without a usable answer of a site, or in which its votes or its update were bounded.
     withholds : list of (str, str)
         Sites and splits of which no evaluation is reported.
     """
 
-    unusable: Rounds = field(default_factory=dict)
+    lost: Rounds = field(default_factory=dict)
     share_bounded: Rounds = field(default_factory=dict)
     norm_bounded: Rounds = field(default_factory=dict)
     withholds: list[tuple[str, str]] = field(default_factory=list)
 
     def lose(self, number: int, site: str, phase: str, error: str) -> None:
-        """Count a round in which a site's answer is not used."""
+        """Count a round in which there is no answer of a site that is used."""
         log.warning("Site '%s' is left out of %s: %s", site, phase, error)
-        _add(self.unusable, site, number)
+        _add(self.lost, site, number)
 
     def share(self, number: int, sites: Iterable[str], most_share: float) -> None:
         """Count a round in which sites had more votes than one may have."""
@@ -69,7 +69,7 @@ class Incidents:
     def of(self, site: str) -> dict[str, int]:
         """Return a site's part of the summary: numbers of rounds."""
         return {
-            "rounds_lost": _count(self.unusable, site),
+            "rounds_lost": _count(self.lost, site),
             "rounds_share_bounded": _count(self.share_bounded, site),
             "rounds_norm_bounded": _count(self.norm_bounded, site),
         }

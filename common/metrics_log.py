@@ -20,6 +20,7 @@ TYPES = {
 }
 # Metrics that the server logs about a site, which the site itself cannot tell.
 UNUSABLE, UPDATE_NORM, BYTES = "unusable", "update-norm", "bytes-"
+SERVER_MEMORY = "server-memory"  # resident, in MiB, after a round
 WHOLE = "all"  # the site of a number that is that of all sites together
 
 

@@ -34,8 +34,8 @@ sites hold that R, bit for bit, since all add the same decoded numbers to it::
 What Q rounds away is W_t - R_t, and thereby in the next difference: this is error feedback whose
 remainder nobody needs to keep. The first R is W in float16: half the bytes of float32, and what is
 rounded away is owed like any other remainder, and sent with the second round. A site without the R
-of the round before cannot go on. A model that is only judged is no W of a round and has no R before
-it: it goes down as in float16.
+of the round before, which was away then, gets R itself in float32. A model that is only judged is
+no W of a round and has no R before it: it goes down as in float16.
 
 Either way the rounding on the way down does not accumulate, provided that the server keeps W in
 float32 and adds the site's difference to *that*: ``W <- W + d``. The site's T - R was taken from
@@ -108,8 +108,8 @@ def received(
     message : mapping of str to Tensor
         From :func:`broadcast`.
     reference : mapping of str to Tensor, optional
-        What was kept of the round before: :func:`to_keep`. Where there is one, the message must
-        hold differences from it.
+        What was kept of the round before: :func:`to_keep`. It counts where the message holds
+        differences; whole weights come in the first round, and to a site that was away.
 
     Returns
     -------
@@ -123,9 +123,9 @@ def received(
         If the message holds differences and there is no ``reference``, or does not fit it; or if a
         tensor is not floating point.
     """
-    if reference:
-        return decode_update(message, reference, "int8")
     if any(value.dtype == torch.int8 for value in message.values()):
+        if reference:
+            return decode_update(message, reference, "int8")
         raise FedscanError(
             "the weights came as differences from those of the round before, which are missing at "
             "this site. Start the run anew, or with transport = 'float16' or 'float32', which need "

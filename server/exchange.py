@@ -1,15 +1,17 @@
-"""Requests go out together; each reply is fetched by itself, and judged by what it was asked for.
+"""Orders go out together; each reply is fetched by itself, and judged by what it was asked for.
 
 Flower's ``send_and_receive`` fetches all replies that are there and puts them together one after
 the other. One that cannot be put together raises, hides who sent it, and takes all the others with
 it, since Flower hands a reply out once. What a reply says of its sender is also the sender's own
-word. Here a reply belongs to the site whose request it was fetched by.
+word. Here a reply belongs to the site whose order it was fetched by.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import httpx
 from flwr.app import Message
@@ -28,69 +30,138 @@ from common.incoming import Bounds, Incoming
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 3.0  # seconds between two looks for replies
 # Of Flower's own answers those that tell that a site's reply was there and cannot be had.
 LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+MOST_WAITING = 2  # orders at a site: one that it may have lost in a restart, and the next
 
 
-def exchange(
-    grid: Grid, requests: Mapping[str, Message], timeout: float, statistics: int = 0
-) -> tuple[dict[str, Message], dict[str, Exception]]:
-    """Send requests and wait for the replies.
+@dataclass(frozen=True)
+class _Sent:
+    """An order without an answer so far."""
+
+    site: str
+    message_id: str
+    bounds: Bounds
+    time: float  # monotonic
+
+
+class Deadline:
+    """Until when replies are waited for, which may come nearer meanwhile."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self._end = seconds, time.monotonic() + seconds
+
+    def within(self, seconds: float) -> None:
+        """Let no more than so many seconds pass from now."""
+        self._end = min(self._end, time.monotonic() + seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds, below 0 when it is over."""
+        return self._end - time.monotonic()
+
+
+class Mail:
+    """What a server asks of sites, and what it gets.
 
     Parameters
     ----------
     grid : Grid
-    requests : mapping of str to Message
-        By site.
-    timeout : float
-        Seconds that all of them may take.
-    statistics : int
-        Bytes that a reply may have besides weights: :meth:`common.incoming.Bounds.of_answer_to`.
 
-    Returns
-    -------
-    replies : dict of str to Message
-        By site, in the order of ``requests``. Who has not answered in time is in neither.
-    unreadable : dict of str to Exception
-        What is wrong with each reply that came and cannot be put together.
+    Attributes
+    ----------
+    late : list of str
+        Sites whose answer came after its time and was dropped, one entry each.
     """
-    began = time.monotonic()
-    grid.push_messages(list(requests.values()))
-    bounds = {name: Bounds.of_answer_to(one, statistics) for name, one in requests.items()}
-    waiting = {name: one.metadata.message_id for name, one in requests.items()}
-    puller = _Puller(grid) if isinstance(grid, HttpGrid) else None
-    replies: dict[str, Message] = {}
-    unreadable: dict[str, Exception] = {}
-    while waiting:
-        looked, before = time.monotonic(), len(waiting)
-        for name, request_id in list(waiting.items()):
-            try:
-                if puller:
-                    reply = puller.pull(request_id, bounds[name])
-                else:  # a simulation's: whole objects, of this machine
-                    reply = next(iter(grid.pull_messages([request_id])), None)
-                if reply is None:
-                    continue
-                if reply.has_error() and reply.error.code in LOST:
-                    raise FedscanError("parts of it were never sent")
-                replies[name] = reply
-            except httpx.TransportError:  # the server's own connection to its SuperLink
-                raise
-            except Exception as error:  # what may be anything at all raises anything at all
-                unreadable[name] = error
-            del waiting[name]
-        now = time.monotonic()
-        if not waiting or now - began >= timeout:
-            break
-        # The longer an answer takes, the rarer; and hundreds of sites do not keep a core busy.
-        pause = min(max((now - began) / 50, SHORTEST_PAUSE), LONGEST_PAUSE)
-        if len(waiting) == before:  # else it was the fetching that took so long
-            pause = max(pause, 4 * (now - looked))
-        time.sleep(min(pause, began + timeout - now))
-    for name in waiting:
-        if puller and (part := puller.on_its_way.get(waiting[name])):
-            unreadable[name] = FedscanError(
-                f"{len(part.missing())} of its objects did not come within {timeout:g} s"
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._puller = _Puller(grid) if isinstance(grid, HttpGrid) else None
+        self._waiting: list[_Sent] = []
+        self.late: list[str] = []
+
+    def busy(self) -> set[str]:
+        """Return the sites that still have to answer as many orders as they may."""
+        waiting = [one.site for one in self._waiting]
+        return {site for site in waiting if waiting.count(site) >= MOST_WAITING}
+
+    def ask(
+        self, requests: Mapping[str, Message], deadline: Deadline, statistics: int = 0
+    ) -> Iterator[tuple[str, Message | Exception]]:
+        """Send orders, and yield each answer as soon as it is there.
+
+        Parameters
+        ----------
+        requests : mapping of str to Message
+            By site.
+        deadline : Deadline
+        statistics : int
+            Bytes that a reply may have besides weights (:class:`common.incoming.Bounds`).
+
+        Yields
+        ------
+        site : str
+            Who has not answered in time never comes.
+        answer : Message or Exception
+            An exception says what is wrong with an answer that cannot be put together.
+        """
+        began = time.monotonic()
+        pushed = list(self._grid.push_messages(list(requests.values())))
+        if not pushed:
+            raise FedscanError("Flower's server accepts no messages as large as these")
+        asked: set[str] = set()  # ids of orders of this time that are not answered yet
+        for (site, request), known in zip(requests.items(), pushed, strict=True):
+            if known is None:
+                yield site, FedscanError("Flower's server no longer knows its SuperNode")
+                continue
+            asked.add(message_id := request.metadata.message_id)
+            bounds = Bounds.of_answer_to(request, statistics)
+            self._waiting.append(_Sent(site, message_id, bounds, began))
+        while asked:
+            looked, before = time.monotonic(), len(asked)
+            for one, answer in self._look():
+                self._answered(one)
+                if one.message_id in asked:
+                    asked.remove(one.message_id)
+                    yield one.site, answer
+                else:
+                    self.late.append(one.site)
+            if not asked or deadline.left <= 0:
+                break
+            now = time.monotonic()
+            # The longer an answer takes, the rarer; and hundreds of sites do not keep a core busy.
+            pause = min(max((now - began) / 50, SHORTEST_PAUSE), LONGEST_PAUSE)
+            if len(asked) == before:  # else it was the fetching that took so long
+                pause = max(pause, 4 * (now - looked))
+            time.sleep(max(0.0, min(pause, deadline.left)))
+        for one in [one for one in self._waiting if one.message_id in asked]:
+            if self._puller and (missing := self._puller.missing(one.message_id)):
+                self._answered(one)
+                why = f"{missing} of its objects did not come within {deadline.seconds:g} s"
+                yield one.site, FedscanError(why)
+        # An order that a site has lost is not waited for for good.
+        oldest = time.monotonic() - deadline.seconds
+        self._waiting = [one for one in self._waiting if one.time > oldest]
+
+    def _answered(self, sent: _Sent) -> None:
+        """Expect nothing more of the orders before: a site answers one after the other."""
+        self._waiting = [
+            one for one in self._waiting if one.site != sent.site or one.time > sent.time
+        ]
+
+    def _look(self) -> Iterator[tuple[_Sent, Message | Exception]]:
+        """Yield the answers that are there."""
+        orders = {one.message_id: one for one in self._waiting}
+        if self._puller:
+            found = self._puller.pull({name: one.bounds for name, one in orders.items()})
+        else:  # a simulation's: whole objects, of this machine
+            found = (
+                (reply.metadata.reply_to_message_id, reply)
+                for reply in self._grid.pull_messages(list(orders))
             )
-    return {name: replies[name] for name in requests if name in replies}, unreadable
+        for message_id, answer in found:
+            lost = isinstance(answer, Message) and answer.has_error()
+            if lost and answer.error.code in LOST:
+                answer = FedscanError("parts of it were never sent")
+            yield orders[message_id], answer
 
 
 class _Puller:
@@ -105,44 +176,48 @@ class _Puller:
 
     def __init__(self, grid: HttpGrid) -> None:
         self._client, self._node, self._run_id = grid._runtime_client, grid.node, grid.run.run_id
-        self.on_its_way: dict[str, Incoming] = {}  # by the request's id
+        self._on_its_way: dict[str, Incoming] = {}  # by the request's id
 
-    def pull(self, request_id: str, bounds: Bounds) -> Message | None:
-        """Return the reply to a request, or None as long as it is not whole.
-
-        Raises
-        ------
-        FedscanError
-            If it holds more than it may.
-        Exception
-            Whatever Flower raises where it cannot be put together.
-        """
-        try:
-            if request_id not in self.on_its_way:
-                self._claim(request_id, bounds)
-            incoming = self.on_its_way.get(request_id)
-            if incoming is None:
-                return None
-            pull_objects(incoming.missing(), lambda one: self._fetch(one, incoming))
-            if incoming.missing():
-                return None
-            message = incoming.open()
-        except BaseException:
+    def pull(self, orders: Mapping[str, Bounds]) -> Iterator[tuple[str, Message | Exception]]:
+        """Yield the replies that are whole by now, by the order's id, or what is wrong with one."""
+        yield from self._claim(orders)
+        for request_id, incoming in list(self._on_its_way.items()):
+            try:
+                pull_objects(incoming.missing(), partial(self._fetch, incoming))
+                if incoming.missing():
+                    continue
+                answer: Message | Exception = incoming.open()
+            except httpx.TransportError:  # the server's own connection to its SuperLink
+                raise
+            except Exception as error:  # what may be anything at all raises anything at all
+                answer = error
             self._forget(request_id)
-            raise
+            yield request_id, answer
+
+    def missing(self, request_id: str) -> int:
+        """Return how many objects of a reply have not come, and expect them no more."""
+        incoming = self._on_its_way.get(request_id)
         self._forget(request_id)
-        return message
+        return len(incoming.missing()) if incoming else 0
 
-    def _claim(self, request_id: str, bounds: Bounds) -> None:
-        """Ask for the reply; if it is there, the SuperLink hands it out this once."""
-        answer = self._client.PullMessages(PullAppMessagesRequest(message_ids=[request_id]))
+    def _claim(self, orders: Mapping[str, Bounds]) -> Iterator[tuple[str, Exception]]:
+        """Ask for replies; those that are there, the SuperLink hands out this once."""
+        ids = [one for one in orders if one not in self._on_its_way]
+        if not ids:
+            return
+        answer = self._client.PullMessages(PullAppMessagesRequest(message_ids=ids))
         for message, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
-            if message.metadata.reply_to_message_id == request_id:
-                incoming = Incoming(message.metadata.message_id, bounds)
-                self.on_its_way[request_id] = incoming
+            if (request_id := message.metadata.reply_to_message_id) not in ids:
+                continue
+            incoming = Incoming(message.metadata.message_id, orders[request_id])
+            self._on_its_way[request_id] = incoming
+            try:
                 incoming.expect(one.object_id for one in iterate_object_tree(tree))
+            except FedscanError as error:
+                self._forget(request_id)
+                yield request_id, error
 
-    def _fetch(self, object_id: str, incoming: Incoming) -> bytes:
+    def _fetch(self, incoming: Incoming, object_id: str) -> bytes:
         fetch = make_pull_object_fn_protobuf(self._client.PullObject, self._node, self._run_id)
         try:
             content = fetch(object_id)
@@ -153,7 +228,7 @@ class _Puller:
 
     def _forget(self, request_id: str) -> None:
         """Tell the SuperLink that it need not keep the objects."""
-        incoming = self.on_its_way.pop(request_id, None)
+        incoming = self._on_its_way.pop(request_id, None)
         if incoming is None:
             return
         self._client.ConfirmMessageReceived(

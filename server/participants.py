@@ -1,10 +1,10 @@
-"""Who takes part: sites by name, and questions put to all of them."""
+"""Who takes part: sites by name, orders to them, and what came of each."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 from flwr.app import Message
@@ -13,16 +13,19 @@ from flwr.serverapp import Grid
 from common import messages
 from common.bounds import MOST_TIMES, outsized
 from common.config.run_config import RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, ProvenanceError
 from common.evaluation.generation import require_one_extractor
 from common.messages import Failure
+from common.participation import Outcome
 from common.site_names import SITE_NAME
-from server.exchange import exchange
-from server.replies import TRAINING, SiteFailure, read_identity, unusable
+from server.exchange import Deadline, Mail
+from server.replies import TRAINING, Identity, SiteFailure, read_identity, unusable
 
 log = logging.getLogger("flwr.fedscan")
 
 SETTLE_SECONDS = 1.0  # no new site for so long: everybody who was starting with the others is here
+LOOK_SECONDS = 0.2
+RETURN_SECONDS = 120.0  # for the answer of a SuperNode that is new: which site is it?
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ class Participants:
     ----------
     grid : Grid
     config : RunConfig
-        ``min_sites``, ``connect_timeout``, ``reply_timeout`` and ``site_nodes``. With site nodes,
-        only those are asked, and each must say the name that it is bound to.
+        ``min_sites``, ``min_replies``, ``connect_timeout``, ``round_timeout`` and ``site_nodes``.
+        With site nodes, only those are asked, and each must say the name that it is bound to.
+    roster : collection of str
+        The sites of a run that is resumed: no others take part, and each of them belongs to it.
 
     Raises
     ------
@@ -51,42 +56,34 @@ class Participants:
     FedscanError
         If they judge pictures with different extractors, or one runs other sources.
     SiteFailure
-        If a site cannot take part.
+        If a site cannot take part, and the run needs every site's answers.
     """
 
-    def __init__(self, grid: Grid, config: RunConfig) -> None:
-        self._grid, self._config = grid, config
-        bound = config.nodes_of_sites()
-        nodes = {str(node): node for node in self._wait_for_nodes(set(bound.values()))}
-        hello = messages.HELLO
-        replies, unreadable = self._exchange(
-            {
-                label: messages.request(hello, node, timeout=config.run.reply_timeout)
-                for label, node in nodes.items()
-            },
-            hello,
-        )
-        for failure in unreadable.values():
-            raise failure
-        sites: dict[str, Participant] = {}
-        extractors: dict[str, str] = {}
-        for label, reply in replies.items():
-            said = read_identity(reply, label, hello)
-            name = said.site
-            if bound and bound.get(name) != nodes[label]:
-                own = next(site for site, node in bound.items() if node == nodes[label])
+    def __init__(self, grid: Grid, config: RunConfig, roster: Collection[str] = ()) -> None:
+        self._grid, self._config, self.mail = grid, config, Mail(grid)
+        self._bound = config.nodes_of_sites()
+        nodes = self._wait_for_nodes(set(self._bound.values()), len(roster))
+        self._extractors: dict[str, str] = {}
+        self._known: set[int] = set()
+        self.sites: dict[str, Participant] = {}
+        failures: dict[str, SiteFailure] = {}
+        for label, said in self._hello(nodes, config.run.round_timeout):
+            if isinstance(said, SiteFailure):
+                failures[label] = said
+            elif said.site in self.sites:
                 raise ConfigError(
-                    f"SuperNode {label} says that it is site '{name}', and site-nodes binds it to "
-                    f"site '{own}'. Set its name in --node-config, or mend site-nodes"
+                    f"two SuperNodes say that they are site '{said.site}'. Give each its own name"
                 )
-            if name in sites:
-                raise ConfigError(
-                    f"two SuperNodes say that they are site '{name}'. Give each its own name"
-                )
-            sites[name] = Participant(nodes[label], said.counts, said.device)
-            extractors[name] = said.extractor_hash
-        require_one_extractor(dict(sorted(extractors.items())))
-        self.sites = dict(sorted(sites.items()))
+            elif not roster or said.site in roster:
+                self._take(int(label), said)
+        for _, failure in sorted(failures.items()):
+            if not config.run.min_replies:
+                raise failure
+            log.warning("A site takes no part: %s", failure)
+        if len(self.sites) < config.run.min_sites:
+            raise next(iter(failures.values()), ConfigError(self._too_few(len(self.sites))))
+        require_one_extractor(dict(sorted(self._extractors.items())))
+        self.sites = dict(sorted(self.sites.items()))
         scans = {name: site.counts[TRAINING] for name, site in self.sites.items()}
         for name, usual in outsized(scans).items():
             log.warning(
@@ -97,56 +94,136 @@ class Participants:
 
     def ask(
         self,
-        kind: str,
-        compose: Callable[[int], Message],
-        round_number: int,
+        phase: str,
+        names: Collection[str],
+        compose: Callable[[str, int], Message],
+        deadline: Deadline,
         statistics: int = 0,
-    ) -> tuple[dict[str, Message], dict[str, SiteFailure]]:
-        """Ask every site and return the replies by name, in order of name.
+    ) -> Iterator[tuple[str, Message | tuple[Outcome, SiteFailure]]]:
+        """Ask sites, and yield what comes of it as soon as it is known.
 
         Parameters
         ----------
-        kind : str
+        phase : str
             What is asked for, in an error's words.
+        names : collection of str
         compose : callable
-            Given a node id, returns the request.
-        round_number : int
+            Given a site and its node id, returns the order.
+        deadline : Deadline
         statistics : int
             Bytes that a reply may have besides weights.
 
-        Returns
-        -------
-        replies : dict of str to Message
-        unreadable : dict of str to SiteFailure
-            Of the sites whose reply came and could not be put together.
-
-        Raises
+        Yields
         ------
-        SiteFailure
-            The first failure in order of name: no answer, or one that says that it failed.
+        site : str
+            Each of ``names`` once.
+        answer : Message or (Outcome, SiteFailure)
         """
-        requests = {name: compose(site.node_id) for name, site in self.sites.items()}
-        return self._exchange(requests, f"{kind}, round {round_number}", statistics)
-
-    def _exchange(
-        self, requests: dict[str, Message], phase: str, statistics: int = 0
-    ) -> tuple[dict[str, Message], dict[str, SiteFailure]]:
-        timeout = self._config.run.reply_timeout
-        replies, errors = exchange(self._grid, requests, timeout, statistics)
-        for name in sorted(requests):
-            if name in errors:
-                continue
-            if name not in replies:
-                raise SiteFailure(Failure(name, phase, f"no answer within {timeout:g} s", ""))
-            if failure := messages.failure_in(replies[name], name, phase):
+        self._look_for_returned()
+        connected, busy, asked = set(self._grid.get_node_ids()), self.mail.busy(), {}
+        for name in names:
+            node = self.sites[name].node_id
+            if name in busy:
+                why = "it is still at work on earlier orders"
+                yield name, _lost(Outcome.BUSY, name, phase, why)
+            elif self._may_be_away and node not in connected:
+                yield name, _lost(Outcome.ABSENT, name, phase, "it is not connected")
+            else:
+                asked[name] = compose(name, node)
+        silent = dict.fromkeys(asked)
+        for name, answer in self.mail.ask(asked, deadline, statistics):
+            del silent[name]
+            if isinstance(answer, Exception):
+                yield name, (Outcome.UNUSABLE, unusable(name, phase, answer))
+            elif failure := messages.failure_in(answer, name, phase):
                 # Who it is, a site says only when it is asked: else it could blame another.
-                if phase != messages.HELLO or not SITE_NAME.fullmatch(failure.site):
-                    failure = replace(failure, site=name)
-                raise SiteFailure(failure)
-        unreadable = {name: unusable(name, phase, errors[name]) for name in sorted(errors)}
-        return {name: replies[name] for name in sorted(replies)}, unreadable
+                yield name, (Outcome.FAILED, SiteFailure(replace(failure, site=name)))
+            else:
+                yield name, answer
+        for name in silent:
+            why = f"no answer within {deadline.seconds:g} s"
+            yield name, _lost(Outcome.ABSENT, name, phase, why)
 
-    def _wait_for_nodes(self, bound: set[int]) -> list[int]:
+    def wait_for(self, number: int) -> None:
+        """Wait until so many of the sites are connected, as long as a run's start may take."""
+        deadline = Deadline(self._config.run.connect_timeout)
+        while deadline.left > 0:
+            self._look_for_returned()
+            connected = set(self._grid.get_node_ids())
+            if sum(site.node_id in connected for site in self.sites.values()) >= number:
+                return
+            time.sleep(LOOK_SECONDS)
+
+    @property
+    def _may_be_away(self) -> bool:
+        return self._config.run.min_replies > 0
+
+    def _look_for_returned(self) -> None:
+        """Find sites whose SuperNode was started anew, and has another number since."""
+        connected = set(self._grid.get_node_ids())
+        away = {name for name, site in self.sites.items() if site.node_id not in connected}
+        new = sorted(connected - self._known)
+        if not away or not new or not self._may_be_away or self._bound:
+            return
+        for label, said in self._hello(new, RETURN_SECONDS):
+            if isinstance(said, SiteFailure):
+                log.warning("%s", said)
+            elif said.site in away and said.counts == self.sites[said.site].counts:
+                log.info("Site '%s' is back", said.site)
+                self._take(int(label), said)
+
+    def _take(self, node: int, said: Identity) -> None:
+        self.sites[said.site] = Participant(node, said.counts, said.device)
+        self._extractors[said.site] = said.extractor_hash
+
+    def _hello(
+        self, nodes: list[int], seconds: float
+    ) -> Iterator[tuple[str, Identity | SiteFailure]]:
+        """Ask SuperNodes who they are; yield the answers by the number of the node."""
+        phase, found = messages.HELLO, {}
+        orders = {str(node): messages.request(phase, node, timeout=seconds) for node in nodes}
+        silent = dict.fromkeys(orders)
+        for label, answer in self.mail.ask(orders, Deadline(seconds)):
+            del silent[label]
+            found[label] = self._identity(label, answer)
+        for label in silent:
+            why = f"no answer within {seconds:g} s"
+            found[label] = SiteFailure(Failure(label, phase, why, ""))
+        self._known |= {int(label) for label, said in found.items() if isinstance(said, Identity)}
+        yield from sorted(found.items(), key=lambda one: int(one[0]))
+
+    def _identity(self, label: str, answer: Message | Exception) -> Identity | SiteFailure:
+        phase = messages.HELLO
+        if isinstance(answer, Exception):
+            return unusable(label, phase, answer)
+        if failure := messages.failure_in(answer, label, phase):
+            named = SITE_NAME.fullmatch(failure.site)
+            return SiteFailure(failure if named else replace(failure, site=label))
+        try:
+            said = read_identity(answer, label, phase)
+        except SiteFailure as failure:
+            return failure
+        except ProvenanceError as error:
+            if not self._may_be_away:
+                raise
+            return SiteFailure(Failure(label, phase, str(error), ""))
+        bound, node = self._bound, int(label)
+        if bound and bound.get(said.site) != node:
+            own = next(site for site, number in bound.items() if number == node)
+            raise ConfigError(
+                f"SuperNode {label} says that it is site '{said.site}', and site-nodes binds it to "
+                f"site '{own}'. Set its name in --node-config, or mend site-nodes"
+            )
+        return said
+
+    def _too_few(self, count: int) -> str:
+        run = self._config.run
+        return (
+            f"{count} sites connected within {run.connect_timeout:g} s, run.min-sites = "
+            f"{run.min_sites}. Start the missing SuperNodes, or lower min-sites"
+        )
+
+    def _wait_for_nodes(self, bound: set[int], wanted: int) -> list[int]:
         """Wait for enough nodes; where some are bound to sites, no other counts."""
         deadline = time.monotonic() + self._config.run.connect_timeout
         known: set[int] = set()
@@ -157,15 +234,15 @@ class Participants:
                 connected &= bound
             if connected != known:
                 known, since = connected, time.monotonic()
-            enough = len(known) >= self._config.run.min_sites
+            enough = len(known) >= max(self._config.run.min_sites, wanted)
             late = time.monotonic() > deadline
+            enough = enough or (late and len(known) >= self._config.run.min_sites)
             if enough and (late or time.monotonic() - since >= SETTLE_SECONDS):
                 return sorted(known)
             if late:
-                raise ConfigError(
-                    f"{len(known)} sites connected within {self._config.run.connect_timeout:g} s, "
-                    f"run.min-sites = {self._config.run.min_sites}. Start the missing SuperNodes, "
-                    "or "
-                    "lower min-sites"
-                )
-            time.sleep(0.2)
+                raise ConfigError(self._too_few(len(known)))
+            time.sleep(LOOK_SECONDS)
+
+
+def _lost(outcome: Outcome, name: str, phase: str, why: str) -> tuple[Outcome, SiteFailure]:
+    return outcome, SiteFailure(Failure(name, phase, why, ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, MetricRecord
@@ -16,7 +16,7 @@ from common.evaluation.of_site import Evaluation
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM
 from common.provenance import require_same_source
-from common.rounds import Update
+from common.run_state import Update
 from common.site_names import SITE_NAME
 from common.strategies.strategy import State
 from common.transport import decode_update
@@ -85,7 +85,13 @@ def read_identity(reply: Message, label: str, phase: str) -> Identity:
 
 
 def read_update(
-    reply: Message, site: str, phase: str, shared: State, encoding: str, scans: int
+    reply: Message,
+    site: str,
+    phase: str,
+    shared: State,
+    encoding: str,
+    scans: int,
+    allowed: Collection[str],
 ) -> Update:
     """Read the answer to a training order.
 
@@ -99,6 +105,8 @@ def read_update(
     encoding : str
     scans : int
         How many training scans the site had when the run began.
+    allowed : collection of str
+        Names of the metrics that a training may report.
 
     Raises
     ------
@@ -113,12 +121,13 @@ def read_update(
         count = _count(metrics)
         if count != scans:
             raise FedscanError(f"{count} scans trained on, of {scans} that were there at first")
+        _require_known(metrics, allowed)
         update = messages.unpack(reply.content[messages.ARRAYS])
         return Update(count, metrics, decode_update(update, shared, encoding))
 
 
 def read_evaluation(
-    reply: Message, site: str, phase: str, known: Collection[str], most: int
+    reply: Message, site: str, phase: str, allowed: Collection[str], most: int
 ) -> Evaluation:
     """Read the answer to an evaluation order.
 
@@ -129,8 +138,8 @@ def read_evaluation(
     reply : Message
     site, phase : str
         For the words of a refusal.
-    known : collection of str
-        Names of the counts that the site gave when the run began.
+    allowed : collection of str
+        Names of the metrics that an evaluation may report.
     most : int
         How many images it can have judged, by those counts: it weighs as much in a common loss.
 
@@ -147,8 +156,7 @@ def read_evaluation(
             raise FedscanError("it withholds its evaluation and tells of it")
         if count > most:
             raise FedscanError(f"judged on {count} images, of {most} that were there at first")
-        if clash := metrics.keys() & set(known):
-            raise FedscanError(f"metric {min(clash)!r} has the name of a count")
+        _require_known(metrics, allowed)
         if len(words) > MOST_NUMBERS:
             raise FedscanError(f"{len(words)} words: accepted are up to {MOST_NUMBERS}")
         for key in words:
@@ -185,6 +193,11 @@ def _numbers(record: MetricRecord) -> dict[str, float]:
         if math.isfinite(value) and abs(value) > LARGEST_NUMBER:
             raise ValueError(f"{name[:40]} = {value:.3g}: no measure is as large")
     return dict(record)
+
+
+def _require_known(metrics: Mapping[str, float], allowed: Collection[str]) -> None:
+    if strange := sorted(metrics.keys() - set(allowed)):
+        raise FedscanError(f"metric {strange[0][:40]!r} is none that this run reports")
 
 
 def _count(metrics: dict[str, float], *, least: int = 1) -> int:

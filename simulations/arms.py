@@ -30,9 +30,11 @@ from common.files import make_folder, write_atomically, write_json
 from common.local_round import judge_at_site, train_one_round
 from common.machine import usable_cpus
 from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
+from common.participation import in_training
 from common.paths import cache_dir
-from common.rounds import Measured, RunState, Update, begin, run_rounds
+from common.rounds import begin, run_rounds
 from common.run_folder import METRICS, SUMMARY
+from common.run_state import Measured, RunState, Update
 from common.selection import Judged
 from common.strategies.strategy import State, load_strategy
 from common.tasks.task import SiteContext, load_task, read_run_config
@@ -233,13 +235,14 @@ class SitesInPlace:
     def train(self, number: int, weights: State, state: RunState) -> dict[str, Update]:
         """Train one participant after the other."""
         updates = {}
-        for name in self.names:
+        for name in in_training(number, self.names, self.config):
+            first = {} if name in state.private else state.unshared
             done = train_one_round(
                 self.task,
                 self.models[name],
                 self.data[name],
                 self.config,
-                received={**state.unshared, **weights},
+                received={**first, **weights},
                 private=state.private.get(name, {}),
                 place=self._at(name),
                 round_number=number,
@@ -271,6 +274,13 @@ class SitesInPlace:
         merged = self.task.judge(found, self.config)
         undefined = frozenset() if math.isfinite(merged.loss) else frozenset(found)
         return Judged(merged, found, undefined=undefined)
+
+    def refuse(self, number: int, site: str, why: str, state: RunState) -> None:
+        """Count a round in which a participant's update is not used."""
+        state.incidents.lose(number, site, f"round {number}", why)
+
+    def keep(self, state: RunState) -> None:
+        """Keep nothing: a cell of a comparison that is interrupted begins anew."""
 
     def record(self, number: int, split: str, measured: Measured) -> None:
         """Write the curves to the model's log, and all that is a result to its rows."""

@@ -40,7 +40,7 @@ OPTIONS = {  # what a comparison decides for all cells alike
 # What generators before a comparison, and classifiers after it, share with it: where, on what,
 # judged how; not how the compared models are trained.
 SHARED = (
-    *("study", "data.cohort-dir", "run.min-sites", "run.connect-timeout", "run.reply-timeout"),
+    *("study", "data.cohort-dir", "run.min-sites", "run.connect-timeout", "run.round-timeout"),
     *("run.device", "run.threads", "run.seed"),
     *("model.gan", "model.gan-changes", "model.extractor", "data.harmonize"),
 )

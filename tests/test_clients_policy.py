@@ -258,17 +258,24 @@ def test_model_that_is_validated_is_one_that_the_run_explains(site):
     assert messages.failure_in(site.ask(EVALUATE, 1, "val", weights)) is None
 
 
-def test_model_of_a_round_that_was_not_trained_is_not_validated(site):
+def test_site_that_was_away_validates_a_model_that_the_rounds_explain_and_no_other(site):
     begin(site)
-    assert "the private state of round 1" in refusal(site, EVALUATE, 1, "val", site.start)
+    far = refusal(site, EVALUATE, 1, "val", moved(site.start, 100.0))
+    assert "as far as the site accepts" in far
+    assert messages.failure_in(site.ask(EVALUATE, 1, "val", moved(site.start, 0.01))) is None
 
 
 def test_model_that_is_tested_was_validated(site):
     weights = site.after(site.start, site.train(1, site.start))
-    said = "not the one that was validated in round 1"
-    assert said in refusal(site, EVALUATE, 1, "test", weights)
     site.ask(EVALUATE, 1, "val", weights)
+    said = "not the one that was validated in round 1"
     assert said in refusal(site, EVALUATE, 1, "test", moved(weights, 1e-5))
+    assert messages.failure_in(site.ask(EVALUATE, 1, "test", weights)) is None
+
+
+def test_site_that_was_away_from_validation_tests_a_model_that_the_rounds_explain(site):
+    weights = site.after(site.start, site.train(1, site.start))
+    assert "as far as the site" in refusal(site, EVALUATE, 1, "test", moved(weights, 100.0))
     assert messages.failure_in(site.ask(EVALUATE, 1, "test", weights)) is None
 
 
@@ -336,8 +343,20 @@ def test_run_that_has_ended_is_not_begun_again(site):
     weights = site.after(site.start, site.train(1, site.start))
     for split in ("val", "test"):
         assert messages.failure_in(site.ask(EVALUATE, 1, split, weights)) is None
-    for order in ((HELLO, 0, ""), (TRAIN, 1, "train"), (EVALUATE, 1, "test")):
+    for order in ((TRAIN, 1, "train"), (EVALUATE, 1, "val"), (EVALUATE, 1, "test")):
         assert "run 7 has ended with its test" in refusal(site, *order, site.start)
+
+
+def test_test_that_is_asked_for_again_gets_the_answer_that_it_got(site, monkeypatch):
+    """As after a crash of the server, to which the site says once more who it is."""
+    weights = site.after(site.start, site.train(1, site.start))
+    site.ask(EVALUATE, 1, "val", weights)
+    first = site.ask(EVALUATE, 1, "test", weights)
+    monkeypatch.setattr("clients.local.judge_at_site", None)
+    begin(site)
+    again = site.ask(EVALUATE, 1, "test", weights)
+    assert again.content.object_id == first.content.object_id
+    assert not site.state.folder.exists()
 
 
 # What is told of few people

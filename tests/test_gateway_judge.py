@@ -149,9 +149,10 @@ def test_honest_answers_of_a_whole_run_leave(hospital) -> None:
         assert "loss" in left[messages.METRICS]
     left = hospital.ask(messages.EVALUATE, 2, "test", weights).content
     assert "balanced_accuracy" in left[messages.METRICS]
-    hospital.run.end()
+    again = hospital.ask(messages.EVALUATE, 2, "test", weights).content
+    assert again.object_id == left.object_id  # as after a crash of the server
     with pytest.raises(FedscanError, match="has ended"):
-        hospital.accept(hospital.order(messages.HELLO))
+        hospital.accept(hospital.order(messages.EVALUATE, 1, "val", weights))
 
 
 def scan(size: int = 4096) -> bytes:

@@ -20,7 +20,7 @@ from common.errors import ConfigError, FedscanError
 ARRAYS = {"conv.weight": ((8, 1, 3, 3, 3), "float32"), "head.bias": ((2,), "float32")}
 
 
-def sent(number: int = 1, run: int = 7, size: int = 100) -> Entry:
+def sent(number: int = 1, run: str = "7", size: int = 100) -> Entry:
     digest = hashlib.sha256(b"content").hexdigest()
     return Entry(run, number, "train", "sent", "", ARRAYS, ("loss", "auroc"), size, digest)
 
@@ -52,7 +52,7 @@ def test_a_line_tells_what_has_left_and_no_value(path):
         "head.bias": [[2], "float32"],
     }
     assert values["metrics"] == ["auroc", "loss"]
-    assert (values["run"], values["round"], values["kind"]) == (7, 1, "train")
+    assert (values["run"], values["round"], values["kind"]) == ("7", 1, "train")
     assert (values["decision"], values["bytes"]) == ("sent", 100)
     assert values["sha256"] == hashlib.sha256(b"content").hexdigest()
     assert datetime.datetime.fromisoformat(values["time"]).tzinfo == datetime.UTC
@@ -85,7 +85,7 @@ def test_arrays_that_left_before_are_told_by_the_number_of_that_line(ten):
 
 
 def test_a_message_without_arrays_refers_to_no_other_line_after_a_restart(path):
-    hello = Entry(7, 0, "query.hello", "sent")
+    hello = Entry("7", 0, "query.hello", "sent")
     for _ in range(3):
         with Ledger(path, "north") as ledger:
             ledger.append(hello)
@@ -95,13 +95,17 @@ def test_a_message_without_arrays_refers_to_no_other_line_after_a_restart(path):
 def test_bytes_of_a_run_and_of_a_day_are_known_and_survive_a_restart(path):
     begun = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=1)
     with Ledger(path, "north") as ledger:
-        ledger.append(sent(1, run=7, size=100))
-        ledger.append(sent(2, run=7, size=20))
-        ledger.append(sent(1, run=8, size=3))
-        ledger.append(Entry(8, 2, "train", "refused", "too large", bytes=1000))
-        assert (ledger.sent_bytes(7), ledger.sent_bytes(8), ledger.sent_bytes(9)) == (120, 3, 0)
+        ledger.append(sent(1, run="7", size=100))
+        ledger.append(sent(2, run="7", size=20))
+        ledger.append(sent(1, run="8", size=3))
+        ledger.append(Entry("8", 2, "train", "refused", "too large", bytes=1000))
+        assert (ledger.sent_bytes("7"), ledger.sent_bytes("8"), ledger.sent_bytes("9")) == (
+            120,
+            3,
+            0,
+        )
     with Ledger(path, "north") as ledger:
-        assert (ledger.sent_bytes(7), ledger.sent_bytes(8)) == (120, 3)
+        assert (ledger.sent_bytes("7"), ledger.sent_bytes("8")) == (120, 3)
         assert ledger.sent_bytes_since(begun) == 123
         later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
         assert ledger.sent_bytes_since(later) == 0
@@ -122,7 +126,7 @@ def test_ledger_of_another_site_is_refused(ten):
 def test_what_a_refused_message_calls_its_parts_neither_fills_the_disk_nor_breaks_a_line(path):
     names = {f"\ud800\n\x1b[2J{'x' * 10_000}{n}": ((1,) * 60, "V" * 1000) for n in range(2000)}
     with Ledger(path, "north") as ledger:
-        ledger.append(Entry(7, 1, "train", "refused", "names\nof arrays", names, tuple(names)))
+        ledger.append(Entry("7", 1, "train", "refused", "names\nof arrays", names, tuple(names)))
     assert len(lines(path)) == 2
     assert path.stat().st_size < 1_000_000
     assert "and 1800 more" in json.loads(lines(path)[1])["metrics"]
@@ -271,7 +275,7 @@ def test_a_line_that_a_full_disk_cuts_short_is_closed_off_by_the_next(path, monk
         with pytest.raises(FedscanError, match=r"No space left on device.*nothing leaves"):
             ledger.append(sent(1))
         monkeypatch.setattr(os, "write", write)
-        assert ledger.sent_bytes(7) == 0
+        assert ledger.sent_bytes("7") == 0
         ledger.append(sent(2))
     assert [(one.line, one.problem, one.fault) for one in verify(path)] == [(2, "torn", False)]
 
@@ -281,11 +285,11 @@ def test_a_killed_gate_leaves_the_line_and_frees_the_ledger(path):
         "import os, pathlib, sys\n"
         "from clients.gateway.ledger import Entry, Ledger\n"
         "ledger = Ledger(pathlib.Path(sys.argv[1]), 'north')\n"
-        "ledger.append(Entry(7, 1, 'train', 'sent', bytes=5))\n"
+        "ledger.append(Entry('7', 1, 'train', 'sent', bytes=5))\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert done.returncode == -9
     with Ledger(path, "north") as ledger:
-        assert ledger.sent_bytes(7) == 5
+        assert ledger.sent_bytes("7") == 5
     assert verify(path) == []

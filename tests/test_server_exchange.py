@@ -166,7 +166,17 @@ def ask(
         name: messages.request(TRAIN, node, round_number=1, arrays=messages.pack(WEIGHTS))
         for name, node in zip(names, numbers, strict=True)
     }
-    return link, *exchange.exchange(LinkedGrid(link), requests, 60.0)
+    return link, *exchanged(LinkedGrid(link), requests)
+
+
+def exchanged(
+    grid: LinkedGrid, requests: dict[str, Message], statistics: int = 0
+) -> tuple[dict[str, Message], dict[str, Exception]]:
+    """Ask, and sort what comes into replies and what is unreadable."""
+    found: tuple[dict, dict] = {}, {}
+    for name, answer in exchange.Mail(grid).ask(requests, exchange.Deadline(60.0), statistics):
+        found[isinstance(answer, Exception)][name] = answer
+    return found
 
 
 def nothing(sent: Sent) -> None:
@@ -329,7 +339,7 @@ def test_lost_superlink_is_no_sites_fault():
     link.PullMessages = gone
     requests = {"good": messages.request(TRAIN, 101, arrays=messages.pack(WEIGHTS))}
     with pytest.raises(httpx.ConnectError):
-        exchange.exchange(LinkedGrid(link), requests, 60.0)
+        exchanged(LinkedGrid(link), requests)
 
 
 def test_answer_may_be_twice_what_was_sent_and_statistics_besides():
@@ -351,9 +361,7 @@ def test_statistics_that_are_as_large_as_expected_come_in():
     link = SuperLink(nodes(telling))
     for statistics, whole in ((0, False), (300 * 300 * 8 + 200, True)):
         request = messages.request(TRAIN, 101, arrays=messages.pack({"b": WEIGHTS["b"]}))
-        replies, unreadable = exchange.exchange(
-            LinkedGrid(link), {"site": request}, 60.0, statistics
-        )
+        replies, unreadable = exchanged(LinkedGrid(link), {"site": request}, statistics)
         assert (bool(replies), bool(unreadable)) == (whole, not whole)
 
 
@@ -374,4 +382,4 @@ def test_run_goes_on_without_the_round_of_a_site_whose_reply_is_unreadable(
     link.tampered[108] = second
     folder = run(tmp_path, LinkedGrid(link))
     assert rounds_lost(folder) == {"north": 0, "south": 1}
-    assert "Site 'south' is left out of train (train), round 2" in caplog.text
+    assert "Site 'south' is left out of train, round 2" in caplog.text

@@ -272,7 +272,7 @@ def test_site_without_the_metric_that_rounds_are_chosen_by_does_not_count(tmp_pa
     ("change", "why"),
     [
         ({messages.WEIGHT: 10**6}, "judged on 1000000 images, of 5 that were there at first"),
-        ({"n_train": 3.0}, "metric 'n_train' has the name of a count"),
+        ({"n_train": 3.0}, "metric 'n_train' is none that this run reports"),
         ({"unusable": 0.0}, "metric 'unusable' has the name of one of the server's"),
         ({"bytes-up-train": 0.0}, "has the name of one of the server's"),
         ({"loss": -1e30}, "no measure is as large"),

@@ -201,7 +201,7 @@ def test_classifiers_after_generators_take_nothing_of_how_those_are_trained() ->
         "run.threads": 2,
         "run.device": "cpu",
         "model.gan-changes": "resolution=64",
-        "run.reply-timeout": 9.0,
+        "run.round-timeout": 9.0,
     }
     base = {"run.min-sites": 3, "data.cohort-dir": "/there"}
     use = Cell("use", "", 1)

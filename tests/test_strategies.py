@@ -21,7 +21,8 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.evaluation.of_site import Evaluation
 from common.fingerprint import fingerprint
-from common.rounds import RunState, Update, begin, run_rounds
+from common.rounds import begin, run_rounds
+from common.run_state import RunState, Update
 from common.selection import Judged
 from common.strategies.strategy import SiteUpdate, join, load_strategy, split, strategy_names
 from common.tasks import generation_quality
@@ -320,6 +321,9 @@ class StubSites:
         return Judged(ValidationResult(loss, {}, ""), found)
 
     def record(self, number, split, measured):
+        pass
+
+    def keep(self, state):
         pass
 
 

@@ -14,7 +14,8 @@ from test_task_gan_features import config as of_features
 
 from common.config.run_config import RunConfig
 from common.errors import AnswerError, ConfigError, FedscanError
-from common.rounds import RunState, Update, begin, run_rounds
+from common.rounds import begin, run_rounds
+from common.run_state import RunState, Update
 from common.strategies._robust import by_score, distances
 from common.strategies.strategy import SiteUpdate, load_strategy, strategy_names
 from common.tasks.task import SiteContext, read_run_config
@@ -536,6 +537,9 @@ class Features:
         }
 
     def record(self, number, split, measured):
+        pass
+
+    def keep(self, state):
         pass
 
     def evaluate(self, number, released, split, state):

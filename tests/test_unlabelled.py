@@ -289,9 +289,9 @@ def test_movement_is_bounded_also_at_a_site_without_labels():
     largest = dict.fromkeys(before, torch.zeros(()))
     far = before | {"head": before["head"] + 5}
     near = before | {"head": before["head"] + 3}
-    require_explained("north", near, before, largest, 4.0, without_labels=True)
+    require_explained("north", near, before, largest, 4.0, untrained=True)
     with pytest.raises(FedscanError, match="head has moved"):
-        require_explained("north", far, before, largest, 4.0, without_labels=True)
+        require_explained("north", far, before, largest, 4.0, untrained=True)
     with pytest.raises(FedscanError, match="head has moved"):
         require_explained("north", near, before, largest, 4.0)
 

@@ -16,13 +16,15 @@ from torch import Tensor
 from clients.orders import require_first_weights
 from clients.policy import SitePolicy
 from common import messages
+from common.aggregation import aggregate_round
 from common.checkpoints import read_model, save_model
 from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.fingerprint import fingerprint
 from common.local_round import first_weights
 from common.models.parts import layers_of
-from common.rounds import Update, _train, begin
+from common.rounds import begin
+from common.run_state import Update
 from common.tasks.task import SiteContext, load_task, read_run_config
 from common.training.classifier import _groups
 from common.transport import received
@@ -304,7 +306,7 @@ def test_frozen_weights_do_not_drift_by_the_rounding_of_a_mean():
         def record(self, *_):
             pass
 
-    shared, _ = _train(1, state, run, Sites())
+    shared, _ = aggregate_round(1, state, run, Sites())
     assert all(torch.equal(shared[name], before[name]) == (name not in HEAD) for name in before)
 
 

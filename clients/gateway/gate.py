@@ -137,19 +137,15 @@ class Gate:
             try:
                 order = task.pull(MOST_APP_BYTES + self.settings.max_message_bytes)
             except FedscanError as error:
-                self.ledger.append(Entry(0, 0, "unknown", "refused", error.public))
+                self.ledger.append(Entry("", 0, "unknown", "refused", error.public))
                 return
-            content, asked = self._decide(order)
-            task.reply(order, content)
-            if asked and asked.split == "test":
-                with _logged():
-                    self._run.end()
+            task.reply(order, self._decide(order))
         if self._running is None:  # the next order finds the imports done
             with _logged():
                 self._prepare_box()
 
-    def _decide(self, order: Order) -> tuple[RecordDict, Asked | None]:
-        """Return what leaves, and what was asked for where the app has answered it."""
+    def _decide(self, order: Order) -> RecordDict:
+        """Return what leaves."""
         began, asked = time.monotonic(), None
         try:
             if order.problem:
@@ -172,8 +168,7 @@ class Gate:
             *(self.site.name, _name(order, asked), decision, composed.size),
             *(time.monotonic() - began, f": {why}" if why else ""),
         )
-        answered = decision == "sent" and not composed.failure
-        return composed.content, asked if answered else None
+        return composed.content
 
     def _write_down(
         self,
@@ -183,7 +178,9 @@ class Gate:
         why: str,
         composed: Composed | None = None,
     ) -> None:
-        of_order = (order.run.run_id, asked.round if asked else 0, _name(order, asked))
+        run = self._run if self._run and self._run.id == order.run.run_id else None
+        name = run.name if run else str(order.run.run_id)
+        of_order = (name, asked.round if asked else 0, _name(order, asked))
         if composed is None:
             self.ledger.append(Entry(*of_order, decision, why))
             return
@@ -231,7 +228,7 @@ class Gate:
         running.api.exchange = exchange
         try:
             running.box.run(exchange.token)
-            deadline = time.monotonic() + run.config.run.reply_timeout
+            deadline = time.monotonic() + run.config.run.round_timeout
             while not exchange.wait(LOOK_SECONDS):
                 if why := running.box.ended:
                     raise Refused(f"the app's process ended: {why}")
@@ -239,7 +236,7 @@ class Gate:
                     break  # without the call that ends a task
                 if time.monotonic() > deadline:  # when the server no longer waits for it
                     self._end_box()
-                    raise Refused("the app took longer than the run's reply-timeout")
+                    raise Refused("the app took longer than the run's round-timeout")
             for name in exchange.refused:
                 why = f"a call that an app has no need for: {name}"
                 self._write_down(order, asked, "refused", why)
@@ -261,7 +258,7 @@ class Gate:
         day = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
         limits = (
             ("max-message-bytes", self.settings.max_message_bytes, size),
-            ("max-run-bytes", self.settings.max_run_bytes, size + self.ledger.sent_bytes(run.id)),
+            ("max-run-bytes", self.settings.max_run_bytes, size + self.ledger.sent_bytes(run.name)),
             (
                 "max-day-bytes",
                 self.settings.max_day_bytes,

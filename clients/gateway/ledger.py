@@ -40,8 +40,8 @@ class Entry:
 
     Parameters
     ----------
-    run : int
-        Flower's number of the run.
+    run : str
+        The run's name; Flower's number of one that has none.
     round : int
     kind : str
         What was asked: ``query.hello``, ``train`` or ``evaluate``.
@@ -57,7 +57,7 @@ class Entry:
         Of the composed message's content.
     """
 
-    run: int
+    run: str
     round: int
     kind: str
     decision: Literal["sent", "refused"]
@@ -114,7 +114,7 @@ class Ledger:
 
     def _read(self) -> None:
         self._number, self._head, self._whole = 0, first_link(self.site), True
-        self._of_runs: Counter[int] = Counter()
+        self._of_runs: Counter[str] = Counter()
         self._sent: list[tuple[datetime.datetime, int]] = []
         self._forms: dict[str, int] = {}
         found = [one for one in verify(self.path) if one.fault]
@@ -132,7 +132,7 @@ class Ledger:
                 raise ConfigError(f"{self.path}: it is the ledger of another site")
             if line.values.get("decision") == "sent":
                 time = datetime.datetime.fromisoformat(str(line.values["time"]))
-                self._count(int(line.values["run"]), time, int(line.values["bytes"]))
+                self._count(str(line.values["run"]), time, int(line.values["bytes"]))
                 if forms := line.values["arrays"]:
                     self._forms.setdefault(digest(_text(forms)), self._number)
         self._close_off()
@@ -184,7 +184,7 @@ class Ledger:
                 self._count(entry.run, now, entry.bytes)
             return self._number
 
-    def sent_bytes(self, run: int) -> int:
+    def sent_bytes(self, run: str) -> int:
         """Return how many bytes have left in a run."""
         with self._mutex:
             return self._of_runs[run]
@@ -194,7 +194,7 @@ class Ledger:
         with self._mutex:
             return sum(number for when, number in self._sent if when >= time)
 
-    def _count(self, run: int, time: datetime.datetime, number: int) -> None:
+    def _count(self, run: str, time: datetime.datetime, number: int) -> None:
         self._of_runs[run] += number
         self._sent.append((time, number))
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import torch
 from clients.gateway.facts import SiteFacts
 from clients.gateway.runtime_api import Refused
 from clients.local import with_own_extractor
-from clients.orders import Orders, require_round
+from clients.orders import Orders, digest_of_order, require_round
 from clients.policy import SitePolicy
 from clients.state import CONFIG, SiteState
 from common import messages
@@ -139,7 +140,8 @@ class SiteRun:
         self.facts = SiteFacts.of(site, self.config)
         train = self.facts.splits["train"]
         policy.require_training(site.name, train.people, train.images, self.config)
-        self.state = SiteState(site.name, self.id, records)
+        self.name = self.config.run.id or str(self.id)
+        self.state = SiteState(site.name, self.name, records)
         self._orders = Orders(
             *(site.name, self.task, self.config, policy, self.state),
             lambda: not self.facts.labelled,
@@ -158,8 +160,11 @@ class SiteRun:
         if order.given.fab.hash_str != self.app:
             raise Refused("the app has changed since the run began")
         asked = Asked.of(order.message)
-        self.state.require_open()
         begins = asked.kind == messages.HELLO
+        tested = asked.split == "test" and self.state.answer_to(self._digest_of(asked))
+        if self.state.ended and (begins or tested):
+            return asked  # the answer is the one that was given before
+        self.state.require_open()
         self.state.require_same_data({CONFIG: self._digest}, begins=begins)
         if begins:
             return asked
@@ -167,20 +172,20 @@ class SiteRun:
         if self.site.name not in sites:
             raise Refused("the order's list of sites does not name this one")
         require_round(self.config, asked.round)
+        place = SiteContext(self.site.name, sites, torch.device("cpu"), self.policy.disclosure)
+        model = partial(self.task.build_model, self.config, place)
         if asked.kind == messages.TRAIN:
             if asked.split != "train":
                 raise Refused("an order to train on another split")
-            self._before = self.state.load(asked.round - 1)
-            place = SiteContext(self.site.name, sites, torch.device("cpu"), self.policy.disclosure)
+            self._before = self.state.load(last := self.state.last(asked.round - 1))
             self.received = self._orders.require_training(
-                *(asked.round, asked.weights, sites, self._before),
-                lambda: self.task.build_model(self.config, place),
+                asked.round, asked.weights, sites, last, self._before, model
             )
         else:
             if asked.split not in ("val", "test"):
                 raise Refused("an order to judge on another split")
             self.received = self._orders.require_evaluation(
-                asked.round, asked.split, asked.weights, sites
+                asked.round, asked.split, asked.weights, sites, model
             )
         return asked
 
@@ -200,19 +205,28 @@ class SiteRun:
         FedscanError
             If the order was answered before in another way.
         """
+        if self.state.ended and asked.kind == messages.EVALUATE:
+            if self.state.answer_to(self._digest_of(asked)) != digest.encode():
+                raise Refused("another answer than was given before")
+            return
+        if asked.split == "test":
+            self.state.end(self._digest_of(asked), digest.encode())
+            return
+        if self.state.ended:  # it only said again who it is
+            return
         self.state.require_one_order(f"answer to {asked.name}", digest)
         if asked.kind == messages.TRAIN:
             reference = {name: self.received[name] for name in trained}
             kept = self._orders.to_keep(trained, reference, self._before)
             self.state.save(asked.round, kept, keep=asked.best)
 
-    def end(self) -> None:
-        """Close the run: its test has been answered."""
-        self.state.end()
+    @staticmethod
+    def _digest_of(asked: Asked) -> str:
+        return digest_of_order(asked.weights, asked.sites)
 
     @property
     def _digest(self) -> str:
-        text = json.dumps(sorted(self.config.to_flower().items()))
+        text = json.dumps(sorted(self.config.of_result().items()))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

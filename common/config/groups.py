@@ -70,8 +70,52 @@ class Run(Group):
     connect_timeout: float = Field(
         600.0, gt=0, le=1e6, description="seconds that the server waits for run.min-sites"
     )
-    reply_timeout: float = Field(
-        3600.0, gt=0, le=1e6, description="seconds that a site may take to answer one message"
+    round_timeout: float = Field(
+        3600.0, gt=0, le=1e6, description="seconds that sites may take to answer an order"
+    )
+    min_replies: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="sites whose answers make a round; others may be away or fail; 0: every site "
+        "must answer, and one that fails ends the run",
+    )
+    grace_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=1e6,
+        description="seconds that other sites are waited for when run.min-replies have answered",
+    )
+    round_retries: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="how often a round with fewer answers than run.min-replies is repeated",
+    )
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="share of the sites that train in a round, drawn from run.seed"
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="validations in a row without a better run.stop-metric that end the training; "
+        "0: all rounds are done",
+    )
+    stop_metric: str = Field(
+        "loss",
+        max_length=100,
+        description="what run.patience looks at: a validation metric of all sites together",
+    )
+    id: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9-]{0,64}$",
+        description="what the run is called: its folder, and what sites keep for it; empty: "
+        "Flower's number of the run",
+        json_schema_extra={"accepted": "up to 64 letters, digits and '-'"},
+    )
+    resume: bool = Field(
+        False, description="go on with the run of that id from its last whole round"
     )
 
     _absolute = field_validator("output_dir")(_require_absolute)

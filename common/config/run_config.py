@@ -30,6 +30,12 @@ GROUPS: dict[str, type[Group]] = {
     "training": Training,
     "strategy": Strategy,
 }
+# Where, under which name and how patiently a run is done. They may change while it is interrupted.
+OF_CIRCUMSTANCES = (
+    *("run.id", "run.resume", "run.output-dir", "run.site-nodes", "run.min-sites"),
+    *("run.connect-timeout", "run.round-timeout", "run.grace-seconds", "run.min-replies"),
+    *("run.round-retries", "data.cohort-dir"),
+)
 OPTION = re.compile(r"[a-z][a-z0-9-]*")  # a key of strategy.options
 OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
 OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-changes`, or none
@@ -129,7 +135,8 @@ class RunConfig(Settings):
             chosen = cls.from_mapping(top)
             study = chosen.read_study()
         except ConfigError as error:  # the groups are still judged, by the defaults of the rest
-            faults.append(str(error))
+            words = str(error)
+            faults.append(words if words.startswith(cls.what) else f"{cls.what}: {words}")
             chosen, study = cls(), read_study(cls().study)
         built: dict[str, Any] = {}
         for name, group in GROUPS.items():
@@ -157,6 +164,10 @@ class RunConfig(Settings):
     def to_flower(self) -> dict[str, Value]:
         """Return the flat mapping that :meth:`from_flower` reads."""
         return flatten(self.model_dump(by_alias=True))
+
+    def of_result(self) -> dict[str, Value]:
+        """Return the keys on which a run's result depends, as :meth:`to_flower` has them."""
+        return {key: v for key, v in self.to_flower().items() if key not in OF_CIRCUMSTANCES}
 
     def replace(self, values: Mapping[str, Value]) -> RunConfig:
         """Return a run config in which some of Flower's keys have other values.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+TOLD = "told"  # key of the metadata beside statistics
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,22 @@ class Evaluation:
     words: dict[str, str] = field(default_factory=dict)
     people: int = 0
     fewest: int = 0
+
+    def to_bytes(self) -> bytes:
+        """Write down what is sent: count, metrics, statistics and words."""
+        from safetensors.torch import save
+
+        told = {"count": self.count, "metrics": self.metrics, "words": self.words}
+        return save(dict(self.statistics), {TOLD: json.dumps(told)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Evaluation:
+        """Read what :meth:`to_bytes` wrote."""
+        from safetensors.torch import load
+
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        told = json.loads(header["__metadata__"][TOLD])
+        return cls(told["count"], told["metrics"], load(data), told["words"])
 
 
 @dataclass(frozen=True)

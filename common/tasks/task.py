@@ -378,6 +378,12 @@ def read_run_config(run_config: Mapping[str, Any]) -> RunConfig:
             f"run config: task '{config.task}' has no strategy '{strategy.name}': accepted is one "
             f"of {', '.join(able)}"
         )
+    metric, known = config.run.stop_metric, {"loss", *task.reports(config).evaluation}
+    if metric not in known:
+        raise ConfigError(
+            f"run config: run.stop-metric = '{metric}': accepted is one of "
+            f"{', '.join(sorted(known))}"
+        )
     if config.model.trains == "head" and not strategy.shares("head.weight", "head", config):
         raise ConfigError(
             f"run config: strategy '{strategy.name}' keeps the head at each site, and with "

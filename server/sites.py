@@ -1,0 +1,336 @@
+"""The sites of a run as the loop of rounds sees them, reached by Flower's messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import psutil
+import torch
+from flwr.app import ArrayRecord, Message
+
+from common import messages
+from common.config.run_config import RunConfig
+from common.evaluation.extractor import DEFAULTS, MOST_FEATURES
+from common.evaluation.of_site import Evaluation
+from common.messages import Failure
+from common.metrics_log import BYTES, SERVER_MEMORY, UNUSABLE, WHOLE, Row
+from common.participation import MOST_UNUSABLE, Attendance, Outcome, in_training
+from common.rounds import log
+from common.run_folder import RunFolder
+from common.run_state import Measured, RunState, Update
+from common.selection import Judged, judge_usable
+from common.strategies.strategy import State, load_strategy
+from common.tasks.task import ValidationResult, load_task
+from common.transport import broadcast, received, to_keep
+from server.exchange import Deadline
+from server.participants import Participants
+from server.replies import TRAINING, SiteFailure, read_evaluation, read_update, unusable
+
+Answer = TypeVar("Answer")
+
+
+class RemoteSites:
+    """The sites of a run as the loop of rounds sees them, reached by Flower's messages.
+
+    Parameters
+    ----------
+    participants : Participants
+    config : RunConfig
+    folder : RunFolder
+    began : float
+        When the run began, by the monotonic clock.
+    """
+
+    def __init__(
+        self, participants: Participants, config: RunConfig, folder: RunFolder, began: float
+    ) -> None:
+        self.config, self.folder, self.began = config, folder, began
+        self.task, self.participants = load_task(config.task), participants
+        self.strategy, self.reports = load_strategy(config.strategy.name), self.task.reports(config)
+        self.names = tuple(participants.sites)
+
+    def train(self, number: int, weights: State, state: RunState) -> dict[str, Update]:
+        """Order sites to train, and read what can be used of the replies.
+
+        Raises
+        ------
+        SiteFailure
+            Too few sites have answered.
+        """
+        encoding = self.config.transport
+        message = broadcast(weights, encoding, state.reference)
+        known = received(message, state.reference)
+        state.reference = to_keep(known, encoding)
+        orders = {"": messages.pack(message)}  # what each site gets, by what it lacks
+        if state.reference and number > 1:
+            orders["whole"] = messages.pack(known)
+        if state.unshared:
+            own = broadcast(state.unshared, "float32" if number > 1 else encoding)
+            orders["first"] = messages.pack({**own, **(known if number > 1 else message)})
+
+        def arrays(site: str) -> ArrayRecord:
+            trained = state.standing.trained.get(site, 0)
+            lacks = "" if trained == number - 1 else "whole"
+            return orders.get(lacks if trained else "first", orders.get(lacks, orders[""]))
+
+        def read(name: str, reply: Message, phase: str) -> Update:
+            state.standing.trained[name] = number
+            scans = self.participants.sites[name].counts[TRAINING]
+            update = read_update(
+                *(reply, name, phase, weights, encoding, scans), self.reports.training
+            )
+            learns = self.strategy.trains_at(name, self.config)
+            if learns and all(torch.equal(update.state[n], t) for n, t in weights.items()):
+                raise unusable(name, phase, "it has sent the weights back unchanged")
+            return update
+
+        names = in_training(number, self.names, self.config)
+        return self._gather(messages.TRAIN, number, "train", names, arrays, read, state)
+
+    def evaluate(self, number: int, released: State, split: str, state: RunState) -> Judged:
+        """Have the sites judge what is released, and put together what of it can be used.
+
+        Raises
+        ------
+        SiteFailure
+            Too few sites have answered, or no answer can be used.
+        """
+        arrays = messages.pack(broadcast(released, self.config.transport))
+
+        def read(name: str, reply: Message, phase: str) -> Evaluation:
+            counts = self.participants.sites[name].counts
+            most = counts[f"n_{split}"] * self.task.images_per_file(self.config)
+            one = read_evaluation(reply, name, phase, self.reports.evaluation, most)
+            _require_same_count(name, phase, one, state.judged_on.setdefault(split, {}))
+            return one
+
+        found = self._gather(
+            *(messages.EVALUATE, number, split, self.names),
+            *(lambda _: arrays, read, state),
+        )
+        judged = judge_usable(self._merge, {name: one for name, one in found.items() if one.count})
+        phase = _phase(messages.EVALUATE, number, split)
+        failures = {name: unusable(name, phase, why) for name, why in judged.refused.items()}
+        for name, failure in sorted(failures.items()):
+            self._lose(number, split, name, Outcome.UNUSABLE, failure, state)
+        if failures.keys() == found.keys() and not judged.disagree:
+            raise _all_unusable(phase, failures)
+        state.incidents.withhold(split, {n: e.words for n, e in found.items() if not e.count})
+        return judged
+
+    def refuse(self, number: int, site: str, why: str, state: RunState) -> None:
+        """Note that an update is not used after all."""
+        failure = unusable(site, _phase(messages.TRAIN, number, "train"), why)
+        self._lose(number, "train", site, Outcome.UNUSABLE, failure, state)
+
+    def record(self, number: int, split: str, measured: Measured) -> None:
+        """Write metrics, by site with the count of what they were measured on."""
+        self.folder.metrics.append(
+            [
+                Row(number, site, split, name, value, count, self._seconds)
+                for site, (count, metrics) in measured.items()
+                for name, value in metrics.items()
+            ]
+        )
+
+    def keep(self, state: RunState) -> None:
+        """Write what a run that is interrupted goes on from, and how much memory it takes."""
+        mib = psutil.Process().memory_info().rss / 2**20
+        self.record(state.round, "train", {WHOLE: (0, {SERVER_MEMORY: round(mib, 1)})})
+        self.folder.save_checkpoint(state, self._seconds)
+
+    @property
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self.began, 3)
+
+    def _merge(self, evaluations: Mapping[str, Evaluation]) -> ValidationResult:
+        return self.task.judge(evaluations, self.config)
+
+    def _gather(
+        self,
+        kind: str,
+        number: int,
+        split: str,
+        names: tuple[str, ...],
+        arrays: Callable[[str], ArrayRecord],
+        read: Callable[[str, Message, str], Answer],
+        state: RunState,
+    ) -> dict[str, Answer]:
+        """Ask sites, again where too few answer, and read what they send; in order of name."""
+        run, phase = self.config.run, _phase(kind, number, split)
+        self._readmit(state)
+        for site in set(names) & state.standing.suspended.keys():
+            self.folder.attendance.append(Attendance(number, split, site, Outcome.SUSPENDED))
+        names = tuple(name for name in names if name not in state.standing.suspended)
+        found: dict[str, Answer] = {}
+        failures: dict[str, tuple[Outcome, SiteFailure]] = {}
+        traffic: dict[str, tuple[int, int]] = {}
+        for attempt in range(run.round_retries + 1 if run.min_replies else 1):
+            if attempt:
+                log.warning(
+                    "%s: %d of %d answers; asking again", phase, len(found), run.min_replies
+                )
+                self.participants.wait_for(run.min_replies)
+            missing = [name for name in names if name not in found]
+            failures = {}
+            answers = self._ask(kind, number, split, missing, arrays, read, traffic, state)
+            for name, answer in answers:
+                if isinstance(answer, tuple):
+                    failures[name] = answer
+                else:
+                    found[name] = answer
+            if found and len(found) >= run.min_replies:
+                break
+        lost = [
+            failure
+            for _, (outcome, failure) in sorted(failures.items())
+            if outcome is not Outcome.UNUSABLE and not run.min_replies
+        ]
+        if lost:
+            raise lost[0]
+        for name, (outcome, failure) in sorted(failures.items()):
+            self._lose(number, split, name, outcome, failure, state)
+        if not found or len(found) < run.min_replies:
+            raise _all_unusable(phase, {name: failure for name, (_, failure) in failures.items()})
+        self._record_traffic(kind, number, split, traffic, state)
+        for name in found:
+            one = Attendance(number, split, name, Outcome.USED)
+            state.standing.note(one)
+            self.folder.attendance.append(one)
+        return {name: found[name] for name in sorted(found)}
+
+    def _ask(
+        self,
+        kind: str,
+        number: int,
+        split: str,
+        names: list[str],
+        arrays: Callable[[str], ArrayRecord],
+        read: Callable[[str, Message, str], Answer],
+        traffic: dict[str, tuple[int, int]],
+        state: RunState,
+    ) -> Iterator[tuple[str, Answer | tuple[Outcome, SiteFailure]]]:
+        """Ask sites once, and read each reply as it comes, so that few are in memory at once."""
+        run, phase = self.config.run, _phase(kind, number, split)
+        usable = 0
+
+        def compose(name: str, node: int) -> Message:
+            weights = arrays(name)
+            down, up = traffic.get(name, (0, 0))
+            traffic[name] = down + sum(len(array.data) for array in weights.values()), up
+            return messages.request(
+                *(kind, node),
+                round_number=number,
+                split=split,
+                sites=self.names,
+                best=state.best.round if state.best else 0,
+                arrays=weights,
+                timeout=run.round_timeout,
+            )
+
+        deadline = Deadline(run.round_timeout)
+        statistics = _statistics_bytes(self.config) if kind == messages.EVALUATE else 0
+        asked = self.participants.ask(phase, names, compose, deadline, statistics)
+        for name, answer in asked:
+            if isinstance(answer, tuple):
+                yield name, answer
+                continue
+            down, up = traffic[name]
+            traffic[name] = down, up + messages.payload_bytes(answer)
+            try:
+                yield name, read(name, answer, phase)
+            except SiteFailure as failure:
+                yield name, (Outcome.UNUSABLE, failure)
+                continue
+            usable += 1
+            if run.min_replies and usable >= run.min_replies and split != "test":
+                deadline.within(run.grace_seconds)
+        for name in self.participants.mail.late:
+            log.info("A late answer of site '%s' was dropped", name)
+        self.participants.mail.late.clear()
+
+    def _record_traffic(
+        self,
+        kind: str,
+        number: int,
+        split: str,
+        traffic: Mapping[str, tuple[int, int]],
+        state: RunState,
+    ) -> None:
+        """Write how many bytes of weights went to each site, and came."""
+        state.bytes_down += sum(down for down, _ in traffic.values())
+        state.bytes_up += sum(up for _, up in traffic.values())
+        self.record(
+            number,
+            split,
+            {
+                name: (0, {f"{BYTES}down-{kind}": down, f"{BYTES}up-{kind}": up})
+                for name, (down, up) in sorted(traffic.items())
+            },
+        )
+
+    def _lose(
+        self,
+        number: int,
+        split: str,
+        name: str,
+        outcome: Outcome,
+        failure: SiteFailure,
+        state: RunState,
+    ) -> None:
+        """Tell whose answer is not used, and why."""
+        why = failure.failure.error
+        state.incidents.lose(number, name, failure.failure.phase, why)
+        one = Attendance(number, split, name, outcome, why)
+        self.folder.attendance.append(one)
+        self.record(number, split, {name: (0, {UNUSABLE: 1.0})})
+        if state.standing.note(one):
+            log.warning(
+                "Site '%s' is suspended: %d answers in a row could not be used. `fedscan readmit "
+                "%s %s` has it asked again",
+                *(name, MOST_UNUSABLE, self.folder.path, name),
+            )
+
+    def _readmit(self, state: RunState) -> None:
+        """Ask those suspended sites again which the researcher has readmitted."""
+        for site in self.folder.take_readmitted():
+            log.info("Site '%s' is readmitted", site)
+            state.standing.readmit(site)
+
+
+def _phase(kind: str, number: int, split: str) -> str:
+    return (
+        f"{kind}, round {number}" if kind == messages.TRAIN else f"{kind} ({split}), round {number}"
+    )
+
+
+def _require_same_count(name: str, phase: str, one: Evaluation, judged_on: dict[str, int]) -> None:
+    """Refuse a site that judges on other images than before: losses would not compare."""
+    if not one.count:
+        return
+    before = judged_on.setdefault(name, one.count)
+    if one.count != before:
+        raise unusable(name, phase, f"judged on {one.count} images, of {before} before")
+
+
+def _all_unusable(phase: str, failures: Mapping[str, SiteFailure]) -> SiteFailure:
+    """Name all sites, of which none has answered in a way that can be used."""
+    first = next(iter(failures.values())).failure
+    if len(failures) == 1:
+        return SiteFailure(first)
+    reasons = "; ".join(f"{name}: {one.failure.error}" for name, one in sorted(failures.items()))
+    return SiteFailure(Failure(", ".join(sorted(failures)), phase, reasons, ""))
+
+
+def _statistics_bytes(config: RunConfig) -> int:
+    """Return at most how many bytes of statistics a site may tell of features.
+
+    Of real and of generated pictures a count, a mean and a covariance, in float64.
+    """
+    if config.task != "generation":
+        return 0
+    own = config.model.extractor not in DEFAULTS
+    features = MOST_FEATURES if own else 2048
+    return 2 * 8 * (features + 1) ** 2 + 2**20
