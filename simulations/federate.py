@@ -38,7 +38,7 @@ from simulations.separate import separate_run
 
 LOG = "flower.log"
 POLL_SECONDS = 0.5
-MOST_NAMED = 20  # sites of which a line of progress tells each by its name
+MOST_NAMED = 10  # sites of which a line of progress tells each by its name
 CLOSING_SECONDS = 60.0  # in which Flower and Ray may end by themselves, once the run is decided
 
 
