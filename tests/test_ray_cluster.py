@@ -63,12 +63,16 @@ def on_nodes(cluster: dict, *words: str, cwd: Path, cache: Path) -> tuple[str, d
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-        while running.poll() is None:
-            for name, pid in cluster["nodes"].items():
-                for child in psutil.Process(pid).children(recursive=True):
-                    with contextlib.suppress(psutil.Error):
-                        seen[name].add(child.cmdline()[0].partition("(")[0])
-            time.sleep(0.2)
+        try:
+            while running.poll() is None:
+                for name, pid in cluster["nodes"].items():
+                    for child in psutil.Process(pid).children(recursive=True):
+                        with contextlib.suppress(psutil.Error):
+                            seen[name].add(" ".join(child.cmdline()))
+                time.sleep(0.2)
+        finally:
+            running.terminate()
+            running.wait()
     told = (cwd / "out.txt").read_text()
     assert running.returncode == 0, told
     return told, seen
