@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from common.bounds import bounded_votes, longest_norms, outlying, shortened, update_norms
+from common.lazy import Lazy
 from common.metrics_log import UPDATE_NORM
 from common.strategies.strategy import SiteUpdate, State, join, load_strategy, split
 from common.tasks.task import load_task
@@ -45,26 +47,42 @@ def aggregate_round(
     # What a site that may not learn has sent is no update.
     updates = {name: update for name, update in updates.items() if name in learning}
     state.fits = {name: update.metrics for name, update in updates.items()}
-    weights, arrays = {}, {}
-    for name, update in updates.items():
-        weights[name], arrays[name] = split(update.state)
-    for name, score in outlying(update_norms(weights, state.shared)).items():
+    # Of many sites the updates are on the disk: none is held longer than it is needed.
+    sent = Lazy(updates, lambda name: split(updates[name].state))
+    norms = update_norms(Lazy(updates, lambda name: sent[name][0]), state.shared)
+    for name, score in outlying(norms).items():
         why = f"its update is far longer than the others' (robust z-score {score:.1f})"
         sites.refuse(number, name, why, state)
-        del updates[name], weights[name], arrays[name], state.fits[name]
-
-    norms = _shorten(number, weights, state.shared, config, state.incidents)
-    _shorten(number, arrays, own, config, state.incidents)
+        del updates[name], state.fits[name], norms[name]
+    of_weights = _bounded(number, norms, config, state.incidents)
+    of_arrays = {}
+    if own:
+        moved = update_norms(Lazy(updates, lambda name: sent[name][1]), own)
+        of_arrays = _bounded(number, moved, config, state.incidents)
     sites.record(
         number,
         "train",
         {n: (u.count, {**u.metrics, UPDATE_NORM: norms[n]}) for n, u in updates.items()},
     )
 
-    # What only a site that lost the round can learn stays as the server has it.
-    for name in set(sites.names) - weights.keys():
-        weights[name] = {key: tensor.clone() for key, tensor in state.shared.items()}
-    task.align({name: weights[name] for name in sites.names}, config)
+    def bounded_weights(name: str) -> State:
+        weights = sent[name][0]
+        factor = of_weights.get(name)
+        return shortened(weights, state.shared, factor) if factor else weights
+
+    def bounded_arrays(name: str) -> State:
+        arrays = sent[name][1]
+        factor = of_arrays.get(name)
+        return shortened(arrays, own, factor) if factor else arrays
+
+    weights: Mapping[str, State] = Lazy(updates, bounded_weights)
+    if task.aligns:
+        aligned = {name: dict(bounded_weights(name)) for name in updates}
+        # What only a site that lost the round can learn stays as the server has it.
+        for name in set(sites.names) - aligned.keys():
+            aligned[name] = {key: tensor.clone() for key, tensor in state.shared.items()}
+        task.align({name: aligned[name] for name in sites.names}, config)
+        weights = {name: aligned[name] for name in updates}
 
     by_images = config.strategy.weighting == "images"
     votes = {name: float(u.count) if by_images else 1.0 for name, u in updates.items()}
@@ -74,17 +92,19 @@ def aggregate_round(
 
     # No step is taken in statistics over people: they are put together, whatever the strategy.
     statistics = state.shared.keys() & set(task.statistics)
-    seen = {
-        name: SiteUpdate(
-            {key: t for key, t in weights[name].items() if key not in statistics},
-            update.count,
+
+    def seen_of(name: str) -> SiteUpdate:
+        whole = weights[name]
+        return SiteUpdate(
+            {key: t for key, t in whole.items() if key not in statistics},
+            updates[name].count,
             bounded[name],
-            arrays[name],
-            update.metrics,
-            {key: weights[name][key] for key in statistics},
+            bounded_arrays(name),
+            updates[name].metrics,
+            {key: whole[key] for key in statistics},
         )
-        for name, update in updates.items()
-    }
+
+    seen = Lazy(updates, seen_of)
     participants = len(learning)
     found, server = strategy.aggregate(
         seen,
@@ -94,27 +114,23 @@ def aggregate_round(
         participants=participants,
         rate=config.strategy.server_learning_rate or task.server_learning_rate(participants),
     )
-    found |= strategy.statistics(seen, config)
+    if statistics:
+        found |= strategy.statistics(seen, config)
     if config.model.trains == "head":  # a mean of equal weights is rounded, and would drift
-        found |= {
-            name: tensor
-            for name, tensor in state.shared.items()
-            if all(torch.equal(one[name], tensor) for one in weights.values())
-        }
+        equal = set(state.shared)
+        for one in weights.values():
+            equal = {name for name in equal if torch.equal(one[name], state.shared[name])}
+        found |= {name: state.shared[name] for name in equal}
     return {key: found[key] for key in state.shared}, server
 
 
-def _shorten(
-    number: int,
-    updates: dict[str, dict[str, Tensor]],
-    start: State,
-    config: RunConfig,
-    incidents: Incidents,
+def _bounded(
+    number: int, norms: Mapping[str, float], config: RunConfig, incidents: Incidents
 ) -> dict[str, float]:
-    """Bound by the others' how far each site has moved, in place; return how far it had."""
-    norms = update_norms(updates, start)
+    """Return by what factor the moves of some sites are shortened, by the others' norms."""
+    factors = {}
     for name, most in longest_norms(norms, config.strategy.most_norm).items():
         if norms[name] > most:
             incidents.norm(number, name, norms[name], most)
-            updates[name] = shortened(updates[name], start, most / norms[name])
-    return norms
+            factors[name] = most / norms[name]
+    return factors

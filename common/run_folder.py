@@ -29,6 +29,7 @@ MANIFEST, METRICS, SUMMARY, FAILURE = (
     "summary.json",
     "failure.json",
 )
+LAUNCH = "launch.json"  # how `fedscan run` and `federate` have started it
 ATTENDANCE = "attendance.jsonl"
 CHECKPOINT = "checkpoint"  # a folder
 READMITTED = "readmitted"  # a folder: an empty file for each site that is to be asked again

@@ -27,8 +27,10 @@ from common.transport import broadcast, received, to_keep
 from server.exchange import Deadline
 from server.participants import Participants
 from server.replies import TRAINING, SiteFailure, read_evaluation, read_update, unusable
+from server.update_store import StoredUpdate, UpdateStore
 
 Answer = TypeVar("Answer")
+UPDATES = "updates"  # a folder in that of the run
 
 
 class RemoteSites:
@@ -50,8 +52,11 @@ class RemoteSites:
         self.task, self.participants = load_task(config.task), participants
         self.strategy, self.reports = load_strategy(config.strategy.name), self.task.reports(config)
         self.names = tuple(participants.sites)
+        self._updates = UpdateStore(folder.path / UPDATES)
 
-    def train(self, number: int, weights: State, state: RunState) -> dict[str, Update]:
+    def train(
+        self, number: int, weights: State, state: RunState
+    ) -> dict[str, Update | StoredUpdate]:
         """Order sites to train, and read what can be used of the replies.
 
         Raises
@@ -75,7 +80,7 @@ class RemoteSites:
             lacks = "" if trained == number - 1 else "whole"
             return orders.get(lacks if trained else "first", orders.get(lacks, orders[""]))
 
-        def read(name: str, reply: Message, phase: str) -> Update:
+        def read(name: str, reply: Message, phase: str) -> Update | StoredUpdate:
             state.standing.trained[name] = number
             scans = self.participants.sites[name].counts[TRAINING]
             update = read_update(
@@ -84,8 +89,9 @@ class RemoteSites:
             learns = self.strategy.trains_at(name, self.config)
             if learns and all(torch.equal(update.state[n], t) for n, t in weights.items()):
                 raise unusable(name, phase, "it has sent the weights back unchanged")
-            return update
+            return self._updates.keep(update)
 
+        self._updates.clear()
         names = in_training(number, self.names, self.config)
         return self._gather(messages.TRAIN, number, "train", names, arrays, read, state)
 
@@ -139,6 +145,7 @@ class RemoteSites:
         """Write what a run that is interrupted goes on from, and how much memory it takes."""
         mib = psutil.Process().memory_info().rss / 2**20
         self.record(state.round, "train", {WHOLE: (0, {SERVER_MEMORY: round(mib, 1)})})
+        self._updates.clear()
         self.folder.save_checkpoint(state, self._seconds)
 
     @property
@@ -195,7 +202,7 @@ class RemoteSites:
         if not found or len(found) < run.min_replies:
             raise _all_unusable(phase, {name: failure for name, (_, failure) in failures.items()})
         self._record_traffic(kind, number, split, traffic, state)
-        for name in found:
+        for name in sorted(found):
             one = Attendance(number, split, name, Outcome.USED)
             state.standing.note(one)
             self.folder.attendance.append(one)

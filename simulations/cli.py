@@ -13,6 +13,7 @@ import typer
 
 from common.errors import ConfigError, DataContractError, FedscanError
 from simulations import (
+    attendance_command,
     check_command,
     gate_commands,
     prepare_commands,
@@ -227,6 +228,8 @@ def report(
 
 app.command()(check_command.check)
 app.command()(strategies_command.strategies)
+app.command()(attendance_command.attendance)
+app.command()(attendance_command.readmit)
 
 
 def _interrupt(number: int, _: object) -> None:

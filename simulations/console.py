@@ -59,7 +59,7 @@ CLASSIFICATION = {
     "sensitivity_at_90_specificity": "sens. at 0.9 spec.",
 }
 BEFALLEN = {
-    "rounds_lost": "its answers were not usable",
+    "rounds_lost": "it was away, or its answers were not used",
     "rounds_share_bounded": "its votes were bounded by most-share",
     "rounds_norm_bounded": "its update was shortened by most-norm",
 }
@@ -231,4 +231,5 @@ def show_run(summary: Mapping[str, Any]) -> None:
         for key, what in BEFALLEN.items():
             if number := site.get(key):
                 rounds = f"{number} of {summary['rounds']} rounds"
-                out.print(f"Site '{escape(name)}': {what} in {rounds}; the log tells why.")
+                why = "fedscan attendance tells why"
+                out.print(f"Site '{escape(name)}': {what} in {rounds}; {why}.")

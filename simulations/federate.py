@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
 from statistics import fmean
 from typing import Any
 
@@ -34,7 +35,8 @@ from simulations.launch import (
     flower_run,
 )
 from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
-from simulations.separate import separate_run
+from simulations.resume import Launch, way_on
+from simulations.separate import keep_ledgers, separate_run
 
 LOG = "flower.log"
 POLL_SECONDS = 0.5
@@ -150,7 +152,7 @@ def federate(
     Parameters
     ----------
     config : RunConfig
-        ``output_dir`` must be set.
+        ``output_dir`` must be set. A run without an id gets one of date and time.
     resources : Resources
     phantoms : mapping of str to Path, optional
         Folders of simulated hospitals, where there is no cohort; by default those of every run.
@@ -202,30 +204,34 @@ def federate(
                 survey(site, folder, config)
         folders = phantoms
     clean_up_after_killed()
-    if separate:
-        run = separate_run(config, folders, policy)
-    else:
-        run = flower_run(config, resources, phantoms)
-    with contextlib.ExitStack() as ended:
-        folder, log = _through_flower(config, run, ended, quiet=quiet)
+    if not config.run.id:
+        config = config.replace({"run.id": f"{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(2)}"})
+    folder = Path(config.run.output_dir) / config.run.id
+    with looked_after(folder):  # until every process has ended: a site would save its round
+        make_folder(folder)
+        launch = Launch(config, resources, folders, separate=separate, policy=policy)
+        launch.write(folder)
+        (folder / FAILURE).unlink(missing_ok=True)
+        if separate:
+            run = separate_run(config, folders, folder, policy)
+        else:
+            run = flower_run(config, resources, phantoms)
+        log = _through_flower(config, run, folder, quiet=quiet)
+        keep_ledgers(folder)
     # It writes one of the two as its last; with neither, its process has died.
-    if folder and (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
+    if (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
-    raise RunFailed(_why(folder, log))
+    raise RunFailed(_why(folder, log) + way_on(folder, separate=separate))
 
 
 def _through_flower(
     config: RunConfig,
     started: contextlib.AbstractContextManager[FlowerRun],
-    ended: contextlib.ExitStack,
+    folder: Path,
     *,
     quiet: bool,
-) -> tuple[Path | None, str]:
-    """Run it: the run folder, where it came to have one, and Flower's log.
-
-    ``ended`` is left when every process has ended: till then a site would save its round.
-    """
-    folder: Path | None = None
+) -> str:
+    """Run it, until every process has ended; return Flower's log."""
     told = False  # why it failed, by the run itself
     try:
         with started as run:
@@ -239,18 +245,15 @@ def _through_flower(
                             f"refuse it: {'; '.join(objections)}"
                         )
                     bar.say("starting Flower")
-                    folder = _follow(run, config, bar, ended)
+                    _follow(run, config, folder, bar)
             finally:
-                if folder is None and (run_id := run.run_id()):
-                    folder = Path(config.run.output_dir) / run_id
-                if folder and folder.is_dir():
-                    told = (folder / FAILURE).is_file()
-                    with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                        run.save_logs(folder)
-            return folder, run.log()
+                told = (folder / FAILURE).is_file()
+                with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+                    run.save_logs(folder)
+            return run.log()
     except BaseException:
         # Only now has every process ended: the server would say how it died.
-        if folder and not told:
+        if not told:
             mark_interrupted(folder)
         raise
 
@@ -270,24 +273,17 @@ def require_writable(folder: Path, what: str) -> None:
         raise ConfigError(f"{what}: {folder} cannot be written to ({error.strerror})") from None
 
 
-def _follow(
-    run: FlowerRun, config: RunConfig, bar: console.Steps, ended: contextlib.ExitStack
-) -> Path | None:
-    """Show the rounds as they are written to the log of metrics; return the run folder."""
-    output_dir = Path(config.run.output_dir)
-    folder: Path | None = None
-    log: MetricsTail | None = None
-    rows: list[Row] = []
-    greeted = False
+def _follow(run: FlowerRun, config: RunConfig, folder: Path, bar: console.Steps) -> None:
+    """Show the rounds as they are written to the log of metrics, until the run is over."""
+    log, rows = MetricsTail(folder / METRICS), []
+    started = greeted = False
     deadline = math.inf
     while True:
         is_over = run.ended(POLL_SECONDS)
-        if folder is None and (run_id := run.run_id()):
-            folder = output_dir / run_id
-            ended.enter_context(looked_after(folder))
-            log = MetricsTail(folder / METRICS)
+        if not started and run.run_id():
+            started = True
             bar.say("sites read and prepare their images")
-        if folder and not greeted and (folder / MANIFEST).is_file():
+        if started and not greeted and (folder / MANIFEST).is_file():
             greeted = True
             sites = read_json(folder / MANIFEST)["sites"]
             bar.say(f"training at {_images(sites)}")
@@ -297,13 +293,13 @@ def _follow(
                         f"site '{name}': {site['left_out']} left out before the test; fedscan "
                         "check tells why"
                     )
-        if log and (new := log.new_rows()):
+        if new := log.new_rows():
             rows = [row for row in rows if row.round > bar.done] + new  # those not yet shown
             _show_new_rounds(rows, bar, config)
-        if folder and any((folder / last).is_file() for last in (SUMMARY, FAILURE)):
+        if any((folder / last).is_file() for last in (SUMMARY, FAILURE)):
             deadline = min(deadline, time.monotonic() + CLOSING_SECONDS)
         if is_over or time.monotonic() > deadline:
-            return folder
+            return
 
 
 def _images(sites: Mapping[str, Mapping[str, int]]) -> str:
@@ -348,15 +344,15 @@ def _validation(rows: list[Row]) -> str:
     return f"kernel distance {sites}"
 
 
-def _why(folder: Path | None, log: str) -> str:
-    if folder and (folder / FAILURE).is_file():
+def _why(folder: Path, log: str) -> str:
+    if (folder / FAILURE).is_file():
         failure = read_json(folder / FAILURE)
         who = f"site '{failure['site']}'" if failure["site"] else "the server"
         return (
             f"{who} failed in {failure['phase']}: {failure['error']}\n{failure['traceback']}"
             f"Run folder: {folder}"
         )
-    where = f"\nFlower's whole log: {folder / LOG}" if folder else ""
+    where = f"\nFlower's whole log: {folder / LOG}"
     for mark, late in (
         (TOO_SLOW, f"Flower's server did not start within {START_SECONDS:.0f} seconds"),
         (RAY_TOO_SLOW, "Ray did not start in time"),

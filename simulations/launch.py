@@ -136,13 +136,10 @@ class FlowerRun:
         return _COLOUR.sub("", self.log_path.read_text(errors="replace"))
 
     def save_logs(self, folder: Path) -> None:
-        """Keep this log, and logs and ledgers of separate processes, in the run's folder."""
-        home = self.log_path.parent
-        for path in home.glob("*.log"):
+        """Keep this log, and those of separate processes, in the run's folder."""
+        for path in self.log_path.parent.glob("*.log"):
             text = _COLOUR.sub("", path.read_text(errors="replace"))
             write_atomically(folder / path.name, text.encode())
-        for path in home.glob("policies/*/ledger.jsonl"):
-            write_atomically(folder / f"{path.parent.name}.ledger.jsonl", path.read_bytes())
 
     def ended(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds; say whether the run has ended, well or not."""

@@ -1,4 +1,4 @@
-"""What simulated sites keep of a run: removed when the run is over, or its launcher was killed."""
+"""What simulated sites keep of a run: until it is whole, or its folder is gone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from clients.state import ENDED
-from common.errors import FedscanError
+from clients.state import ENDED, RUN_ID
+from common.errors import ConfigError, FedscanError
 from common.files import PRIVATE_FILE, make_folder, write_json
 from common.paths import site_records
 from common.reading import read_json
@@ -19,40 +19,59 @@ RUNNING = ".running"  # beside the sites' folders: a note and a lock of every si
 
 @contextlib.contextmanager
 def looked_after(folder: Path) -> Iterator[None]:
-    """Let it be known, while the block runs, that this process looks after a run; then forget it.
+    """Let it be known, while the block runs, that this process looks after a run.
+
+    A run that is whole is forgotten then; one that is not can be resumed.
 
     Parameters
     ----------
     folder : Path
-        The run's, with the run's number as its name.
+        The run's, with the run's id as its name.
+
+    Raises
+    ------
+    ConfigError
+        Another process looks after it.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     running = _sites() / RUNNING
     make_folder(running)
     note, lock = (running / f"{folder.name}{end}" for end in (".json", ".lock"))
-    with FileLock(lock, mode=PRIVATE_FILE):  # which the system lets go with a killed process
+    try:
+        # Which the system lets go with a killed process.
+        held = FileLock(lock, mode=PRIVATE_FILE).acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{folder}: this run is in progress") from None
+    with held:
         write_json(note, {"folder": str(folder)})
         try:
             yield
         finally:
-            forget(folder.name)
-            note.unlink(missing_ok=True)
+            if _is_over(folder):
+                forget(folder.name)
+                note.unlink(missing_ok=True)
     lock.unlink(missing_ok=True)
 
 
 def clean_up_after_killed() -> None:
-    """Remove the private state of runs whose launcher was killed, and say so in their folders."""
+    """Say in the folders of runs whose launcher was killed that they were interrupted.
+
+    Of those that are whole, or whose folder is gone, the private state is removed.
+    """
     from filelock import FileLock, Timeout
 
     for note in (_sites() / RUNNING).glob("*.json"):
         lock = note.with_suffix(".lock")
         with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0, mode=PRIVATE_FILE):
+            folder = None
             with contextlib.suppress(FedscanError):
                 folder = Path(str(read_json(note).get("folder")))
-                told = (folder / FAILURE).is_file()
-                if folder.is_absolute() and folder.name == note.stem and not told:
+            if folder and folder.is_absolute() and folder.name == note.stem:
+                if not (folder / FAILURE).is_file():
                     mark_interrupted(folder)
+                if not _is_over(folder):
+                    continue
             forget(note.stem)
             note.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
@@ -60,7 +79,7 @@ def clean_up_after_killed() -> None:
 
 def forget(run_id: str) -> None:
     """Remove what simulated sites have kept for a run that nobody goes on with."""
-    if not run_id.isdecimal():
+    if not RUN_ID.fullmatch(run_id):
         return
     for state in _sites().glob(f"*/state/{run_id}"):
         shutil.rmtree(state, ignore_errors=True)
@@ -69,11 +88,15 @@ def forget(run_id: str) -> None:
 
 
 def mark_interrupted(folder: Path) -> None:
-    """Say in the folder of a run without a summary that nobody goes on with it."""
+    """Say in the folder of a run without a summary that it was interrupted."""
     if folder.is_dir() and not (folder / SUMMARY).is_file():
         why = {"site": "", "phase": "the launcher", "error": "interrupted", "traceback": ""}
         with contextlib.suppress(OSError):
             write_json(folder / FAILURE, why)
+
+
+def _is_over(folder: Path) -> bool:
+    return (folder / SUMMARY).is_file() or not folder.is_dir()
 
 
 def _sites() -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +33,21 @@ SitesOption = Annotated[
     ),
 ]
 OutOption = Annotated[Path, typer.Option(help="Where the run's folder is made.")]
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Go on with an interrupted run, given its folder, from its last whole round.",
+    ),
+]
+AcceptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-change",
+        metavar="KEY",
+        help="With --resume: a key that may be another than at the beginning; repeatable.",
+    ),
+]
 GpusOption = Annotated[
     float, typer.Option(min=0.0, help="Share of a GPU for each site, for example 0.33.")
 ]
@@ -48,6 +65,8 @@ def run(
         int | None, typer.Option(min=1, help="CPUs to use in all; every one by default.")
     ] = None,
     ray_address: RayAddressOption = "",
+    resume: ResumeOption = None,
+    accept_change: AcceptOption = None,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Run a federation of simulated hospitals through Flower, and show each site's test result.
@@ -60,17 +79,23 @@ def run(
     - `fedscan run --gpus-per-site 0.33 --set model.classifier=efficientnet-b2`
     - `fedscan run --set task=generation` — a generator of scans, with a report in its folder
     - `fedscan run --set run.seed=1 --format json > result.json`
+    - `fedscan run --resume runs/20261129-101500-3f2a` — go on with a run that was interrupted
     """
     from simulations.launch import Resources
 
-    if ray_address and cohort is None:
-        raise ConfigError(
-            "--ray-address: name a --cohort too, in a folder that all nodes of the cluster see; "
-            "`fedscan prepare` makes one of simulated hospitals"
-        )
     if ray_address and cpus:
         raise ConfigError("--cpus: is for this machine; a Ray cluster has the CPUs of its nodes")
+    if resume:
+        _resume(
+            resume,
+            {"--sites": sites, "--test-scans": test_scans, "--cpus": cpus},
+            *(study, cohort, set_, accept_change, output_format),
+            separate=False,
+            ray_address=ray_address,
+        )
+        return
     config, number = _config(study, cohort, sites, out, test_scans, set_)
+    _require_cohort(config, ray_address)
     resources = Resources(number, config.run.threads, gpus_per_site, cpus, ray_address)
     _show(config, output_format, resources=resources, test_scans=test_scans)
 
@@ -89,6 +114,8 @@ def federate(
         ),
     ] = None,
     gpus_per_site: GpusOption = 0.0,
+    resume: ResumeOption = None,
+    accept_change: AcceptOption = None,
     output_format: FormatOption = Format.text,
 ) -> None:
     """Run a federation of separate processes on this machine, as hospitals would.
@@ -101,9 +128,18 @@ def federate(
     - `fedscan federate` — three phantom hospitals
     - `fedscan federate --study chest.toml --cohort ~/hospitals --set run.rounds=30`
     - `fedscan federate --policy policy.toml` — would a hospital's policy allow the run?
+    - `fedscan federate --resume runs/20261129-101500-3f2a`
     """
     from simulations.launch import Resources
 
+    if resume:
+        _resume(
+            resume,
+            {"--sites": sites, "--test-scans": test_scans, "--policy": policy},
+            *(study, cohort, set_, accept_change, output_format),
+            separate=True,
+        )
+        return
     config, number = _config(study, cohort, sites, out, test_scans, set_)
     if not gpus_per_site:
         config = config.replace({"run.device": "cpu"})
@@ -115,6 +151,47 @@ def federate(
         separate=True,
         policy=policy and absolute(policy),
     )
+
+
+def _resume(
+    folder: Path,
+    fixed: Mapping[str, Any],
+    study: str | None,
+    cohort: Path | None,
+    set_: list[str] | None,
+    accepted: list[str] | None,
+    output_format: Format,
+    *,
+    separate: bool,
+    ray_address: str = "",
+) -> None:
+    """Go on with a run, as it was begun; a Ray cluster may be at another address by now."""
+    from simulations.resume import resumed
+
+    if given := [option for option, value in fixed.items() if value is not None]:
+        raise ConfigError(f"{given[0]}: leave it out, --resume goes on as the run was begun")
+    overrides = run_overrides(set_, study)
+    if cohort:
+        overrides["data.cohort-dir"] = str(absolute(cohort))
+    launch = resumed(absolute(folder), overrides, accepted or [], separate=separate)
+    _require_cohort(launch.config, ray_address)
+    address = ray_address or launch.resources.ray_address
+    _show(
+        launch.config,
+        output_format,
+        resources=replace(launch.resources, ray_address=address),
+        phantoms=None if launch.config.data.cohort_dir else launch.folders,
+        separate=separate,
+        policy=launch.policy,
+    )
+
+
+def _require_cohort(config: RunConfig, ray_address: str) -> None:
+    if ray_address and not config.data.cohort_dir:
+        raise ConfigError(
+            "--ray-address: name a --cohort too, in a folder that all nodes of the cluster see; "
+            "`fedscan prepare` makes one of simulated hospitals"
+        )
 
 
 def _config(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from common.processes.environment import (
 from common.processes.group import process_group
 from common.reading import read_json
 from common.rounds import begin, first_order
+from common.run_folder import SUMMARY
 from common.tasks.task import SiteContext
 from simulations.launch import ROOT, FlowerRun
 
@@ -44,6 +46,7 @@ RUN_CONFIG = "run-config.toml"
 CONNECTION = "hospitals"  # name of the SuperLink in Flower's configuration
 START_SECONDS = 180.0
 LOOK_SECONDS = 0.2
+GATES = "gates"  # a folder in that of the run
 READY = "ready for tasks"  # what `fedscan supernode` says
 
 
@@ -57,18 +60,21 @@ class Federation:
         Folder of each site's data.
     policy : str
         Text of the sites' policy.
+    gates : str
+        Folder for what each site's gate keeps, by site: policy, approvals, ledger and state.
     extractor : str
         The user's own file of what judges pictures, which every site then has; or empty.
     """
 
     sites: dict[str, str]
     policy: str
+    gates: str
     extractor: str
 
 
 @contextlib.contextmanager
 def separate_run(
-    config: RunConfig, sites: Mapping[str, Path], policy: Path | None = None
+    config: RunConfig, sites: Mapping[str, Path], folder: Path, policy: Path | None = None
 ) -> Iterator[FlowerRun]:
     """Start a federation of separate processes; on leaving, all of it is ended.
 
@@ -77,6 +83,8 @@ def separate_run(
     config : RunConfig
     sites : mapping of str to Path
         Folder of each site's data, absolute.
+    folder : Path
+        The run's, in which the gates keep what a resumed run needs.
     policy : Path, optional
         Of all sites; without it they follow the researcher's own orders, whatever these are.
 
@@ -91,7 +99,8 @@ def separate_run(
         text = open_policy_text(_first_weights(config, tuple(sorted(sites))))
     with neutral_home() as home:
         own = "" if config.model.extractor in DEFAULTS else config.model.extractor
-        federation = Federation({name: str(path) for name, path in sites.items()}, text, own)
+        folders, gates = {name: str(path) for name, path in sites.items()}, folder / GATES
+        federation = Federation(folders, text, str(gates), own)
         write_json(home / "federation.json", asdict(federation))
         write_atomically(home / RUN_CONFIG, toml(config.to_flower()).encode())
         log_path = home / "flower.log"
@@ -102,6 +111,14 @@ def separate_run(
             log_path=log_path,
         ) as group:
             yield FlowerRun(log_path, group)
+
+
+def keep_ledgers(folder: Path) -> None:
+    """Lay the gates' ledgers into the run's folder; of a run that is whole the rest is removed."""
+    for path in (folder / GATES).glob("*/ledger.jsonl"):
+        write_atomically(folder / f"{path.parent.name}.ledger.jsonl", path.read_bytes())
+    if (folder / SUMMARY).is_file():
+        shutil.rmtree(folder / GATES, ignore_errors=True)
 
 
 def _first_weights(config: RunConfig, sites: tuple[str, ...]) -> list[str]:
@@ -238,7 +255,7 @@ class _Machine:
     def _start_site(self, site: str, approved: str) -> None:
         from clients.gateway.approvals import Approvals
 
-        policy = make_folder(self.home / "policies" / site) / "policy.toml"
+        policy = make_folder(Path(self.federation.gates) / site) / "policy.toml"
         write_atomically(policy, self.federation.policy.encode())
         Approvals.beside(policy).approve(approved)
         self._start(

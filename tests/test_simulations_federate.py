@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from common.processes.environment import neutral_home, offline_environment, toml
 from simulations import federate as module
 from simulations.console import Steps
 from simulations.federate import RunFailed, federate, survey_cohort
-from simulations.flower_command import START_SECONDS
+from simulations.flower_command import START_SECONDS, own_server_answers
 from simulations.launch import RAY_TOO_SLOW, TOO_SLOW, FlowerRun, Resources
 from simulations.private_state import clean_up_after_killed, looked_after
 
@@ -37,15 +38,17 @@ def records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def attempts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Let Flower end as it is told to; return how often it was started."""
+    """Let Flower end with a log and files in the run's folder; return how often it was started."""
     monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
     made: list[int] = []
 
-    def end_as(*outcomes):
-        def start(config, resources, ended, **about):
+    def end_as(log="", **left):
+        def start(config, run, folder, **about):
             made.append(len(made))
-            return outcomes[0]
+            for name, text in left.items():
+                (folder / f"{name}.json").write_text(text)
+            return log
 
         monkeypatch.setattr(module, "_through_flower", start)
         return made
@@ -76,6 +79,25 @@ def test_flowers_server_has_minutes_to_start() -> None:
     assert float(told.stdout) == START_SECONDS >= 120
 
 
+def test_a_server_that_another_process_has_started_is_not_taken() -> None:
+    """It may be another run's, which has taken the port since it was chosen."""
+    listen = (
+        "import socket, sys; s = socket.create_server(('127.0.0.1', 0));"
+        "print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    )
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mine,
+        subprocess.Popen(
+            [sys.executable, "-c", listen], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child,
+    ):
+        port = int(child.stdout.readline())
+        assert own_server_answers(lambda: True, port)
+        assert not own_server_answers(lambda: False, port)
+        assert not own_server_answers(lambda: True, mine.getsockname()[1])
+        child.stdin.close()
+
+
 def test_hospitals_whose_given_split_parts_a_family_are_named_before_the_start(
     attempts, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -93,7 +115,7 @@ def test_hospitals_whose_given_split_parts_a_family_are_named_before_the_start(
         'label = { column = "sex", classes = { female = ["F"], male = ["M"] } }\n'
         'groups = { also = ["family"] }\n'
     )
-    attempts((None, "Error: something else"))
+    attempts("Error: something else")
     with pytest.raises(RunFailed):
         federate(config(tmp_path, study=study, **{"data.cohort-dir": str(cohort)}), Resources(2))
     warnings = [line for line in capsys.readouterr().err.splitlines() if "Warning" in line]
@@ -105,7 +127,7 @@ def test_hospitals_whose_given_split_parts_a_family_are_named_before_the_start(
 def test_a_strategy_that_needs_more_sites_is_refused_before_flower_starts(
     attempts, tmp_path: Path
 ) -> None:
-    made = attempts((None, "Error: something else"))
+    made = attempts("Error: something else")
     with pytest.raises(ConfigError, match="strategy 'bulyan' needs 7 sites and there are 2"):
         federate(config(tmp_path, **{"strategy.name": "bulyan"}), Resources(2))
     assert made == []
@@ -114,7 +136,7 @@ def test_a_strategy_that_needs_more_sites_is_refused_before_flower_starts(
 def test_a_hidden_site_that_a_cohort_lacks_is_refused_before_flower_starts(
     attempts, tiny_cohort: Path, tmp_path: Path
 ) -> None:
-    made = attempts((None, "Error: something else"))
+    made = attempts("Error: something else")
     asked = {"data.cohort-dir": str(tiny_cohort), "data.unlabelled": "islnd"}
     with pytest.raises(ConfigError, match=r"data\.unlabelled: there is no site 'islnd'"):
         federate(config(tmp_path, **asked), Resources(2))
@@ -123,7 +145,7 @@ def test_a_hidden_site_that_a_cohort_lacks_is_refused_before_flower_starts(
 
 @pytest.mark.usefixtures("without_tables")
 def test_a_machine_that_stays_too_busy_is_said_so(attempts, tmp_path: Path) -> None:
-    attempts((None, SLOW))
+    attempts(SLOW)
     with pytest.raises(RunFailed, match="too busy") as caught:
         federate(config(tmp_path), Resources(2))
     assert "See logs at" not in str(caught.value)  # they are gone
@@ -133,45 +155,61 @@ def test_a_machine_that_stays_too_busy_is_said_so(attempts, tmp_path: Path) -> N
 def test_a_ray_that_does_not_start_is_said_so_with_the_place_of_the_log(
     attempts, tmp_path: Path
 ) -> None:
-    attempts((tmp_path / "7", f"Exception: The {RAY_TOO_SLOW}.\n" + "Simulation crashed\n" * 40))
+    attempts(f"Exception: The {RAY_TOO_SLOW}.\n" + "Simulation crashed\n" * 40)
     with pytest.raises(RunFailed, match="too busy") as caught:
-        federate(config(tmp_path), Resources(2))
-    assert str(tmp_path / "7" / "flower.log") in str(caught.value)
+        federate(config(tmp_path, **{"run.id": "7"}), Resources(2))
+    assert str(tmp_path / "runs" / "7" / "flower.log") in str(caught.value)
 
 
 @pytest.mark.usefixtures("without_tables")
 def test_any_other_failure_is_final(attempts, tmp_path: Path) -> None:
-    made = attempts((None, "Error: something else"))
+    made = attempts("Error: something else")
     with pytest.raises(RunFailed, match="something else"):
         federate(config(tmp_path), Resources(2))
     assert made == [0]
 
 
 @pytest.mark.usefixtures("without_tables")
-@pytest.mark.parametrize("left", [(), ("failure.json",), ("summary.json", "failure.json")])
+@pytest.mark.parametrize("left", [(), ("failure",), ("summary", "failure")])
 def test_only_a_summary_without_a_failure_is_success(
     attempts, tmp_path: Path, left: tuple[str, ...]
 ) -> None:
     """Flower's own word is not asked for: its log may end as if all was well."""
-    folder = tmp_path / "7"
-    folder.mkdir()
     failure = {"site": "", "phase": "training", "error": "it broke", "traceback": ""}
-    for name in left:
-        (folder / name).write_text(json.dumps(failure))
-    attempts((folder, "finished:completed"))
+    attempts("finished:completed", **dict.fromkeys(left, json.dumps(failure)))
     with pytest.raises(RunFailed, match="it broke" if left else "without a result"):
         federate(config(tmp_path), Resources(2))
 
 
-def test_what_simulated_sites_kept_goes_when_nobody_looks_after_the_run(records: Path) -> None:
-    with looked_after(Path("/nowhere/7")):
+def test_what_simulated_sites_kept_goes_with_the_end_of_the_run(
+    records: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "7"
+    folder.mkdir(parents=True)
+    with looked_after(folder):
         clean_up_after_killed()  # of another run, which begins meanwhile
         assert records.is_dir()
+    assert records.is_dir()  # it can be resumed
+    with looked_after(folder):
+        (folder / "summary.json").write_text("{}")
     assert not records.exists()
     assert not list((records.parents[2] / ".running").iterdir())
 
 
-def test_a_run_whose_launcher_was_killed_is_cleaned_up_after(records: Path, tmp_path: Path) -> None:
+def test_one_process_looks_after_a_run(tmp_path: Path, records: Path) -> None:
+    folder = tmp_path / "runs" / "7"
+    folder.mkdir(parents=True)
+    with (
+        looked_after(folder),
+        pytest.raises(ConfigError, match="this run is in progress"),
+        looked_after(folder),
+    ):
+        pass
+
+
+def test_a_run_whose_launcher_was_killed_is_kept_until_its_folder_is_gone(
+    records: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "runs" / "7"
     folder.mkdir(parents=True)
     other = records.with_name("8")  # of a run that nobody has told of, as at a deployed site
@@ -182,10 +220,12 @@ def test_a_run_whose_launcher_was_killed_is_cleaned_up_after(records: Path, tmp_
         "with looked_after(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    clean_up_after_killed()
     assert records.is_dir()
+    assert json.loads((folder / "failure.json").read_text())["error"] == "interrupted"
+    shutil.rmtree(folder)
     clean_up_after_killed()
     assert not records.exists() and other.is_dir()
-    assert json.loads((folder / "failure.json").read_text())["error"] == "interrupted"
 
 
 @pytest.mark.parametrize("study", ["brain-sex", "skin-lesions"])
@@ -217,9 +257,7 @@ def test_a_decided_run_does_not_wait_for_a_flower_that_hangs(
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
     hanging = SimpleNamespace(ended=lambda seconds: False, run_id=lambda: "7")
-    with contextlib.ExitStack() as ended:
-        steps = Steps("Round", 1, None, quiet=True)
-        assert module._follow(hanging, settings, steps, ended) == folder
+    module._follow(hanging, settings, folder, Steps("Round", 1, None, quiet=True))
 
 
 def test_every_ray_has_a_password_of_its_own(
@@ -331,7 +369,6 @@ label = { column = "grade", classes = ["none", "mild"] }
 def test_a_site_that_lacks_a_class_is_not_centered_before_anything_is_started(
     attempts, tmp_path: Path, adapt: str
 ) -> None:
-    folder = tmp_path / "7"
     for name, of_training in (("north", ("none", "mild")), ("island", ("none", "none"))):
         (site := tmp_path / "cohort" / name).mkdir(parents=True)
         splits = ("train", "train", "val", "test")
@@ -344,9 +381,7 @@ def test_a_site_that_lacks_a_class_is_not_centered_before_anything_is_started(
         (site / "grades.csv").write_text("".join(["path,grade,split\n", *rows]))
         for k in range(4):
             (site / f"{k}.png").touch()
-    folder.mkdir()
-    (folder / "summary.json").write_text("{}")
-    made = attempts((folder, ""))
+    made = attempts(summary="{}")
     run = {"study": GRADES, "model.classifier": "gan-features", "model.adapt": adapt}
     asked = config(tmp_path, **run, **{"data.cohort-dir": str(tmp_path / "cohort")})
     if adapt == "none":
@@ -369,7 +404,7 @@ def test_a_site_that_lacks_a_class_is_not_centered_before_anything_is_started(
 def test_a_policy_is_read_before_anything_is_started(
     attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str | None, said: str
 ) -> None:
-    made = attempts((tmp_path / "7", "finished:completed"))
+    made = attempts("finished:completed")
     if policy:
         (tmp_path / "policy.toml").write_text(policy)
     monkeypatch.setenv("FEDSCAN_POLICY", str(tmp_path / "policy.toml"))

@@ -333,7 +333,7 @@ def stub_task(monkeypatch) -> list[int]:
     saved: list[int] = []
     task = SimpleNamespace(
         statistics=(),
-        align=lambda updates, config: None,
+        aligns=False,
         release=lambda previous, shared, config, **named: dict(shared),
         save=lambda *arguments, round_number, place: saved.append(round_number),
         illustrate=lambda *arguments, **named: None,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from common import strategies
 from common.averages import State, weighted_mean
 from common.errors import ConfigError
+from common.lazy import Lazy
 from common.settings import Settings, as_words, did_you_mean
 from common.training.hooks import Hooks
 
@@ -355,7 +356,7 @@ def mean_of(
 ) -> dict[str, Tensor]:
     """Return the mean of one part of the sites' updates by their votes."""
     votes = {site: update.votes for site, update in updates.items()}
-    return weighted_mean({site: getattr(update, what) for site, update in updates.items()}, votes)
+    return weighted_mean(Lazy(updates, lambda site: getattr(updates[site], what)), votes)
 
 
 def join(weights: State, arrays: State) -> dict[str, Tensor]:

@@ -61,6 +61,7 @@ class Generation(Task):
     """One generator for all sites; see the module."""
 
     averages_over_time = True
+    aligns = True
     judged_whole = False  # but for the discriminator
     takes_hooks = False  # two networks and four phases: which loss a term belongs to is not said
 

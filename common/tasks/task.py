@@ -101,6 +101,7 @@ class Task(ABC):
     statistics: tuple[str, ...] = ()  # names, among the shared state, of statistics over people
     averages_over_time = False  # whether what is released is an average of past rounds' weights
     judged_whole = True  # whether all that sites train is in what is released
+    aligns = False  # whether it has an :meth:`align`
     takes_hooks = True  # whether a strategy can step into its training
 
     def check(self, config: RunConfig) -> None:  # noqa: B027

@@ -21,6 +21,8 @@ from common.errors import ConfigError, FedscanError, FileError
 from common.files import write_atomically
 from common.metrics_log import WHOLE, Row, read_rows
 from common.reading import open_plain, read_json
+from common.run_folder import ATTENDANCE
+from simulations.attendance import read_attendance
 from simulations.folders import in_words
 from simulations.report.classification_blocks import ClassificationBlocks
 from simulations.report.content import Content
@@ -89,7 +91,8 @@ def _run(folder: Path) -> str:
     config = mapping(manifest.get("config"))
     key = ("federated", str(config.get("strategy.name", "")), config.get("run.seed"), WHOLE)
     model = trained_model(folder, *key, root=folder)
-    return fill(RunContent(metrics, model.summary, manifest, model).parts())
+    attendance = read_attendance(folder) if (folder / ATTENDANCE).is_file() else ()
+    return fill(RunContent(metrics, model.summary, manifest, model, attendance).parts())
 
 
 def _is_run(folder: Path) -> bool:

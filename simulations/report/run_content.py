@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from common.metrics_log import WHOLE
+from common.participation import Attendance, Outcome
+from simulations.attendance import count_outcomes, ranges, reasons
 from simulations.measures import DISTANCES, measure
 from simulations.report import charts, pictures, provenance, words
 from simulations.report import generation_words as says
@@ -22,6 +24,8 @@ from simulations.report.words import is_number, mapping, place, plural, sentence
 from simulations.summary import share_of_plain
 
 MODEL = "federated"
+ORDERS = {"train": "training", "val": "validation", "test": "test"}
+MOST_REASONS = 50
 TILES = ("frechet_distance", "kernel_distance", "precision", "recall")
 
 
@@ -36,6 +40,8 @@ class RunContent:
         As in the folder; may lack anything.
     model : Trained
         The run's grids.
+    attendance : sequence of Attendance
+        What came of each order to each site.
     """
 
     def __init__(
@@ -44,8 +50,10 @@ class RunContent:
         summary: Mapping[str, Any],
         manifest: Mapping[str, Any],
         model: Trained,
+        attendance: Sequence[Attendance] = (),
     ) -> None:
         self.metrics, self.summary, self.manifest, self.model = metrics, summary, manifest, model
+        self.attendance = attendance
         listed, read = mapping(manifest.get("sites")), mapping(summary.get("sites"))
         self.counts = {  # as the tables list them, then as they could be read
             site: {**mapping(listed.get(site)), **mapping(read.get(site))}
@@ -140,6 +148,9 @@ class RunContent:
         )
         yield Section("copying", "Copies of training images", "", list(self._copying()))
         yield Section("costs", "Bytes and time", "", list(self._costs()))
+        if self.attendance:
+            shown = attendance_table(self.attendance)
+            yield Section("attendance", "Who took part", "", [("table", shown), *self._away()])
         yield provenance.section(
             self.manifest,
             self.counts,
@@ -171,6 +182,15 @@ class RunContent:
             return
         yield "text", says.copying(self.nouns)
         yield "table", found
+
+    def _away(self) -> Iterator[Block]:
+        lines = [
+            f"{site}, {ORDERS.get(order, order)}, round {ranges(rounds)}: {outcome}"
+            f"{f' ({why})' if why else ''}."
+            for (site, order, outcome, why), rounds in reasons(self.attendance).items()
+        ]
+        if lines:
+            yield "list", lines[:MOST_REASONS]
 
     def _costs(self) -> Iterator[Block]:
         up, down, took = (self.summary.get(k) for k in ("bytes_up", "bytes_down", "seconds"))
@@ -212,6 +232,23 @@ def run_table(summary: Mapping[str, Any], title: str, caption: str) -> Table | N
     heads = [Head("Tested at", n=False), Head("Training"), Head("Test")]
     heads += [Head(sentence(measure(m).words)) for m in MEASURES]
     return Table(title, caption, heads, [[row] for row in groups]) if groups else None
+
+
+def attendance_table(found: Sequence[Attendance]) -> Table:
+    """Return how often each site's answers were used, by order and outcome."""
+    counts = count_outcomes(found)
+    shown = [kind for kind in Outcome if any(number[kind] for number in counts.values())]
+    rows = [
+        [
+            Cell(site, kind="", scope="row"),
+            Cell(ORDERS.get(order, order), kind=""),
+            *(Cell(str(number[kind] or "–")) for kind in shown),
+        ]
+        for (site, order), number in counts.items()
+    ]
+    heads = [Head("Site", n=False), Head("Order", n=False), *(Head(sentence(k)) for k in shown)]
+    caption = "Number of orders, by what came of them."
+    return Table("Answers of each site", caption, heads, [rows])
 
 
 def messages_table(metrics: pd.DataFrame, title: str, caption: str) -> Table | None:
