@@ -25,7 +25,7 @@ from common.evaluation.extractor import DEFAULTS
 from common.evaluation.of_site import Evaluation
 from common.local_round import judge_at_site, train_one_round
 from common.paths import cache_dir, site_records
-from common.site_names import MOST_SITES, require_sites
+from common.site_names import require_sites
 from common.sites import Site, locate_site
 from common.strategies.strategy import load_strategy, with_prefix
 from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey
@@ -237,9 +237,9 @@ def _digest_roster(config: RunConfig, site: Site) -> str:
     return _digest(roster(site.name, site.data_dir, config))
 
 
-# An actor serves many sites in turn: its memory must not grow with them.
+# An actor serves many sites in turn: its memory must not grow with them, nor with a key's config.
 _remembered = lru_cache(maxsize=8)(_loaded)
-_remembered_roster = lru_cache(maxsize=MOST_SITES)(_digest_roster)
+_remembered_roster = lru_cache(maxsize=64)(_digest_roster)
 
 
 def _digest(rows: Iterable[Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import FileError
@@ -52,7 +52,7 @@ class MetricsLog:
 
     def append(self, rows: list[Row]) -> None:
         """Write rows in one go, so that a reader meets whole lines of whole rounds."""
-        text = "".join(json.dumps(without_nan(asdict(row))) + "\n" for row in rows)
+        text = "".join(json.dumps(without_nan(vars(row))) + "\n" for row in rows)
         with self.path.open("a") as file:
             file.write(text)
 

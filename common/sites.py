@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from common.config.run_config import RunConfig
@@ -101,9 +102,19 @@ def _made_phantoms() -> dict[str, str]:
 
 
 def _cohort(config: RunConfig) -> dict[str, Path]:
+    folder = Path(config.data.cohort_dir)
+    return _listed(folder, folder.stat().st_mtime_ns if folder.is_dir() else 0)
+
+
+@lru_cache(maxsize=1)
+def _listed(cohort: Path, _changed: int) -> dict[str, Path]:
+    """List a cohort once: with hundreds of sites it takes longer than what a message asks for.
+
+    A site's folder that comes, goes or becomes another changes the time of the cohort's.
+    """
     from common.imaging.bids import list_sites
 
-    return dict(sorted(list_sites(Path(config.data.cohort_dir)).items()))
+    return dict(sorted(list_sites(cohort).items()))
 
 
 def deployed_site(node_config: Mapping[str, object]) -> Site:

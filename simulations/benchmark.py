@@ -67,6 +67,8 @@ class Benchmark:
     gpus_per_cell : float
     cell_timeout : float
         Seconds after which a cell is ended.
+    ray_address : str
+        Of the Ray cluster on whose nodes the cells run; empty for this machine alone.
 
     Raises
     ------
@@ -83,12 +85,14 @@ class Benchmark:
         *,
         gpus_per_cell: float = 0.0,
         cell_timeout: float = 3600.0,
+        ray_address: str = "",
         cohorts: Mapping[int, Mapping[str, Path]] | None = None,
     ) -> None:
         self.plan, self.base, self.folder = plan, base, folder
         self.sites = _in_order(sites)
         self.cohorts = {seed: _in_order(found) for seed, found in (cohorts or {}).items()}
         self.gpus_per_cell, self.cell_timeout = gpus_per_cell, cell_timeout
+        self.ray_address = ray_address
         if taken := {RESULTS, STATUS} & self.sites.keys():  # a cell's folder has a folder a site
             raise ConfigError(
                 f"site '{min(taken)}': a comparison has files of that name. Rename the folder of "
@@ -193,7 +197,7 @@ class Benchmark:
 
     def _schedule(self, cells: list[Cell]) -> None:
         works = [(self._work(cell), self._rounds(cell)) for cell in cells]
-        run_cells(self.folder, "Comparing", "simulations.schedule", works)
+        run_cells(self.folder, "Comparing", "simulations.schedule", works, self.ray_address)
 
     def _rounds(self, cell: Cell) -> int:
         """Rounds of all models that a cell trains."""

@@ -25,7 +25,9 @@ WORK = "work.json"  # what the scheduler is to do; there only while it does
 POLL_SECONDS = 1.0
 
 
-def run_cells(folder: Path, title: str, module: str, works: Sequence[tuple[Work, int]]) -> None:
+def run_cells(
+    folder: Path, title: str, module: str, works: Sequence[tuple[Work, int]], ray_address: str = ""
+) -> None:
     """Run cells in a group of processes, and show how far they are.
 
     Parameters
@@ -38,6 +40,8 @@ def run_cells(folder: Path, title: str, module: str, works: Sequence[tuple[Work,
         Python runs it with the path of the works' file.
     works : sequence of tuple of Work and int
         With the rounds of all models that each cell trains.
+    ray_address : str
+        Of the Ray cluster on whose nodes the cells are to run; empty for this machine alone.
 
     Raises
     ------
@@ -56,12 +60,18 @@ def run_cells(folder: Path, title: str, module: str, works: Sequence[tuple[Work,
         after.callback(path.unlink, missing_ok=True)
         # A cell's group ends by itself what the cell has started; Ray would kill it first.
         environment = {
-            **offline_environment(home),
+            **offline_environment(home, ray_address),
             "RAY_kill_child_processes_on_worker_exit": "false",
         }
         command = [sys.executable, "-m", module, str(path)]
-        with process_group(command, cwd=home, environment=environment, log_path=log) as group:
-            if group.shares_network:
+        with process_group(
+            command,
+            cwd=home,
+            environment=environment,
+            log_path=log,
+            share_all=bool(ray_address),  # Ray looks among them for the node to join
+        ) as group:
+            if group.shares_network and not ray_address:  # there no server of Flower's is in it
                 bar.tell(SHARED_NETWORK)
             while not group.ended(POLL_SECONDS):
                 progress.show(bar)

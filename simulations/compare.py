@@ -44,6 +44,7 @@ class Request:
     out: Path
     gpus_per_cell: float
     cell_timeout: float
+    ray_address: str = ""
 
 
 def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
@@ -85,7 +86,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
                 raise ConfigError(f"arm 'centralized', {count} × {more}: {error}") from None
     for config in {c.model.extractor: c for c in configs if c.task == "generation"}.values():
         check_extractor(config)
-    Resources(count, threads, request.gpus_per_cell).check("cell")
+    Resources(count, threads, request.gpus_per_cell, ray_address=request.ray_address).check("cell")
     survey_cohort(configs[0])  # all ask the same study
     if dry_run:
         _show_plan(plan, count, base, new_cohorts=request.cohort is None)
@@ -115,6 +116,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
         cohorts=cohorts,
         gpus_per_cell=request.gpus_per_cell,
         cell_timeout=request.cell_timeout,
+        ray_address=request.ray_address,
     ).run(resume=resume)
     from simulations.report.document import write_report
 

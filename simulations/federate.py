@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from secrets import token_hex
+from statistics import fmean
 from typing import Any
 
 from clients.policy import VARIABLE, SitePolicy
@@ -39,6 +40,7 @@ from simulations.separate import keep_ledgers, separate_run
 
 LOG = "flower.log"
 POLL_SECONDS = 0.5
+MOST_NAMED = 10  # sites of which a line of progress tells each by its name
 CLOSING_SECONDS = 60.0  # in which Flower and Ray may end by themselves, once the run is decided
 
 
@@ -284,8 +286,7 @@ def _follow(run: FlowerRun, config: RunConfig, folder: Path, bar: console.Steps)
         if started and not greeted and (folder / MANIFEST).is_file():
             greeted = True
             sites = read_json(folder / MANIFEST)["sites"]
-            counts = ", ".join(f"{name} ({site['n_train']})" for name, site in sites.items())
-            bar.say(f"training at {counts}")
+            bar.say(f"training at {_images(sites)}")
             for name, site in sites.items():
                 if site["left_out"]:
                     bar.tell(
@@ -299,6 +300,14 @@ def _follow(run: FlowerRun, config: RunConfig, folder: Path, bar: console.Steps)
             deadline = min(deadline, time.monotonic() + CLOSING_SECONDS)
         if is_over or time.monotonic() > deadline:
             return
+
+
+def _images(sites: Mapping[str, Mapping[str, int]]) -> str:
+    """Say how many images the sites train on."""
+    counts = {name: site["n_train"] for name, site in sites.items()}
+    if len(counts) > MOST_NAMED:
+        return f"{len(counts)} sites ({sum(counts.values())})"
+    return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
 def _show_new_rounds(rows: list[Row], bar: console.Steps, config: RunConfig) -> None:
@@ -320,6 +329,9 @@ def _show_new_rounds(rows: list[Row], bar: console.Steps, config: RunConfig) -> 
 def _validation(rows: list[Row]) -> str:
     """Say what a round's validation gave; nothing before it is whole."""
     accuracies = [row for row in rows if row.name == "balanced_accuracy"]
+    if len(accuracies) > MOST_NAMED:
+        mean = fmean(row.value for row in accuracies)
+        return f"{mean:.2f}, mean of {len(accuracies)} sites"
     if accuracies:
         return ", ".join(f"{row.site} {row.value:.2f}" for row in accuracies)
     whole = {row.name: row.value for row in rows if row.site == WHOLE}

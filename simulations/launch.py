@@ -22,6 +22,7 @@ from common.machine import usable_cpus
 from common.processes.environment import free_port, neutral_home, offline_environment, toml
 from common.processes.group import ProcessGroup, process_group
 from common.sites import PHANTOM_FOLDERS
+from simulations.cluster import require_cluster
 
 SIMULATION = "flwr-simulation"  # the process that a run lives in
 TOO_SLOW = "Failed to start local SuperLink within"  # what `flwr run` then says
@@ -44,12 +45,15 @@ class Resources:
         Share of a GPU; 0 for none.
     cpus : int or None
         CPUs that Ray may use in all; None for :func:`places`.
+    ray_address : str
+        Of a Ray cluster that the user has started; empty for one of the run's own.
     """
 
     sites: int
     cpus_per_site: int = 1
     gpus_per_site: float = 0.0
     cpus: int | None = None
+    ray_address: str = ""
 
     def federation_config(self) -> str:
         """Return Flower's ``--federation-config``."""
@@ -57,12 +61,13 @@ class Resources:
             f"num-supernodes={self.sites}",
             f"client-resources-num-cpus={self.cpus_per_site}",
             f"client-resources-num-gpus={float(self.gpus_per_site)}",
-            f"init-args-num-cpus={self.cpus or places()}",
         ]
+        if not self.ray_address:  # a cluster has its CPUs already
+            words.append(f"init-args-num-cpus={self.cpus or places()}")
         return " ".join(words)
 
     def check(self, whose: str = "site") -> None:
-        """Refuse what this machine does not have, before anything is started.
+        """Refuse what this machine, or the cluster, does not have, before anything is started.
 
         Parameters
         ----------
@@ -74,6 +79,9 @@ class Resources:
         ConfigError
             Naming the number that cannot be had.
         """
+        if self.ray_address:
+            require_cluster(self.ray_address, self.cpus_per_site, self.gpus_per_site, whose)
+            return
         have = usable_cpus()
         if self.cpus is not None and self.cpus > have:
             raise ConfigError(f"{self.cpus} CPUs cannot be had: this machine has {have}")
@@ -104,9 +112,10 @@ def places() -> int:
 
 
 SHARED_NETWORK = (
-    "Warning: this system grants no network namespaces, so while this runs, every user of this "
-    "machine can reach Flower's server, which has no password, and run programs as you through it. "
-    "Use a machine that you share with nobody, or allow user namespaces on it"
+    "Warning: this system grants no network namespaces, or --ray-address is given, so while this "
+    "runs, every user of this machine can reach Flower's server, which has no password, and run "
+    "programs as you through it. Use a machine that you share with nobody, or allow user "
+    "namespaces on it and leave --ray-address out"
 )
 
 
@@ -172,7 +181,7 @@ def flower_run(
     with neutral_home() as home:
         port = free_port()
         environment = {
-            **offline_environment(home),
+            **offline_environment(home, resources.ray_address),
             "FLWR_HOME": str(home / "flwr"),
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port(taken=port)),
@@ -193,5 +202,7 @@ def flower_run(
             environment=environment,
             log_path=log_path,
             until_ended=SIMULATION,  # Flower's log may end before it
+            # Ray looks among this machine's processes for the node to join.
+            share_all=bool(resources.ray_address),
         ) as group:
             yield FlowerRun(log_path, group)

@@ -50,6 +50,13 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
 ]
+RayAddressOption = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Ray cluster to use, this machine among its nodes; all share one file system.",
+    ),
+]
 # Of commands that run many trainings.
 GpusPerCellOption = Annotated[
     float, typer.Option(min=0.0, help="Share of a GPU for each training, for example 0.5.")

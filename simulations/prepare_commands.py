@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.data.archives import ARCHIVES
+from common.data.phantoms.cohorts import PHANTOM_TEST
 from common.errors import ConfigError
 from simulations.dicom_command import dicom
 from simulations.options import Format, FormatOption
 
 if TYPE_CHECKING:
     from common.data.archive_sorting import Summary
+
+PHANTOM_SITES = "north=200,south=120,island=20"
 
 app = typer.Typer(help="Make data to work with.", no_args_is_help=True)
 app.command()(dicom)
@@ -24,27 +27,73 @@ app.command()(dicom)
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to make; one BIDS data set a site in it.")],
     sites: Annotated[
-        str, typer.Option(help="name=N, with N training and validation subjects each.")
-    ] = "north=200,south=120,island=20",
+        str | None,
+        typer.Option(
+            help="name=N, with N training and validation subjects each; by default "
+            f"{PHANTOM_SITES}."
+        ),
+    ] = None,
     test: Annotated[
-        int,
-        typer.Option("--test-scans", "--test", min=0, help="Test subjects a site, on top of N."),
-    ] = 60,
+        int | None,
+        typer.Option(
+            *("--test-scans", "--test"),
+            min=0,
+            help=f"Test subjects a site, on top of N; by default {PHANTOM_TEST}.",
+        ),
+    ] = None,
+    sites_count: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Instead: N small sites, site-001 and so on, of the study skin-lesions.",
+        ),
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(help="Of each of these N sites; by default 20.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
 ) -> None:
-    """Make a cohort of phantom hospitals with a known truth.
+    """Make a cohort of phantom hospitals with a known truth: brains, or N small sites' pictures.
 
-    Example: `fedscan prepare phantom cohort --sites north=200,island=20 --test-scans 60 --seed 0`
+    For example:
+
+    - `fedscan prepare phantom cohort --sites north=200,island=20 --test-scans 60 --seed 0`
+    - `fedscan prepare phantom many --sites-count 500`
     """
     from common.imaging.cohorts import write_cohort
     from simulations import console
 
-    sizes = _numbers("--sites", sites)
-    with console.steps("Making phantom scans", sum(sizes.values()) + test * len(sizes)) as bar:
-        write_cohort(
-            out.expanduser().absolute(), sizes, n_test=test, seed=seed, progress=bar.advance
-        )
+    folder = out.expanduser().absolute()
+    if sites_count is not None:
+        if sites is not None or test is not None:
+            raise ConfigError(
+                "--sites-count makes small sites with pictures, --sites and --test-scans are of "
+                "brains: give one or the other"
+            )
+        _small_sites(folder, sites_count, pictures or 20, seed)
+    elif pictures is not None:
+        raise ConfigError("--pictures: goes with --sites-count alone")
+    else:
+        sizes = _numbers("--sites", PHANTOM_SITES if sites is None else sites)
+        test = PHANTOM_TEST if test is None else test
+        with console.steps("Making phantom scans", sum(sizes.values()) + test * len(sizes)) as bar:
+            write_cohort(folder, sizes, n_test=test, seed=seed, progress=bar.advance)
     typer.echo(str(out))
+
+
+def _small_sites(folder: Path, count: int, pictures: int, seed: int) -> None:
+    from common.data.phantoms.small_hospitals import write_small_hospitals
+    from common.machine import usable_cpus
+    from simulations import console
+
+    workers = min(usable_cpus(), 1 + count * pictures // 400)  # a process takes a second to start
+    with console.steps("Making small sites", count) as bar:
+        write_small_hospitals(
+            *(folder, count),
+            **{"pictures": pictures, "seed": seed},
+            **{"workers": workers, "progress": bar.advance},
+        )
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from simulations.options import (
     CohortOption,
     Format,
     FormatOption,
+    RayAddressOption,
     SetOption,
     StudyOption,
     TestScansOption,
@@ -62,6 +64,7 @@ def run(
     cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs to use in all; every one by default.")
     ] = None,
+    ray_address: RayAddressOption = "",
     resume: ResumeOption = None,
     accept_change: AcceptOption = None,
     output_format: FormatOption = Format.text,
@@ -80,16 +83,20 @@ def run(
     """
     from simulations.launch import Resources
 
+    if ray_address and cpus:
+        raise ConfigError("--cpus: is for this machine; a Ray cluster has the CPUs of its nodes")
     if resume:
         _resume(
             resume,
             {"--sites": sites, "--test-scans": test_scans, "--cpus": cpus},
             *(study, cohort, set_, accept_change, output_format),
             separate=False,
+            ray_address=ray_address,
         )
         return
     config, number = _config(study, cohort, sites, out, test_scans, set_)
-    resources = Resources(number, config.run.threads, gpus_per_site, cpus)
+    _require_cohort(config, ray_address)
+    resources = Resources(number, config.run.threads, gpus_per_site, cpus, ray_address)
     _show(config, output_format, resources=resources, test_scans=test_scans)
 
 
@@ -156,8 +163,9 @@ def _resume(
     output_format: Format,
     *,
     separate: bool,
+    ray_address: str = "",
 ) -> None:
-    """Go on with a run, as it was begun."""
+    """Go on with a run, as it was begun; a Ray cluster may be at another address by now."""
     from simulations.resume import resumed
 
     if given := [option for option, value in fixed.items() if value is not None]:
@@ -166,14 +174,24 @@ def _resume(
     if cohort:
         overrides["data.cohort-dir"] = str(absolute(cohort))
     launch = resumed(absolute(folder), overrides, accepted or [], separate=separate)
+    _require_cohort(launch.config, ray_address)
+    address = ray_address or launch.resources.ray_address
     _show(
         launch.config,
         output_format,
-        resources=launch.resources,
+        resources=replace(launch.resources, ray_address=address),
         phantoms=None if launch.config.data.cohort_dir else launch.folders,
         separate=separate,
         policy=launch.policy,
     )
+
+
+def _require_cohort(config: RunConfig, ray_address: str) -> None:
+    if ray_address and not config.data.cohort_dir:
+        raise ConfigError(
+            "--ray-address: name a --cohort too, in a folder that all nodes of the cluster see; "
+            "`fedscan prepare` makes one of simulated hospitals"
+        )
 
 
 def _config(

@@ -1,5 +1,7 @@
 """Run cells side by side on Ray, one more than there are CPUs, each in its own process.
 
+With ``RAY_ADDRESS`` in the environment they run on the nodes of that cluster, one for each CPU.
+
 ``python -m simulations.schedule WORK.json``, started by :mod:`simulations.benchmark`. A cell ends
 as *done*, *diverged*, *timeout* or *error*; one bad cell does not stop the others.
 """
@@ -7,6 +9,7 @@ as *done*, *diverged*, *timeout* or *error*; one bad cell does not stop the othe
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 import traceback
@@ -55,7 +58,9 @@ def schedule(works: list[Work]) -> None:
     """Run every cell to its end, whatever that is."""
     import ray
 
-    ray.init(address="local", num_cpus=places(), include_dashboard=False, log_to_driver=False)
+    named = "RAY_ADDRESS" in os.environ
+    own = {} if named else {"num_cpus": places(), "include_dashboard": False}
+    ray.init(address=None if named else "local", log_to_driver=False, **own)
     try:
         # Ray takes what it is given in any order: it is given no more than it can begin.
         queue, lanes = deque(works), _lanes(ray.cluster_resources(), works)

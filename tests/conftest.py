@@ -28,6 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SERIAL = (
     "test_deployment.py",
     "test_federation.py",
+    "test_ray_cluster.py",
     "test_separate.py",
     "test_simulations_benchmark.py",
     "test_simulations_generation.py",

@@ -278,3 +278,11 @@ def test_a_deployed_site_is_not_told_that_it_has_no_labels(tiny_cohort):
     context = Context(7, 5, hospital.node, RecordDict(), config.to_flower())
     failure = messages.failure_in(app(messages.request(messages.HELLO, 5), context))
     assert "leave the site's name out" in failure.error
+
+
+def test_what_an_actor_remembers_does_not_grow_with_the_sites_that_it_serves():
+    kept = [
+        cache.cache_parameters()["maxsize"]
+        for cache in (local._remembered, local._remembered_roster)
+    ]
+    assert kept == [8, 64]

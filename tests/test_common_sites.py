@@ -55,6 +55,19 @@ def cohort(tmp_path):
     return tmp_path
 
 
+def test_a_cohort_is_listed_once_for_many_messages_and_anew_when_a_site_comes(cohort, monkeypatch):
+    from common.imaging import bids
+
+    listed = []
+    whole = bids.list_sites
+    monkeypatch.setattr(bids, "list_sites", lambda folder: listed.append(1) or whole(folder))
+    config = of_cohort(cohort)
+    names = [site_name(node(number, 3), config) for number in (0, 1, 2, 0)]
+    assert names == ["east", "north", "south", "east"] and len(listed) == 1
+    (cohort / "west").mkdir()
+    assert site_name(node(3, 4), config) == "west" and len(listed) == 2
+
+
 # Deployed
 
 

@@ -173,6 +173,14 @@ def test_what_listens_in_a_group_is_reached_from_within_alone() -> None:
     end(done)
 
 
+def test_a_group_that_shares_all_sees_other_processes_and_is_told_to_share_the_network() -> None:
+    code = "import psutil, sys; sys.exit(psutil.pid_exists(int(sys.argv[1])))"
+    command = [*GROUP, "--share-all", sys.executable, "-c", code, str(os.getpid())]
+    group = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert group.stdout.readline() + group.stdout.readline() == b"shared\nexit 1\n"
+    end(group)
+
+
 def test_user_and_group_keep_their_numbers_and_files_their_owner(tmp_path: Path) -> None:
     made = tmp_path / "made"
     code = (

@@ -186,6 +186,8 @@ def test_resources_become_flowers_federation_config(monkeypatch: pytest.MonkeyPa
     ]
     with pytest.raises(ConfigError, match="9 CPUs a site"):
         Resources(sites=3, cpus_per_site=9).check()
+    in_cluster = Resources(sites=3, ray_address="head:6379").federation_config()
+    assert "init-args" not in in_cluster  # Ray refuses to give a cluster other CPUs
 
 
 def test_run_refuses_one_data_set_where_a_cohort_is_asked_for(

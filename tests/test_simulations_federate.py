@@ -270,6 +270,21 @@ def test_every_ray_has_a_password_of_its_own(
     assert len(first["RAY_AUTH_TOKEN"]) == 64  # 256 bits, as hexadecimal digits
 
 
+def test_a_named_cluster_keeps_its_password_and_its_workers_get_the_folders_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the cluster")
+    monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
+    environment = offline_environment(tmp_path, "head:6379")
+    assert environment["RAY_ADDRESS"] == "head:6379"
+    assert environment["RAY_AUTH_TOKEN"] == "of the cluster"
+    assert "RAY_TMPDIR" not in environment
+    told = json.loads(environment["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]["env_vars"]
+    assert told["FEDSCAN_CACHE"] == str(tmp_path / "cache")
+    assert told["FEDSCAN_RECORDS"] == str(tmp_path / "records")
+
+
 def test_workers_do_not_give_way_to_other_processes() -> None:
     words = """
 import os, ray
@@ -295,6 +310,12 @@ def test_within_a_ray_worker_nothing_of_its_ray_is_handed_on(
     environment = offline_environment(tmp_path)
     assert "outer" not in environment.values()
     assert environment["RAY_AUTH_MODE"] == "token"
+
+
+def test_of_hundreds_of_sites_progress_tells_the_mean_and_names_none() -> None:
+    rows = [Row(1, f"site-{k}", "val", "balanced_accuracy", k % 2, 4, 0.0) for k in range(500)]
+    assert module._validation(rows) == "0.50, mean of 500 sites"
+    assert module._images({row.site: {"n_train": 12} for row in rows}) == "500 sites (6000)"
 
 
 def test_a_round_of_which_nobody_tells_counts_when_the_next_begins(tmp_path: Path) -> None:

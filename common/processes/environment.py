@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.paths import cache_dir, site_records
 
 OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else `uv sync` before every run
@@ -33,11 +34,12 @@ def neutral_home() -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def offline_environment(home: Path) -> dict[str, str]:
+def offline_environment(home: Path, ray_address: str = "") -> dict[str, str]:
     """Return the environment for Flower and Ray.
 
     Offline, with this Python's commands, disk at home, and Ray on the loopback interface alone,
-    with a new password, which every process that is to join has in its environment.
+    with a new password, which every process that is to join has in its environment; or with the
+    Ray cluster that the user has started at ``ray_address``, and its password.
     """
     # Within a Ray worker (a benchmark's cell), what that Ray tells its workers is not for ours.
     inherited = {
@@ -51,16 +53,33 @@ def offline_environment(home: Path) -> dict[str, str]:
         **OFFLINE,
         # Flower finds its own commands by PATH, which need not hold this environment.
         "PATH": f"{scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "RAY_TMPDIR": str(home),
         "RAY_DEDUP_LOGS": "0",
+        "PYTHONUNBUFFERED": "1",
+        **(_cluster(ray_address) if ray_address else _own_ray(home)),
+    }
+
+
+def _own_ray(home: Path) -> dict[str, str]:
+    return {
+        "RAY_TMPDIR": str(home),
         # Ray would have its workers give way to every other process: on a machine with other work
         # they get next to nothing, and a federation in a cell less than its neighbours.
         "RAY_worker_niceness": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: no address but 127.0.0.1
-        "PYTHONUNBUFFERED": "1",
     }
+
+
+def _cluster(address: str) -> dict[str, str]:
+    """Name a cluster, whose workers have its nodes' environment and get what they need of ours."""
+    ours = {
+        **{name: value for name, value in os.environ.items() if name.startswith("FEDSCAN_")},
+        "FEDSCAN_CACHE": str(cache_dir()),
+        "FEDSCAN_RECORDS": str(site_records("any").parent),
+    }
+    job = {"runtime_env": {"env_vars": ours}}  # Ray adds what a program asks for
+    return {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
 
 
 def scripts() -> Path:

@@ -44,6 +44,7 @@ def process_group(
     log_path: Path | None = None,
     until_ended: str | None = None,
     share_network: bool = False,
+    share_all: bool = False,
     stderr: int | None = None,
     pass_descriptor: int | None = None,
 ) -> Iterator[ProcessGroup]:
@@ -64,6 +65,9 @@ def process_group(
         line has.
     share_network : bool
         The command is to reach this machine's network.
+    share_all : bool
+        It is to see this machine's other processes, too. Then nothing ends what it started where
+        this process and the supervisor are killed in one moment.
     stderr : int, optional
         Descriptor for the command's output, where it goes to no file.
     pass_descriptor : int, optional
@@ -78,6 +82,8 @@ def process_group(
         options += ["--until-ended", until_ended]
     if share_network:
         options.append("--share-network")
+    if share_all:
+        options.append("--share-all")
     passed = () if pass_descriptor is None else (pass_descriptor,)
     options += [f"--pass-descriptor={number}" for number in passed]
     if log_path:

@@ -10,8 +10,9 @@ a process namespace: should it be killed, the kernel kills all the others. The p
 the namespaces only waits for it; killed, it makes the supervisor end.
 
 Usage: ``python -m common.processes.supervisor [--remove DIR] [--until-ended NAME] [--share-network]
-[--pass-descriptor N] COMMAND ARG …``. It prints ``isolated`` or ``shared``, for the network, which
-``--share-network`` leaves to the command as it is. When the command has ended, and every process of
+[--share-all] [--pass-descriptor N] COMMAND ARG …``. It prints ``isolated`` or ``shared``, for the
+network, which ``--share-network`` leaves to the command as it is, and ``--share-all`` with the view
+of the machine's other processes. When the command has ended, and every process of
 the group whose command line has NAME in it, it prints ``exit CODE`` and waits for the end of its
 input. At last it removes DIR, which a killed launcher cannot.
 """
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--remove", metavar="DIR")
     parser.add_argument("--until-ended", metavar="NAME")
     parser.add_argument("--share-network", action="store_true")
+    parser.add_argument("--share-all", action="store_true")
     parser.add_argument("--pass-descriptor", metavar="N", type=int, action="append", default=[])
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
@@ -151,7 +153,8 @@ def main() -> None:
     asked_to_end = threading.Event()
     # Before anything is forked: process 1 never sees a signal that it has no handler for.
     signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
-    flags = namespaces.possible(network=not arguments.share_network)
+    network = not arguments.share_network
+    flags = 0 if arguments.share_all else namespaces.possible(network=network)
     supervisor = namespaces.enter(flags) if flags else 0
     try:
         if supervisor:

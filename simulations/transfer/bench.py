@@ -60,6 +60,7 @@ class Transfer:
         cohort: str,
         gpus_per_cell: float = 0.0,
         cell_timeout: float = 3600.0,
+        ray_address: str = "",
     ) -> None:
         self.plan, self.target, self.protocol, self.folder = plan, target, protocol, folder
         self.cohorts = {
@@ -67,6 +68,7 @@ class Transfer:
             for seed, sites in cohorts.items()
         }
         self.cohort, self.gpus_per_cell, self.cell_timeout = cohort, gpus_per_cell, cell_timeout
+        self.ray_address = ray_address
 
     def run(self, *, resume: bool) -> dict[str, Any]:
         """Run every cell that is missing, then write results, summary, figure and report.
@@ -168,7 +170,7 @@ class Transfer:
     def _schedule(self, cells: list[Cell]) -> None:
         title = "Source" if cells[0].arm == SOURCE else "Target"
         works = [(work, self._steps(work)) for work in map(self._work, cells)]
-        run_cells(self.folder, title, "simulations.transfer", works)
+        run_cells(self.folder, title, "simulations.transfer", works, self.ray_address)
 
     def _collect(self) -> dict[str, Any]:
         """Write results, summary, figure and report from the cells' folders."""

@@ -17,6 +17,7 @@ from simulations.options import (
     Format,
     FormatOption,
     GpusPerCellOption,
+    RayAddressOption,
     ResumeOption,
     SetOption,
     SitesOption,
@@ -59,6 +60,7 @@ def transfer(
     set_: SetOption = None,
     gpus_per_cell: GpusPerCellOption = 0.0,
     cell_timeout: CellTimeoutOption = 3600.0,
+    ray_address: RayAddressOption = "",
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
     output_format: FormatOption = Format.text,
@@ -101,7 +103,7 @@ def transfer(
         for cell in stage
     ]  # every fault of the configuration is met before anything starts
     config = configs[0]
-    Resources(count, config.run.threads, gpus_per_cell).check("cell")
+    Resources(count, config.run.threads, gpus_per_cell, ray_address=ray_address).check("cell")
     if cohort is None:
         from common.data.phantoms.cohorts import phantom_cohort
 
@@ -141,6 +143,7 @@ def transfer(
         cohort=str(cohort or "phantoms"),
         gpus_per_cell=gpus_per_cell,
         cell_timeout=cell_timeout,
+        ray_address=ray_address,
     )
     summary = made.run(resume=resume)
     if output_format is Format.json:

@@ -8,7 +8,8 @@ MICCAI, arXiv:2206.15182); a study of that would have to add it.
 Between hospitals both instrument and mix of diagnoses differ, so pooled pictures tell a little of
 the diagnosis by the hospital.
 
-Three hospitals have a profile each.
+Three hospitals have a profile each; every other name draws one between theirs, the same for all
+time.
 
 - ``north``, a university hospital: polarized light, neutral white balance, much detail, a ruler
   in some pictures, hair mostly shaved.
@@ -22,13 +23,15 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
 
 from common.data.phantoms.lesion_canvas import Canvas, sigmoid, wander
 from common.data.phantoms.lesions import View
+from common.seeding import derive_seed
 
 _TURN = 2 * math.pi
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -139,6 +142,23 @@ DERMATOSCOPES = {
         glare=0.15,
     ),
 }
+
+
+def dermatoscope(hospital: str) -> Dermatoscope:
+    """Profile of a hospital: the documented one, or one drawn from the name alone."""
+    return DERMATOSCOPES.get(hospital) or _drawn(hospital)
+
+
+@lru_cache(maxsize=16)  # asked for every picture
+def _drawn(hospital: str) -> Dermatoscope:
+    rng = np.random.default_rng(derive_seed(0, site=hospital, purpose="dermatoscope"))
+    drawn = {}
+    for field in fields(Dermatoscope):
+        values = np.array([getattr(one, field.name) for one in DERMATOSCOPES.values()])
+        value = rng.uniform(values.min(axis=0), values.max(axis=0))
+        whole = np.issubdtype(values.dtype, np.integer)
+        drawn[field.name] = tuple(value) if values.ndim > 1 else round(value) if whole else value
+    return Dermatoscope(**drawn)
 
 
 def acquire(image: np.ndarray, dermatoscope: Dermatoscope, rng: np.random.Generator) -> np.ndarray:

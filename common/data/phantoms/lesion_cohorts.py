@@ -27,12 +27,14 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from common.data.phantoms.dermatoscopes import DERMATOSCOPES, acquire, encode
+from common.data.phantoms.dermatoscopes import acquire, dermatoscope, encode
 from common.data.phantoms.lesion_rendering import render
 from common.data.phantoms.lesions import (
     DIAGNOSES,
@@ -65,7 +67,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Hospital:
-    """Whom a hospital sees; its instrument has the same name in ``DERMATOSCOPES``.
+    """Whom a hospital sees; its instrument is ``dermatoscope`` of the same name.
 
     Parameters
     ----------
@@ -89,6 +91,21 @@ HOSPITALS = {
     "south": Hospital(_mix(0.20, 0.34, 0.21, 0.07, 0.10, 0.015, 0.015, 0.05), 500),
     "island": Hospital(_mix(0.08, 0.60, 0.08, 0.05, 0.15, 0.015, 0.015, 0.01), 100),
 }
+
+
+def hospital_named(name: str) -> Hospital:
+    """Return the documented hospital, or one of 20 patients with a mix drawn from the name alone.
+
+    The mixes that are drawn have the three hospitals' mean, and an SD of 0.11 for half of a mix.
+    """
+    return HOSPITALS.get(name) or _drawn(name)
+
+
+@lru_cache(maxsize=16)  # asked for every picture
+def _drawn(name: str) -> Hospital:
+    rng = np.random.default_rng(derive_seed(0, site=name, purpose="diagnoses"))
+    mean = np.mean([list(one.mix.values()) for one in HOSPITALS.values()], axis=0)
+    return Hospital(_mix(*rng.dirichlet(20 * mean / mean.sum())), 20)
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,7 @@ def _patient_id(hospital: str, patient: int) -> str:
 
 def patient_pictures(hospital: str, patient: int, seed: int) -> list[Picture]:
     """Return what a hospital photographed of a patient; the pictures are not drawn here."""
-    mix = HOSPITALS[hospital].mix
+    mix = hospital_named(hospital).mix
     rng = _stream(seed, "patient", site=hospital, patient=patient)
     who = sample_patient(mix, rng)
     lesions = min(1 + int(rng.poisson(EXTRA_LESIONS)), MOST_LESIONS)
@@ -146,20 +163,20 @@ def patient_pictures(hospital: str, patient: int, seed: int) -> list[Picture]:
     return pictures
 
 
-def take(picture: Picture, seed: int, size: int = 64) -> np.ndarray:
+def take(picture: Picture, seed: int, size: int = 64, **how: int) -> np.ndarray:
     """Draw a picture as the hospital's camera gives it, before JPEG.
 
     View and acquisition have random streams that know the picture's numbers and nothing of what
-    it shows.
+    it shows. ``how`` is for :func:`~common.data.phantoms.lesion_rendering.render`.
 
     Returns
     -------
     ndarray of uint8, shape (size, size, 3)
     """
     numbers = {"patient": picture.patient, "lesion": picture.lesion, "picture": picture.number}
-    scope = DERMATOSCOPES[picture.hospital]
+    scope = dermatoscope(picture.hospital)
     view = sample_view(scope.zoom, _stream(seed, "view", site=picture.hospital, **numbers))
-    light = render(picture.truth, size, view)
+    light = render(picture.truth, size, view, **how)
     return acquire(light, scope, _stream(seed, "acquisition", site=picture.hospital, **numbers))
 
 
@@ -171,7 +188,7 @@ def split_patients(pictures: Sequence[Picture]) -> dict[str, str]:
     """
     rarest: dict[str, int] = {}
     for picture in pictures:
-        mix = HOSPITALS[picture.hospital].mix
+        mix = hospital_named(picture.hospital).mix
         order = sorted(DIAGNOSES, key=lambda name: (mix[name], name))
         rank = order.index(picture.truth.diagnosis)
         rarest[picture.patient_id] = min(rank, rarest.get(picture.patient_id, rank))
@@ -259,16 +276,8 @@ def write_hospital(
     for what, value, least in asked:
         if not isinstance(value, int) or value < least:
             raise ConfigError(f"{value!r} {what}: accepted is a whole number of {least} or more")
-    target = folder / name
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(
-            f"'{target}' exists and is not empty: name another folder, or remove it first"
-        )
     _LOGGER.info("phantom hospital %s: photographing %d patients", name, count)
-    make_folder(folder)
-    partial = folder / f".{name}.{uuid.uuid4().hex}.partial"
-    make_folder(partial / "images")
-    try:
+    with whole_folder(folder, name) as partial:
         numbers = list(range(count))
         planned = [picture for k in numbers for picture in patient_pictures(name, k, seed)]
         splits = split_patients(planned)
@@ -284,13 +293,41 @@ def write_hospital(
             pictures += written
             if progress is not None:
                 progress(done * count // len(work) - (done - 1) * count // len(work))
-        write_atomically(partial / "lesions.csv", _table(pictures, splits))
-        write_atomically(partial / "README", _readme(name, seed).encode())
+        write_texts(partial, name, seed, pictures, splits)
+    return folder / name
+
+
+@contextmanager
+def whole_folder(folder: Path, name: str) -> Iterator[Path]:
+    """Yield a hospital's folder, with ``images`` in it, that becomes ``folder/name`` at the end.
+
+    Raises
+    ------
+    ConfigError
+        If ``folder/name`` exists and is not empty.
+    """
+    target = folder / name
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(
+            f"'{target}' exists and is not empty: name another folder, or remove it first"
+        )
+    make_folder(folder)
+    partial = folder / f".{name}.{uuid.uuid4().hex}.partial"
+    make_folder(partial / "images")
+    try:
+        yield partial
         partial.replace(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return target
+
+
+def write_texts(
+    folder: Path, name: str, seed: int, pictures: Sequence[Picture], splits: Mapping[str, str]
+) -> None:
+    """Write a hospital's table and README."""
+    write_atomically(folder / "lesions.csv", _table(pictures, splits))
+    write_atomically(folder / "README", _readme(name, seed).encode())
 
 
 Work = tuple[Path, str, int, int, int]  # folder of pictures, hospital, patient, seed, size
@@ -317,7 +354,7 @@ def _write_patient(work: Work) -> list[Picture]:
     folder, hospital, patient, seed, size = work
     pictures = patient_pictures(hospital, patient, seed)
     for picture in pictures:
-        data = encode(take(picture, seed, size), DERMATOSCOPES[hospital])
+        data = encode(take(picture, seed, size), dermatoscope(hospital))
         write_atomically(folder / picture.file, data)
     return pictures
 

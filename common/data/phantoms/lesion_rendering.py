@@ -27,7 +27,9 @@ MOST_OPAQUE = 0.9
 CANVAS_PIXELS = 128  # a side at least; smaller pictures average a finer canvas
 
 
-def render(lesion: Lesion, size: int, view: View | None = None) -> np.ndarray:
+def render(
+    lesion: Lesion, size: int, view: View | None = None, *, canvas_pixels: int = CANVAS_PIXELS
+) -> np.ndarray:
     """Light that a lesion on its patient's skin reflects, before any instrument.
 
     A function of the latents, the patient's skin, the lesion's seed and the view alone: neither
@@ -41,6 +43,8 @@ def render(lesion: Lesion, size: int, view: View | None = None) -> np.ndarray:
         Pixels a side, 8 or more. The lesion is the same at any size, but for sampling.
     view : View, optional
         How the dermatoscope is held; by default upright, centred, at a zoom of 1.
+    canvas_pixels : int
+        Pixels a side that are drawn at least: fewer are faster, and fine structures rougher.
 
     Returns
     -------
@@ -54,7 +58,7 @@ def render(lesion: Lesion, size: int, view: View | None = None) -> np.ndarray:
     """
     if size < 8:
         raise ValueError(f"{size} pixels a side: accepted are 8 or more")
-    finer = -(-CANVAS_PIXELS // size)
+    finer = -(-canvas_pixels // size)
     canvas = Canvas(size * finer, view or View())
     scene = Scene(canvas, lesion)
     for structure in STRUCTURES:
