@@ -13,7 +13,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from clients.resources import declared
 from common import messages
 from common.config.run_config import RunConfig
-from common.errors import ConfigError, FedscanError
+from common.errors import AbsentError, ConfigError, FedscanError
 from common.messages import Failure
 from common.provenance import require_same_source
 from common.site_names import SITE_NAME
@@ -42,7 +42,7 @@ def guard(message: Message, context: Context, call_next: ClientAppCallable) -> M
         return call_next(message, context)
     except Exception as error:  # every failure must reach the server, told in safe words
         # A configuration is mended by who wrote it: lines of code would only hide the way out.
-        traced = not isinstance(error, ConfigError)
+        traced = not isinstance(error, ConfigError | AbsentError)
         log.error("site %s failed in %s: %s", site, phase, error, exc_info=traced)
         told = traceback.format_exc() if simulated else _frames(error)
         return messages.failure_reply(

@@ -12,11 +12,12 @@ from typing import Any
 
 from flwr.app import Context, Message
 
+from clients.digests import CONFIG, ROSTER
 from clients.orders import Orders, digest_of_order, require_round
 from clients.policy import SitePolicy
 from clients.resources import compute_device, declared, granted
 from clients.secret import site_secret
-from clients.state import CONFIG, ROSTER, SiteState
+from clients.state import SiteState
 from common import messages
 from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError
@@ -105,7 +106,8 @@ class SiteClient:
         """Fit the global model to the site's training scans for one round.
 
         What the task keeps between rounds, what the transport still owes, the weights that were
-        received and the size of the site's own updates go to the site's own disk.
+        received and the size of the site's own updates go to the site's own disk. A process that
+        gets an order again goes on from the last step that was kept there.
         """
         order = message.content[messages.CONFIG]
         config, number, best = self.config, int(order["round"]), int(order["best"])
@@ -130,6 +132,7 @@ class SiteClient:
                 private=before,
                 place=place,
                 round_number=number,
+                progress=self.state.progress(number, digest_of_order(sent, place.sites)),
             )
         if not last:  # what stays here came with the first order alone
             reference = {name: reference[name] for name in done.sent}

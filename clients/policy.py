@@ -9,7 +9,6 @@ server; what bounds it are clipping, noise and secure sums. They are no guard ag
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,6 +18,7 @@ from pydantic import Field, field_validator
 from common.config.run_config import RunConfig
 from common.disclosure import EVERYTHING, MIN_PARTICIPANTS, Disclosure
 from common.errors import ConfigError, DataContractError
+from common.reading import parse_toml
 from common.settings import NonNegative, Positive, Settings
 from common.strategies.strategy import load_strategy
 from common.tasks.task import load_task
@@ -52,7 +52,7 @@ class PolicySettings(Settings):
 class SitePolicy(PolicySettings):
     """A site's bounds; the defaults are those of a deployed site, and admit every preset.
 
-    Build it with :meth:`of_site`.
+    Simulated trouble no deployed site admits. Build it with :meth:`of_site`.
     """
 
     min_participants: int = Field(
@@ -193,6 +193,8 @@ class SitePolicy(PolicySettings):
             for key, weight in strategy.added_terms(config).items()
             if weight > self.max_term_weight
         ]
+        if config.trouble.is_on and self is not SIMULATED:
+            found.append("trouble.* is for simulations: leave it out")
         if self.require_augmentation and (why := task.without_augmentation(config)):
             found.append(f"{why} (require-augmentation)")
         return found
@@ -254,8 +256,8 @@ def read_file(path: Path) -> dict[str, Any]:
             text = file.read(LARGEST_FILE + 1)
         if len(text) > LARGEST_FILE:
             raise ValueError(f"it has more than {LARGEST_FILE} bytes")
-        return tomllib.loads(text.decode())
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_toml(text.decode())
+    except (OSError, ValueError) as error:
         problem = "the site's policy cannot be read"
         raise ConfigError(f"{problem}: {path}: {error}", public=problem) from error
 

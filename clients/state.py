@@ -4,10 +4,11 @@ Every message to a deployed site is answered by a process of its own, and Flower
 context in the SuperNode's memory: a restart loses it. What a training cannot go on without (an
 optimizer's moments, the remainder of an encoding, the weights that the next broadcast differs from,
 weights that are not shared) is therefore kept here, in ``RECORDS/SITE/state/RUN/round-N``, for its
-owner's eyes only, and never sent. Beside it, ``data.json`` tells whether the site's data are still
-those with which the run began, since each of these processes reads them anew, and ``orders.json``
-what the site has been asked. Of a run that has ended a file ``RUN.ended`` stays, with its last
-order and the answer: nobody begins it again, and the answer can be given once more.
+owner's eyes only, and never sent. In a long round its latest steps are in ``within-round``. Beside
+them, ``data.json`` tells whether the site's data are still those with which the run began, since
+each of these processes reads them anew, and ``orders.json`` what the site has been asked. Of a run
+that has ended a file ``RUN.ended`` stays, with its last order and the answer: nobody begins it
+again, and the answer can be given once more.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clients.digests import WAY_OUT, changed, public_errors, read_digests
 from common.checkpoints import read_snapshot, save_snapshot
-from common.errors import DataContractError, FedscanError
+from common.errors import FedscanError
 from common.files import PRIVATE_FOLDER, make_folder, write_atomically
 from common.paths import site_records
+from common.provenance import source_hash
+from common.training.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +38,9 @@ log = logging.getLogger("flwr.fedscan")
 
 NAME = "state"
 DATA, ORDERS, ENDED = "data.json", "orders.json", ".ended"
-ROSTER = "roster"  # who takes part, with which label, in which split
-CONFIG = "config"  # the run's configuration
+WITHIN = "within-round"
 RUN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 ROUND = re.compile(r"round-([1-9][0-9]*)")
-WAY_OUT = "Restore the site's folder of states, or start the run anew"
 
 
 class SiteState:
@@ -91,7 +93,7 @@ class SiteState:
         if round_number == 0:
             return {}
         folder = self._round(round_number)
-        with self._public_errors(f"the state of round {round_number} cannot be read"):
+        with public_errors(self.site, f"the state of round {round_number} cannot be read"):
             if not self._whole(round_number):
                 whole = sorted(filter(self._whole, self._rounds()))
                 kept = ", ".join(map(str, whole)) or "none"
@@ -151,7 +153,7 @@ class SiteState:
         _require_round(round_number, least=1)
         folder = self._round(round_number)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        with self._public_errors(f"the private state of round {round_number} cannot be saved"):
+        with public_errors(self.site, f"the private state of round {round_number} cannot be saved"):
             try:
                 self._make(folder)
                 save_snapshot(folder, NAME, tensors, self._about(round_number))
@@ -161,16 +163,21 @@ class SiteState:
                 raise
             rounds = self._rounds()
             before = max(filter(self._whole, (n for n in rounds if n < round_number)), default=0)
+        self._forget(self.folder / WITHIN, "what was kept within a round")
         for number in rounds - {before, round_number, min(keep, round_number)}:
-            try:
-                shutil.rmtree(self._round(number))
-            except OSError as error:  # no reason to fail a round that is saved: tried again next
-                log.warning(
-                    "site %s: the state of round %d could not be removed (%s)",
-                    self.site,
-                    number,
-                    type(error).__name__,
-                )
+            self._forget(self._round(number), f"the state of round {number}")
+
+    def progress(self, round_number: int, order: str) -> Progress:
+        """Return what a training keeps within a round, until :meth:`save` of any.
+
+        Parameters
+        ----------
+        round_number : int
+        order : str
+            Digest of what was asked for.
+        """
+        about = {**self._about(round_number), "order": order, "sources": source_hash()}
+        return Progress(self.folder / WITHIN, about)
 
     def require_same_data(self, digests: Mapping[str, str], *, begins: bool = False) -> None:
         """Refuse data that are not those with which the run began.
@@ -194,7 +201,7 @@ class SiteState:
             If what was kept is missing or damaged, or the disk is full or may not be written to.
         """
         about = f"the record of the data with which run {self.run_id} began"
-        kept = self._read(DATA, about)
+        kept = read_digests(self.folder / DATA, self.site, about)
         if not kept and not begins:
             message = f"site '{self.site}': {about} is missing"
             raise FedscanError(
@@ -202,7 +209,7 @@ class SiteState:
             )
         for name, digest in digests.items():
             if kept.get(name, digest) != digest:
-                raise self._changed(name)
+                raise changed(self.site, name)
         if not digests.keys() <= kept.keys():
             self._write(DATA, {**kept, **digests}, about)
 
@@ -226,7 +233,7 @@ class SiteState:
         """
         self.require_same_data({})
         about = f"the record of the orders of run {self.run_id}"
-        kept = self._read(ORDERS, about)
+        kept = read_digests(self.folder / ORDERS, self.site, about)
         if kept.get(order, digest) != digest:
             raise FedscanError(
                 f"site '{self.site}': {order} was answered before, with other weights. A site "
@@ -250,7 +257,8 @@ class SiteState:
         ------
         FedscanError
         """
-        kept = self._read(ORDERS, f"the record of the orders of run {self.run_id}")
+        about = f"the record of the orders of run {self.run_id}"
+        kept = read_digests(self.folder / ORDERS, self.site, about)
         validated = kept.get(f"val, round {round_number}")
         if validated not in (None, digest):
             raise FedscanError(
@@ -282,7 +290,7 @@ class SiteState:
             What :meth:`answer_to` gives where that order comes again, as after a crash of the
             server.
         """
-        with self._public_errors("the end of the run cannot be kept"):
+        with public_errors(self.site, "the end of the run cannot be kept"):
             self._make(self.folder.parent)
             write_atomically(self._ended, order.encode() + b"\n" + answer)
         self.remove()
@@ -294,7 +302,7 @@ class SiteState:
 
     def answer_to(self, order: str) -> bytes | None:
         """Return the answer to the run's last order; None if it has not ended, or with another."""
-        with self._public_errors("the end of the run cannot be read"):
+        with public_errors(self.site, "the end of the run cannot be read"):
             try:
                 kept, _, answer = self._ended.read_bytes().partition(b"\n")
             except FileNotFoundError:
@@ -311,7 +319,7 @@ class SiteState:
         """
         problem = "the private state of the run that has ended cannot be removed"
         # None may have been saved, or another process may be removing it.
-        with self._public_errors(problem), contextlib.suppress(FileNotFoundError):
+        with public_errors(self.site, problem), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.folder)
         with contextlib.suppress(OSError):  # not empty, most of the time
             self.folder.parent.rmdir()
@@ -321,48 +329,20 @@ class SiteState:
     def _ended(self) -> Path:
         return self.folder.with_name(self.run_id + ENDED)
 
-    def _read(self, name: str, about: str) -> dict[str, str]:
-        """Read a record of digests; empty where nothing is kept."""
-        path = self.folder / name
-        with self._public_errors(f"{about} cannot be read"):
-            try:
-                text = path.read_bytes()
-            except FileNotFoundError:
-                return {}
-        try:
-            return {str(key): str(digest) for key, digest in json.loads(text).items()}
-        except (ValueError, AttributeError, RecursionError) as error:  # no JSON, or no object
-            message = f"site '{self.site}': {about} is damaged"
-            raise FedscanError(
-                f"{message} ({path}). {WAY_OUT}", public=f"{message}. {WAY_OUT}"
-            ) from error
-
     def _write(self, name: str, digests: Mapping[str, str], about: str) -> None:
-        with self._public_errors(f"{about} cannot be saved"):
+        with public_errors(self.site, f"{about} cannot be saved"):
             self._make(self.folder)
             text = json.dumps(digests, indent=2)
             write_atomically(self.folder / name, text.encode())
 
-    def _changed(self, name: str) -> DataContractError:
-        way_out = "put them back as they were, or end the run and begin another"
-        if name == CONFIG:
-            return DataContractError(
-                self.site,
-                "the run's configuration has changed since the run began",
-                remedy="Start another run",
-            )
-        if name == ROSTER:
-            return DataContractError(
-                self.site,
-                "participants, labels or splits have changed since the run began",
-                where="participants.tsv, and folders with a scan",
-                remedy=f"Do not change a site's data during a run: {way_out}",
-            )
-        return DataContractError(
-            self.site,
-            f"the {name} scans that can be read have changed since the run began",
-            remedy=f"Run `fedscan check` to see which cannot be read: {way_out}",
-        )
+    def _forget(self, folder: Path, what: str) -> None:
+        """Remove a folder; that it stays is no reason to fail a round that is saved."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+        except OSError as error:  # tried again after the next
+            kind = type(error).__name__
+            log.warning("site %s: %s could not be removed (%s)", self.site, what, kind)
 
     def _make(self, folder: Path) -> None:
         """Make the folder of all states, the run's, or one in that, for the owner alone."""
@@ -387,19 +367,6 @@ class SiteState:
     def _whole(self, number: int) -> bool:
         """Tell whether a round was saved to the end: the sidecar comes last."""
         return (self._round(number) / f"{NAME}.json").is_file()
-
-    @contextlib.contextmanager
-    def _public_errors(self, problem: str) -> Iterator[None]:
-        """Tell an error of the file system so that the server learns the kind, not the place."""
-        try:
-            yield
-        except OSError as error:
-            message = f"site '{self.site}': {problem} in its folder of records"
-            advice = "Let the site make room there and allow reading and writing, then try again"
-            raise FedscanError(
-                f"{message} ({error}). {advice}",
-                public=f"{message} ({error.strerror or type(error).__name__}). {advice}",
-            ) from error
 
 
 def _require_round(number: int, least: int) -> None:

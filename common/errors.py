@@ -49,6 +49,10 @@ class AnswerError(FedscanError):
         self.site = site
 
 
+class AbsentError(FedscanError):
+    """A simulated site is away in a round: it answers as if nobody were there."""
+
+
 class DataContractError(FedscanError):
     """A site's data break the contract on which fedscan reads them.
 
@@ -94,8 +98,8 @@ class FileError(FedscanError):
     """
 
     def __init__(self, path: Path, problem: str, remedy: str) -> None:
-        # The name may be what a hostile file said.
-        shown = "".join(c if c.isprintable() else "\ufffd" for c in str(path))
+        # The name may be what a hostile file said; no path of a file is longer.
+        shown = "".join(c if c.isprintable() else "\ufffd" for c in str(path)[:4096])
         super().__init__(f"{shown}: {problem}. {remedy}", public=f"a file {problem}. {remedy}")
         self.path, self.problem, self.remedy = path, problem, remedy
 

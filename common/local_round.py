@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common import trouble
 from common.data.unlabelled import UnlabelledError
 from common.disclosure import WITHHELD
 from common.errors import ConfigError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from common.data.dataset import Dataset
     from common.tasks.task import Load, SiteContext, Task
     from common.training.hooks import Hooks
+    from common.training.progress import Progress
 
 # Parts of a site's private state: the task's of each model that it trains, the strategy's,
 # parameters that do not travel.
@@ -94,6 +96,7 @@ class _Training(SiteTraining):
         private: State,
         place: SiteContext,
         round_number: int,
+        progress: Progress | None,
     ) -> None:
         weights, self.arrays = split(received)
         self.task, self.model, self.data, self.config = task, model, data, config
@@ -105,10 +108,12 @@ class _Training(SiteTraining):
         self.parts = task.parts(model)
         self.metrics: dict[str, float] = {}
         self.moments: dict[str, Tensor] = {}
+        self.progress, self.trainings = progress, 0
 
     def fit(self, weights: State, hooks: Hooks, *, model: str = COMMON) -> dict[str, Tensor]:
         """Train; the metrics that are reported are those of the common model."""
         prefix = f"{TASK}{model}/"
+        self.trainings += 1
         self.task.load_shared(self.model, weights)
         fit = self.task.fit(
             self.model,
@@ -118,6 +123,7 @@ class _Training(SiteTraining):
             round_number=self.round,
             private=with_prefix(self.kept, prefix),
             hooks=hooks,
+            progress=self.progress and self.progress.of(self.trainings),
         )
         self.moments |= {prefix + name: tensor for name, tensor in fit.private.items()}
         if model == COMMON:
@@ -135,8 +141,9 @@ def train_one_round(
     private: State,
     place: SiteContext,
     round_number: int,
+    progress: Progress | None = None,
 ) -> LocalRound:
-    """Do a site's half of a round.
+    """Do a site's half of a round, with the trouble that a simulation gives it.
 
     A site that may not use its labels, under a strategy that needs them, sends what it received.
 
@@ -156,7 +163,15 @@ def train_one_round(
     place : SiteContext
     round_number : int
         From 1.
+    progress : Progress, optional
+        Where the same round goes on if it is interrupted.
+
+    Raises
+    ------
+    AbsentError
+        The site is away in this round of a simulation.
     """
+    trouble.attend(config, place.site, round_number)
     strategy = load_strategy(config.strategy.name)
     if not strategy.trains_at(place.site, config):
         weights, arrays = split(received)
@@ -171,6 +186,7 @@ def train_one_round(
             "data.unlabelled leaves no image to train on: take out one of its names, or choose a "
             "strategy that learns from images without labels"
         )
+    data = trouble.as_trained_on(data, config, place.site, round_number)
     site = _Training(
         task,
         model,
@@ -180,6 +196,7 @@ def train_one_round(
         private=private,
         place=place,
         round_number=round_number,
+        progress=progress,
     )
     done = strategy.train(site)
     shared = {
@@ -187,13 +204,14 @@ def train_one_round(
         for name, tensor in done.parameters.items()
         if strategy.shares(name, site.parts[name], config)
     }
+    sent = trouble.as_sent(shared, split(received)[0], config, place.site, round_number)
     statistics = {name: done.arrays[name] for name in strategy.sums_over_people}
     told = place.disclosure.sums(statistics, _effective_people(data)) if statistics else {}
     own = {name: tensor for name, tensor in done.parameters.items() if name not in shared}
     parts = {"": site.moments, STRATEGY: done.private, OWN: own}
     return LocalRound(
         site.metrics,
-        join(shared, {**done.arrays, **told}),
+        join(sent, {**done.arrays, **told}),
         {prefix + name: part[name] for prefix, part in parts.items() for name in part},
     )
 

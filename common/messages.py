@@ -209,7 +209,7 @@ def unpack(arrays: ArrayRecord) -> dict[str, Tensor]:
     try:
         found = load(data)
     except (SafetensorError, KeyError) as error:  # KeyError: a type that PyTorch does not have
-        raise ValueError(f"its tensors cannot be read: {str(error)[:200]}") from error
+        raise ValueError(f"its tensors cannot be read: {printable(error)[:200]}") from error
     state = {name.partition("/")[2]: found[name] for name in sorted(found)}
     if len(state) != len(found):
         raise ValueError("two of its tensors have the same name")

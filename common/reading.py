@@ -14,6 +14,7 @@ import json
 import math
 import os
 import stat
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +25,7 @@ LARGEST_JSON = 16 * 2**20  # bytes, as all limits here
 LARGEST_TABLE = 128 * 2**20  # of a CSV or a log of metrics
 LARGEST_PICTURE = 64 * 2**20
 LARGEST_WEIGHTS = 16 * 2**30
-DEEPEST = 64  # levels of JSON: what goes through it may call itself as often
+DEEPEST = 64  # levels of JSON or TOML: what goes through it may call itself as often
 LINK = "is a link, which is not followed"
 RESTORE = "Copy the folder again, with files and folders in place of links"
 
@@ -92,11 +93,22 @@ def read_bytes(path: Path, root: Path | None = None, *, limit: int, remedy: str 
     """Read a file of a folder; parameters and errors as of :func:`open_plain`."""
     with open_plain(path, root, limit=limit, remedy=remedy) as stream:
         try:
-            raw = stream.read(limit + 1)
+            raw = read_up_to(stream, limit)
         except OSError as error:
             raise FileError(path, f"cannot be read ({error.strerror})", remedy) from None
     if len(raw) > limit:  # it may have grown since
         raise FileError(path, _too_large(limit), remedy)
+    return raw
+
+
+def read_up_to(stream: BinaryIO, limit: int) -> bytes:
+    """Read a file to its end, or one byte beyond a limit.
+
+    A read takes all the memory that it asks for, so no more is asked for than is there.
+    """
+    raw = stream.read(min(os.fstat(stream.fileno()).st_size, limit) + 1)
+    while len(raw) <= limit and (more := stream.read(min(2**20, limit + 1 - len(raw)))):
+        raw += more  # it has grown since
     return raw
 
 
@@ -139,12 +151,29 @@ def parse_json(raw: bytes) -> Any:
         raise ValueError("values nested too deeply") from None
     except ValueError:  # Python's limit on the digits of a whole number
         raise ValueError("a number of too many digits") from None
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [item for one in level for item in _checked(one)]
-        if not level:
-            return value
-    raise ValueError("values nested too deeply")
+    _require_shallow(value)
+    return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML that takes neither long nor much memory; a number may be NaN or infinite.
+
+    Raises
+    ------
+    ValueError
+        It is no TOML, has more than ``DEEPEST`` dots in a line, or values lie deeper than that; a
+        whole number has more than 64 bits.
+    """
+    # A key of a thousand parts has a million words: Python keeps each of its beginnings.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > DEEPEST:
+            raise ValueError(f"line {number} has more than {DEEPEST} dots: make several of it")
+    try:
+        value = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("values nested too deeply") from None
+    _require_shallow(value, finite=False)
+    return value
 
 
 def require_plain_tree(folder: Path) -> None:
@@ -175,13 +204,22 @@ def _entries(folder: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
                     waiting.append(Path(entry.path))
 
 
-def _checked(value: Any) -> list[Any]:
-    """Judge one value of JSON, and return those inside it."""
+def _require_shallow(value: Any, *, finite: bool = True) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [item for one in level for item in _checked(one, finite)]
+        if not level:
+            return
+    raise ValueError("values nested too deeply")
+
+
+def _checked(value: Any, finite: bool) -> list[Any]:
+    """Judge one value of JSON or TOML, and return those inside it."""
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     if isinstance(value, list):
         return value
-    if isinstance(value, float) and not math.isfinite(value):
+    if finite and isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number that is not finite")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError("a whole number of more than 64 bits")

@@ -71,10 +71,12 @@ def require_sites(config: RunConfig, sites: Collection[str]) -> None:
     ------
     ConfigError
     """
-    if strange := set(config.data.unlabelled_sites) - set(sites):
-        raise ConfigError(
-            f"data.unlabelled: there is no site '{min(strange)}': accepted are {', '.join(sites)}"
-        )
+    named = {"data.unlabelled": config.data.unlabelled_sites, "trouble": config.trouble.sites}
+    for key, names in named.items():
+        if strange := set(names) - set(sites):
+            raise ConfigError(
+                f"{key}: there is no site '{min(strange)}': accepted are {', '.join(sites)}"
+            )
     require_number(config, len(sites))
 
 

@@ -32,6 +32,7 @@ MANIFEST, METRICS, SUMMARY, FAILURE = (
 LAUNCH = "launch.json"  # how `fedscan run` and `federate` have started it
 ATTENDANCE = "attendance.jsonl"
 CHECKPOINT = "checkpoint"  # a folder
+GATES = "gates"  # a folder: what the gates of separate processes keep
 READMITTED = "readmitted"  # a folder: an empty file for each site that is to be asked again
 
 

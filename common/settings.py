@@ -9,12 +9,15 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
+from common.site_files import plain
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 _SHOWN = 1000  # characters of a refused value
+_LONGEST = 4 * _SHOWN  # of a line of a refusal
+MOST_FAULTS = 20  # that a refusal tells
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
@@ -141,10 +144,12 @@ class Settings(BaseModel):
     def _refusal(cls, error: ValidationError) -> str:
         """Say each fault in a line, and after unknown keys, once, which are known."""
         faults = error.errors()
-        lines = [cls._explain(fault) for fault in faults]
+        lines = [cls._explain(fault) for fault in faults[:MOST_FAULTS]]
+        if len(faults) > MOST_FAULTS:
+            lines.append(f"and {len(faults) - MOST_FAULTS} more faults")
         if any(fault["type"] == "extra_forbidden" for fault in faults):
             lines.append(f"known keys: {', '.join(sorted(cls._keys()))}")
-        return "\n".join(f"{cls.what}: {line}" for line in lines)
+        return "\n".join(plain(f"{cls.what}: {line}", _LONGEST) for line in lines)
 
     @classmethod
     def _explain(cls, fault: Mapping[str, Any]) -> str:

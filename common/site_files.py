@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.errors import DataContractError
+from common.reading import read_up_to
 
 ESCAPES = "leaves the site's folder by a link"
 UNREADABLE = "cannot be read"
@@ -82,7 +83,7 @@ def read_text(path: Path, limit: int, *, root: Path, site: str) -> str:
     """
     with open_inside(path, root=root, site=site) as stream:
         try:
-            raw = stream.read(limit + 1)
+            raw = read_up_to(stream, limit)
         except OSError as error:
             raise DataContractError(site, UNREADABLE, where=path.name) from error
     if len(raw) > limit:

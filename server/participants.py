@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from common import messages
 from common.bounds import MOST_TIMES, outsized
 from common.config.run_config import RunConfig
-from common.errors import ConfigError, ProvenanceError
+from common.errors import AbsentError, ConfigError, ProvenanceError
 from common.evaluation.generation import require_one_extractor
 from common.messages import Failure
 from common.participation import Outcome
@@ -137,7 +137,9 @@ class Participants:
                 yield name, (Outcome.UNUSABLE, unusable(name, phase, answer))
             elif failure := messages.failure_in(answer, name, phase):
                 # Who it is, a site says only when it is asked: else it could blame another.
-                yield name, (Outcome.FAILED, SiteFailure(replace(failure, site=name)))
+                away = failure.kind == AbsentError.__name__  # as a simulation has it
+                outcome = Outcome.ABSENT if away else Outcome.FAILED
+                yield name, (outcome, SiteFailure(replace(failure, site=name)))
             else:
                 yield name, answer
         for name in silent:

@@ -1,7 +1,8 @@
 """The arms of the comparison: the same ``fit``, steps and seeds; only the data it may see differ.
 
 *Centralized*: all sites' training scans in one pool. *Local*: one model a site, of its scans alone.
-*Federated*: the very Flower app, through ``flwr run``. Each arm selects its round on validation
+*Federated*: the very Flower app, through ``flwr run``, or its sites one after the other, without
+messages, where many short federations are compared. Each arm selects its round on validation
 scans and reads the test scans once, when training is over.
 """
 
@@ -14,7 +15,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from clients.resources import compute_device, granted
 from common.config.run_config import RunConfig
 from common.data.dataset import Dataset, pool
 from common.data.unlabelled import UnlabelledError
-from common.errors import DivergedError
+from common.errors import AbsentError, DivergedError, FedscanError
 from common.files import make_folder, write_atomically, write_json
 from common.local_round import judge_at_site, train_one_round
 from common.machine import usable_cpus
@@ -38,58 +39,15 @@ from common.run_state import Measured, RunState, Update
 from common.selection import Judged
 from common.strategies.strategy import State, load_strategy
 from common.tasks.task import SiteContext, load_task, read_run_config
-from simulations.plan import PRETRAINING, USE, Cell
+from simulations.plan import PRETRAINING, USE
 from simulations.results import COLUMNS
+from simulations.work import Work
 
 POOL = "all"  # trained_on of a model that learned from every site
 CURVES = (  # what is kept of every validation
     *("loss", "balanced_accuracy"),
     *("frechet_distance", "kernel_distance", "precision", "recall"),
 )
-
-
-@dataclass(frozen=True)
-class Work:
-    """One cell with all that its process needs to know.
-
-    Parameters
-    ----------
-    cell : Cell
-    run : dict
-        The run config, as Flower has it.
-    sites : dict of str to str
-        Folder of each site's data set, in order of name.
-    folder : str
-        The cell's own folder.
-    records : str
-        Folder above the sites' own records.
-    centralized_batch : {"large", "small"}
-    local : list of str
-        Sites that train by themselves.
-    models : dict of str to str
-        Folders of models that earlier cells of the seed have made.
-    cpus, gpus : int, float
-        What the cell may use.
-    timeout : float
-        Seconds after which it is ended.
-    """
-
-    cell: Cell
-    run: dict[str, bool | int | float | str]
-    sites: dict[str, str]
-    folder: str
-    records: str
-    centralized_batch: str
-    local: list[str]
-    models: dict[str, str]
-    cpus: int
-    gpus: float
-    timeout: float
-
-    @property
-    def config(self) -> RunConfig:
-        """The run config, validated."""
-        return read_run_config(self.run)
 
 
 def run_cell(work: Work) -> pd.DataFrame:
@@ -106,7 +64,9 @@ def run_cell(work: Work) -> pd.DataFrame:
         Whatever ended the cell early.
     """
     began = time.monotonic()
-    if work.cell.arm in ("federated", PRETRAINING):
+    if work.cell.arm == "federated" and work.in_place:
+        rows = _in_place(work, POOL, {site: [site] for site in work.sites}, work.config)
+    elif work.cell.arm in ("federated", PRETRAINING):
         rows = _federated(work)
     elif work.cell.arm == "centralized":
         rows = _alone(work, POOL, list(work.sites))
@@ -138,13 +98,21 @@ def _alone(work: Work, trained_on: str, members: list[str]) -> list[dict[str, An
     participant.
     """
     config = pooled_config(work.config, len(members), work.centralized_batch)
+    return _in_place(work, trained_on, {trained_on: members}, config)
+
+
+def _in_place(
+    work: Work, name: str, participants: Mapping[str, Sequence[str]], config: RunConfig
+) -> list[dict[str, Any]]:
+    """Train a cell's model of this name in this process."""
     with compute_device(config, granted()) as device:
-        place = SiteContext(trained_on, tuple(work.sites), device)
-        folder = Path(work.folder) / trained_on
-        records = Path(work.records), Path(work.cell.name) / trained_on
-        folders = {site: Path(path) for site, path in work.sites.items()}
         return train_in_place(
-            {trained_on: members}, folders, config, place=place, folder=folder, records=records
+            participants,
+            {site: Path(path) for site, path in work.sites.items()},
+            config,
+            place=SiteContext(name, tuple(work.sites), device),
+            folder=Path(work.folder) / name,
+            records=(Path(work.records), Path(work.cell.name) / name),
         )
 
 
@@ -233,22 +201,32 @@ class SitesInPlace:
         self.began = time.monotonic()
 
     def train(self, number: int, weights: State, state: RunState) -> dict[str, Update]:
-        """Train one participant after the other."""
+        """Train one participant after the other, but for those that are away."""
         updates = {}
         for name in in_training(number, self.names, self.config):
             first = {} if name in state.private else state.unshared
-            done = train_one_round(
-                self.task,
-                self.models[name],
-                self.data[name],
-                self.config,
-                received={**first, **weights},
-                private=state.private.get(name, {}),
-                place=self._at(name),
-                round_number=number,
-            )
+            try:
+                done = train_one_round(
+                    self.task,
+                    self.models[name],
+                    self.data[name],
+                    self.config,
+                    received={**first, **weights},
+                    private=state.private.get(name, {}),
+                    place=self._at(name),
+                    round_number=number,
+                )
+            except AbsentError as error:
+                state.incidents.lose(number, name, f"train, round {number}", str(error))
+                continue
             state.private[name] = done.private
             updates[name] = Update(self.data[name].files, done.metrics, done.sent)
+        least = min(max(1, self.config.run.min_replies), len(self.names))
+        if len(updates) < least:
+            raise FedscanError(
+                f"round {number}: {len(updates)} of {len(self.names)} sites are there, and "
+                f"run.min-replies is {least}. Lower it, or trouble.dropout"
+            )
         return updates
 
     def evaluate(self, number: int, released: State, split: str, state: RunState) -> Judged:

@@ -22,7 +22,7 @@ from common.machine import processor, usable_cpus
 from common.provenance import versions
 from common.reading import read_json
 from common.tasks.task import survey
-from simulations.arms import POOL, Work
+from simulations.arms import POOL
 from simulations.cell_progress import run_cells
 from simulations.collect import (
     RESULTS,
@@ -44,6 +44,7 @@ from simulations.question import (
 )
 from simulations.results import COLUMNS
 from simulations.schedule import MISSING, STATUS, status_of
+from simulations.work import Work
 
 STATE = "state"  # a federation's, at its sites, while it runs
 FINAL = ("done", "diverged")  # running such a cell again would end in the same way
@@ -240,6 +241,7 @@ class Benchmark:
             cpus=config.run.threads,
             gpus=self.gpus_per_cell,
             timeout=self.cell_timeout,
+            in_place=self.plan.in_place,
         )
 
     def _generators(self, seed: int) -> list[tuple[str, Cell, str]]:

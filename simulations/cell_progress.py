@@ -15,11 +15,11 @@ from common.processes.environment import neutral_home, offline_environment
 from common.processes.group import process_group
 from common.run_folder import METRICS
 from simulations import console
-from simulations.arms import Work
 from simulations.console import Steps
 from simulations.launch import SHARED_NETWORK
 from simulations.plan import Cell
 from simulations.schedule import BEGAN, MISSING, STATUS, status_of
+from simulations.work import Work
 
 WORK = "work.json"  # what the scheduler is to do; there only while it does
 POLL_SECONDS = 1.0

@@ -60,7 +60,8 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     ConfigError
     """
     plan = load_plan(request.preset, request.overrides, request.run)
-    count = count_sites(request.cohort, request.sites, plan.test_scans)
+    simulated = plan.sites if request.cohort is None else None
+    count = count_sites(request.cohort, request.sites or simulated, plan.test_scans)
     if count < 2:
         raise ConfigError("a comparison needs at least 2 sites")
     base = {"run.min-sites": count, "data.cohort-dir": str(request.cohort or "")}
@@ -71,6 +72,10 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
         names = site_names(request.cohort, config.study, count)
         require_sites(config, names)
         threads = config.run.threads
+        if config.trouble.is_on and cell.arm != "federated":
+            raise ConfigError(
+                f"trouble.* is of sites in a federation: leave {cell.arm} out of --arms"
+            )
         if cell.arm == "centralized":
             try:
                 pooled_config(config, count, plan.centralized_batch)
@@ -168,15 +173,15 @@ def _show_scores(summary: dict[str, Any], name: str) -> None:
         for where in tested
         for m in shown
     }
-    table = _table(
-        f"{one.words[:1].upper()}{one.words[1:]} on test images, 95 % interval",
-        tested,
-        shown,
-        cells,
-    )
+    title = f"{one.words[:1].upper()}{one.words[1:]} on test images, 95 % interval"
+    table = _table(title, tested, shown, cells)
+    wide = console.out.options.update(width=10_000)
+    if WHOLE in tested and console.out.measure(table, options=wide).minimum > console.out.width:
+        tested = [WHOLE]  # the report has the other places
+        table = _table(title, tested, shown, cells)
     if tested:
         console.out.print(table)
-        for line in _reasons(places, shown):
+        for line in _reasons({where: places[where] for where in tested}, shown):
             console.out.print(line, soft_wrap=True, markup=False)
 
 

@@ -52,7 +52,8 @@ def estimate_seconds(plan: Plan, sites: int, base: Mapping[str, Any]) -> float:
             trainings = 1 if cell.arm == "local" and plan.local == "poor" else sites
             if cell.arm == USE:  # beside the federated classifier
                 trainings += _use_trainings(plan, sites)
-            federated = cell.arm in ("federated", PRETRAINING, USE)
+            messages = cell.arm == "federated" and not plan.in_place
+            federated = messages or cell.arm in (PRETRAINING, USE)
             overhead = CELL_OVERHEAD
             if federated:
                 overhead = FEDERATED_OVERHEAD + ROUND_OVERHEAD * config.run.rounds * sites

@@ -221,7 +221,7 @@ def federate(
     # It writes one of the two as its last; with neither, its process has died.
     if (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
-    raise RunFailed(_why(folder, log) + way_on(folder, separate=separate))
+    raise RunFailed("\n".join(filter(None, (_why(folder, log), way_on(folder)))))
 
 
 def _through_flower(
@@ -255,6 +255,8 @@ def _through_flower(
         # Only now has every process ended: the server would say how it died.
         if not told:
             mark_interrupted(folder)
+        if not quiet and (words := way_on(folder)):
+            console.err.print(words, markup=False, soft_wrap=True)
         raise
 
 

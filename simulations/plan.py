@@ -23,6 +23,7 @@ from common.studies.vocabulary import normalise
 from common.tasks.task import read_run_config
 from common.training.gan_presets import stylegan2
 from simulations.contrasts import reference_of
+from simulations.scenarios import crossed
 
 Values = dict[str, bool | int | float | str]
 
@@ -67,6 +68,11 @@ class Plan(BaseModel):
         one's own has its own.
     test_scans : int
         Test subjects of each simulated hospital; 0: the default.
+    sites : int
+        How many hospitals are simulated, where no other number is asked for.
+    in_place : bool
+        Federations train site after site in one process, without messages: the same weights, in
+        less time where trainings are short.
     centralized_batch : {"large", "small"}
         Equal optimizer steps and images, with batches of sites × batch-size; or equal images only,
         with batch-size and sites × as many steps.
@@ -101,6 +107,8 @@ class Plan(BaseModel):
     first_repetition: int = Field(0, ge=0, le=1_000_000, alias="first-repetition")
     same_cohort: bool = Field(False, alias="same-cohort")
     test_scans: int = Field(0, ge=0, le=100_000, alias="test-scans")
+    sites: int = Field(3, ge=2, le=1000)
+    in_place: bool = Field(False, alias="in-place")
     centralized_batch: Literal["large", "small"] = Field("large", alias="centralized-batch")
     local: Literal["all", "poor"] = "all"
     run: Values = {}
@@ -275,7 +283,8 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     """Build a plan from a preset, command-line overrides and run-config overrides.
 
     A preset's table ``volumes`` is added to its ``run`` for studies of volumes; ``{label}`` in a
-    variant is the study's label, and ``auto`` among strategies the study's own.
+    variant is the study's label, ``auto`` among strategies the study's own, and each strategy is
+    also compared under each of ``scenarios`` (:mod:`simulations.scenarios`).
 
     Raises
     ------
@@ -311,6 +320,12 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     values["strategies"] = [
         usual.strategy.name if one == "auto" else one for one in values.get("strategies", ["auto"])
     ]
+    values |= crossed(
+        values["strategies"],
+        values["variants"],
+        {name: flatten(changes) for name, changes in values.pop("scenarios", {}).items()},
+        values.get("contrasts", []),
+    )
     if clash := OPTIONS.keys() & values["run"].keys():
         key = min(clash)
         raise ConfigError(f"--set {key}: a comparison takes {OPTIONS[key]}")
@@ -325,7 +340,7 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         ]
         raise ConfigError("comparison: " + "\ncomparison: ".join(faults)) from None
     for key, owners in _own_options().items():
-        if key in plan.run and not set(owners) & set(plan.strategies):
+        if key in run and not set(owners) & set(plan.strategies):
             wanted = " or ".join(owners)
             raise ConfigError(f"--set {key} has no effect without --strategies {wanted}")
     if plan.pretraining and "model.gan-checkpoint" in run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 from common.errors import FileError
 from common.predictions import PROBABILITY
 from common.reading import LARGEST_TABLE, read_bytes
+from common.site_files import plain
 
 COLUMNS = [
     *("arm", "strategy", "seed", "trained_on", "tested_on", "split", "metric", "value", "n"),
@@ -25,6 +27,8 @@ CHOSEN = "synthetic_participants"  # a metric there: the amount that validation 
 USE_TEXTS = ("row", "site", "metric")
 PREDICTIONS = ("scan", "person", "label")
 USE_NUMBERS = tuple(name for name in USE_COLUMNS if name not in USE_TEXTS)
+# Of a file that may be anybody's: pandas takes time with the square of columns.
+MOST_ROWS, MOST_COLUMNS, LONGEST_LINE = 1_000_000, 1000, 2**16
 
 
 def model_names(table: pd.DataFrame) -> pd.Series:
@@ -87,13 +91,43 @@ def read_table(
     """
     raw = read_bytes(path, root, limit=LARGEST_TABLE, remedy=remedy)
     try:
-        table = pd.read_csv(io.BytesIO(raw), dtype=str, keep_default_na=False)
+        table = _cells(raw)
         if absent := [name for name in (*texts, *numbers) if name not in table]:
             raise ValueError(f"lacks the columns {', '.join(absent)}")
         found = {name: _numbers(table[name]) for name in numbers}
-    except (ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
-        raise FileError(path, f"cannot be read ({error})", remedy) from None
+    except (csv.Error, ValueError, OverflowError) as error:
+        raise FileError(path, f"cannot be read ({plain(str(error))})", remedy) from None
     return table.assign(**found)
+
+
+def _cells(raw: bytes) -> pd.DataFrame:
+    """Read a CSV as texts.
+
+    Raises
+    ------
+    ValueError, csv.Error
+        It is no CSV in UTF-8, has a column twice, or more than any table by fedscan.
+    """
+
+    def bounded(line: str) -> str:
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"a line of more than {LONGEST_LINE} characters")
+        return line
+
+    text = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline="")
+    lines = csv.reader(map(bounded, text), strict=True)
+    header, rows = next(lines, []), []
+    if not header:
+        raise ValueError("No columns")
+    if len(header) > MOST_COLUMNS or len(set(header)) < len(header):
+        raise ValueError(f"a column twice, or more than {MOST_COLUMNS}")
+    for row in filter(None, lines):
+        if len(row) != len(header) or len(rows) == MOST_ROWS:
+            raise ValueError(
+                f"line {lines.line_num} is none of up to {MOST_ROWS} that fit the first"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def _numbers(column: pd.Series) -> pd.Series:
@@ -115,12 +149,12 @@ def read_predictions(path: Path, root: Path) -> pd.DataFrame:
     remedy = "Remove the cell's folder in cells, and --resume trains it again"
     raw = read_bytes(path, root, limit=LARGEST_TABLE, remedy=remedy)
     try:
-        table = pd.read_csv(io.BytesIO(raw))
+        table = _cells(raw)
         told = [name for name in table.columns if name.startswith(PROBABILITY)]
         types = dict.fromkeys(PREDICTIONS, "int64") | dict.fromkeys(told, "float64")
         table = table[list(types)].astype(types)
-    except (ValueError, KeyError, OverflowError) as error:
-        raise FileError(path, f"holds no predictions ({error})", remedy) from None
+    except (csv.Error, ValueError, KeyError, OverflowError) as error:
+        raise FileError(path, f"holds no predictions ({plain(str(error))})", remedy) from None
     if len(told) < 2 or not ((table[told] >= 0) & (table[told] <= 1)).all(axis=None):
         raise FileError(path, "holds probabilities that are none", remedy)
     if not table["label"].between(0, len(told) - 1).all():

@@ -11,7 +11,7 @@ from common.config.run_config import OF_CIRCUMSTANCES, RunConfig, Value
 from common.errors import ConfigError
 from common.files import write_json
 from common.reading import read_json
-from common.run_folder import CHECKPOINT, LAUNCH, MANIFEST, SUMMARY
+from common.run_folder import CHECKPOINT, GATES, LAUNCH, MANIFEST, SUMMARY
 from simulations.launch import Resources
 
 SHOWN = 80  # characters of a value that differs
@@ -126,9 +126,9 @@ def resumed(
     return Launch(config, launch.resources, launch.folders, separate, launch.policy)
 
 
-def way_on(folder: Path, *, separate: bool) -> str:
-    """Say how to go on with a run, where a round of it is whole."""
-    command = "federate" if separate else "run"
+def way_on(folder: Path) -> str:
+    """Say how to go on with a run; empty where no round of it is whole."""
     if not (folder / CHECKPOINT).is_dir():
         return ""
-    return f"\nWhat is done is kept. Go on with: fedscan {command} --resume {folder}"
+    command = "federate" if (folder / GATES).is_dir() else "run"
+    return f"What is done is kept. Go on with: fedscan {command} --resume {folder}"

@@ -23,10 +23,11 @@ import pandas as pd
 from common.errors import DivergedError, FileError
 from common.files import write_atomically, write_json
 from common.reading import LARGEST_JSON, parse_json, read_bytes, read_json
-from simulations.arms import Work, run_cell
+from simulations.arms import run_cell
 from simulations.launch import places
 from simulations.plan import USE, Cell
 from simulations.results import COLUMNS
+from simulations.work import Work
 
 POLL_SECONDS = 1.0
 CANCEL_SECONDS = 10.0  # at most, until a cancelled cell has ended

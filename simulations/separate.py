@@ -38,7 +38,7 @@ from common.processes.environment import (
 from common.processes.group import process_group
 from common.reading import read_json
 from common.rounds import begin, first_order
-from common.run_folder import SUMMARY
+from common.run_folder import GATES, SUMMARY
 from common.tasks.task import SiteContext
 from simulations.launch import ROOT, FlowerRun
 
@@ -46,7 +46,6 @@ RUN_CONFIG = "run-config.toml"
 CONNECTION = "hospitals"  # name of the SuperLink in Flower's configuration
 START_SECONDS = 180.0
 LOOK_SECONDS = 0.2
-GATES = "gates"  # a folder in that of the run
 READY = "ready for tasks"  # what `fedscan supernode` says
 
 

@@ -57,11 +57,13 @@ def refusal(site: Site, *order) -> str:
 
 
 @pytest.mark.parametrize("preset", presets())
-def test_default_policy_admits_every_preset(preset):
+def test_default_policy_admits_every_preset_but_for_its_simulated_trouble(preset):
     plan = load_plan(preset, {}, {})
     for stage in plan.stages():
         for cell in stage:
-            assert SitePolicy().objections(plan.config(cell, {})) == []
+            config = plan.config(cell, {})
+            trouble = ["trouble.* is for simulations: leave it out"] * config.trouble.is_on
+            assert SitePolicy().objections(config) == trouble
 
 
 @pytest.mark.parametrize("task", ["classification", "generation"])
@@ -88,6 +90,7 @@ OUT_OF_BOUNDS = [
         {"strategy.name": "fedrep", "strategy.head-steps": 39},
         "training.local-steps = 1, accepted is 2 or more (min-local-steps)",
     ),
+    ({"trouble.label-noise": 0.1}, "trouble.* is for simulations"),
     ({"task": "generation", "model.gan-changes": "augment=off"}, "augment = off"),
     (
         {"task": "generation", "model.gan-changes": "augment=fixed augment-p=1e-9"},

@@ -16,7 +16,8 @@ from test_clients_local import TINY, Site
 from test_server_rounds import InProcessGrid, clients, run_config, simulated
 
 from clients import local
-from clients.state import CONFIG, DATA, ROSTER, SiteState
+from clients.digests import CONFIG, ROSTER
+from clients.state import DATA, SiteState
 from common import files, messages
 from common.config.run_config import RunConfig
 from common.errors import DataContractError, FedscanError

@@ -278,8 +278,11 @@ def test_whole_number_is_a_fine_float(key):
         "run.fraction": 1,
         "training.logit-tau": 1,
         "training.layer-decay": 1,
+        "trouble.label-noise": 1,
+        "trouble.attack-scale": 1,
     }
-    whole = {"training.label-smoothing": 0, **ones}.get(key, 2)
+    zeros = dict.fromkeys(("training.label-smoothing", "trouble.dropout", "trouble.delay"), 0)
+    whole = {**zeros, **ones}.get(key, 2)
     config = RunConfig.from_flower({key: whole})
     value = config.to_flower()[key]
     assert value == whole

@@ -19,7 +19,14 @@ from tiny_gan import start
 
 from common.errors import ConfigError, FedscanError, FileError
 from common.metrics_log import read_rows
-from common.reading import open_plain, parse_json, read_json, require_plain_tree
+from common.reading import (
+    open_plain,
+    parse_json,
+    parse_toml,
+    read_bytes,
+    read_json,
+    require_plain_tree,
+)
 from common.training.gan_checkpoint import load_checkpoint, save_checkpoint
 from simulations.benchmark import Benchmark
 from simulations.gan.generate import open_checkpoint
@@ -361,3 +368,27 @@ def test_errors_show_no_control_characters_and_tell_others_no_path(tmp_path: Pat
         open_plain(tmp_path / "a\x1b[31m", limit=10)
     assert str(caught.value).isprintable()
     assert str(tmp_path) not in caught.value.public
+
+
+# TOML
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a." * 30_000 + "a = 1", "more than 64 dots"),  # of which Python would keep 3 GB
+        ("a = " + "[" * 30_000, "nested too deeply"),
+        ("a = " + "[" * 70 + "]" * 70, "nested too deeply"),
+        ("a = 0x" + "f" * 30_000, "more than 64 bits"),
+        ("a = 1 =", "Expected newline"),
+    ],
+)
+def test_toml_that_would_cost_much_is_refused(text, why):
+    with pytest.raises(ValueError, match=why):
+        parse_toml(text)
+
+
+def test_a_read_asks_for_no_more_memory_than_the_file_needs(tmp_path):
+    path = tmp_path / "small"
+    path.write_bytes(b"few bytes")
+    assert read_bytes(path, limit=2**60) == b"few bytes"

@@ -473,26 +473,6 @@ def test_phone_picture_with_a_second_view_is_its_first(tmp_path):
     assert np.abs(found.astype(int) - scene()).mean() < 3
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    st.sampled_from(["jpg", *FORMATS]),
-    st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=12),
-)
-def test_damaged_bytes_are_a_picture_or_an_error_with_a_reason(tmp_path_factory, suffix, damage):
-    path = put(tmp_path_factory.mktemp("p") / f"anna.{suffix}", scene())
-    raw = bytearray(path.read_bytes())
-    for place, value in damage:
-        raw[int(place * len(raw))] = value
-    path.write_bytes(raw)
-    try:
-        found = read_photograph(path, size=8, channels=3, site="north")
-    except DataContractError as error:
-        assert "anna" not in error.public
-        assert str(error).isprintable()
-    else:
-        assert found.shape == (8, 8, 3)
-
-
 def test_link_out_of_the_folder_pipe_and_folder_are_not_opened(tmp_path):
     folder = tmp_path / "north"
     folder.mkdir()

@@ -329,6 +329,10 @@ class TestRefused:
         error = refusal(make_site(b"participant_id\tsex\n" + b"#" * (16 * 2**20)))
         assert "too large" in str(error)
 
+    @pytest.mark.parametrize("row", ["\t" * 2000, "\t" * 2**17])
+    def test_table_of_too_many_columns(self, make_site, row):
+        assert "not a table" in str(refusal(make_site(f"participant_id\tsex{row}\n")))
+
     def test_cell_that_is_too_long(self, make_site):
         error = refusal(make_site("participant_id\tsex\nsub-01\t" + "M" * 200_000))
         assert "not a table" in str(error)

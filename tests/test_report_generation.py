@@ -432,7 +432,10 @@ def test_a_site_that_tells_nothing_leaves_a_gap_in_report_and_terminal(
     monkeypatch.setattr(console, "out", Console(file=lines, width=160))
     console.show_run(summary)
     assert re.search(r"island .*–", lines.getvalue())
-    assert "Site 'island': its answers were not usable in 3 of 12 rounds" in lines.getvalue()
+    assert (
+        "Site 'island': it was away, or its answers were not used in 3 of 12 rounds"
+        in lines.getvalue()
+    )
     assert ("the model is that of the last round" in lines.getvalue()) is (not telling)
 
 

@@ -83,6 +83,14 @@ def test_arms_make_equal_steps_and_see_equal_images(work) -> None:
     assert set(large.images_seen) == set(small.images_seen) == {both_sites}
 
 
+def test_a_federation_in_place_trains_every_site_and_sends_nothing(work) -> None:
+    local = run_cell(work("local")).query("split == 'test'")
+    rows = run_cell(replace(work("federated"), in_place=True)).query("split == 'test'")
+    assert set(rows.trained_on) == {POOL} and set(rows.tested_on) >= {"island", "north"}
+    assert set(rows.steps) == {6} and set(rows.bytes_up) == {0}
+    assert set(rows.images_seen) == {local.groupby("trained_on").images_seen.first().sum()}
+
+
 def test_sites_that_train_by_epochs_make_the_steps_that_their_results_tell(
     work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -574,6 +574,18 @@ def test_models_have_their_whole_names_in_a_narrow_terminal():
     assert all(model in narrow.file.getvalue() for model in models)
 
 
+def test_of_more_places_than_a_terminal_is_wide_the_mean_is_shown(monkeypatch):
+    score = {"mean": 0.702, "low": 0.671, "high": 0.73, "note": None}
+    models = [f"federated/fedtrimmedavg-label-flip-{k}" for k in range(9)]
+    found = {model: {"balanced_accuracy": score} for model in models}
+    scores = dict.fromkeys(("all", *(f"site-{k:03d}" for k in range(7))), found)
+    for width, places in ((80, 1), (200, 8)):
+        lines = io.StringIO()
+        monkeypatch.setattr(console, "out", Console(file=lines, width=width))
+        _show_scores({"scores": scores, "models": models}, "balanced_accuracy")
+        assert lines.getvalue().count("0.702") == 9 * places
+
+
 def test_a_hospital_that_alone_trains_by_itself_has_one_name_everywhere(monkeypatch):
     def scored(**values: float) -> dict:
         found = {name.replace("_", " "): value for name, value in values.items()}

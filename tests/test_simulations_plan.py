@@ -285,7 +285,7 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
 @pytest.mark.parametrize(
     ("preset", "overrides", "run", "expected"),
     [
-        ("nope", {}, {}, "unknown preset 'nope': accepted are default"),
+        ("nope", {}, {}, "unknown preset 'nope': accepted are attackers, default"),
         ("smok", {}, {}, "did you mean 'smoke'?"),
         ("default", {"arms": ["local", "fed"]}, {}, "unknown arm 'fed'.* mean 'federated'"),
         ("default", {"arms": ["central"]}, {}, "'central'"),

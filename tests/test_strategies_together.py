@@ -22,6 +22,7 @@ from common.strategies.fedper import FedPer
 from common.strategies.strategy import load_strategy, strategy_names
 from common.tasks.classification import Classification
 from common.tasks.task import SiteContext, read_run_config
+from common.trouble import is_away
 from server.rounds import federate
 from simulations.arms import train_in_place
 
@@ -92,6 +93,26 @@ def test_sites_in_one_process_learn_and_judge_the_same_bits_as_sites_asked_by_me
         found.append([(path.name, path.read_bytes()) for path in files])
     assert found[0] == found[1]
     assert len(found[0]) == 2 + 2 * (3 if load_strategy(name).is_personal else 1)
+
+
+TROUBLE = {
+    **{"run.seed": 3, "run.min-replies": 1, "trouble.dropout": 0.3, "trouble.late": "north:2"},
+    **{"trouble.slow": "island", "trouble.delay": 0.01, "trouble.label-noise": 0.3},
+    **{"trouble.scanner-change": "island:2", "trouble.attackers": "north"},
+    "trouble.attack": "scaled-noise",
+}
+
+
+def test_trouble_is_the_same_bits_in_one_process_as_by_messages(config):
+    """A site that is away from a round goes on from its own last one, in both."""
+    troubled = config("fedavg", rounds=3, **TROUBLE)
+    away = {s: [k for k in (1, 2, 3) if is_away(troubled, s, k)] for s in SITES}
+    assert away == {"island": [2], "north": [1]}
+    (sent, _), (here, _) = by_messages(troubled), in_one_process(troubled)
+    model = "model.safetensors"
+    assert (sent / model).read_bytes() == (here / model).read_bytes()
+    told = json.loads((sent / "summary.json").read_text())["sites"]
+    assert {site: one["rounds_lost"] for site, one in told.items()} == {"island": 1, "north": 1}
 
 
 def test_fednova_s_steps_travel_in_int8_well_enough_to_be_equal(config):

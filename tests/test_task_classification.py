@@ -28,8 +28,9 @@ from common.tasks.classification import score
 from common.tasks.task import Fit, SiteContext, load_task, roster, survey
 from common.training import classifier_augment
 from common.training.batches import _Batches
-from common.training.classifier import MOMENTS, cosine, predict
+from common.training.classifier import cosine, predict
 from common.training.classifier_augment import _interpolation, _resampled, augment
+from common.training.classifier_state import MOMENTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,6 @@ import hashlib
 import io
 import re
 import stat
-import tomllib
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -16,10 +15,11 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.provenance import PACKAGES, sources
-from common.reading import read_bytes
+from common.reading import parse_toml, read_bytes
 
 LARGEST_FILE = 10 * 2**20  # bytes of a bundle; Flower builds none that is larger
 LARGEST_CONTENT = 64 * 2**20
+LARGEST_PROJECT = 2**18
 MOST_FILES = 5000
 PROJECT = "pyproject.toml"
 SHIPPED = "clients/gateway/app"  # where a wheel has it, and the license
@@ -142,8 +142,10 @@ def _require_plain(entries: list[zipfile.ZipInfo]) -> None:
 
 def _toml(content: bytes) -> Mapping[str, Any]:
     try:
-        return tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:
+        if len(content) > LARGEST_PROJECT:
+            raise ValueError(f"it has more than {LARGEST_PROJECT} bytes")
+        return parse_toml(content.decode())
+    except ValueError as error:
         raise ConfigError(f"the bundle's {PROJECT} cannot be read") from error
 
 

@@ -25,12 +25,21 @@ from typing import Any, Literal, Self
 
 from filelock import FileLock, Timeout
 
-from clients.gateway.chain import INTERRUPTED, OPENED, digest, first_link, lines_of, verify
+from clients.gateway.chain import (
+    INTERRUPTED,
+    OPENED,
+    Line,
+    digest,
+    first_link,
+    lines_of,
+    verify,
+)
 from common.errors import ConfigError, FedscanError
 from common.files import PRIVATE_FILE, make_folder
 
 MOST_NAMES = {"sent": 10_000, "refused": 200}  # of arrays or metrics; the others are counted
 LONGEST_NAME, LONGEST_WORDS, MOST_AXES = 200, 500, 8
+ANEW = "Keep the file, and move it away: the gate then begins a new one"
 Form = tuple[Sequence[int], str]  # shape and dtype of an array
 
 
@@ -122,20 +131,30 @@ class Ledger:
             self._append({"kind": OPENED, "site": self.site})
             return
         if found:
-            raise FedscanError(
-                f"{self.path}: {found[0].words}. Keep the file, and move it away: the gate then "
-                "begins a new one"
-            )
+            raise FedscanError(f"{self.path}: {found[0].words}. {ANEW}")
         for line in lines_of(self.path):
             self._number, self._head, self._whole = line.position, line.digest, line.whole
             if line.position == 1 and line.values.get("site", self.site) != self.site:
                 raise ConfigError(f"{self.path}: it is the ledger of another site")
             if line.values.get("decision") == "sent":
-                time = datetime.datetime.fromisoformat(str(line.values["time"]))
-                self._count(str(line.values["run"]), time, int(line.values["bytes"]))
-                if forms := line.values["arrays"]:
-                    self._forms.setdefault(digest(_text(forms)), self._number)
+                self._count_again(line)
         self._close_off()
+
+    def _count_again(self, line: Line) -> None:
+        """Count what has left by a line of the file; nothing tells the hash of the last one."""
+        try:
+            time = datetime.datetime.fromisoformat(line.values["time"]).astimezone(datetime.UTC)
+            run, number, forms = (line.values[key] for key in ("run", "bytes", "arrays"))
+            told = isinstance(run, int | str) and isinstance(forms, dict)
+            if not told or type(number) is not int or number < 0:
+                raise ValueError("other values")
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise FedscanError(
+                f"{self.path}: line {line.position} was changed: it tells no message. {ANEW}"
+            ) from None
+        self._count(str(run), time, number)
+        if forms:
+            self._forms.setdefault(digest(_text(forms)), self._number)
 
     def __enter__(self) -> Self:
         """Return the ledger, which the gate has to itself until the block ends."""

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from clients.digests import CONFIG
 from clients.gateway.facts import SiteFacts
 from clients.gateway.runtime_api import Refused
 from clients.local import with_own_extractor
 from clients.orders import Orders, digest_of_order, require_round
 from clients.policy import SitePolicy
-from clients.state import CONFIG, SiteState
+from clients.state import SiteState
 from common import messages
 from common.config.run_config import RunConfig
 from common.site_names import require_sites

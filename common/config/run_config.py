@@ -10,15 +10,17 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from common.config.groups import Data, Group, Model, Run, Strategy, Training, nodes_of_sites
 from common.config.renamed import hint
+from common.config.trouble import Trouble
 from common.errors import ConfigError
-from common.settings import Settings, as_words
+from common.settings import MOST_FAULTS, Settings, as_words
+from common.site_files import plain
 from common.studies.study import LARGEST_FILE, Study, read_study
 
 Value = bool | int | float | str
@@ -29,6 +31,7 @@ GROUPS: dict[str, type[Group]] = {
     "model": Model,
     "training": Training,
     "strategy": Strategy,
+    "trouble": Trouble,
 }
 # Where, under which name and how patiently a run is done. They may change while it is interrupted.
 OF_CIRCUMSTANCES = (
@@ -54,6 +57,7 @@ OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-
         "model.classifier",
         "model.heights",
         "model.adapt",
+        "trouble.label-noise",
     ),
     "model.gan-checkpoint",
 )
@@ -110,6 +114,7 @@ class RunConfig(Settings):
     model: Model = Model()
     training: Training = Training()
     strategy: Strategy = Strategy()
+    trouble: Trouble = Trouble()
 
     @classmethod
     def from_flower(cls, run_config: Mapping[str, Any]) -> RunConfig:
@@ -146,7 +151,7 @@ class RunConfig(Settings):
                     continue
                 left_open = group.model_fields[key.replace("-", "_")].default
                 given = part.get(key, left_open)
-                if given == left_open and type(given) is type(left_open):
+                if given == left_open and type(given) is not bool:  # 0 is 0.0
                     adjusted = key == "balance" and part.get("loss") == "logit-adjusted"
                     part[key] = "none" if adjusted else value
             try:
@@ -205,7 +210,7 @@ class RunConfig(Settings):
         return self.training.local_steps
 
     def _check_combinations(self) -> None:
-        faults = [*self._of_sites(), *self._of_task(), *self._of_classifier()]
+        faults = [*self._of_sites(), *self._of_task(), *self._of_classifier(), *self._of_trouble()]
         if faults:
             raise ConfigError("\n".join(f"{self.what}: {fault}" for fault in faults))
 
@@ -216,6 +221,15 @@ class RunConfig(Settings):
             f"run.site-nodes binds {bound} sites and run.min-sites is {self.run.min_sites}: only "
             "sites that are bound take part"
         ]
+
+    def _of_trouble(self) -> list[str]:
+        found = self.trouble.faults(self.task)
+        if (self.trouble.dropout or self.trouble.late) and not self.run.min_replies:
+            found.append(
+                "trouble.dropout and trouble.late need run.min-replies: without it every site must "
+                "answer in every round"
+            )
+        return found
 
     def _of_task(self) -> list[str]:
         if self.task == "generation":
@@ -296,9 +310,7 @@ def _by_group(
         if group == "strategy" and key not in known and OPTION.fullmatch(name):
             options[name] = value  # known to the strategy alone
         elif key not in known:
-            near = max(known, key=lambda one: _likeness(key, one))
-            nearest = f"; did you mean '{near}'?" if _likeness(key, near) >= 0.6 else ""
-            unknown.append(f"unknown key '{key}'{hint(key) or nearest}")
+            unknown.append(key)
         elif group:
             parts[group][name] = value
         else:
@@ -306,7 +318,16 @@ def _by_group(
     if options:
         words = [str(parts["strategy"].get("options", "")), as_words(options)]
         parts["strategy"]["options"] = " ".join(filter(None, words))
-    return top, parts, unknown
+    faults = [_unknown(plain(key), known) for key in unknown[:MOST_FAULTS]]
+    if len(unknown) > MOST_FAULTS:
+        faults.append(f"and {len(unknown) - MOST_FAULTS} more unknown keys")
+    return top, parts, faults
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = max(known, key=lambda one: _likeness(key, one))
+    nearest = f"; did you mean '{near}'?" if _likeness(key, near) >= 0.6 else ""
+    return f"unknown key '{key}'{hint(key) or nearest}"
 
 
 def _likeness(key: str, known: str) -> float:

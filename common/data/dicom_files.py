@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 MOST_BYTES = 2**30  # of a file
 MOST_PIXELS = 2**26  # of a frame
 MOST_FRAMES = 10_000
+MOST_BITS = 64  # that a value takes
 MOST_TEXT = 1024  # characters of an element that are looked at
 
 NO_DICOM = "no DICOM file"
@@ -223,6 +224,8 @@ def _check_image(dataset: Any) -> None:
         raise UnusableError(f"{NO_IMAGE}: {name}")
     if rows * columns > MOST_PIXELS or frame_count(dataset) > MOST_FRAMES:
         raise UnusableError(TOO_LARGE)
+    if integer(dataset, "BitsAllocated") > MOST_BITS:
+        raise UnusableError(NOT_UNDERSTOOD)
 
 
 def _check_decoder(syntax: Any) -> None:

@@ -8,6 +8,7 @@ look-up table); window or VOI look-up table; MONOCHROME1 shown with its smallest
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.dicom_apart import apart, is_risky
 from common.data.dicom_files import (
     MOST_PIXELS,
     NOT_UNDERSTOOD,
@@ -95,8 +97,6 @@ def read_frames(stream: BinaryIO) -> Iterator[Frame]:
     UnusableError
         The file is none, is damaged, or its pixels are of a form that is not understood.
     """
-    from pydicom.pixels import iter_pixels
-
     dataset = read_header(stream, (*PIXELS, "PixelData"))
     if "PixelData" not in dataset:
         raise UnusableError(UNDECODABLE)
@@ -111,7 +111,7 @@ def read_frames(stream: BinaryIO) -> Iterator[Frame]:
     shape = (integer(dataset, "Rows"), integer(dataset, "Columns"))
     make = _grey if is_grey else _colour
     left = frame_count(dataset)
-    frames = iter_pixels(dataset)
+    frames = _stored(dataset, stream)
     while left:
         left -= 1
         try:
@@ -126,6 +126,27 @@ def read_frames(stream: BinaryIO) -> Iterator[Frame]:
         except Exception as error:  # decoders of damaged bytes raise whatever they like
             raise UnusableError(UNDECODABLE) from error
         yield frame
+
+
+def _stored(dataset: Any, stream: BinaryIO) -> Iterator[NDArray]:
+    """Stored numbers, frame by frame."""
+    from pydicom.pixels import iter_pixels
+
+    if not is_risky(dataset.file_meta.TransferSyntaxUID):
+        yield from iter_pixels(dataset)
+        return
+    stream.seek(0)
+    for frame in apart(_decoded, stream.read()):
+        yield np.load(io.BytesIO(frame), allow_pickle=False)
+
+
+def _decoded(raw: bytes) -> Iterator[bytes]:
+    """Frames of a file, each as numpy saves it."""
+    from pydicom.pixels import iter_pixels
+
+    for frame in iter_pixels(read_header(io.BytesIO(raw), (*PIXELS, "PixelData"))):
+        np.save(file := io.BytesIO(), frame)
+        yield file.getvalue()
 
 
 def scale(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:

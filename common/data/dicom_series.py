@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.dicom_apart import apart, is_risky
 from common.data.dicom_files import (
     PIXELS,
     UNDECODABLE,
@@ -136,10 +137,20 @@ def convert_series(files: Sequence[Path], root: Path) -> bytes:
     UnusableError
         The series is no regular volume, or cannot be converted.
     """
+    images = _in_order([_read(path, root) for path in files])
+    if any(is_risky(one.file_meta.TransferSyntaxUID) for one in images):
+        return next(apart(_converted, files, root))
+    return _convert(images)
+
+
+def _converted(files: Sequence[Path], root: Path) -> Iterator[bytes]:
+    yield _convert(_in_order([_read(path, root) for path in files]))
+
+
+def _convert(images: list[Any]) -> bytes:
     from dicom2nifti.convert_generic import dicom_to_nifti
     from dicom2nifti.exceptions import ConversionError, ConversionValidationError
 
-    images = _in_order([_read(path, root) for path in files])
     try:
         image = dicom_to_nifti(images, None)["NII"]
         voxels, affine = np.asarray(image.dataobj), image.affine

@@ -124,8 +124,9 @@ def read_photograph(
             raise refuse(TOO_LONG, got=f"{n_bytes} bytes", remedy=f"At most {MOST_BYTES} bytes")
         try:
             with warnings.catch_warnings():
-                # Pillow's on metadata, such as damaged EXIF, which say nothing of the pixels.
-                warnings.simplefilter("ignore", UserWarning)
+                # Of Pillow: on metadata, such as damaged EXIF, which say nothing of the pixels; and
+                # on many pixels, which are judged here.
+                warnings.simplefilter("ignore")
                 pixels, scaling = _decode(stream, refuse, size=size, channels=channels, fit=fit)
         except DataContractError:
             raise

@@ -43,7 +43,7 @@ from common.errors import ConfigError, FedscanError, FileError
 from common.evaluation.extractors.network import MARKS, SIZE, PlaceNetwork
 from common.evaluation.image_statistics import check_shape
 from common.files import PRIVATE_FILE, make_folder, write_atomically, write_json
-from common.reading import read_bytes, read_json
+from common.reading import read_bytes, read_json, read_up_to
 
 DEFAULTS = ("fedscan-brain", "fedscan-skin")  # each a module of `common.evaluation.extractors`
 DEFAULT = DEFAULTS[0]
@@ -289,7 +289,7 @@ def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             large = os.fstat(file.fileno()).st_size > LARGEST_FILE
-            raw = b"" if large else file.read(LARGEST_FILE + 1)
+            raw = b"" if large else read_up_to(file, LARGEST_FILE)
     except OSError as error:
         raise _refused(path, f"it cannot be read ({error.strerror})") from None
     if large or len(raw) > LARGEST_FILE:  # it may have grown since

@@ -25,6 +25,9 @@ from common.studies.vocabulary import normalise
 
 PARTICIPANT = re.compile(r"sub-[A-Za-z0-9][A-Za-z0-9._+-]*")
 
+MOST_COLUMNS = 1000
+LONGEST_LINE = 2**16  # characters
+
 _MAX_TABLE_BYTES = 16 * 2**20
 _MAX_SIDECAR_BYTES = 2**20
 
@@ -39,28 +42,16 @@ def read_table(
     Raises
     ------
     DataContractError
-        The file is missing or is no table with a column ``participant_id``.
+        The file is missing or is no table with a column ``participant_id``; while the rows are
+        taken, that one does not fit.
     """
     path = root / "participants.tsv"
     if not os.path.lexists(path):
         raise DataContractError(
             site, "there is no participants.tsv", remedy="It must lie at the top of the data set"
         )
-    text = read_text(path, _MAX_TABLE_BYTES, root=root, site=site)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
-    table: list[tuple[int, list[str]]] = []
-    try:
-        for cells in lines:
-            if any(cell.strip() for cell in cells):
-                table.append((lines.line_num, [cell.strip() for cell in cells]))
-    except csv.Error as error:
-        raise DataContractError(
-            site,
-            "participants.tsv is not a table",
-            where=f"participants.tsv, line {lines.line_num}",
-            got=plain(str(error)),
-        ) from error
-    header = [mapping.column(name) for name in table[0][1]] if table else []
+    lines = _lines(read_text(path, _MAX_TABLE_BYTES, root=root, site=site), site)
+    header = [mapping.column(name) for name in next(lines, (0, []))[1]]
     if "participant_id" not in header:
         raise DataContractError(
             site,
@@ -72,7 +63,8 @@ def read_table(
         raise DataContractError(
             site, "a column stands twice in participants.tsv", got=plain(", ".join(twice))
         )
-    for line, cells in table[1:]:
+
+    def row(line: int, cells: list[str]) -> dict[str, str]:
         if len(cells) != len(header):
             raise DataContractError(
                 site,
@@ -81,11 +73,33 @@ def read_table(
                 got=f"{len(cells)} cells where the header has {len(header)}",
                 remedy="Cells are separated by tabs, and an unknown one is n/a",
             )
-    rows = (
-        (line, {name: mapping.value(name, cell) for name, cell in zip(header, cells, strict=True)})
-        for line, cells in table[1:]
-    )
-    return header, rows
+        return {name: mapping.value(name, cell) for name, cell in zip(header, cells, strict=True)}
+
+    return header, ((line, row(line, cells)) for line, cells in lines)
+
+
+def _lines(text: str, site: str) -> Iterator[tuple[int, list[str]]]:
+    """Stripped cells of each line that holds any, with its number; one after the other."""
+
+    def bounded(line: str) -> str:
+        if len(line) > LONGEST_LINE:  # which could make millions of cells
+            raise csv.Error(f"a line of more than {LONGEST_LINE} characters")
+        return line
+
+    reader = csv.reader(map(bounded, io.StringIO(text, newline="")), delimiter="\t", strict=True)
+    try:
+        for cells in reader:
+            if len(cells) > MOST_COLUMNS:
+                raise csv.Error(f"more than {MOST_COLUMNS} columns")
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise DataContractError(
+            site,
+            "participants.tsv is not a table",
+            where=f"participants.tsv, line {max(1, reader.line_num)}",
+            got=plain(str(error)),
+        ) from error
 
 
 def label_column(header: list[str], site: str, label: Label) -> str:

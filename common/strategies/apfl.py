@@ -42,6 +42,8 @@ class MixtureLoss(Hooks):
         α_i.
     """
 
+    changing = ("steps", "slope")
+
     def __init__(self, common: State, alpha: float) -> None:
         self.common, self.alpha = dict(common), torch.tensor(alpha)
         self.steps, self.slope = 0, 0.0

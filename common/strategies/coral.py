@@ -57,6 +57,8 @@ class MomentTerm(Hooks):
         Of the projection.
     """
 
+    changing = ("sums",)
+
     def __init__(self, arrays: State, weight: float, seed: int) -> None:
         self.weight, self.seed = weight, seed
         self.told = {name: arrays[name].double() for name in SUMS}

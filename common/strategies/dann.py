@@ -69,21 +69,26 @@ class DomainTerm(Hooks):
         Length of the classifier's steps.
     """
 
+    changing = ("parameters",)
+
     def __init__(self, arrays: State, site: int | None, weight: float, rate: float) -> None:
         self.arrays, self.site, self.weight, self.rate = arrays, site, weight, rate
-        self.parameters: dict[str, Tensor] = {}
+        own = {} if site is None else arrays
+        self.parameters = {n: tensor.clone().requires_grad_() for n, tensor in own.items()}
+
+    def before_round(self, model: nn.Module) -> None:
+        """Bring the classifier to where the training is."""
+        device = next(model.parameters()).device
+        self.parameters = {
+            name: tensor.detach().to(device).requires_grad_()
+            for name, tensor in self.parameters.items()
+        }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
         """Return the cross-entropy of this site's number, for all images of the batch."""
         del model
         if self.site is None:
             return None
-        if not self.parameters:
-            device = batch.features.device
-            self.parameters = {
-                name: tensor.detach().clone().to(device).requires_grad_()
-                for name, tensor in self.arrays.items()
-            }
         of = self.parameters
         features = _Reversed.apply(batch.features, self.weight)
         hidden = F.linear(features, of["hidden.weight"], of["hidden.bias"]).relu()

@@ -36,6 +36,8 @@ UNIT = 1024  # of steps as they travel: float16 holds no number above 65504
 class Counter(Hooks):
     """Counts a round's steps."""
 
+    changing = ("steps",)
+
     def __init__(self) -> None:
         self.steps = 0
 

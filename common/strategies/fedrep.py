@@ -35,6 +35,8 @@ class HeadThenBody(Hooks):
         Of the head.
     """
 
+    changing = ("left",)
+
     def __init__(self, head: Collection[str], rest: Collection[str], steps: int) -> None:
         self.head, self.rest, self.left = head, rest, steps
 

@@ -46,6 +46,8 @@ class ControlVariates(Hooks):
         c_i; empty at first, which means zeros.
     """
 
+    changing = ("steps", "total")
+
     def __init__(self, everyones: State, own: State) -> None:
         self.everyones = everyones
         self.own = {n: own.get(n, torch.zeros_like(c)) for n, c in everyones.items()}

@@ -12,12 +12,12 @@ The file ``site.toml`` beside the data is read at the site only, and nothing of 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import DataContractError
+from common.reading import parse_toml
 from common.site_files import plain, read_text
 from common.studies.vocabulary import normalise
 
@@ -70,8 +70,8 @@ def load_site_mapping(folder: Path, site: str) -> SiteMapping:
         return SiteMapping()
     text = read_text(path, _LARGEST_FILE, root=Path(folder), site=site)
     try:
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = parse_toml(text)
+    except ValueError as error:
         raise DataContractError(
             site, f"{FILE} is not TOML", where=FILE, got=plain(str(error)), remedy=_REMEDY
         ) from error

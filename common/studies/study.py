@@ -9,7 +9,6 @@ a run reads the same study; what a hospital calls its columns and codes is its o
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,8 @@ from pydantic import Field, field_validator, model_validator
 
 from common.errors import ConfigError
 from common.paths import expanded
+from common.reading import parse_toml
+from common.site_files import plain
 from common.studies.sections import (
     HEIGHT,
     SITE,
@@ -138,14 +139,15 @@ def read_study(text: str) -> Study:
         if text in built_in_studies():
             return load_study(text)
         raise ConfigError(
-            f"study '{text[:80]}': accepted is one of {', '.join(built_in_studies())}, or the "
-            "whole text of a study, since sites cannot read your file: `fedscan run --study "
+            f"study '{plain(text, 80)}': accepted is one of {', '.join(built_in_studies())}, or "
+            "the whole text of a study, since sites cannot read your file: `fedscan run --study "
             "FILE.toml` sends it, `fedscan studies text FILE.toml` writes it for `flwr run`"
         )
     try:
-        return Study.from_mapping(tomllib.loads(text))
-    except (ValueError, RecursionError) as error:
+        values = parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"the study's text is not TOML: {error}") from None
+    return Study.from_mapping(values)
 
 
 def load_study(study: str | Path) -> Study:
@@ -188,8 +190,8 @@ def _read(path: Path) -> Study:
             raw = file.read(LARGEST_FILE + 1)
         if len(raw) > LARGEST_FILE:
             raise ValueError(f"it has more than {LARGEST_FILE} bytes")
-        values = tomllib.loads(raw.decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = parse_toml(raw.decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
         problem = "the study's file cannot be read"
         raise ConfigError(f"{problem}: {path}: {error}", public=problem) from error
     try:

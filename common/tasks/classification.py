@@ -39,6 +39,7 @@ from common.tasks.task import (
 from common.training.classifier import predict, survey_site, train
 from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks
+from common.training.progress import Progress
 from common.training.threshold import of_each_class, offsets, shifted
 
 TRAINING_METRICS = ("loss", "images-seen")
@@ -168,6 +169,7 @@ class Classification(Task):
         round_number: int,
         private: State,
         hooks: Hooks | None = None,
+        progress: Progress | None = None,
     ) -> Fit:
         """Train a classifier in place for one round; see :func:`common.training.classifier.train`.
 
@@ -184,6 +186,8 @@ class Classification(Task):
             What the last call gave back as ``private``; empty at first.
         hooks : Hooks, optional
             The strategy's.
+        progress : Progress, optional
+            Where an interrupted round goes on.
 
         Returns
         -------
@@ -210,6 +214,7 @@ class Classification(Task):
             round_number=round_number,
             moments=private,
             hooks=hooks,
+            progress=progress,
         )
         if received is not None:
             model.log_variance.copy_(

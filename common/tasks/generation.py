@@ -49,6 +49,7 @@ from common.training.gan_losses import ema_beta
 from common.training.gan_presets import stylegan2
 from common.training.gan_state import GanTraining
 from common.training.hooks import Hooks
+from common.training.progress import Progress
 
 DISCRIMINATOR = "discriminator."
 W_AVERAGE = "generator.mapping.w_average"
@@ -207,6 +208,7 @@ class Generation(Task):
         round_number: int,
         private: State,
         hooks: Hooks | None = None,
+        progress: Progress | None = None,
     ) -> Fit:
         """Train G and D in place for one round; see :func:`common.training.gan.fit`.
 
@@ -222,7 +224,8 @@ class Generation(Task):
         model.images_seen = model.steps * config.training.batch_size
         # One seed for all rounds: the order of slices goes on where the last round stopped.
         seed = place.seed(config.run.seed, purpose="fit")
-        done = gan.fit(model, data, steps=config.training.local_steps, seed=seed)
+        steps = config.training.local_steps
+        done = gan.fit(model, data, steps=steps, seed=seed, progress=progress)
         return Fit(done.metrics, model.export("private"))
 
     def save(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from common.data.dataset import Dataset
     from common.data.image_table import ImageTable
     from common.training.hooks import Hooks
+    from common.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,12 @@ class Task(ABC):
         round_number: int,
         private: State,
         hooks: Hooks | None = None,
+        progress: Progress | None = None,
     ) -> Fit:
         """Train in place for one round's steps; ``private`` is what the last round gave back.
 
         ``hooks`` are the strategy's, which a task without :attr:`takes_hooks` is never given.
+        With ``progress`` an interrupted round goes on where that was kept.
         """
 
     @abstractmethod

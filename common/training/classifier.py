@@ -22,6 +22,7 @@ from common.models.site_statistics import layers_of_site
 from common.models.slice_classifier import StackClassifier
 from common.seeding import derive_seed
 from common.training.batches import batches_of
+from common.training.classifier_state import ClassifierTraining
 from common.training.hooks import Batch, Hooks
 from common.training.losses import Loss, loss_of, weighted_mean
 from common.training.site_survey import parts, survey
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from common.config.run_config import RunConfig
     from common.data.dataset import Dataset
     from common.studies.study import Study
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of each parameter
+    from common.training.progress import Progress
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -71,6 +71,7 @@ def train(
     round_number: int,
     moments: Mapping[str, Tensor],
     hooks: Hooks | None = None,
+    progress: Progress | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     """Train a classifier in place for one round's optimizer steps.
 
@@ -102,6 +103,8 @@ def train(
         What the last call gave back; empty at first.
     hooks : Hooks, optional
         What a strategy does beside: terms of the loss, changes of the gradient.
+    progress : Progress, optional
+        Where an interrupted round goes on.
 
     Returns
     -------
@@ -151,18 +154,24 @@ def train(
         weight_decay=settings.weight_decay,
         fused=device.type == "cpu",  # a GPU's would want the count of steps there as well
     )
-    _restore_moments(optimizer, model, moments)
+    augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
+    training = ClassifierTraining(model, optimizer, hooks, augmentation, device)
+    training.load_moments(moments)
     if type(hooks).loss is Hooks.loss and settings.augment == "none":
         if isinstance(model, StackClassifier) and model.frozen:
             constant, classify = features, model.classify
         elif of_head:
             constant = _seen_by_head(model, data, device)
             classify = partial(F.linear, weight=model.head.weight, bias=model.head.bias)
-    augmentation = torch.Generator().manual_seed(derive_seed(seed, purpose="augmentation"))
-    losses = []
+    done = 0
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
-        for step in range(first_step, first_step + steps):
+        if progress and (kept := progress.load()):
+            done, parts_kept = kept
+            training.load(parts_kept)
+            for _ in range(done):  # they are drawn as before, and nothing is read
+                next(batches)
+        for step in range(first_step + done, first_step + steps):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * cosine(step, total) * group["share"]
             index = next(batches)
@@ -185,8 +194,11 @@ def train(
                 loss.backward()
                 hooks.gradient(model)
                 optimizer.step()
-            losses.append(loss.detach())
-    mean_loss = float(torch.stack(losses).mean())
+            training.losses.append(loss.detach())
+            if progress:
+                done = step + 1 - first_step
+                progress.offer(done, training.export, last=done == steps)
+    mean_loss = float(torch.stack(training.losses).mean())
     if log_variance is not None:
         model.log_variance.copy_(log_variance)
     if put_back:
@@ -197,7 +209,7 @@ def train(
             f"the training loss is {mean_loss} after step {first_step + steps}: the run has "
             "diverged. Try a lower training.learning-rate"
         )
-    return mean_loss, _moments(optimizer, model)
+    return mean_loss, training.moments()
 
 
 def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -239,29 +251,6 @@ def _absent_rows(model: nn.Module, absent: Tensor) -> Callable[[], None]:
             one[absent] = rows[name]
 
     return put_back
-
-
-def _moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    return {
-        f"{name}/{moment}": optimizer.state[parameter][moment].detach().cpu()
-        for name, parameter in model.named_parameters()
-        for moment in MOMENTS
-        if parameter in optimizer.state
-    }
-
-
-def _restore_moments(
-    optimizer: torch.optim.Optimizer, model: nn.Module, private: Mapping[str, Tensor]
-) -> None:
-    for name, parameter in model.named_parameters():
-        if f"{name}/step" in private:
-            optimizer.state[parameter] = {
-                # The count of steps stays on the CPU, where AdamW keeps it.
-                moment: private[f"{name}/{moment}"].clone()
-                if moment == "step"
-                else private[f"{name}/{moment}"].to(parameter.device, copy=True)
-                for moment in MOMENTS
-            }
 
 
 def cosine(step: int, total: int) -> float:

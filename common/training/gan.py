@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,11 +31,13 @@ from common.training.gan_losses import (
     path_lengths,
     r1_penalty,
 )
+from common.training.gan_means import Means
 from common.training.gan_slices import RealSlices
 from common.training.gan_state import GROUPS, GanTraining
 
 if TYPE_CHECKING:
     from common.data.dataset import Dataset
+    from common.training.progress import Parts, Progress
 
 __all__ = [
     "GROUPS",
@@ -180,6 +182,7 @@ def fit(
     steps: int,
     seed: int,
     on_step: Callable[[GanTraining, Mapping[str, float]], None] | None = None,
+    progress: Progress | None = None,
 ) -> GanFit:
     """Train in place for a number of iterations.
 
@@ -197,6 +200,8 @@ def fit(
     on_step : callable, optional
         Called after each iteration with the training and, every ``log_every`` iterations, the
         metrics since the last time; at other times with an empty mapping.
+    progress : Progress, optional
+        Where an interrupted call goes on.
 
     Returns
     -------
@@ -221,9 +226,19 @@ def fit(
     if config.diversity_weight and config.batch_size < 2:
         raise ConfigError("diversity-weight compares two pictures: set batch-size to 2 or more")
     reals = RealSlices(data, training.architecture, config, training.device)
-    whole, part = _Means(), _Means()
-    clock = time.perf_counter()
-    for done in range(1, steps + 1):
+    whole, part, before = Means(), Means(), 0
+    if progress and (kept := progress.load()):
+        before, parts = kept
+        training.load(parts["training"])
+        whole.load(parts["whole"], training.device)
+        part.load(parts["part"], training.device)
+    clock = time.perf_counter() - part.seconds
+
+    def export() -> Parts:
+        part.seconds = time.perf_counter() - clock
+        return {"training": training.export(), "whole": whole.export(), "part": part.export()}
+
+    for done in range(before + 1, steps + 1):
         part.add(train_step(training, reals, seed))
         found: dict[str, float] = {}
         if training.steps % config.log_every == 0 or done == steps:
@@ -232,7 +247,7 @@ def fit(
             _require_finite(part, training)
             whole.merge(part)
             found = part.read(training)
-            part = _Means()
+            part = Means()
             log.info(
                 "iteration %d: %s",
                 training.steps,
@@ -242,6 +257,8 @@ def fit(
             on_step(training, found)
         if found:
             clock = time.perf_counter()  # a callback that draws pictures is no training
+        if progress:
+            progress.offer(done, export, last=done == steps)
     return GanFit(whole.read(training))
 
 
@@ -323,46 +340,7 @@ def _norms(network: str, norm: Tensor) -> dict[str, Tensor]:
     }
 
 
-@dataclass
-class _Means:
-    """Sums and counts by name; tensors stay on their device until they are collected."""
-
-    pending: dict[str, Tensor] = field(default_factory=dict)
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    steps: int = 0
-    seconds: float = 0.0
-
-    def add(self, measured: Mapping[str, Tensor]) -> None:
-        self.steps += 1
-        for name, value in measured.items():
-            self.pending[name] = self.pending[name] + value if name in self.pending else value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def collect(self) -> None:
-        """Fetch all sums at once, which waits for a GPU a single time."""
-        values = torch.stack([value.double() for value in self.pending.values()]).tolist()
-        self.sums = dict(zip(self.pending, values, strict=True))
-
-    def merge(self, other: _Means) -> None:
-        for name, value in other.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + other.counts[name]
-        self.steps += other.steps
-        self.seconds += other.seconds
-
-    def read(self, training: GanTraining) -> dict[str, float]:
-        means = {name: value / self.counts[name] for name, value in self.sums.items()}
-        images = self.steps * training.config.batch_size
-        return {
-            **means,
-            "p": training.p,
-            "images-per-second": images / max(self.seconds, 1e-9),
-            "images-seen": float(training.images_seen),
-        }
-
-
-def _require_finite(means: _Means, training: GanTraining) -> None:
+def _require_finite(means: Means, training: GanTraining) -> None:
     bad = [name for name, value in means.sums.items() if not math.isfinite(value)]
     if bad:
         raise DivergedError(

@@ -18,6 +18,7 @@ from common.errors import ConfigError, DivergedError, FedscanError
 from common.models.architecture import ARCHITECTURE_VERSION, Architecture
 from common.models.stylegan2 import Discriminator, Generator, build, state_groups
 from common.provenance import source_hash, versions
+from common.site_files import plain
 from common.training.gan_config import GanConfig
 from common.training.gan_state import GROUPS, GanTraining, resolve_device, starting_p
 
@@ -188,7 +189,7 @@ def _described(folder: Path) -> tuple[dict[str, Any], Architecture]:
     description = read_description(folder, NAME)
     if description.get("format") != FORMAT:
         raise FedscanError(
-            f"{folder}: {NAME}.json has format {description.get('format')!r}, accepted is "
+            f"{folder}: {NAME}.json has format {_shown(description.get('format'))}, accepted is "
             f"{FORMAT!r}. Use {_writer(description)}, or train anew"
         )
     written = description.get("architecture")
@@ -210,11 +211,11 @@ def _differences(description: dict[str, Any]) -> str:
     found = []
     version = description.get("architecture_version")
     if version != ARCHITECTURE_VERSION:
-        found.append(f"architecture version {version} instead of {ARCHITECTURE_VERSION}")
+        found.append(f"architecture version {_shown(version)} instead of {ARCHITECTURE_VERSION}")
     written = _mapping(description, "architecture")
     known = Architecture().to_json()
     if unknown := sorted(written.keys() - known.keys()):
-        found.append(f"unknown here: {', '.join(unknown)}")
+        found.append(f"unknown here: {plain(', '.join(unknown))}")
     if missing := sorted(known.keys() - written.keys()):
         found.append(f"not in the checkpoint: {', '.join(missing)}")
     return "; ".join(found) or "the sidecar's sizes are not those that it was written with"
@@ -227,9 +228,13 @@ def _mapping(description: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _writer(description: dict[str, Any]) -> str:
-    version = _mapping(description, "versions").get("fedscan", "unknown")
-    source = str(description.get("source_hash", "unknown"))[:12]
+    version = plain(str(_mapping(description, "versions").get("fedscan", "unknown")), 20)
+    source = plain(str(description.get("source_hash", "unknown"))[:12])
     return f"the fedscan that wrote it (version {version}, sources {source})"
+
+
+def _shown(value: object) -> str:
+    return plain(repr(value))
 
 
 def _require_same_networks(folder: Path, config: GanConfig, architecture: Architecture) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,8 +40,12 @@ class Batch:
 class Hooks:
     """What happens around and in one round of a site's training; by default nothing.
 
-    One object lives for one round of one site, so it may keep what it needs in attributes.
+    One object lives for one round of one site, so it may keep what it needs in attributes. Those
+    that change from batch to batch are named, so that an interrupted round can go on.
     """
+
+    # Attributes that batches change: numbers, and tensors by name, which are there before a batch.
+    changing: ClassVar[tuple[str, ...]] = ()
 
     def before_round(self, model: nn.Module) -> None:
         """See the model, on the device of the training, before the first optimizer step."""
@@ -74,6 +78,30 @@ class Hooks:
         """
         del trained
         return {}, {}
+
+    def export(self) -> Arrays:
+        """Return what batches have changed so far."""
+        import numpy as np
+        import torch
+
+        found = {}
+        for attribute in self.changing:
+            value = getattr(self, attribute)
+            if isinstance(value, dict):
+                found |= {f"{attribute}/{name}": tensor.detach() for name, tensor in value.items()}
+            else:
+                found[attribute] = torch.from_numpy(np.array(value))
+        return found
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`export` gave, after :meth:`before_round`."""
+        for attribute in self.changing:
+            value = getattr(self, attribute)
+            if isinstance(value, dict):
+                for name, tensor in value.items():
+                    tensor.detach().copy_(state[f"{attribute}/{name}"])
+            else:
+                setattr(self, attribute, state[attribute].item())
 
 
 class Held(Hooks):
