@@ -26,10 +26,14 @@ from flwr.superlink.grid import HttpGrid
 
 from common.errors import FedscanError
 from common.incoming import Bounds, Incoming
+from common.machine import usable_cpus
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 3.0  # seconds between two looks for replies
 # Of Flower's own answers those that tell that a site's reply was there and cannot be had.
 LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+# Orders that wait at once in a simulation, whose engine looks at each of them for each site, ten
+# times a second: with hundreds it would do little else. Each of its actors still finds some.
+MOST_PUSHED = max(16, 4 * usable_cpus())
 MOST_WAITING = 2  # orders at a site: one that it may have lost in a restart, and the next
 
 
@@ -104,18 +108,20 @@ class Mail:
             An exception says what is wrong with an answer that cannot be put together.
         """
         began = time.monotonic()
-        pushed = list(self._grid.push_messages(list(requests.values())))
-        if not pushed:
-            raise FedscanError("Flower's server accepts no messages as large as these")
+        queue, room = list(requests.items()), len(requests) if self._puller else MOST_PUSHED
         asked: set[str] = set()  # ids of orders of this time that are not answered yet
-        for (site, request), known in zip(requests.items(), pushed, strict=True):
-            if known is None:
-                yield site, FedscanError("Flower's server no longer knows its SuperNode")
-                continue
-            asked.add(message_id := request.metadata.message_id)
-            bounds = Bounds.of_answer_to(request, statistics)
-            self._waiting.append(_Sent(site, message_id, bounds, began))
-        while asked:
+        while queue or asked:
+            batch, queue = queue[: room - len(asked)], queue[room - len(asked) :]
+            pushed = list(self._grid.push_messages([one for _, one in batch])) if batch else []
+            if batch and not pushed:
+                raise FedscanError("Flower's server accepts no messages as large as these")
+            for (site, request), known in zip(batch, pushed, strict=True):
+                if known is None:
+                    yield site, FedscanError("Flower's server no longer knows its SuperNode")
+                    continue
+                asked.add(message_id := request.metadata.message_id)
+                bounds = Bounds.of_answer_to(request, statistics)
+                self._waiting.append(_Sent(site, message_id, bounds, began))
             looked, before = time.monotonic(), len(asked)
             for one, answer in self._look():
                 self._answered(one)
@@ -124,12 +130,14 @@ class Mail:
                     yield one.site, answer
                 else:
                     self.late.append(one.site)
-            if not asked or deadline.left <= 0:
+            if not (queue or asked) or deadline.left <= 0:
                 break
             now = time.monotonic()
             # The longer an answer takes, the rarer; and hundreds of sites do not keep a core busy.
             pause = min(max((now - began) / 50, SHORTEST_PAUSE), LONGEST_PAUSE)
-            if len(asked) == before:  # else it was the fetching that took so long
+            if queue:
+                pause = SHORTEST_PAUSE
+            elif len(asked) == before:  # else it was the fetching that took so long
                 pause = max(pause, 4 * (now - looked))
             time.sleep(max(0.0, min(pause, deadline.left)))
         for one in [one for one in self._waiting if one.message_id in asked]:
