@@ -163,8 +163,10 @@ class SiteState:
                 raise
             rounds = self._rounds()
             before = max(filter(self._whole, (n for n in rounds if n < round_number)), default=0)
+            # A site that was away from the best round has an earlier state for it.
+            best = self.last(min(keep, round_number))
         self._forget(self.folder / WITHIN, "what was kept within a round")
-        for number in rounds - {before, round_number, min(keep, round_number)}:
+        for number in rounds - {before, round_number, best}:
             self._forget(self._round(number), f"the state of round {number}")
 
     def progress(self, round_number: int, order: str) -> Progress:

@@ -45,15 +45,19 @@ def aggregate_round(
     updates = sites.train(number, join(state.shared, own), state)
     learning = [name for name in sites.names if strategy.trains_at(name, config)]
     # What a site that may not learn has sent is no update.
-    updates = {name: update for name, update in updates.items() if name in learning}
+    answered = updates
+    updates = {name: update for name, update in answered.items() if name in learning}
     state.fits = {name: update.metrics for name, update in updates.items()}
     # Of many sites the updates are on the disk: none is held longer than it is needed.
     sent = Lazy(updates, lambda name: split(updates[name].state))
     norms = update_norms(Lazy(updates, lambda name: sent[name][0]), state.shared)
-    for name, score in outlying(norms).items():
-        why = f"its update is far longer than the others' (robust z-score {score:.1f})"
-        sites.refuse(number, name, why, state)
+    refused = {
+        name: f"its update is far longer than the others' (robust z-score {score:.1f})"
+        for name, score in outlying(norms).items()
+    }
+    for name in refused:
         del updates[name], state.fits[name], norms[name]
+    sites.settle(number, list(answered.keys() - refused.keys()), refused, state)
     of_weights = _bounded(number, norms, config, state.incidents)
     of_arrays = {}
     if own:

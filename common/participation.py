@@ -57,23 +57,25 @@ class Standing:
     ----------
     trained : dict of str to int
         The last round whose order to train a site has answered.
-    unusable : dict of str to int
-        Answers in a row that could not be used.
+    unusable : dict of str to dict of str to int
+        Answers in a row that could not be used, by order and site: one that judges well may train
+        badly.
     suspended : dict of str to int
         Sites that are not asked any more, with the round since which.
     """
 
     trained: dict[str, int] = field(default_factory=dict)
-    unusable: dict[str, int] = field(default_factory=dict)
+    unusable: dict[str, dict[str, int]] = field(default_factory=dict)
     suspended: dict[str, int] = field(default_factory=dict)
 
     def note(self, one: Attendance) -> bool:
         """Take account of an order's outcome; return whether it suspends the site."""
+        counts = self.unusable.setdefault(one.order, {})
         if one.outcome is Outcome.USED:
-            self.unusable.pop(one.site, None)
+            counts.pop(one.site, None)
         elif one.outcome is Outcome.UNUSABLE:
-            self.unusable[one.site] = self.unusable.get(one.site, 0) + 1
-            if self.unusable[one.site] >= MOST_UNUSABLE and one.site not in self.suspended:
+            counts[one.site] = counts.get(one.site, 0) + 1
+            if counts[one.site] >= MOST_UNUSABLE and one.site not in self.suspended:
                 self.suspended[one.site] = one.round
                 return True
         return False
@@ -81,7 +83,8 @@ class Standing:
     def readmit(self, site: str) -> None:
         """Ask a suspended site again."""
         self.suspended.pop(site, None)
-        self.unusable.pop(site, None)
+        for counts in self.unusable.values():
+            counts.pop(site, None)
 
 
 def in_training(number: int, names: tuple[str, ...], config: RunConfig) -> tuple[str, ...]:

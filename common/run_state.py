@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -133,8 +133,10 @@ class Sites(Protocol):
     def evaluate(self, number: int, released: State, split: str, state: RunState) -> Judged:
         """Have sites judge what is released."""
 
-    def refuse(self, number: int, site: str, why: str, state: RunState) -> None:
-        """Note that an update which :meth:`train` has returned is not used after all."""
+    def settle(
+        self, number: int, used: Collection[str], refused: Mapping[str, str], state: RunState
+    ) -> None:
+        """Note whose updates, of those that :meth:`train` has returned, are used, and why not."""
 
     def record(self, number: int, split: str, measured: Measured) -> None:
         """Write metrics to the run's log."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -46,8 +47,9 @@ class Participants:
     config : RunConfig
         ``min_sites``, ``min_replies``, ``connect_timeout``, ``round_timeout`` and ``site_nodes``.
         With site nodes, only those are asked, and each must say the name that it is bound to.
-    roster : collection of str
-        The sites of a run that is resumed: no others take part, and each of them belongs to it.
+    roster : mapping of str to mapping
+        The sites of a run that is resumed, with their counts: no others take part. Those that are
+        away then are waited for in every round, if not every site must answer.
 
     Raises
     ------
@@ -59,7 +61,13 @@ class Participants:
         If a site cannot take part, and the run needs every site's answers.
     """
 
-    def __init__(self, grid: Grid, config: RunConfig, roster: Collection[str] = ()) -> None:
+    def __init__(
+        self, grid: Grid, config: RunConfig, roster: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        roster = roster or {}
+        run = config.run
+        self._least = min(run.min_sites, run.min_replies) if roster and run.min_replies else 0
+        self._least = self._least or run.min_sites
         self._grid, self._config, self.mail = grid, config, Mail(grid)
         self._bound = config.nodes_of_sites()
         nodes = self._wait_for_nodes(set(self._bound.values()), len(roster))
@@ -80,8 +88,12 @@ class Participants:
             if not config.run.min_replies:
                 raise failure
             log.warning("A site takes no part: %s", failure)
-        if len(self.sites) < config.run.min_sites:
+        if len(self.sites) < self._least:
             raise next(iter(failures.values()), ConfigError(self._too_few(len(self.sites))))
+        for name in roster.keys() - self.sites.keys() if self._may_be_away else ():
+            counts = {key: n for key, n in roster[name].items() if key != "device"}
+            device, node = str(roster[name]["device"]), self._bound.get(name, 0)
+            self.sites[name] = Participant(node, counts, device)
         require_one_extractor(dict(sorted(self._extractors.items())))
         self.sites = dict(sorted(self.sites.items()))
         scans = {name: site.counts[TRAINING] for name, site in self.sites.items()}
@@ -236,9 +248,8 @@ class Participants:
                 connected &= bound
             if connected != known:
                 known, since = connected, time.monotonic()
-            enough = len(known) >= max(self._config.run.min_sites, wanted)
             late = time.monotonic() > deadline
-            enough = enough or (late and len(known) >= self._config.run.min_sites)
+            enough = len(known) >= (self._least if late else max(self._least, wanted))
             if enough and (late or time.monotonic() - since >= SETTLE_SECONDS):
                 return sorted(known)
             if late:

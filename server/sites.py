@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 import psutil
@@ -117,19 +117,37 @@ class RemoteSites:
             *(lambda _: arrays, read, state),
         )
         judged = judge_usable(self._merge, {name: one for name, one in found.items() if one.count})
-        phase = _phase(messages.EVALUATE, number, split)
-        failures = {name: unusable(name, phase, why) for name, why in judged.refused.items()}
-        for name, failure in sorted(failures.items()):
-            self._lose(number, split, name, Outcome.UNUSABLE, failure, state)
-        if failures.keys() == found.keys() and not judged.disagree:
-            raise _all_unusable(phase, failures)
+        used = found.keys() - judged.refused.keys()
+        failures = self._settle(messages.EVALUATE, number, split, used, judged.refused, state)
+        if not used and not judged.disagree:
+            raise _all_unusable(_phase(messages.EVALUATE, number, split), failures)
         state.incidents.withhold(split, {n: e.words for n, e in found.items() if not e.count})
         return judged
 
-    def refuse(self, number: int, site: str, why: str, state: RunState) -> None:
-        """Note that an update is not used after all."""
-        failure = unusable(site, _phase(messages.TRAIN, number, "train"), why)
-        self._lose(number, "train", site, Outcome.UNUSABLE, failure, state)
+    def settle(
+        self, number: int, used: Collection[str], refused: Mapping[str, str], state: RunState
+    ) -> None:
+        """Note whose updates are used, and why others are not."""
+        self._settle(messages.TRAIN, number, "train", used, refused, state)
+
+    def _settle(
+        self,
+        kind: str,
+        number: int,
+        split: str,
+        used: Collection[str],
+        refused: Mapping[str, str],
+        state: RunState,
+    ) -> dict[str, SiteFailure]:
+        phase = _phase(kind, number, split)
+        failures = {name: unusable(name, phase, why) for name, why in sorted(refused.items())}
+        for name, failure in failures.items():
+            self._lose(number, split, name, Outcome.UNUSABLE, failure, state)
+        for name in sorted(used):
+            one = Attendance(number, split, name, Outcome.USED)
+            state.standing.note(one)
+            self.folder.attendance.append(one)
+        return failures
 
     def record(self, number: int, split: str, measured: Measured) -> None:
         """Write metrics, by site with the count of what they were measured on."""
@@ -168,9 +186,12 @@ class RemoteSites:
         """Ask sites, again where too few answer, and read what they send; in order of name."""
         run, phase = self.config.run, _phase(kind, number, split)
         self._readmit(state)
-        for site in set(names) & state.standing.suspended.keys():
+        for site in sorted(set(names) & state.standing.suspended.keys()):
             self.folder.attendance.append(Attendance(number, split, site, Outcome.SUSPENDED))
         names = tuple(name for name in names if name not in state.standing.suspended)
+        if not names:
+            why = "every site is suspended: `fedscan readmit` has one asked again"
+            raise SiteFailure(Failure("", phase, why, ""))
         found: dict[str, Answer] = {}
         failures: dict[str, tuple[Outcome, SiteFailure]] = {}
         traffic: dict[str, tuple[int, int]] = {}
@@ -202,10 +223,6 @@ class RemoteSites:
         if not found or len(found) < run.min_replies:
             raise _all_unusable(phase, {name: failure for name, (_, failure) in failures.items()})
         self._record_traffic(kind, number, split, traffic, state)
-        for name in sorted(found):
-            one = Attendance(number, split, name, Outcome.USED)
-            state.standing.note(one)
-            self.folder.attendance.append(one)
         return {name: found[name] for name in sorted(found)}
 
     def _ask(

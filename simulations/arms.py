@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -253,9 +253,13 @@ class SitesInPlace:
         undefined = frozenset() if math.isfinite(merged.loss) else frozenset(found)
         return Judged(merged, found, undefined=undefined)
 
-    def refuse(self, number: int, site: str, why: str, state: RunState) -> None:
+    def settle(
+        self, number: int, used: Collection[str], refused: Mapping[str, str], state: RunState
+    ) -> None:
         """Count a round in which a participant's update is not used."""
-        state.incidents.lose(number, site, f"round {number}", why)
+        del used
+        for site, why in refused.items():
+            state.incidents.lose(number, site, f"train, round {number}", why)
 
     def keep(self, state: RunState) -> None:
         """Keep nothing: a cell of a comparison that is interrupted begins anew."""

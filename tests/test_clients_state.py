@@ -374,3 +374,13 @@ def test_state_that_cannot_be_removed_is_told(site, monkeypatch):
     with pytest.raises(FedscanError) as caught:
         site.remove()
     assert_told(caught.value, "site 'north'", "cannot be removed")
+
+
+def test_site_that_was_away_from_the_best_round_keeps_an_earlier_state_for_it(records):
+    state = SiteState("north", 7)
+    for number, best in ((1, 0), (2, 0), (4, 3), (5, 3), (6, 3)):
+        state.save(number, {"a": torch.full((2,), float(number))}, keep=best)
+    assert state.last(3) == 2
+    assert torch.equal(state.load(2)["a"], torch.full((2,), 2.0))
+    assert state.last(6) == 6
+    assert sorted(int(p.name.split("-")[1]) for p in state.folder.glob("round-*")) == [2, 5, 6]

@@ -264,7 +264,7 @@ def test_site_with_three_unusable_answers_in_a_row_is_suspended_until_it_is_read
         return found
 
     grid.push_messages = readmit_before_round_6
-    folder = run(tmp_path, grid, rounds=7, min_replies=2, evaluate_every=7)
+    folder = run(tmp_path, grid, rounds=7, min_replies=2)  # its evaluations are used all the time
     assert outcomes(folder, "south") == [
         *(["unusable"] * 3),
         *(["suspended"] * 2),
@@ -273,11 +273,29 @@ def test_site_with_three_unusable_answers_in_a_row_is_suspended_until_it_is_read
     assert "suspended" not in summary_of(folder)["sites"]["south"]
 
 
+def test_three_updates_far_outside_the_others_suspend_a_site(tmp_path):
+    drifts = {"a": 0.01, "b": 0.02, "c": 0.01, "loud": 10.0}
+    sites = [ScriptedSite(n, drift=d, val_loss=[0.5] * 5) for n, d in drifts.items()]
+    folder = run(tmp_path, grid_of(*sites), rounds=5)
+    assert outcomes(folder, "loud") == [*(["unusable"] * 3), *(["suspended"] * 2)]
+    assert summary_of(folder)["sites"]["loud"]["suspended"]
+
+
+def test_run_all_of_whose_sites_are_suspended_ends_with_an_error(tmp_path):
+    bad = {(TRAIN, number): unchanged for number in (1, 2, 3)}
+    sites = [ScriptedSite("north", val_loss=[0.5] * 6), Troubled("south", trouble=bad)]
+    folder = run(tmp_path, grid_of(*sites), rounds=3)
+    assert outcomes(folder, "south") == ["unusable"] * 3
+    alone = [Troubled("south", val_loss=[0.5] * 6, trouble=bad)]
+    with pytest.raises(SiteFailure):
+        run(tmp_path / "alone", grid_of(*alone), rounds=6, min_sites=1)
+
+
 def test_update_far_outside_the_others_is_left_out(tmp_path):
     drifts = {"a": 0.01, "b": 0.02, "c": 0.01, "loud": 10.0}
     grid = grid_of(*(ScriptedSite(n, drift=d) for n, d in drifts.items()))
     folder = run(tmp_path, grid, rounds=1)
-    assert outcomes(folder, "loud")[-1] == "unusable"
+    assert outcomes(folder, "loud") == ["unusable"]
     quiet = grid_of(*(ScriptedSite(n, drift=d) for n, d in drifts.items() if n != "loud"))
     alone = run(tmp_path / "alone", quiet, rounds=1)
     found, wanted = (load_file(f / "model.safetensors") for f in (folder, alone))
@@ -415,6 +433,28 @@ def test_other_sites_or_counts_are_not_gone_on_with(tmp_path):
     other = grid_of(ScriptedSite("north"), ScriptedSite("south", n_train=11))
     with pytest.raises(ConfigError, match="site 'south' had n_train = 10, now 11"):
         run(tmp_path, other, resume=True)
+
+
+def test_run_goes_on_without_a_site_that_is_away_and_it_takes_its_place_again(tmp_path):
+    names = ("east", "north", "south")
+    first = killed_after(grid_of(*(Remembering(name) for name in names)), 10)
+    with pytest.raises(Killed):
+        run(tmp_path, first, min_replies=2, min_sites=3, connect_timeout=0.3)
+    again = InProcessGrid({number: first.nodes[number] for number in (101, 108)})
+    push = again.push_messages
+
+    def south_returns(sent):
+        found = push(sent)
+        if any(int(m.content[messages.CONFIG]["round"]) == 2 for m in again.requests):
+            again.nodes[115] = first.nodes[115]
+        return found
+
+    again.push_messages = south_returns
+    again_too = {"min_replies": 2, "min_sites": 3, "connect_timeout": 0.3}
+    folder = run(tmp_path, again, resume=True, **again_too)
+    assert outcomes(folder, "south") == ["used", "absent", "used"]
+    assert list(summary_of(folder)["sites"]) == list(names)
+    assert summary_of(folder)["sites"]["south"]["n_test"] == 5
 
 
 def test_run_that_is_whole_or_was_not_begun_cannot_be_resumed_nor_begun_twice(tmp_path):

@@ -323,6 +323,9 @@ class StubSites:
     def record(self, number, split, measured):
         pass
 
+    def settle(self, number, used, refused, state):
+        pass
+
     def keep(self, state):
         pass
 

@@ -539,6 +539,9 @@ class Features:
     def record(self, number, split, measured):
         pass
 
+    def settle(self, number, used, refused, state):
+        pass
+
     def keep(self, state):
         pass
 
