@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from dataclasses import asdict
@@ -44,7 +45,8 @@ def federate(grid: Grid, config: RunConfig, *, run_id: str) -> None:
                 "traceback": traceback.format_exc(),
             }
         )
-        folder.write_failure(failure)
+        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+            folder.write_failure(failure)
         raise
 
 

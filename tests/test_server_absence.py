@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from test_server_rounds import (
 
 from common import messages
 from common.errors import ConfigError
+from common.files import without_nan, write_atomically
 from common.messages import EVALUATE, HELLO, TRAIN
 from common.metrics_log import SERVER_MEMORY, read_rows
 from common.participation import in_training
@@ -403,6 +406,45 @@ def test_run_that_was_killed_at_any_order_ends_in_the_same_bytes(tmp_path, trans
     one, other = summary_of(folder / "run"), summary_of(whole)
     assert {**one, "seconds": 0} == {**other, "seconds": 0}
     assert not (folder / "run" / "checkpoint").exists()
+
+
+def test_full_disk_ends_the_run_and_loses_no_finished_round(tmp_path, monkeypatch):
+    def sites():
+        return grid_of(*(Remembering(name) for name in ("north", "south")))
+
+    whole = run(tmp_path / "whole", sites())
+    written, limit = [], 4  # files of checkpoints: the tensors and the sidecar of two rounds
+
+    def full(path, data, **how):
+        written.append(path)
+        if len(written) > limit:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomically(path, data, **how)
+
+    monkeypatch.setattr("common.checkpoints.write_atomically", full)
+    monkeypatch.setattr("common.checkpoints.write_json", lambda p, v: full(p, json_bytes(v)))
+    monkeypatch.setattr("common.tasks.classification.Classification.save", lambda *_, **__: None)
+    grid = sites()
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path / "full", grid)
+    monkeypatch.undo()
+    monkeypatch.setattr(participants, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(exchange, "time", Clock())
+    folder = run(tmp_path / "full", InProcessGrid(grid.nodes), resume=True)
+    assert without_time(folder) == without_time(whole)
+    assert (folder / "attendance.jsonl").read_bytes() == (whole / "attendance.jsonl").read_bytes()
+
+
+def json_bytes(values: object) -> bytes:
+    return (json.dumps(without_nan(values), indent=2) + "\n").encode()
+
+
+def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", grid_of(ScriptedSite("north"), ScriptedSite("south")))
+    jumps = random.Random(0)
+    monkeypatch.setattr("time.time", lambda: jumps.uniform(0, 4e9))
+    folder = run(tmp_path / "jumps", grid_of(ScriptedSite("north"), ScriptedSite("south")))
+    assert without_time(folder) == without_time(whole)
 
 
 @pytest.mark.parametrize(
