@@ -103,12 +103,15 @@ class Orders:
         """
         known = with_prefix(before, REFERENCE) if last == number - 1 else {}
         reference = received(sent, to_keep(known, self.config.transport))
+        if last:  # what stays here came with the first order, and again if its answer came late
+            kept = {n.removeprefix(REFERENCE) for n in before if n.startswith(REFERENCE)}
+            reference = {name: tensor for name, tensor in reference.items() if name in kept}
         if number == 1:
             expected = first_weights(self.task, model(), self.config, sites)
             approved = self.policy.approved_weights
             require_first_weights(self.site, reference, expected, approved)
         elif self._trains:
-            self._require_explained(reference, number - last, before, sites, model)
+            self._require_explained(reference, self._rounds(number - last), before, sites, model)
         order = f"{messages.TRAIN}, round {number}"
         self.state.require_one_order(order, digest_of_order(sent, sites))
         return reference
@@ -135,7 +138,7 @@ class Orders:
         if self._trains and not validated:
             last = self.state.last(number)
             # An average over time lies between the weights of all rounds so far.
-            lag = number if self.task.averages_over_time else number - last + 1
+            lag = number if self.task.averages_over_time else self._rounds(number - last + 1)
             self._require_explained(released, lag, self.state.load(last), sites, model)
         # A test is asked for once, whatever round's model that is.
         self.state.require_one_order(
@@ -163,6 +166,10 @@ class Orders:
         largest = largest_updates(trained, reference, with_prefix(before, LARGEST))
         kept = {REFERENCE + name: tensor for name, tensor in reference.items()}
         return kept | {LARGEST + name: norm for name, norm in largest.items()}
+
+    def _rounds(self, since: int) -> int:
+        """Bound how many rounds explain a movement: how many there were is the server's word."""
+        return min(since, 1 + self.policy.max_absence)
 
     @property
     def _trains(self) -> bool:
@@ -292,6 +299,8 @@ def require_explained(
         if untrained:
             squares = sum(float(before[name].square().sum()) for name in names)
             usual[further] = max(usual[further], math.sqrt(squares / numbers))
+            if further:  # a strategy's arrays may begin at zero
+                usual[further] = max(usual.values())
     excess = {}
     for name in received.keys() - set(exempt):
         tensor, own = received[name], float(largest[name])

@@ -90,6 +90,12 @@ class SitePolicy(PolicySettings):
         description="how far weights may move from one round to the next, in a tensor: times the "
         "site's own largest update so far; 0: as far as they like",
     )
+    max_absence: int = Field(
+        3,
+        ge=0,
+        description="rounds in a row that the site may have been away from, for each of which "
+        "weights may have moved by as much again",
+    )
     approved_weights: tuple[str, ...] = Field(
         (),
         description="fingerprints of first weights that are not the run's own random ones",

@@ -302,6 +302,16 @@ class SiteState:
         """Whether the run has ended."""
         return self._ended.exists()
 
+    def last_answer(self) -> bytes:
+        """Return the answer to the last order of a run that has ended."""
+        with public_errors(self.site, "the end of the run cannot be read"):
+            return self._ended.read_bytes().partition(b"\n")[2]
+
+    def digest_of(self, order: str) -> str:
+        """Return the digest that :meth:`require_one_order` has kept for an order; else empty."""
+        about = f"the record of the orders of run {self.run_id}"
+        return read_digests(self.folder / ORDERS, self.site, about).get(order, "")
+
     def answer_to(self, order: str) -> bytes | None:
         """Return the answer to the run's last order; None if it has not ended, or with another."""
         with public_errors(self.site, "the end of the run cannot be read"):

@@ -95,14 +95,20 @@ def in_training(number: int, names: tuple[str, ...], config: RunConfig) -> tuple
     number : int
         The round, from 1.
     names : tuple of str
-        All sites, sorted.
+        Sites that may be asked, sorted. Those that may not learn are always among the result.
     config : RunConfig
     """
-    count = sites_in_training(len(names), config)
-    if count == len(names):
-        return names
-    ranks = {name: derive_seed(config.run.seed, site=name, sampling=number) for name in names}
-    return tuple(sorted(sorted(names, key=ranks.__getitem__)[:count]))
+    learning = learning_sites(names, config)
+    count = sites_in_training(len(learning), config)
+    ranks = {name: derive_seed(config.run.seed, site=name, sampling=number) for name in learning}
+    drawn = set(sorted(learning, key=ranks.__getitem__)[:count])
+    return tuple(name for name in names if name in drawn or name not in ranks)
+
+
+def learning_sites(names: tuple[str, ...], config: RunConfig) -> tuple[str, ...]:
+    """Return the sites that may learn: those whose labels are hidden may not, as a rule."""
+    strategy = load_strategy(config.strategy.name)
+    return tuple(name for name in names if strategy.trains_at(name, config))
 
 
 def sites_in_training(sites: int, config: RunConfig) -> int:

@@ -26,6 +26,7 @@ LARGEST_TABLE = 128 * 2**20  # of a CSV or a log of metrics
 LARGEST_PICTURE = 64 * 2**20
 LARGEST_WEIGHTS = 16 * 2**30
 DEEPEST = 64  # levels of JSON or TOML: what goes through it may call itself as often
+MOST_DOTS = 300  # in a line of TOML
 LINK = "is a link, which is not followed"
 RESTORE = "Copy the folder again, with files and folders in place of links"
 
@@ -161,13 +162,13 @@ def parse_toml(text: str) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        It is no TOML, has more than ``DEEPEST`` dots in a line, or values lie deeper than that; a
-        whole number has more than 64 bits.
+        It is no TOML, has more than ``MOST_DOTS`` dots in a line, or values lie deeper than
+        ``DEEPEST``; a whole number has more than 64 bits.
     """
     # A key of a thousand parts has a million words: Python keeps each of its beginnings.
     for number, line in enumerate(text.split("\n"), 1):
-        if line.count(".") > DEEPEST:
-            raise ValueError(f"line {number} has more than {DEEPEST} dots: make several of it")
+        if line.count(".") > MOST_DOTS:
+            raise ValueError(f"line {number} has more than {MOST_DOTS} dots: make several of it")
     try:
         value = tomllib.loads(text)
     except RecursionError:

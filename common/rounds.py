@@ -57,10 +57,15 @@ def require_number(config: RunConfig, sites: int) -> None:
             f"strategy '{config.strategy.name}' needs {needed} sites and there are {learning}: "
             "choose another (fedscan strategies tells how many each needs), or other options"
         )
-    if config.run.min_replies > (training := sites_in_training(sites, config)):
+    if config.run.min_replies > (training := sites_in_training(learning, config)):
         raise ConfigError(
             f"run.min-replies = {config.run.min_replies}, and {training} of {sites} sites train in "
             "a round: lower it, or raise run.fraction"
+        )
+    if 0 < config.run.min_replies < needed:
+        raise ConfigError(
+            f"run.min-replies = {config.run.min_replies}, and strategy '{config.strategy.name}' "
+            f"needs {needed} sites in each round: raise it"
         )
 
 
@@ -137,20 +142,31 @@ def run_rounds(
         Whatever ended the run early.
     """
     task, rounds = load_task(config.task), config.run.rounds
+    if state.best and state.best.round == state.round:  # it may have ended before it was saved
+        _save(state, config, place=place, folder=folder)
     while state.round < rounds and not state.stopping.is_over(config):
         number = state.round + 1
-        state.shared, state.strategy = aggregate_round(number, state, config, sites)
-        state.released = task.release(
-            state.released,
-            state.shared,
-            config,
-            round_number=number,
-            participants=len(sites.names),
-        )
+        if state.trained < number:
+            state.shared, state.strategy = aggregate_round(number, state, config, sites)
+            state.released = task.release(
+                state.released,
+                state.shared,
+                config,
+                round_number=number,
+                participants=len(sites.names),
+            )
+            state.trained = number
+        is_best = False
         if due(number, config.run.evaluate_every, rounds):
-            _validate(number, state, config, sites, place=place, folder=folder)
+            sites.keep(state)  # who has judged these weights judges no others in this round
+            is_best = _validate(number, state, config, sites)
         state.round = number
         sites.keep(state)
+        if is_best or (not state.is_known and due(number, config.run.evaluate_every, rounds)):
+            # At once: what ends the run early must not take the best generator with it.
+            _save(state, config, place=place, folder=folder)
+        if due(number, config.run.evaluate_every, rounds):
+            task.illustrate(folder, state.released, config, round_number=number, place=place)
     best = state.best
     if best is not None:
         test = _evaluate(best.round, best.released, "test", state, sites)
@@ -164,16 +180,8 @@ def run_rounds(
     return Result(state.round, state.fits, test, "last round")
 
 
-def _validate(
-    number: int,
-    state: RunState,
-    config: RunConfig,
-    sites: Sites,
-    *,
-    place: SiteContext,
-    folder: Path,
-) -> None:
-    """Have a round's released state judged, and keep it where it is the best so far."""
+def _validate(number: int, state: RunState, config: RunConfig, sites: Sites) -> bool:
+    """Have a round's released state judged, and tell whether it is the best so far."""
     task = load_task(config.task)
 
     def judge(evaluations: Mapping[str, Evaluation]) -> ValidationResult:
@@ -186,12 +194,17 @@ def _validate(
     chosen = is_better(judge, judged, state.best.judged if state.best else None)
     if chosen:
         state.best = Best(number, state.released, state.fits, judged, dict(state.private))
-    if chosen or not state.is_known:
-        # At once: what ends the run early must not take the best generator with it.
-        task.save(folder, state.released, state.shared, config, round_number=number, place=place)
     words = judged.merged.words if judged.merged else "no site tells how well it fared"
     log.info("Round %d/%d: %s", number, config.run.rounds, words)
-    task.illustrate(folder, state.released, config, round_number=number, place=place)
+    return chosen
+
+
+def _save(state: RunState, config: RunConfig, *, place: SiteContext, folder: Path) -> None:
+    """Write the last round's model."""
+    number = state.round
+    load_task(config.task).save(
+        folder, state.released, state.shared, config, round_number=number, place=place
+    )
 
 
 def _evaluate(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NAME = "state"
 TENSORS = ("shared", "released", "strategy", "reference", "unshared")  # mappings of RunState
-PLAIN = ("round", "is_known", "judged_on", "bytes_up", "bytes_down")
+PLAIN = ("round", "trained", "is_known", "judged_on", "bytes_up", "bytes_down")
 BEST, STATISTICS = "best/", "statistics/"  # prefixes
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import run_checkpoint
+from common.checkpoints import read_description
 from common.config.run_config import RunConfig
-from common.errors import ConfigError
-from common.files import make_folder, write_json
+from common.errors import ConfigError, FedscanError
+from common.files import make_folder, write_atomically, write_json
 from common.metrics_log import MetricsLog
 from common.provenance import source_hash, versions
 from common.reading import read_json
@@ -73,6 +77,17 @@ class RunFolder:
         make_folder(self.path)
         self.metrics = MetricsLog(self.path / METRICS)
         self.attendance = AttendanceLog(self.path / ATTENDANCE)
+        self._held = self.metrics.path.open("ab")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._held.close()
+            raise ConfigError(f"{self.path}: another server is at work on this run") from None
+        self._readmitted: list[str] = []
+
+    def close(self) -> None:
+        """Let another server go on with the run."""
+        self._held.close()
 
     def begun(self) -> dict[str, dict[str, Any]]:
         """Return the sites of a run that goes on, with their counts; empty if none has begun."""
@@ -100,8 +115,15 @@ class RunFolder:
 
     def save_checkpoint(self, state: RunState, seconds: float) -> None:
         """Keep what the run goes on from, whole or not at all."""
-        logs = {one.name: one.stat().st_size for one in (self.metrics.path, self.attendance.path)}
+        logs = {}
+        for path in (self.metrics.path, self.attendance.path):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                logs[path.name] = os.fstat(file.fileno()).st_size
         run_checkpoint.save(self.path / CHECKPOINT, state, {"seconds": seconds, "logs": logs})
+        for name in self._readmitted:
+            (self.path / READMITTED / name).unlink(missing_ok=True)
+        self._readmitted = []
 
     def load_checkpoint(
         self, state: RunState, task: Task, config: RunConfig
@@ -121,18 +143,16 @@ class RunFolder:
         about: dict[str, Any] = {"seconds": 0.0, "logs": {}}
         if (self.path / CHECKPOINT).is_dir():
             state, about = run_checkpoint.load(self.path / CHECKPOINT, state, task, config)
-        for log in (self.metrics.path, self.attendance.path):
-            with log.open("r+b") as file:
-                file.truncate(about["logs"].get(log.name, 0))
+        cut_logs(self.path)
         return state, about["seconds"]
 
-    def take_readmitted(self) -> list[str]:
-        """Return the sites that the researcher has readmitted since the last time."""
+    def readmitted(self) -> list[str]:
+        """Return the sites that the researcher has readmitted; forgotten with a checkpoint."""
         folder = self.path / READMITTED
         found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        for name in found:
-            (folder / name).unlink(missing_ok=True)
-        return [name for name in found if SITE_NAME.fullmatch(name)]
+        new = [one for one in found if SITE_NAME.fullmatch(one) and one not in self._readmitted]
+        self._readmitted += new
+        return new
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the result; its presence says that the run is whole, and nothing goes on."""
@@ -154,12 +174,34 @@ class AttendanceLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.touch()
+        if not path.exists():
+            write_atomically(path, b"")
 
     def append(self, one: Attendance) -> None:
         """Write a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(one)) + "\n")
+
+
+def cut_logs(folder: Path) -> None:
+    """Cut off what the logs tell of rounds that are done again in a resumed run.
+
+    Raises
+    ------
+    FedscanError
+        A log is shorter than when the checkpoint was written.
+    """
+    sizes: dict[str, int] = {}
+    if (folder / CHECKPOINT).is_dir():
+        sizes = read_description(folder / CHECKPOINT, run_checkpoint.NAME)["about"]["logs"]
+    for name in (METRICS, ATTENDANCE):
+        with contextlib.suppress(FileNotFoundError), (folder / name).open("r+b") as file:
+            if os.fstat(file.fileno()).st_size < (size := sizes.get(name, 0)):
+                raise FedscanError(
+                    f"{folder / name}: a part of it is missing. Copy the whole folder, or start "
+                    "the run anew"
+                )
+            file.truncate(size)
 
 
 def require_resumable(folder: Path, config: RunConfig) -> None:

@@ -67,6 +67,8 @@ class RunState:
         The strategy's server state.
     round : int
         Rounds that are done.
+    trained : int
+        Rounds whose training is done; the last of them may still have to be validated.
     fits : dict
         What the last round's training reported.
     best : Best, optional
@@ -92,6 +94,7 @@ class RunState:
     released: State
     strategy: State
     round: int = 0
+    trained: int = 0
     fits: Fits = field(default_factory=dict)
     best: Best | None = None
     is_known: bool = False
@@ -142,4 +145,4 @@ class Sites(Protocol):
         """Write metrics to the run's log."""
 
     def keep(self, state: RunState) -> None:
-        """Keep what the run goes on from, after each round."""
+        """Keep what the run goes on from, after a round and before its validation."""

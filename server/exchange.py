@@ -8,6 +8,7 @@ word. Here a reply belongs to the site whose order it was fetched by.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
-from flwr.superlink.grid import HttpGrid
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
 from common.errors import FedscanError
 from common.incoming import Bounds, Incoming
@@ -31,9 +32,7 @@ from common.machine import usable_cpus
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 3.0  # seconds between two looks for replies
 # Of Flower's own answers those that tell that a site's reply was there and cannot be had.
 LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-# Orders that wait at once in a simulation, whose engine looks at each of them for each site, ten
-# times a second: with hundreds it would do little else. Each of its actors still finds some.
-MOST_PUSHED = max(16, 4 * usable_cpus())
+MOST_TIMEOUTS = 3  # that an order is waited for, in its own
 MOST_WAITING = 2  # orders at a site: one that it may have lost in a restart, and the next
 
 
@@ -45,17 +44,38 @@ class _Sent:
     message_id: str
     bounds: Bounds
     time: float  # monotonic
+    timeout: float
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was sent."""
+        return time.monotonic() - self.time
+
+
+class UnfinishedError(FedscanError):
+    """An answer was on its way when others had answered and the time for it was cut."""
 
 
 class Deadline:
     """Until when replies are waited for, which may come nearer meanwhile."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self._end = seconds, time.monotonic() + seconds
+        self.seconds = seconds
+        self._latest = self._end = time.monotonic() + seconds
 
     def within(self, seconds: float) -> None:
         """Let no more than so many seconds pass from now."""
         self._end = min(self._end, time.monotonic() + seconds)
+
+    @property
+    def passed(self) -> float:
+        """Seconds from the beginning to the end."""
+        return self.seconds - (self._latest - self._end)
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether it has come nearer."""
+        return self._end < self._latest
 
     @property
     def left(self) -> float:
@@ -83,9 +103,14 @@ class Mail:
         self.late: list[str] = []
 
     def busy(self) -> set[str]:
-        """Return the sites that still have to answer as many orders as they may."""
-        waiting = [one.site for one in self._waiting]
+        """Return the sites that still have to answer as many orders as they may, and have time."""
+        waiting = [one.site for one in self._waiting if one.age < one.timeout]
         return {site for site in waiting if waiting.count(site) >= MOST_WAITING}
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether sites are actors of this engine, which answers for each of them."""
+        return isinstance(self._grid, InMemoryGrid)
 
     def ask(
         self, requests: Mapping[str, Message], deadline: Deadline, statistics: int = 0
@@ -108,7 +133,7 @@ class Mail:
             An exception says what is wrong with an answer that cannot be put together.
         """
         began = time.monotonic()
-        queue, room = list(requests.items()), len(requests) if self._puller else MOST_PUSHED
+        queue, room = list(requests.items()), len(requests) if self._puller else _most_pushed()
         asked: set[str] = set()  # ids of orders of this time that are not answered yet
         while queue or asked:
             batch, queue = queue[: room - len(asked)], queue[room - len(asked) :]
@@ -121,7 +146,7 @@ class Mail:
                     continue
                 asked.add(message_id := request.metadata.message_id)
                 bounds = Bounds.of_answer_to(request, statistics)
-                self._waiting.append(_Sent(site, message_id, bounds, began))
+                self._waiting.append(_Sent(site, message_id, bounds, began, deadline.seconds))
             looked, before = time.monotonic(), len(asked)
             for one, answer in self._look():
                 self._answered(one)
@@ -143,11 +168,11 @@ class Mail:
         for one in [one for one in self._waiting if one.message_id in asked]:
             if self._puller and (missing := self._puller.missing(one.message_id)):
                 self._answered(one)
-                why = f"{missing} of its objects did not come within {deadline.seconds:g} s"
-                yield one.site, FedscanError(why)
-        # An order that a site has lost is not waited for for good.
-        oldest = time.monotonic() - deadline.seconds
-        self._waiting = [one for one in self._waiting if one.time > oldest]
+                passed = time.monotonic() - began
+                why = f"{missing} of its objects did not come within {passed:.0f} s"
+                yield one.site, UnfinishedError(why) if deadline.was_cut else FedscanError(why)
+        # A late answer is looked for, but an order that a site has lost not for good.
+        self._waiting = [one for one in self._waiting if one.age < MOST_TIMEOUTS * one.timeout]
 
     def _answered(self, sent: _Sent) -> None:
         """Expect nothing more of the orders before: a site answers one after the other."""
@@ -169,7 +194,20 @@ class Mail:
             lost = isinstance(answer, Message) and answer.has_error()
             if lost and answer.error.code in LOST:
                 answer = FedscanError("parts of it were never sent")
-            yield orders[message_id], answer
+            if message_id in orders:
+                yield orders[message_id], answer
+
+
+def _most_pushed() -> int:
+    """Return how many orders may wait at once in a simulation.
+
+    Its engine looks at each of them for each site, ten times a second: with hundreds it would do
+    little else. Each of its actors still finds some.
+    """
+    ray, cpus = sys.modules.get("ray"), float(usable_cpus())
+    if ray and ray.is_initialized():  # by the engine; it may be a cluster
+        cpus = max(cpus, ray.cluster_resources().get("CPU", 0.0))
+    return max(16, 4 * int(cpus))
 
 
 class _Puller:
@@ -190,6 +228,9 @@ class _Puller:
         """Yield the replies that are whole by now, by the order's id, or what is wrong with one."""
         yield from self._claim(orders)
         for request_id, incoming in list(self._on_its_way.items()):
+            if request_id not in orders:  # nobody waits for it any more
+                self._forget(request_id)
+                continue
             try:
                 pull_objects(incoming.missing(), partial(self._fetch, incoming))
                 if incoming.missing():

@@ -19,13 +19,15 @@ from common.evaluation.generation import require_one_extractor
 from common.messages import Failure
 from common.participation import Outcome
 from common.site_names import SITE_NAME
-from server.exchange import Deadline, Mail
+from server.exchange import Deadline, Mail, UnfinishedError
 from server.replies import TRAINING, Identity, SiteFailure, read_identity, unusable
 
 log = logging.getLogger("flwr.fedscan")
 
 SETTLE_SECONDS = 1.0  # no new site for so long: everybody who was starting with the others is here
 LOOK_SECONDS = 0.2
+RETRY_SECONDS = 5.0  # before a round is asked for again
+PAUSE_SECONDS = 60.0  # before a SuperNode that is no site of the run is asked again who it is
 RETURN_SECONDS = 120.0  # for the answer of a SuperNode that is new: which site is it?
 
 
@@ -73,6 +75,7 @@ class Participants:
         nodes = self._wait_for_nodes(set(self._bound.values()), len(roster))
         self._extractors: dict[str, str] = {}
         self._known: set[int] = set()
+        self._asked: dict[int, float] = {}  # when each node was asked who it is
         self.sites: dict[str, Participant] = {}
         failures: dict[str, SiteFailure] = {}
         for label, said in self._hello(nodes, config.run.round_timeout):
@@ -145,7 +148,9 @@ class Participants:
         silent = dict.fromkeys(asked)
         for name, answer in self.mail.ask(asked, deadline, statistics):
             del silent[name]
-            if isinstance(answer, Exception):
+            if isinstance(answer, UnfinishedError):
+                yield name, _lost(Outcome.ABSENT, name, phase, str(answer))
+            elif isinstance(answer, Exception):
                 yield name, (Outcome.UNUSABLE, unusable(name, phase, answer))
             elif failure := messages.failure_in(answer, name, phase):
                 # Who it is, a site says only when it is asked: else it could blame another.
@@ -155,11 +160,12 @@ class Participants:
             else:
                 yield name, answer
         for name in silent:
-            why = f"no answer within {deadline.seconds:g} s"
+            why = f"no answer within {deadline.passed:.3g} s"
             yield name, _lost(Outcome.ABSENT, name, phase, why)
 
     def wait_for(self, number: int) -> None:
-        """Wait until so many of the sites are connected, as long as a run's start may take."""
+        """Wait a little, and until so many of the sites are connected, as long as at a start."""
+        time.sleep(RETRY_SECONDS)
         deadline = Deadline(self._config.run.connect_timeout)
         while deadline.left > 0:
             self._look_for_returned()
@@ -176,13 +182,18 @@ class Participants:
         """Find sites whose SuperNode was started anew, and has another number since."""
         connected = set(self._grid.get_node_ids())
         away = {name for name, site in self.sites.items() if site.node_id not in connected}
-        new = sorted(connected - self._known)
+        recent = time.monotonic() - PAUSE_SECONDS
+        new = sorted(n for n in connected - self._known if self._asked.get(n, -1e9) < recent)
         if not away or not new or not self._may_be_away or self._bound:
             return
         for label, said in self._hello(new, RETURN_SECONDS):
             if isinstance(said, SiteFailure):
                 log.warning("%s", said)
-            elif said.site in away and said.counts == self.sites[said.site].counts:
+            elif (
+                said.site in away
+                and said.counts == self.sites[said.site].counts
+                and said.extractor_hash == self._extractors.get(said.site, said.extractor_hash)
+            ):
                 log.info("Site '%s' is back", said.site)
                 self._take(int(label), said)
 
@@ -195,6 +206,7 @@ class Participants:
     ) -> Iterator[tuple[str, Identity | SiteFailure]]:
         """Ask SuperNodes who they are; yield the answers by the number of the node."""
         phase, found = messages.HELLO, {}
+        self._asked |= dict.fromkeys(nodes, time.monotonic())
         orders = {str(node): messages.request(phase, node, timeout=seconds) for node in nodes}
         silent = dict.fromkeys(orders)
         for label, answer in self.mail.ask(orders, Deadline(seconds)):

@@ -48,6 +48,8 @@ def federate(grid: Grid, config: RunConfig, *, run_id: str) -> None:
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
             folder.write_failure(failure)
         raise
+    finally:
+        folder.close()
 
 
 def _federate(grid: Grid, config: RunConfig, folder: RunFolder) -> None:

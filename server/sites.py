@@ -12,11 +12,18 @@ from flwr.app import ArrayRecord, Message
 
 from common import messages
 from common.config.run_config import RunConfig
+from common.errors import FedscanError
 from common.evaluation.extractor import DEFAULTS, MOST_FEATURES
 from common.evaluation.of_site import Evaluation
 from common.messages import Failure
 from common.metrics_log import BYTES, SERVER_MEMORY, UNUSABLE, WHOLE, Row
-from common.participation import MOST_UNUSABLE, Attendance, Outcome, in_training
+from common.participation import (
+    MOST_UNUSABLE,
+    Attendance,
+    Outcome,
+    in_training,
+    learning_sites,
+)
 from common.rounds import log
 from common.run_folder import RunFolder
 from common.run_state import Measured, RunState, Update
@@ -30,6 +37,7 @@ from server.replies import TRAINING, SiteFailure, read_evaluation, read_update, 
 from server.update_store import StoredUpdate, UpdateStore
 
 Answer = TypeVar("Answer")
+LONGEST_WHY = 1000  # characters of a reason in the log of attendance
 UPDATES = "updates"  # a folder in that of the run
 
 
@@ -68,17 +76,18 @@ class RemoteSites:
         message = broadcast(weights, encoding, state.reference)
         known = received(message, state.reference)
         state.reference = to_keep(known, encoding)
-        orders = {"": messages.pack(message)}  # what each site gets, by what it lacks
-        if state.reference and number > 1:
-            orders["whole"] = messages.pack(known)
+        common = messages.pack(message)
+        whole = messages.pack(known) if state.reference and number > 1 else common
+        first = whole
         if state.unshared:
             own = broadcast(state.unshared, "float32" if number > 1 else encoding)
-            orders["first"] = messages.pack({**own, **(known if number > 1 else message)})
-
-        def arrays(site: str) -> ArrayRecord:
-            trained = state.standing.trained.get(site, 0)
-            lacks = "" if trained == number - 1 else "whole"
-            return orders.get(lacks if trained else "first", orders.get(lacks, orders[""]))
+            first = messages.pack({**own, **(known if number > 1 else message)})
+        # By what each lacks as the round begins: it gets one order, however often it is asked.
+        orders = {
+            name: common if trained == number - 1 > 0 else whole if trained else first
+            for name in self.names
+            for trained in [state.standing.trained.get(name, 0)]
+        }
 
         def read(name: str, reply: Message, phase: str) -> Update | StoredUpdate:
             state.standing.trained[name] = number
@@ -92,8 +101,10 @@ class RemoteSites:
             return self._updates.keep(update)
 
         self._updates.clear()
-        names = in_training(number, self.names, self.config)
-        return self._gather(messages.TRAIN, number, "train", names, arrays, read, state)
+        self._readmit(state)
+        names = in_training(number, self._asked(state), self.config)
+        order = orders.__getitem__
+        return self._gather(messages.TRAIN, number, "train", names, order, read, state)
 
     def evaluate(self, number: int, released: State, split: str, state: RunState) -> Judged:
         """Have the sites judge what is released, and put together what of it can be used.
@@ -112,10 +123,9 @@ class RemoteSites:
             _require_same_count(name, phase, one, state.judged_on.setdefault(split, {}))
             return one
 
-        found = self._gather(
-            *(messages.EVALUATE, number, split, self.names),
-            *(lambda _: arrays, read, state),
-        )
+        self._readmit(state)
+        names = self._asked(state)
+        found = self._gather(messages.EVALUATE, number, split, names, lambda _: arrays, read, state)
         judged = judge_usable(self._merge, {name: one for name, one in found.items() if one.count})
         used = found.keys() - judged.refused.keys()
         failures = self._settle(messages.EVALUATE, number, split, used, judged.refused, state)
@@ -161,8 +171,9 @@ class RemoteSites:
 
     def keep(self, state: RunState) -> None:
         """Write what a run that is interrupted goes on from, and how much memory it takes."""
-        mib = psutil.Process().memory_info().rss / 2**20
-        self.record(state.round, "train", {WHOLE: (0, {SERVER_MEMORY: round(mib, 1)})})
+        if state.trained == state.round:
+            mib = psutil.Process().memory_info().rss / 2**20
+            self.record(state.round, "train", {WHOLE: (0, {SERVER_MEMORY: round(mib, 1)})})
         self._updates.clear()
         self.folder.save_checkpoint(state, self._seconds)
 
@@ -185,13 +196,14 @@ class RemoteSites:
     ) -> dict[str, Answer]:
         """Ask sites, again where too few answer, and read what they send; in order of name."""
         run, phase = self.config.run, _phase(kind, number, split)
-        self._readmit(state)
-        for site in sorted(set(names) & state.standing.suspended.keys()):
+        for site in sorted(state.standing.suspended):
             self.folder.attendance.append(Attendance(number, split, site, Outcome.SUSPENDED))
-        names = tuple(name for name in names if name not in state.standing.suspended)
-        if not names:
-            why = "every site is suspended: `fedscan readmit` has one asked again"
-            raise SiteFailure(Failure("", phase, why, ""))
+        if not (counting := self._counting(kind, names)) or len(counting) < run.min_replies:
+            suspended = ", ".join(sorted(state.standing.suspended))
+            raise FedscanError(
+                f"{phase}: {len(counting)} sites can be asked, since others are suspended "
+                f"({suspended}). `fedscan readmit` has one asked again"
+            )
         found: dict[str, Answer] = {}
         failures: dict[str, tuple[Outcome, SiteFailure]] = {}
         traffic: dict[str, tuple[int, int]] = {}
@@ -209,7 +221,7 @@ class RemoteSites:
                     failures[name] = answer
                 else:
                     found[name] = answer
-            if found and len(found) >= run.min_replies:
+            if found and len(found.keys() & counting) >= run.min_replies:
                 break
         lost = [
             failure
@@ -220,7 +232,7 @@ class RemoteSites:
             raise lost[0]
         for name, (outcome, failure) in sorted(failures.items()):
             self._lose(number, split, name, outcome, failure, state)
-        if not found or len(found) < run.min_replies:
+        if not found.keys() & counting or len(found.keys() & counting) < run.min_replies:
             raise _all_unusable(phase, {name: failure for name, (_, failure) in failures.items()})
         self._record_traffic(kind, number, split, traffic, state)
         return {name: found[name] for name in sorted(found)}
@@ -238,7 +250,7 @@ class RemoteSites:
     ) -> Iterator[tuple[str, Answer | tuple[Outcome, SiteFailure]]]:
         """Ask sites once, and read each reply as it comes, so that few are in memory at once."""
         run, phase = self.config.run, _phase(kind, number, split)
-        usable = 0
+        usable, counting = 0, self._counting(kind, tuple(self.names))
 
         def compose(name: str, node: int) -> Message:
             weights = arrays(name)
@@ -268,12 +280,21 @@ class RemoteSites:
             except SiteFailure as failure:
                 yield name, (Outcome.UNUSABLE, failure)
                 continue
-            usable += 1
-            if run.min_replies and usable >= run.min_replies and split != "test":
+            usable += name in counting
+            enough = run.min_replies and usable >= run.min_replies and split != "test"
+            # In a simulation every site answers; how soon is a matter of this machine.
+            if enough and not self.participants.mail.is_simulated:
                 deadline.within(run.grace_seconds)
         for name in self.participants.mail.late:
             log.info("A late answer of site '%s' was dropped", name)
         self.participants.mail.late.clear()
+
+    def _asked(self, state: RunState) -> tuple[str, ...]:
+        return tuple(name for name in self.names if name not in state.standing.suspended)
+
+    def _counting(self, kind: str, names: tuple[str, ...]) -> set[str]:
+        """Return the sites whose answers make a round."""
+        return set(learning_sites(names, self.config) if kind == messages.TRAIN else names)
 
     def _record_traffic(
         self,
@@ -307,7 +328,7 @@ class RemoteSites:
         """Tell whose answer is not used, and why."""
         why = failure.failure.error
         state.incidents.lose(number, name, failure.failure.phase, why)
-        one = Attendance(number, split, name, outcome, why)
+        one = Attendance(number, split, name, outcome, why[:LONGEST_WHY])
         self.folder.attendance.append(one)
         self.record(number, split, {name: (0, {UNUSABLE: 1.0})})
         if state.standing.note(one):
@@ -319,7 +340,7 @@ class RemoteSites:
 
     def _readmit(self, state: RunState) -> None:
         """Ask those suspended sites again which the researcher has readmitted."""
-        for site in self.folder.take_readmitted():
+        for site in self.folder.readmitted():
             log.info("Site '%s' is readmitted", site)
             state.standing.readmit(site)
 

@@ -198,6 +198,7 @@ class SitesInPlace:
                 self.opened["val"][site] = self._load(site, "val")
         self.models = {name: self.task.build_model(config, self._at(name)) for name in self.names}
         self.rows: list[dict[str, Any]] = []
+        self.rounds_done = 0
         self.began = time.monotonic()
 
     def train(self, number: int, weights: State, state: RunState) -> dict[str, Update]:
@@ -262,7 +263,8 @@ class SitesInPlace:
             state.incidents.lose(number, site, f"train, round {number}", why)
 
     def keep(self, state: RunState) -> None:
-        """Keep nothing: a cell of a comparison that is interrupted begins anew."""
+        """Keep nothing but their number: a cell that is interrupted begins anew."""
+        self.rounds_done = state.round
 
     def record(self, number: int, split: str, measured: Measured) -> None:
         """Write the curves to the model's log, and all that is a result to its rows."""
@@ -277,7 +279,7 @@ class SitesInPlace:
         ]
         if split == "val":
             self.log.append(rows)
-        rounds = number if split == "val" else self.config.run.rounds
+        rounds = number if split == "val" else self.rounds_done
         images = [len(data) for data in self.data.values()]
         self.rows += [_result(self.place.site, row, self.config, rounds, images) for row in rows]
 
@@ -355,7 +357,7 @@ def _federated(work: Work) -> list[dict[str, Any]]:
         if row.name.startswith(BYTES) or row.name == UNUSABLE:
             continue
         if row.split == "test" or (row.split == "val" and row.name in CURVES):
-            rounds = summary["rounds"] if row.split == "test" else row.round
+            rounds = summary["rounds_done"] if row.split == "test" else row.round
             found = _result(POOL, row, config, rounds, images)
             rows.append(found | (spent if row.split == "test" else {}))
     run_folder.rename(run_folder.with_name(POOL))

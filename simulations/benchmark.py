@@ -141,7 +141,7 @@ class Benchmark:
         """Remove what federations that did not come to their end have left at the sites."""
         for site in self.sites:  # their records have the run's number until the end
             for left in [self._records / site / STATE, *(self._records / site).glob("[0-9]*")]:
-                if left.name == STATE or left.name.isdecimal():
+                if left.name == STATE or left.name[0].isdecimal():
                     shutil.rmtree(left, ignore_errors=True)
 
     @property

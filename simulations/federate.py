@@ -21,7 +21,7 @@ from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
 from common.reading import read_json
 from common.rounds import require_number, require_sites
-from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY
+from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY, cut_logs
 from common.selection import due
 from simulations import console
 from simulations.flower_command import START_SECONDS
@@ -212,6 +212,8 @@ def federate(
         launch = Launch(config, resources, folders, separate=separate, policy=policy)
         launch.write(folder)
         (folder / FAILURE).unlink(missing_ok=True)
+        if config.run.resume:
+            cut_logs(folder)  # before they are followed
         if separate:
             run = separate_run(config, folders, folder, policy)
         else:

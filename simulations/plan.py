@@ -37,6 +37,8 @@ OPTIONS = {  # what a comparison decides for all cells alike
     "data.cohort-dir": "--cohort",
     "run.output-dir": "--out",
     "run.min-sites": "every site there is",
+    "run.id": "each training has its own",
+    "run.resume": "--resume",
 }
 # What generators before a comparison, and classifiers after it, share with it: where, on what,
 # judged how; not how the compared models are trained.

@@ -104,7 +104,7 @@ class Hospital:
         )
         composed = compose(reply, asked, self.run, form, self.settings)
         if not composed.failure:
-            self.run.keep(asked, composed.trained, composed.digest)
+            self.run.keep(asked, composed.trained, composed.digest, composed.content)
         return composed
 
     def ask(self, *order, **weights):

@@ -30,9 +30,11 @@ from test_server_rounds import (
 from common import messages
 from common.errors import ConfigError
 from common.files import without_nan, write_atomically
+from common.fingerprint import fingerprint
 from common.messages import EVALUATE, HELLO, TRAIN
 from common.metrics_log import SERVER_MEMORY, read_rows
 from common.participation import in_training
+from common.run_folder import RunFolder
 from common.transport import received
 from server import exchange, participants
 from server.replies import SiteFailure
@@ -46,6 +48,7 @@ AWAY = None  # no answer
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(participants, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(participants, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(exchange, "time", Clock())
 
 
@@ -479,7 +482,7 @@ def test_other_sites_or_counts_are_not_gone_on_with(tmp_path):
 
 def test_run_goes_on_without_a_site_that_is_away_and_it_takes_its_place_again(tmp_path):
     names = ("east", "north", "south")
-    first = killed_after(grid_of(*(Remembering(name) for name in names)), 10)
+    first = killed_after(grid_of(*(Remembering(name) for name in names)), 9)
     with pytest.raises(Killed):
         run(tmp_path, first, min_replies=2, min_sites=3, connect_timeout=0.3)
     again = InProcessGrid({number: first.nodes[number] for number in (101, 108)})
@@ -497,6 +500,48 @@ def test_run_goes_on_without_a_site_that_is_away_and_it_takes_its_place_again(tm
     assert outcomes(folder, "south") == ["used", "absent", "used"]
     assert list(summary_of(folder)["sites"]) == list(names)
     assert summary_of(folder)["sites"]["south"]["n_test"] == 5
+
+
+def test_one_server_works_on_a_run(tmp_path):
+    config = run_config(tmp_path)
+    first = RunFolder(config, "run")
+    with pytest.raises(ConfigError, match="another server is at work on this run"):
+        RunFolder(config, "run")
+    first.close()
+    RunFolder(config, "run").close()
+
+
+def test_run_that_stopped_in_validation_goes_on_whoever_has_come_back(tmp_path):
+    """Who has judged a round's weights judges no others, as a real site would refuse."""
+    judged: dict[tuple[str, int], str] = {}
+
+    class Judging(Troubled):
+        def __call__(self, message):
+            order = message.content[messages.CONFIG]
+            if message.metadata.message_type == EVALUATE and order["split"] == "val":
+                now = fingerprint(messages.unpack(message.content[messages.ARRAYS]))
+                assert judged.setdefault((self.name, int(order["round"])), now) == now
+            return super().__call__(message)
+
+    away = {(TRAIN, 2): absent, (EVALUATE, 2): absent}
+    sites = [Judging("east"), Judging("north"), Judging("south", trouble=away)]
+    first = grid_of(*sites)
+    push = first.push_messages
+
+    def dies_after_validation(sent):
+        found = push(sent)
+        first_order = first.requests[-1].content[messages.CONFIG]
+        if (first_order["split"], int(first_order["round"])) == ("val", 2):
+            raise Killed
+        return found
+
+    first.push_messages = dies_after_validation
+    with pytest.raises(Killed):
+        run(tmp_path, first, min_replies=2)
+    sites[2].trouble = {}
+    folder = run(tmp_path, InProcessGrid(first.nodes), min_replies=2, resume=True)
+    assert outcomes(folder, "south") == ["used", "absent", "used"]
+    assert outcomes(folder, "south", "val") == ["used"] * 3
 
 
 def test_run_that_is_whole_or_was_not_begun_cannot_be_resumed_nor_begun_twice(tmp_path):

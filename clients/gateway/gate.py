@@ -152,11 +152,13 @@ class Gate:
                 raise Refused(order.problem)
             run = self._open(order)
             asked = run.accept(order)
-            composed = self._ask(order, asked, run)
+            given = run.given(asked)
+            composed = Composed(given) if given else self._ask(order, asked, run)
             self._require_bytes(run, composed.size)
-            if not composed.failure:
-                run.keep(asked, composed.trained, composed.digest)
+            if not given and not composed.failure:
+                run.keep(asked, composed.trained, composed.digest, composed.content)
             decision, why = "sent", composed.failure and f"the app failed: {composed.failure}"
+            why = "the answer that was given before" if given else why
         except Exception as error:  # an app may make anything raise anything
             decision, why = "refused", _reason(error)
             if not isinstance(error, FedscanError):

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 from clients.digests import CONFIG
 from clients.gateway.facts import SiteFacts
@@ -22,6 +24,7 @@ from clients.policy import SitePolicy
 from clients.state import SiteState
 from common import messages
 from common.config.run_config import RunConfig
+from common.files import write_atomically
 from common.site_names import require_sites
 from common.sites import Site
 from common.tasks.task import SiteContext, load_task, read_run_config
@@ -29,13 +32,14 @@ from common.tasks.task import SiteContext, load_task, read_run_config
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from flwr.app import Message
+    from flwr.app import Message, RecordDict
     from torch import Tensor
 
     from clients.gateway.upstream import Order
 
 APP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[a-z0-9][a-z0-9_-]{0,63}")
 APP_VERSION = re.compile(r"[0-9A-Za-z]+([.+-][0-9A-Za-z]+){0,7}")
+ANSWERS = "answers"  # a folder in that of the run's state
 KEYS = {"round", "split", "sites", "best", "source-hash"}
 ORDERS = (messages.HELLO, messages.TRAIN, messages.EVALUATE)
 
@@ -190,7 +194,20 @@ class SiteRun:
             )
         return asked
 
-    def keep(self, asked: Asked, trained: Mapping[str, Tensor], digest: str) -> None:
+    def given(self, asked: Asked) -> RecordDict | None:
+        """Return the answer that this very order got before, as after a crash of the server.
+
+        So it tells nothing new, also where the app would not find the same bits again.
+        """
+        try:
+            raw = self._answer(asked).read_bytes()
+        except FileNotFoundError:
+            return None
+        return recorddict_from_proto(RecordDictProto.FromString(raw))
+
+    def keep(
+        self, asked: Asked, trained: Mapping[str, Tensor], digest: str, content: RecordDict
+    ) -> None:
         """Remember an answer that is about to leave.
 
         Parameters
@@ -200,26 +217,42 @@ class SiteRun:
             Of an order to train: the whole weights that are sent back.
         digest : str
             Of all that is sent.
+        content : RecordDict
+            All that is sent.
 
         Raises
         ------
         FedscanError
             If the order was answered before in another way.
         """
-        if self.state.ended and asked.kind == messages.EVALUATE:
-            if self.state.answer_to(self._digest_of(asked)) != digest.encode():
+        if self.state.ended:
+            kept = json.loads(self.state.last_answer())
+            if kept.get(asked.kind) != digest:
                 raise Refused("another answer than was given before")
             return
+        answer = f"answer to {asked.name}"
         if asked.split == "test":
-            self.state.end(self._digest_of(asked), digest.encode())
+            hello = self.state.digest_of(f"answer to {messages.HELLO}")
+            answers = {messages.EVALUATE: digest, messages.HELLO: hello}
+            self.state.end(self._digest_of(asked), json.dumps(answers).encode())
             return
-        if self.state.ended:  # it only said again who it is
-            return
-        self.state.require_one_order(f"answer to {asked.name}", digest)
+        self.state.require_one_order(answer, digest)
+        self._store(asked, content)
         if asked.kind == messages.TRAIN:
             reference = {name: self.received[name] for name in trained}
             kept = self._orders.to_keep(trained, reference, self._before)
             self.state.save(asked.round, kept, keep=asked.best)
+
+    def _answer(self, asked: Asked) -> Path:
+        name = hashlib.sha256(f"{asked.name} {self._digest_of(asked)}".encode()).hexdigest()
+        return self.state.folder / ANSWERS / f"{asked.round}-{name}"
+
+    def _store(self, asked: Asked, content: RecordDict) -> None:
+        path = self._answer(asked)
+        write_atomically(path, recorddict_to_proto(content).SerializeToString())
+        for old in path.parent.glob("[1-9]*-*"):  # orders of rounds that nobody asks for again
+            if int(old.name.partition("-")[0]) < asked.round - 1:
+                old.unlink(missing_ok=True)
 
     @staticmethod
     def _digest_of(asked: Asked) -> str:

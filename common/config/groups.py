@@ -109,10 +109,10 @@ class Run(Group):
     )
     id: str = Field(
         "",
-        pattern=r"^[A-Za-z0-9-]{0,64}$",
+        pattern=r"^([0-9][A-Za-z0-9-]{0,63})?$",
         description="what the run is called: its folder, and what sites keep for it; empty: "
         "Flower's number of the run",
-        json_schema_extra={"accepted": "up to 64 letters, digits and '-'"},
+        json_schema_extra={"accepted": "up to 64 letters, digits and '-', the first a digit"},
     )
     resume: bool = Field(
         False, description="go on with the run of that id from its last whole round"
