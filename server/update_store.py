@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.files import make_folder
+from common.files import write_atomically
 from common.run_state import Update
 
 MOST_IN_MEMORY = 16
@@ -60,11 +60,11 @@ class UpdateStore:
 
     def keep(self, update: Update) -> Update | StoredUpdate:
         """Keep an update, and return it or what stands for it."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         self._count += 1
         if self._count <= MOST_IN_MEMORY:
             return update
-        path = make_folder(self._folder) / f"{self._count}.safetensors"
-        save_file(update.state, path)
+        path = self._folder / f"{self._count}.safetensors"
+        write_atomically(path, save(update.state))
         return StoredUpdate(update.count, update.metrics, path, tuple(update.state))

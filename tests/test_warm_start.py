@@ -306,6 +306,9 @@ def test_frozen_weights_do_not_drift_by_the_rounding_of_a_mean():
         def record(self, *_):
             pass
 
+        def settle(self, *_):
+            pass
+
     shared, _ = aggregate_round(1, state, run, Sites())
     assert all(torch.equal(shared[name], before[name]) == (name not in HEAD) for name in before)
 

@@ -151,7 +151,8 @@ class RunConfig(Settings):
                     continue
                 left_open = group.model_fields[key.replace("-", "_")].default
                 given = part.get(key, left_open)
-                if given == left_open and type(given) is not bool:  # 0 is 0.0
+                alike = type(given) in (type(left_open), int) and type(given) is not bool
+                if given == left_open and alike:  # a whole 0 also leaves a fraction open
                     adjusted = key == "balance" and part.get("loss") == "logit-adjusted"
                     part[key] = "none" if adjusted else value
             try:

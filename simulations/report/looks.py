@@ -82,13 +82,18 @@ _VARIANTS = (
     *("trimmed", "krum-of-three", "multikrum-of-three", "bulyan-of-three"),
 )
 _OTHERS = [name for name in strategy_names() if ("federated", name) not in _LOOKS]
+# And those of presets whose strategies are crossed with scenarios.
+_ROBUST = ("fedavg", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan-f1")
+_CROSSED = (
+    *(f"{name}-{one}" for one in ("sign-flip", "scaled-noise", "label-flip") for name in _ROBUST),
+    *(f"fedavg-{one}" for one in ("dropout", "late", "slow", "label-noise", "scanner-change")),
+    "bulyan-f1",
+)
 _LOOKS |= {
     ("federated", name): ("Federated", name, colour, marker, dash)
+    for names, markers in (((*_OTHERS, *_VARIANTS), "vPX*<>"), (_CROSSED, "ph8d"))
     for name, (dash, marker), colour in zip(
-        (*_OTHERS, *_VARIANTS),
-        product(DASHES, "vPX*<>"),
-        cycle(("fedavg", "other", "fedprox")),
-        strict=False,
+        names, product(DASHES, markers), cycle(("fedavg", "other", "fedprox")), strict=False
     )
 }
 

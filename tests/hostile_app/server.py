@@ -20,7 +20,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from common import messages
 from common.rounds import begin, first_order
 from common.tasks.task import SiteContext, read_run_config
-from server.exchange import exchange
+from server.exchange import Deadline, Mail
 
 app = ServerApp()
 SITES = ("island", "north")
@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
         time.sleep(0.2)
     place = SiteContext("server", SITES, torch.device("cpu"))
     arrays = messages.pack(first_order(begin(config, place), config))
-    report = {}
+    report, mail = {}, Mail(grid)
     for number in (*HELLO, *TRAIN):
         more = {}
         if number in TRAIN:
@@ -48,8 +48,9 @@ def main(grid: Grid, context: Context) -> None:
             str(node): messages.request(kind, node, sites=SITES, **{"round_number": number, **more})
             for node in nodes
         }
-        replies, _ = exchange(grid, orders, timeout=120)
-        report[number] = [look(reply, scans) for reply in replies.values()]
+        answers = dict(mail.ask(orders, Deadline(120)))
+        replies = [one for _, one in sorted(answers.items()) if not isinstance(one, Exception)]
+        report[number] = [look(reply, scans) for reply in replies]
         if not number and all(one["failure"] for one in report[number]):
             break  # nobody executes it
     folder.mkdir(parents=True, exist_ok=True)
