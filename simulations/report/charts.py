@@ -235,6 +235,10 @@ def legend_key(one: Series) -> Markup:
         "P": '<path d="M15 2H19V5H22V9H19V12H15V9H12V5H15Z"/>',
         "X": '<path d="M14 1L17 4L20 1L23 4L20 7L23 10L20 13L17 10L14 13L11 10L14 7L11 4Z"/>',
         "*": '<path d="M17 1L18.6 5.3H23L19.5 8.2L20.8 13L17 10L13.2 13L14.5 8.2L11 5.3H15.4Z"/>',
+        "p": '<path d="M17 2L22 5.6L20 12H14L12 5.6Z"/>',
+        "h": '<path d="M17 2L21.5 4.5V9.5L17 12L12.5 9.5V4.5Z"/>',
+        "8": '<path d="M15 2H19L22 5V9L19 12H15L12 9V5Z"/>',
+        "d": '<path d="M17 1L20 7L17 13L14 7Z"/>',
     }[one.marker]
     return Markup(
         '<svg viewBox="0 0 34 14" width="34" height="14" aria-hidden="true"><path d="M1 7H33" '
