@@ -373,6 +373,43 @@ def test_a_round_is_answered_once(hospital) -> None:
         hospital.compose(order, reply)
 
 
+def test_an_order_that_comes_again_gets_the_very_answer_that_was_given(hospital) -> None:
+    """Also where an app would not find the same bits again, as on a GPU."""
+    order = hospital.order(messages.HELLO)
+    assert hospital.accept(order) and hospital.run.given(hospital.accept(order)) is None
+    hello = hospital.compose(order, hospital.answer(order)).content
+    weights, left = hospital.start, {}
+    for number in (1, 2, 3):
+        order = hospital.order(messages.TRAIN, number, "train", weights)
+        left[number] = order, hospital.compose(order, hospital.answer(order)).content
+    assert hospital.run.given(hospital.accept(hospital.order(messages.HELLO))) == hello
+    for number in (2, 3):
+        order, content = left[number]
+        assert hospital.run.given(hospital.accept(order)).object_id == content.object_id
+    kept = {path.name.partition("-")[0] for path in hospital.records.rglob("answers/*")}
+    assert kept == {"0", "2", "3"}
+
+
+def test_an_absence_explains_no_more_than_the_policy_says(tiny_cohort, tmp_path, policy) -> None:
+    """How long the site was away is the server's word."""
+    bounded = policy.model_copy(update={"max_movement": 4.0, "max_absence": 2})
+    north = Hospital(tiny_cohort, tmp_path / "gate", bounded, **{"run.rounds": 400})
+    north.hello()
+    trained = north.ask(messages.TRAIN, 1, "train", north.start).trained
+    own = {name: (tensor - north.start[name]).norm() for name, tensor in trained.items()}
+    name = max(own, key=lambda one: own[one] / north.start[one].numel() ** 0.5)
+    step = own[name] / north.start[name].numel() ** 0.5  # of each number, for a move as long
+
+    def moved(times: float) -> dict[str, torch.Tensor]:
+        return north.start | {name: north.start[name] + times * step}
+
+    with pytest.raises(FedscanError, match="max-movement"):
+        north.accept(north.order(messages.TRAIN, 400, "train", moved(13.0)))
+    assert north.accept(north.order(messages.TRAIN, 400, "train", moved(11.0)))
+    with pytest.raises(FedscanError, match="max-movement"):
+        north.accept(north.order(messages.TRAIN, 2, "train", moved(5.0)))
+
+
 def test_weights_that_have_moved_too_far_are_refused(tiny_cohort, tmp_path, policy) -> None:
     bounded = policy.model_copy(update={"max_movement": 4.0})
     north = Hospital(tiny_cohort, tmp_path / "gate", bounded)
