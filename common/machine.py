@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import platform
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+Given, Made = TypeVar("Given"), TypeVar("Made")
 
 
 def usable_cpus() -> int:
@@ -33,3 +39,21 @@ def one_thread() -> None:
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
+
+
+def in_processes(
+    function: Callable[[Given], Made], work: Sequence[Given], workers: int, chunk: int
+) -> Iterator[Made]:
+    """Map a function over work in order, in processes of one thread each; one works in this one."""
+    from threadpoolctl import threadpool_limits
+
+    if workers <= 1:
+        with threadpool_limits(1):
+            yield from map(function, work)
+        return
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),  # safe whatever threads the caller has
+        initializer=one_thread,
+    ) as executor:
+        yield from executor.map(function, work, chunksize=chunk)

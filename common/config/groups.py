@@ -26,6 +26,20 @@ class Group(Settings):
     what: ClassVar[str] = "run config"
 
 
+def sorted_names(value: str) -> str:
+    """Return names of sites, with blanks between them, sorted: alike, if they mean the same.
+
+    Raises
+    ------
+    ValueError
+        One is no site's name, or stands twice.
+    """
+    names = value.split()
+    if len(set(names)) < len(names) or not all(map(SITE_NAME.fullmatch, names)):
+        raise ValueError("no names")  # put into words by accepted_values
+    return " ".join(sorted(names))
+
+
 def _require_absolute(value: str) -> str:
     if value and not Path(value).is_absolute():
         raise ValueError("relative path")  # put into words by accepted_values
@@ -165,13 +179,7 @@ class Data(Group):
         """The sites that ``unlabelled`` names, sorted."""
         return tuple(sorted(self.unlabelled.split()))
 
-    @field_validator("unlabelled")
-    @classmethod
-    def _names(cls, value: str) -> str:
-        names = value.split()
-        if len(set(names)) < len(names) or not all(map(SITE_NAME.fullmatch, names)):
-            raise ValueError("no names")  # put into words by accepted_values
-        return " ".join(sorted(names))  # alike, if they mean the same
+    _names = field_validator("unlabelled")(sorted_names)
 
     @field_validator("size")
     @classmethod

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from common.config.groups import Group
+from common.config.groups import Group, sorted_names
 from common.settings import Fraction, NonNegative
 from common.site_names import SITE_NAME
 
@@ -64,13 +64,7 @@ class Trouble(Group):
         "attacker's own update",
     )
 
-    @field_validator("slow", "attackers")
-    @classmethod
-    def _sorted_names(cls, value: str) -> str:
-        names = value.split()
-        if len(set(names)) < len(names) or not all(map(SITE_NAME.fullmatch, names)):
-            raise ValueError("no names")  # put into words by accepted_values
-        return " ".join(sorted(names))  # alike, if they mean the same
+    _names = field_validator("slow", "attackers")(sorted_names)
 
     @field_validator("late", "scanner_change")
     @classmethod

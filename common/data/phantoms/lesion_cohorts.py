@@ -21,12 +21,10 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import multiprocessing
 import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,7 +47,7 @@ from common.data.phantoms.lesions import (
 from common.errors import ConfigError
 from common.files import make_folder, write_atomically
 from common.imaging.splits import assign_splits
-from common.machine import one_thread
+from common.machine import in_processes
 from common.seeding import derive_seed
 
 LESION_PHANTOM_VERSION = 2  # raise it with every change of the bytes written
@@ -289,7 +287,7 @@ def write_hospital(
             numbers += added_patients(tested, name, seed)
         work = [(partial / "images", name, patient, seed, size) for patient in numbers]
         pictures: list[Picture] = []
-        for done, written in enumerate(_run(work, workers), start=1):
+        for done, written in enumerate(in_processes(_write_patient, work, workers, 8), start=1):
             pictures += written
             if progress is not None:
                 progress(done * count // len(work) - (done - 1) * count // len(work))
@@ -331,22 +329,6 @@ def write_texts(
 
 
 Work = tuple[Path, str, int, int, int]  # folder of pictures, hospital, patient, seed, size
-
-
-def _run(work: Sequence[Work], workers: int) -> Iterator[list[Picture]]:
-    """Map :func:`_write_patient` in order; one thread a process, as threaded sums may differ."""
-    from threadpoolctl import threadpool_limits
-
-    if workers <= 1:
-        with threadpool_limits(1):
-            yield from map(_write_patient, work)
-        return
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),  # safe whatever threads the caller has
-        initializer=one_thread,
-    ) as executor:
-        yield from executor.map(_write_patient, work, chunksize=8)
 
 
 def _write_patient(work: Work) -> list[Picture]:

@@ -7,9 +7,7 @@ time elsewhere. The first hospitals of a cohort are those of a smaller one.
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 from common.data.phantoms.dermatoscopes import dermatoscope, encode
@@ -22,7 +20,7 @@ from common.data.phantoms.lesion_cohorts import (
 )
 from common.errors import ConfigError
 from common.files import PRIVATE_FILE
-from common.machine import one_thread
+from common.machine import in_processes
 from common.site_names import MOST_SITES
 
 SIZE = 32  # pixels a side
@@ -82,24 +80,10 @@ def write_small_hospitals(
     names = small_sites(count)
     if there := [name for name in names if (folder / name).exists()]:
         raise ConfigError(f"'{folder / there[0]}' exists: name another folder, or remove it first")
-    for _ in _run([(folder, name, pictures, seed) for name in names], workers):
+    work = [(folder, name, pictures, seed) for name in names]
+    for _ in in_processes(_write, work, workers, 4):
         progress(1)
     return folder
-
-
-def _run(work: Sequence[Work], workers: int) -> Iterator[None]:
-    from threadpoolctl import threadpool_limits
-
-    if workers <= 1:
-        with threadpool_limits(1):
-            yield from map(_write, work)
-        return
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),  # safe whatever threads the caller has
-        initializer=one_thread,
-    ) as executor:
-        yield from executor.map(_write, work, chunksize=4)
 
 
 def _write(work: Work) -> None:
