@@ -1,7 +1,8 @@
 """Kill a run with all its processes at random moments, resume it each time, and compare the result.
 
-``python tests/kill_and_resume.py [--kills 30] [--command run] [--rounds 8]`` prints how often a run
+``python tests/kill_and_resume.py [--kills 30] [--command run] [--rounds 30]`` prints how often a run
 was killed, in which rounds, and whether its files are, byte for byte, those of an undisturbed run.
+Moments are uniform over the time that the undisturbed run took.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from kills import kill_tree, result, started
 
 from common.imaging.cohorts import write_cohort
 
-SHORTEST, LONGEST = 1.0, 45.0  # seconds from the start of a process to its end
 STEPS = ["training.local-steps=2", "training.batch-size=4", "data.size=16"]
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--command", choices=["run", "federate"], default="run")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     draw, home = random.Random(asked.seed), Path(tempfile.mkdtemp(prefix="fedscan-kills-"))
@@ -46,15 +46,15 @@ def main() -> None:
         values = [f"run.rounds={asked.rounds}", *STEPS]
         words = ["--cohort", str(cohort), *(word for v in values for word in ("--set", v))]
         at = {"cwd": home, "cache": home / "cache"}
-        whole = home / "whole"
+        whole, began = home / "whole", time.monotonic()
         assert started(asked.command, [*words, "--out", str(whole)], **at).wait() == 0
-        (undisturbed,) = whole.iterdir()
+        (undisturbed,), longest = whole.iterdir(), time.monotonic() - began
         kills, runs, same, rounds = 0, 0, 0, Counter()
         while kills < asked.kills:
             out = home / f"out-{runs}"
             process = started(asked.command, [*words, "--out", str(out)], **at)
             while True:
-                end = time.monotonic() + draw.uniform(SHORTEST, LONGEST)
+                end = time.monotonic() + draw.uniform(0, longest)
                 while process.poll() is None and (kills == asked.kills or time.monotonic() < end):
                     time.sleep(0.05)
                 if process.poll() is not None:
