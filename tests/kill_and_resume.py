@@ -1,7 +1,7 @@
 """Kill a run with all its processes at random moments, resume it each time, and compare the result.
 
-``python tests/kill_and_resume.py [--kills 30] [--command run] [--rounds 30]`` prints how often a run
-was killed, in which rounds, and whether its files are, byte for byte, those of an undisturbed run.
+``python tests/kill_and_resume.py [--kills 30] [--command run] [--rounds 30]`` prints how often a
+run was killed, in which rounds, and whether its files are, byte for byte, an undisturbed run's.
 Moments are uniform over the time that the undisturbed run took.
 """
 
