@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import FileError
 from common.files import without_nan, write_atomically
@@ -37,8 +38,8 @@ class Row:
     seconds: float  # since the run began
 
 
-class MetricsLog:
-    """Append-only log of :class:`Row`, readable while it is written.
+class LineLog:
+    """Append-only log, a JSON object a line, readable while it is written.
 
     Parameters
     ----------
@@ -50,11 +51,19 @@ class MetricsLog:
         if not path.exists():
             write_atomically(path, b"")
 
-    def append(self, rows: list[Row]) -> None:
-        """Write rows in one go, so that a reader meets whole lines of whole rounds."""
-        text = "".join(json.dumps(without_nan(vars(row))) + "\n" for row in rows)
+    def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write lines in one go, so that a reader meets whole lines of whole rounds."""
+        text = "".join(json.dumps(without_nan(dict(line))) + "\n" for line in lines)
         with self.path.open("a") as file:
             file.write(text)
+
+
+class MetricsLog(LineLog):
+    """Log of :class:`Row`."""
+
+    def append(self, rows: list[Row]) -> None:
+        """Write rows in one go."""
+        self.write(vars(row) for row in rows)
 
 
 class MetricsTail:

@@ -156,16 +156,16 @@ def run_rounds(
                 participants=len(sites.names),
             )
             state.trained = number
-        is_best = False
-        if due(number, config.run.evaluate_every, rounds):
+        is_best, is_due = False, due(number, config.run.evaluate_every, rounds)
+        if is_due:
             sites.keep(state)  # who has judged these weights judges no others in this round
             is_best = _validate(number, state, config, sites)
         state.round = number
         sites.keep(state)
-        if is_best or (not state.is_known and due(number, config.run.evaluate_every, rounds)):
+        if is_best or (is_due and not state.is_known):
             # At once: what ends the run early must not take the best generator with it.
             _save(state, config, place=place, folder=folder)
-        if due(number, config.run.evaluate_every, rounds):
+        if is_due:
             task.illustrate(folder, state.released, config, round_number=number, place=place)
     best = state.best
     if best is not None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +14,8 @@ from common import run_checkpoint
 from common.checkpoints import read_description
 from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError
-from common.files import make_folder, write_atomically, write_json
-from common.metrics_log import MetricsLog
+from common.files import make_folder, write_json
+from common.metrics_log import LineLog, MetricsLog
 from common.provenance import source_hash, versions
 from common.reading import read_json
 from common.site_names import SITE_NAME
@@ -164,23 +162,12 @@ class RunFolder:
         write_json(self.path / FAILURE, failure)
 
 
-class AttendanceLog:
-    """``attendance.jsonl``: what came of each order to each site, one a line.
-
-    Parameters
-    ----------
-    path : Path
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.exists():
-            write_atomically(path, b"")
+class AttendanceLog(LineLog):
+    """``attendance.jsonl``: what came of each order to each site, one a line."""
 
     def append(self, one: Attendance) -> None:
         """Write a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(one)) + "\n")
+        self.write([vars(one)])
 
 
 def cut_logs(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from typing import TypeVar
 
 import psutil
@@ -77,17 +78,25 @@ class RemoteSites:
         known = received(message, state.reference)
         state.reference = to_keep(known, encoding)
         common = messages.pack(message)
-        whole = messages.pack(known) if state.reference and number > 1 else common
-        first = whole
-        if state.unshared:
+
+        @cache  # in most rounds nobody lacks anything
+        def whole() -> ArrayRecord:
+            return messages.pack(known) if state.reference and number > 1 else common
+
+        @cache
+        def first() -> ArrayRecord:
+            if not state.unshared:
+                return whole()
             own = broadcast(state.unshared, "float32" if number > 1 else encoding)
-            first = messages.pack({**own, **(known if number > 1 else message)})
+            return messages.pack({**own, **(known if number > 1 else message)})
+
         # By what each lacks as the round begins: it gets one order, however often it is asked.
-        orders = {
-            name: common if trained == number - 1 > 0 else whole if trained else first
-            for name in self.names
-            for trained in [state.standing.trained.get(name, 0)]
-        }
+        trained = {name: state.standing.trained.get(name, 0) for name in self.names}
+
+        def order(name: str) -> ArrayRecord:
+            if not trained[name]:
+                return first()
+            return common if trained[name] == number - 1 else whole()
 
         def read(name: str, reply: Message, phase: str) -> Update | StoredUpdate:
             state.standing.trained[name] = number
@@ -103,7 +112,6 @@ class RemoteSites:
         self._updates.clear()
         self._readmit(state)
         names = in_training(number, self._asked(state), self.config)
-        order = orders.__getitem__
         return self._gather(messages.TRAIN, number, "train", names, order, read, state)
 
     def evaluate(self, number: int, released: State, split: str, state: RunState) -> Judged:

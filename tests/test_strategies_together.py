@@ -1,7 +1,4 @@
-"""Complete runs of every strategy, in one process and through Flower's messages.
-
-Both must give the same weights and metrics. Each site is tested with its model of the best round.
-"""
+"""Every strategy gives the same weights and metrics in one process and with Flower's messages."""
 
 from __future__ import annotations
 
