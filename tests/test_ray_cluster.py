@@ -6,6 +6,7 @@ import contextlib
 import json
 import secrets
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,18 +24,20 @@ NODES = ("head", "second")
 
 
 @pytest.fixture(scope="module")
-def cluster(session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+def cluster(session_cache: Path) -> Iterator[dict]:
     """Two nodes of one CPU each: their processes by name, the address, and the password."""
-    home, port = tmp_path_factory.mktemp("ray"), free_port()
+    port = free_port()
     address = f"127.0.0.1:{port}"
     password = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     words = ["start", "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
-    started = {
-        "head": ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={home}"],
-        "second": [f"--address={address}"],
-    }
     before = flower_processes()
     with contextlib.ExitStack() as running:
+        # Ray puts sockets below this folder, and a socket's path has 107 bytes at most.
+        home = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="ray-")))
+        started = {
+            "head": ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={home}"],
+            "second": [f"--address={address}"],
+        }
         nodes = {}
         for name in NODES:
             node, log = running.enter_context(
