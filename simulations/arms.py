@@ -34,7 +34,7 @@ from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
 from common.participation import in_training
 from common.paths import cache_dir
 from common.rounds import begin, run_rounds
-from common.run_folder import METRICS, SUMMARY
+from common.run_folder import MANIFEST, METRICS, SUMMARY
 from common.run_state import Measured, RunState, Update
 from common.selection import Judged
 from common.strategies.strategy import State, load_strategy
@@ -161,6 +161,8 @@ def train_in_place(
         test.evaluations, test.merged, result.fits, config, round_number=result.round
     )
     told = {site: {**used, **each.get(site, {})} for site, used in sites.used.items()}
+    data = {site: str(path) for site, path in folders.items()}
+    write_json(folder / MANIFEST, {"config": config.to_flower(), "folders": data})
     write_json(folder / SUMMARY, {"best_round": result.round, **whole, "sites": told})
     return sites.rows
 

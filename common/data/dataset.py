@@ -131,6 +131,8 @@ class Dataset:
         For each image what a generator may be told of it, by name.
     per_file : int
         How many images were made of each file.
+    names : tuple of str
+        For each image its file, relative to the site's folder; none of images that are in no file.
     """
 
     pixels: Pixels
@@ -138,6 +140,7 @@ class Dataset:
     persons: tuple[str, ...]
     conditions: tuple[Mapping[str, str], ...] = field(default=())
     per_file: int = 1
+    names: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -180,6 +183,7 @@ class Dataset:
             labels=self.labels[index],
             persons=tuple(self.persons[k] for k in index),
             conditions=tuple(self.conditions[k] for k in index) if self.conditions else (),
+            names=tuple(self.names[k] for k in index) if self.names else (),
         )
 
     def levels(self, heights_mm: Sequence[float]) -> Dataset:
@@ -192,6 +196,7 @@ class Dataset:
             tuple(person for person in self.persons for _ in heights),
             tuple({**one, "height": height} for one in self.conditions for height in heights),
             per_file=count,
+            names=tuple(name for name in self.names for _ in heights),
         )
 
 

@@ -244,6 +244,7 @@ def open_split(
         table.labels[kept],
         tuple(table.persons[row] or f"#{table.groups[row]}" for row in kept),
         tuple(_conditions(table, row, study) for row in kept),
+        names=tuple(table.files[row] for row in kept),
     )
 
 

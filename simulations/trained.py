@@ -1,0 +1,260 @@
+"""A model that was trained, with the data that it was trained on: what is looked into afterwards.
+
+A folder of ``fedscan run``, ``federate`` or ``flwr run``, of ``fedscan train-gan``, or of one model
+of a comparison (``cells/CELL/all`` and ``cells/CELL/SITE``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from common.checkpoints import MODEL, read_model
+from common.config.run_config import RunConfig
+from common.data.site_data import open_planes
+from common.errors import ConfigError, FedscanError
+from common.paths import cache_dir, site_records
+from common.reading import read_json
+from common.run_folder import LAUNCH, MANIFEST
+from common.studies.study import Study
+from common.tasks.task import SiteContext, load_task, read_run_config
+from simulations.gan.generate import open_checkpoint, open_extractor
+from simulations.hospitals import prepare_phantoms
+from simulations.resume import Launch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from common.data.dataset import Dataset
+    from common.evaluation.extractor import Extractor
+    from common.models.stylegan2 import Generator
+
+WANTED = "Name the folder of a run, of a training of train-gan, or cells/CELL/all of a comparison"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and its sites.
+
+    Parameters
+    ----------
+    folder : Path
+        In which it lies.
+    config : RunConfig
+        Of the run; of a generator that ``train-gan`` has made, its study and task alone.
+    folders : mapping of str to Path
+        Data of each site, in order of name.
+    device : torch.device
+    extractor_name : str
+        Name or file of the network by which generated images are judged.
+    """
+
+    folder: Path
+    config: RunConfig
+    folders: Mapping[str, Path]
+    device: torch.device
+    extractor_name: str
+
+    @cached_property
+    def study(self) -> Study:
+        """The study of its images."""
+        return self.config.read_study()
+
+    @property
+    def task_name(self) -> str:
+        """``classification`` or ``generation``."""
+        return self.config.task
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of its sites, sorted."""
+        return tuple(self.folders)
+
+    def open(self, site: str, split: str) -> Dataset:
+        """Open one split of a site's images as the model sees them.
+
+        Raises
+        ------
+        ConfigError, DataContractError
+            The run has no such site, or its data cannot be read.
+        """
+        if site not in self.folders:
+            raise ConfigError(f"site '{site}': accepted is one of {', '.join(self.folders)}")
+        if self.task_name == "generation":
+            size = self.generator().architecture.resolution
+            return open_planes(
+                *(self.study, site, self.folders[site], split),
+                size=size,
+                cache=cache_dir(),
+                harmonize=self.config.data.harmonize,
+            )
+        task = load_task(self.task_name)
+        return task.open_split(site, self.folders[site], split, self.config, cache_dir())
+
+    def generator(self) -> Generator:
+        """Return the generator's moving average, on the device, for use.
+
+        Raises
+        ------
+        ConfigError
+            It is a classifier.
+        """
+        if self.task_name != "generation":
+            raise ConfigError(
+                f"{self.folder} holds a classifier, and a generator is needed: one of "
+                "fedscan run --set task=generation, or of fedscan train-gan"
+            )
+        return self._generator
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return open_checkpoint(self.folder, self.device.type)[0]
+
+    def extractor(self) -> Extractor:
+        """Return the network by which generated images are judged."""
+        extractor = open_extractor(self.extractor_name)
+        extractor.require_features()
+        return extractor
+
+    def classifier(self, site: str) -> nn.Module:
+        """Return the classifier as it is tested at a site, for use.
+
+        It is adapted to the site, as ``model.adapt`` has it; of a personal strategy it is the
+        site's own.
+
+        Raises
+        ------
+        ConfigError
+            It is a generator; or the site's own model is not on this machine.
+        """
+        from common.strategies.strategy import load_strategy
+        from common.training.classifier import survey_site
+
+        if self.task_name != "classification":
+            raise ConfigError(
+                f"{self.folder} holds a generator, and a classifier is needed: a run of task "
+                "'classification'"
+            )
+        personal = load_strategy(self.config.strategy.name).is_personal
+        _, weights = read_model(self._own_model(site) if personal else self.folder)
+        task = load_task(self.task_name)
+        model = task.build_model(self.config, SiteContext(site, self.sites, self.device))
+        task.load_shared(model, weights)
+        if self.config.model.adapt != "none":
+            survey_site(model, self.open(site, "train"), self.config, self.device)
+        return model.to(self.device).eval()
+
+    def _own_model(self, site: str) -> Path:
+        cell, name = self.folder.parent.name, self.folder.name
+        of_comparison = self.folder.parents[2] / "sites" / site / cell / name
+        for found in (site_records(site) / name, of_comparison):
+            if (found / MODEL).is_file():
+                return found
+        raise ConfigError(
+            f"strategy '{self.config.strategy.name}': site '{site}' keeps a model of its own in "
+            "its records, which are not on this machine"
+        )
+
+    def rows(self, site: str, split: str) -> pd.DataFrame:
+        """Tell what is known of each image of :meth:`open`, in its order.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``label`` (a class of the study), ``person`` (a number, from 0), ``image``
+            (Path of the file), and each condition of the study, such as ``sex``; empty where it is
+            not told.
+        """
+        data, classes = self.open(site, split), self.study.label.classes.names
+        numbers, _ = pd.factorize(pd.Series(data.persons, dtype=object))
+        columns = [column for column, _ in self.study.condition_columns]
+        told = {
+            name: [one.get(name, "") for one in data.conditions]
+            for name in dict.fromkeys([*columns, *(k for one in data.conditions for k in one)])
+            if name not in ("label", "person", "image")
+        }
+        return pd.DataFrame(
+            {
+                "label": [classes[k] if k >= 0 else "" for k in data.labels],
+                "person": numbers,
+                "image": [self.folders[site] / name for name in data.names],
+                **told,
+            }
+        )
+
+
+def read_trained(folder: Path, cohort: Path | None = None, device: str = "auto") -> Trained:
+    """Read what a folder says of its model.
+
+    Parameters
+    ----------
+    folder : Path
+    cohort : Path, optional
+        Where the sites' data are, if they are no longer where they were.
+    device : {"auto", "cpu", "cuda"}
+
+    Raises
+    ------
+    ConfigError
+        There is no such model, or the data of its sites are not to be found.
+    """
+    from common.training.gan_state import resolve_device
+
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder. {WANTED}")
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except FileNotFoundError:
+        inside = sorted(found.parent for found in folder.glob(f"*/{MANIFEST}"))
+        hint = f"Name a folder inside, such as {inside[-1]}" if inside else WANTED
+        raise ConfigError(f"{folder}: no model is here. {hint}") from None
+    config, extractor = _config(folder, manifest)
+    folders = _folders(folder, manifest, config, cohort)
+    if lost := [name for name, path in folders.items() if not path.is_dir()]:
+        raise ConfigError(
+            f"the data of site '{lost[0]}' are no longer where they were: --cohort names the "
+            "folder above the sites' data"
+        )
+    return Trained(folder, config, dict(sorted(folders.items())), resolve_device(device), extractor)
+
+
+def _config(folder: Path, manifest: Mapping[str, Any]) -> tuple[RunConfig, str]:
+    """Return a run's config and its extractor."""
+    values = manifest.get("config")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{folder / MANIFEST}: it holds no run config. {WANTED}")
+    if "preset" in manifest:  # of train-gan, whose config is of another kind
+        values = {"study": str(manifest.get("study")), "task": "generation"}
+    try:
+        config = read_run_config(values)
+    except FedscanError as error:
+        raise ConfigError(f"{folder / MANIFEST}: {error}") from None
+    return config, config.model.extractor
+
+
+def _folders(
+    folder: Path, manifest: Mapping[str, Any], config: RunConfig, cohort: Path | None
+) -> dict[str, Path]:
+    """Find each site's data: where a user says, where they were, or simulated ones in the cache."""
+    from common.imaging.bids import list_sites
+
+    sites = manifest.get("sites")
+    names = list(sites) if isinstance(sites, dict) else []
+    if cohort is None and isinstance(told := manifest.get("folders"), dict):
+        return {name: Path(str(path)) for name, path in told.items()}
+    if cohort is None and (folder / LAUNCH).is_file():
+        return dict(Launch.read(folder).folders)
+    above = cohort or manifest.get("cohort") or config.data.cohort_dir
+    if not above:
+        return prepare_phantoms(config.study, names)
+    found = list_sites(Path(above))
+    if lost := [name for name in names if name not in found]:
+        raise ConfigError(f"--cohort: it does not hold site '{lost[0]}', of which the model is")
+    return {name: found[name] for name in names or found}
