@@ -91,6 +91,7 @@ def summarize_cells(
         classes=config.read_study().label.classes.names,
         positive=config.read_study().label.positive or None,
         plain_bytes=_plain_bytes(models),
+        reach=plan.reach,
     )
     if new_cohorts:
         models = [(cell, told) for cell, told in models if cell.seed == plan.first_repetition]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.evaluation.classification import OF_EACH_CLASS, metric_names
+from common.tasks.generation_classes import OF_A_CLASS
 from simulations.results import CHOSEN
 
 
@@ -71,10 +72,14 @@ GENERATION = {
     "precision": Measure("precision"),
     "recall": Measure("recall"),
     "coverage": Measure("coverage"),
+    "density": Measure("density", bounds=None),
+    "ms_ssim": Measure("MS-SSIM of pairs", True),
+    "ms_ssim_real": Measure("MS-SSIM of pairs of real images", True),
     "authenticity": Measure("authenticity"),
     "authenticity_held_out": Measure("authenticity of held-out images"),
     "copies_flagged": Measure("flagged as copying", True, "any"),
 }
+OF_CLASSES = (*OF_EACH_CLASS, *OF_A_CLASS)
 OTHERS = {CHOSEN: Measure("synthetic participants chosen", digits=(0, 0, 0), bounds=None)}
 DISTANCES = ("frechet_distance", "kernel_distance")
 
@@ -88,13 +93,14 @@ def judged(
     ----------
     task : str
     classes : sequence of str
-        Of a classification.
     positive : str, optional
     each : bool
         Whether single classes have measures of their own.
     """
     if task == "generation":
-        return Judged(DISTANCES, ("recall", "precision"), GENERATION)
+        single = [f"{name}.{one}" for one in classes for name in OF_A_CLASS] if each else []
+        measures = GENERATION | {name: measure(name) for name in single}
+        return Judged(DISTANCES, ("recall", "precision"), measures)
     names = metric_names(max(2, len(classes)), classes if each else None, positive)
     return Judged(("balanced_accuracy", "auroc"), (), {name: measure(name) for name in names})
 
@@ -103,6 +109,6 @@ def measure(name: str) -> Measure:
     """Return what is known of a measure, also of one of a single class, as ``recall.MEL``."""
     known = {**CLASSIFICATION, **GENERATION, **OTHERS}
     kind, _, one = name.partition(".")
-    if one and kind in OF_EACH_CLASS:
-        return Measure(f"{known[kind].words} of {one}")
+    if one and kind in OF_CLASSES:
+        return replace(known.get(kind, Measure(kind)), words=f"{measure(kind).words} of {one}")
     return known.get(name, Measure(name, bounds=None))

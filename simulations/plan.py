@@ -12,17 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.config.renamed import OF_COMPARISONS
-from common.config.run_config import OF_CLASSIFICATION, RunConfig, flatten
+from common.config.run_config import OF_CLASSIFICATION, OF_SLICES, RunConfig, flatten
 from common.data.phantoms.cohorts import PHANTOM_SEED
 from common.errors import ConfigError
 from common.settings import did_you_mean
 from common.strategies.strategy import load_strategy, strategy_names
-from common.studies.sections import HEIGHT
-from common.studies.study import Study, read_study
-from common.studies.vocabulary import normalise
+from common.studies.study import read_study
 from common.tasks.task import read_run_config
 from common.training.gan_presets import stylegan2
 from simulations.contrasts import reference_of
+from simulations.placeholders import fill_in
 from simulations.scenarios import crossed
 
 Values = dict[str, bool | int | float | str]
@@ -93,10 +92,16 @@ class Plan(BaseModel):
     reference : str
         The strategy that stands for the federated arm, where it is compared; else it is
         ``fedavg``, and without that the first.
+    pooled : list of str
+        Variants that the pool of all sites is trained under as well: of what is learned, not of
+        how sites are averaged.
+    reach : float
+        For generation: a Fréchet distance to validation images, of which it is told after how many
+        training images each generator reaches it; 0: none.
     contrasts : list of pairs
-        Names among strategies, ``local`` and ``centralized`` whose differences are told, first −
-        second; without any, every further strategy is set against the reference. Pairs of which
-        one is not compared have no effect.
+        Names among strategies, ``local``, ``centralized`` and ``centralized/VARIANT`` whose
+        differences are told, first − second; without any, every further strategy is set against
+        the reference. Pairs of which one is not compared have no effect.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -118,6 +123,8 @@ class Plan(BaseModel):
     pretrained: list[str] = []
     use: Values = {}
     reference: str = ""
+    pooled: list[str] = []
+    reach: float = Field(0.0, ge=0)
     contrasts: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
 
     @model_validator(mode="before")
@@ -138,14 +145,16 @@ class Plan(BaseModel):
         known = [*strategies, *self.variants]
         if unknown := [name for name in self.strategies if name not in known]:
             raise ValueError(f"strategy '{unknown[0]}': accepted are {', '.join(known)}")
-        if lost := [name for name in self.pretrained if name not in self.variants]:
-            raise ValueError(f"pretrained: '{lost[0]}' is no variant")
+        for key, names in {"pretrained": self.pretrained, "pooled": self.pooled}.items():
+            if lost := [name for name in names if name not in self.variants]:
+                raise ValueError(f"{key}: '{lost[0]}' is no variant")
         if self.pretrained and not self.pretraining:
             raise ValueError("pretrained variants need a table `pretraining`")
         if self.reference and self.reference not in known:
             raise ValueError(f"reference '{self.reference}': accepted are {', '.join(known)}")
         for first, second in self.contrasts:
-            if strange := {first, second} - {*known, "local", "centralized"}:
+            pools = {pooled_name(name) for name in self.pooled}
+            if strange := {first, second} - {*known, "local", "centralized", *pools}:
                 raise ValueError(f"contrast with '{min(strange)}', which is no strategy and no arm")
             if first == second:
                 raise ValueError(f"contrast of '{first}' with itself")
@@ -170,7 +179,8 @@ class Plan(BaseModel):
     def compared_contrasts(self) -> list[list[str]]:
         """The named pairs of which both are compared."""
         federated = self.strategies if "federated" in self.arms else []
-        compared = {*self.arms, *federated}
+        pools = self.pooled if "centralized" in self.arms else []
+        compared = {*self.arms, *federated, *map(pooled_name, pools)}
         return [pair for pair in self.contrasts if compared.issuperset(pair)]
 
     def cells(self) -> list[Cell]:
@@ -180,6 +190,8 @@ class Plan(BaseModel):
             if "federated" in self.arms:
                 found += [Cell("federated", strategy, seed) for strategy in self.strategies]
             found += [Cell(arm, "", seed) for arm in ("centralized", "local") if arm in self.arms]
+            if "centralized" in self.arms:
+                found += [Cell("centralized", variant, seed) for variant in self.pooled]
         return found
 
     def stages(self) -> list[list[Cell]]:
@@ -247,6 +259,8 @@ def _of_pictures_use(values: Values) -> Values:
         as_made: Values = {"model.classifier": "slices"}
     else:
         as_made = {"data.size": stylegan2(run).resolution}
+        if values.get("model.classifier") not in OF_SLICES:
+            values = {k: v for k, v in values.items() if not k.startswith("model.gan")}
     return {"model.adapt": "none", **as_made, **values}
 
 
@@ -264,29 +278,22 @@ class Cell:
         return "-".join(filter(None, (self.arm, self.strategy, f"seed{self.seed}")))
 
 
+def pooled_name(variant: str) -> str:
+    """Return the name of a variant of the centralized arm."""
+    return f"centralized/{variant}"
+
+
 def presets() -> dict[str, Path]:
     """Find the presets that come with fedscan, by name."""
     return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
 
 
-def _name_labels(variants: dict[str, Values], study: Study) -> None:
-    """Put the study's label, of volumes with the slices' height, in place of ``{label}``."""
-    made = () if study.images.view == "picture" else (HEIGHT,)
-    wanted = (normalise(study.label.column), *made)
-    kinds = [kind for kind in study.generator.conditions if normalise(kind) in wanted]
-    label = ",".join(kinds) or study.label.column  # which is refused where it is no condition
-    for changes in variants.values():
-        for key, value in changes.items():
-            if isinstance(value, str):
-                changes[key] = value.replace("{label}", label)
-
-
 def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any]) -> Plan:
     """Build a plan from a preset, command-line overrides and run-config overrides.
 
-    A preset's table ``volumes`` is added to its ``run`` for studies of volumes; ``{label}`` in a
-    variant is the study's label, ``auto`` among strategies the study's own, and each strategy is
-    also compared under each of ``scenarios`` (:mod:`simulations.scenarios`).
+    A preset's table ``volumes`` is added to its ``run`` for studies of volumes; variants may have
+    :mod:`simulations.placeholders`, ``auto`` among strategies is the study's own, and each strategy
+    is also compared under each of ``scenarios`` (:mod:`simulations.scenarios`).
 
     Raises
     ------
@@ -308,12 +315,12 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         name: flatten(changes) for name, changes in values.get("variants", {}).items()
     }
     preset_run = flatten(values.get("run", {}))
-    study_text = run.get("study", RunConfig.model_fields["study"].default)
+    study_text = {"study": RunConfig.model_fields["study"].default, **preset_run, **run}["study"]
     study = read_study(study_text)
     of_volumes = flatten(values.pop("volumes", {}))
     if study.images.view != "picture":
         preset_run |= of_volumes
-    _name_labels(values["variants"], study)
+    fill_in(values["variants"], study)
     task = preset_run.get("task", RunConfig.model_fields["task"].default)
     if run.get("task", task) != task:  # the preset's classifiers are not what is asked for
         preset_run = {k: v for k, v in preset_run.items() if k not in OF_CLASSIFICATION}

@@ -40,6 +40,7 @@ from simulations.tested import (
     target_of,
     typed,
 )
+from simulations.training_speed import training_speed
 
 Measured = dict[tuple[str, str, str], Repeated]  # by place, model and measure
 
@@ -57,6 +58,7 @@ def summarize(
     classes: Sequence[str] = (),
     positive: str | None = None,
     plain_bytes: Mapping[tuple[str, int], float] | None = None,
+    reach: float = 0.0,
     draws: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -87,6 +89,8 @@ def summarize(
         The class that is to be found, where the study names one.
     plain_bytes : mapping of (strategy, seed) to float, optional
         What the messages of a federated repetition would have taken uncompressed.
+    reach : float
+        A Fréchet distance; see :func:`simulations.training_speed.training_speed`.
     draws : int
         Number of bootstrap samples.
     seed : int
@@ -106,7 +110,8 @@ def summarize(
         - ``headline``: ``gain_of_data_poor_site`` and ``loss_against_pooling``, see
           :mod:`simulations.headlines`
         - ``costs[model]``: images_seen, bytes_up, bytes_down, seconds, repetitions: means over
-          repetitions; share_of_plain_bytes where it is known
+          repetitions; share_of_plain_bytes where it is known; of generators what
+          :func:`simulations.training_speed.training_speed` gives for the distance ``reach``
         - ``copies``: a record a generator, seed and site whose training images are copied
         - ``classes``, ``positive``; with predictions ``counts[site]`` (test images of each class,
           persons, classes of few) and ``curves[site][model]``
@@ -141,6 +146,7 @@ def summarize(
     places = sorted(named - {"", WHOLE})
     classes = next((one.classes for one, *_ in predicted.values()), tuple(classes))
     each = any("." in metric for metric in tests["metric"])
+    speed = training_speed(table, reach) if task == "generation" else {}
     how = judged(task, classes, positive, each=each)
     keys = models_of(table)
 
@@ -184,9 +190,10 @@ def summarize(
             "loss_against_pooling": loss(differences[WHOLE].get(against[CENTRALIZED], {}), how),
         },
         "costs": {
-            name: _costs(rows_of(tests, key), key, plain_bytes or {})
+            name: _costs(rows_of(tests, key), key, plain_bytes or {}) | speed.get(name, {})
             for name, key in ((name_of_model(key), key) for key in keys)
         },
+        "reach": reach,
         "copies": [
             {"model": name, "seed": int(s), "site": site}
             for (site, name, metric), one in measured.items()
@@ -330,7 +337,9 @@ def _differences(
     tested = {(place, name) for place, name, _ in measured}
 
     def model(name: str) -> str:
-        return name if name in OTHER_ARMS else f"federated/{name}" if name else "federated"
+        if name.partition("/")[0] in OTHER_ARMS:
+            return name
+        return f"federated/{name}" if name else "federated"
 
     found: Measured = {}
     for contrast, pair in pairs.items():

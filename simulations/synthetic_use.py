@@ -1,8 +1,9 @@
 """What synthetic scans are good for: a classifier that learns from them, tested on real scans.
 
-Two questions. *Synthetic only*: what does a classifier know that never saw a real scan? *Real and
+Three questions. *Synthetic only*: what does a classifier know that never saw a real scan? *Real and
 synthetic*: does a small hospital's classifier gain by people whom it draws from a generator, beside
 its own few? How many it draws is chosen on its validation scans, none being a choice as well.
+*Balanced*: does it gain where each rare class is filled up to the commonest by such people?
 
 Every training is the classification task's own, with the same steps and the same seeds, and its
 last weights are kept. Test scans are read once, when all trainings are over.
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-METRICS = ("balanced_accuracy", "auroc")
+METRICS = ("balanced_accuracy", "auroc")  # and, of more than two classes, each one's recall
 AMOUNTS = (16, 32, 64, 128)  # synthetic participants beside a site's own; none is tried as well
 REAL_ONLY = "local real only"
+BALANCED = "local real balanced by"
 
 
 def synthetic_people(
@@ -86,6 +88,23 @@ def synthetic_people(
     return Dataset(InMemory(images), labels, tuple(map(str, range(count))))
 
 
+def filling(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Count how many images each class lacks to be as common as the commonest.
+
+    Parameters
+    ----------
+    labels : (N,) int64
+        Of the images that there are.
+    classes : int
+
+    Returns
+    -------
+    (classes,) int64
+    """
+    there = np.bincount(labels, minlength=classes)
+    return there.max() - there
+
+
 def use_of_synthetic(
     folders: Mapping[str, Path],
     generators: Mapping[str, Path],
@@ -121,10 +140,12 @@ def use_of_synthetic(
         Columns :data:`~simulations.results.USE_COLUMNS`. Rows "local real only" and "local real +
         NAME" at the poor site, of metrics :data:`METRICS` (n: test scans) and, of the latter,
         ``synthetic_participants``, the amount with the lowest validation loss, of equals the
-        smallest (n: validation scans). Rows "NAME only" at every site: trained on synthetic people
-        with that site's label, of which a generator that never saw the site can only guess the
-        looks. A generator that makes no such people (it has no labels of sex, height and site, or
-        pictures of another size) has no row.
+        smallest (n: validation scans). Row "local real balanced by NAME" there, where classes are
+        not equally common: as many synthetic people of each as it lacks to be as common as the
+        commonest. Rows "NAME only" at every site: trained on synthetic people with that site's
+        label, of which a generator that never saw the site can only guess the looks. A generator
+        that makes no such people (it has no labels of sex, height and site, or pictures of another
+        size) has no row.
 
     Raises
     ------
@@ -165,9 +186,12 @@ def use_of_synthetic(
     models.append((REAL_ONLY, poor, local))
     known = trainings.loss(local, validation)
     of_sites: dict[str, dict[str, Dataset]] = {}
+    lacking = filling(real.labels, len(study.label.classes.names))
+    most = {poor: max(*amounts, len(lacking) * int(lacking.max()))}
+    counts = {site: most.get(site, max(amounts)) for site in sorted(folders)}
     for name, folder in generators.items():
         try:
-            of_sites[name] = _people(name, folder, sorted(folders), max(amounts), seed, real, study)
+            of_sites[name] = _people(name, folder, counts, seed, real, study)
         except ConfigError as error:  # one generator's fault is no reason to lose the others' rows
             log.warning("left out: %s", error)
     for name, people in of_sites.items():
@@ -179,7 +203,14 @@ def use_of_synthetic(
         row = f"local real + {name}"
         chosen[row] = min(losses, key=lambda amount: (losses[amount], amount))
         models.append((row, poor, tried[chosen[row]]))
-        models += [(f"{name} only", site, trainings.train(people[site])) for site in folders]
+        if lacking.any():
+            fill = [np.flatnonzero(people[poor].labels == k)[:n] for k, n in enumerate(lacking)]
+            rare = people[poor].subset(np.concatenate(fill))
+            models.append((f"{BALANCED} {name}", poor, trainings.train(pool([real, rare]))))
+        models += [
+            (f"{name} only", site, trainings.train(people[site].subset(np.arange(max(amounts)))))
+            for site in folders
+        ]
 
     rows = [
         (seed, row, poor, CHOSEN, float(amount), len(validation.labels))
@@ -190,8 +221,10 @@ def use_of_synthetic(
         for row, at, model in models:
             if at == site:
                 found = score(study, test.labels, trainings.predict(model, test))
-                rows += [(seed, row, site, name, found[name], len(test.labels)) for name in METRICS]
-    order = [REAL_ONLY, *chosen, *(f"{name} only" for name in of_sites)]
+                told = [*METRICS, *(name for name in found if name.startswith("recall."))]
+                rows += [(seed, row, site, name, found[name], len(test.labels)) for name in told]
+    balanced = [f"{BALANCED} {name}" for name in of_sites]
+    order = [REAL_ONLY, *chosen, *balanced, *(f"{name} only" for name in of_sites)]
     frame = pd.DataFrame(rows, columns=USE_COLUMNS)
     return frame.sort_values(
         "row", key=lambda one: one.map(order.index), kind="stable"
@@ -199,8 +232,8 @@ def use_of_synthetic(
 
 
 def trainings(generators: int, sites: int) -> int:
-    """Count the trainings of :func:`use_of_synthetic`, with as many generators and sites."""
-    return 1 + generators * (len(AMOUNTS) + sites)
+    """Count the trainings of :func:`use_of_synthetic`, at most, by generators and sites."""
+    return 1 + generators * (len(AMOUNTS) + 1 + sites)
 
 
 class _Trainings:
@@ -239,8 +272,7 @@ class _Trainings:
 def _people(
     name: str,
     folder: Path,
-    sites: Sequence[str],
-    count: int,
+    counts: Mapping[str, int],
     seed: int,
     real: Dataset,
     study: Study,
@@ -253,7 +285,10 @@ def _people(
             "model.gan and model.gan-changes to those that it was trained with"
         )
     try:
-        return {site: synthetic_people(generator, study, site, count, seed) for site in sites}
+        return {
+            site: synthetic_people(generator, study, site, count, seed)
+            for site, count in counts.items()
+        }
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 

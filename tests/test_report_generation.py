@@ -62,7 +62,7 @@ def rewrite(path: Path, **changes: object) -> None:
 
 def test_every_part_that_was_promised_is_there(page: Page) -> None:
     headings = {a["id"] for a in page.all("h2")}
-    expected = ("results", "pictures", "curves", "use", "copying", "costs", "budget")
+    expected = ("results", "pictures", "curves", "speed", "use", "copying", "costs", "budget")
     assert headings == {*expected, "provenance", "limits"}
     assert "At island, joining lowered the Fréchet distance by" in page.text
     assert "Over all sites together, the Fréchet distance was" in page.text
@@ -114,10 +114,10 @@ def test_the_configuration_shows_what_variants_override(copy: Path) -> None:
 
 
 def test_figures_and_tables_are_numbered_in_reading_order(page: Page) -> None:
-    for kind, count in (("Figure", 7), ("Table", 7)):
+    for kind, count in (("Figure", 7), ("Table", 8)):
         numbers = re.findall(rf"{kind} (\d+)\. ", page.text)
         assert numbers == [str(k + 1) for k in range(count)]
-    assert len(page.all("table")) == 7
+    assert len(page.all("table")) == 8
 
 
 def test_pictures_are_real_ones_every_arm_and_rounds(folder: Path, page: Page) -> None:
@@ -533,7 +533,8 @@ def test_an_estimate_counts_every_classifier_of_a_use_cell(monkeypatch: pytest.M
     with_, without = (
         estimate.estimate_seconds(Plan(arms=arms, run=run, use=one), 3, base) for one in (use, {})
     )
-    classifiers = 3 + 1 + 2 * 4 + 2 * 3  # federated at three sites; real; amounts; sites
+    # Federated at three sites; real; amounts; balanced; sites.
+    classifiers = 3 + 1 + 2 * 4 + 2 + 2 * 3
     messages = estimate.FEDERATED_OVERHEAD + estimate.ROUND_OVERHEAD * 2 * 3
     assert with_ - without == pytest.approx(classifiers + messages)
 
@@ -596,6 +597,7 @@ def test_no_two_models_of_a_comparison_look_alike(preset):
     plan = load_plan(preset, {}, {})
     models = [("centralized", ""), ("local", "")]
     models += [("federated", name) for name in {*plan.strategies, *plan.variants}]
+    models += [("centralized", name) for name in plan.pooled]
     found = [looks.series(*model) for model in models]
     assert len({(one.colour, one.marker, one.dash) for one in found}) == len(found)
     assert len({(one.marker, one.dash) for one in found}) == len(found)  # in grey, too

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
@@ -22,7 +24,7 @@ from common.training.gan_checkpoint import load_generator, save_checkpoint
 from common.training.gan_presets import stylegan2
 from simulations import synthetic_use
 from simulations.results import USE_COLUMNS
-from simulations.synthetic_use import synthetic_people, use_of_synthetic
+from simulations.synthetic_use import filling, synthetic_people, use_of_synthetic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -247,12 +249,35 @@ def test_a_generator_that_makes_no_such_people_has_no_row(
     assert set(table.row) == {"local real only"}
 
 
+@given(st.lists(st.integers(0, 3), min_size=1))
+def test_filled_up_all_classes_are_as_common_as_the_commonest(labels: list[int]) -> None:
+    there = np.bincount(labels, minlength=4)
+    assert set(there + filling(np.array(labels), 4)) == {there.max()}
+
+
+def test_a_rare_class_is_filled_up_by_people_of_that_class(folders, gans, monkeypatch) -> None:
+    trained = []
+    train = synthetic_use._Trainings.train
+    monkeypatch.setattr(synthetic_use, "filling", lambda labels, classes: np.array([3, 1]))
+    monkeypatch.setattr(
+        synthetic_use._Trainings,
+        "train",
+        lambda self, data: trained.append(np.bincount(data.labels)) or train(self, data),
+    )
+    one = {"a GAN": gans["a GAN"]}
+    table = use_of_synthetic(folders, one, "island", config(), seed=0, amounts=(2,))
+    real, _, balanced, *_ = trained
+    assert (balanced - real).tolist() == [3, 1]
+    assert set(table[table.row == "local real balanced by a GAN"].site) == {"island"}
+
+
 def test_trainings_are_counted(folders, gans, monkeypatch) -> None:
     monkeypatch.setattr(synthetic_use, "AMOUNTS", (2, 4))
+    monkeypatch.setattr(synthetic_use, "filling", lambda labels, classes: np.array([3, 1]))
     seen = []
     train = synthetic_use._Trainings.train
     monkeypatch.setattr(
         synthetic_use._Trainings, "train", lambda *given: seen.append(1) or train(*given)
     )
     use_of_synthetic(folders, gans, "island", config(), seed=0, amounts=(2, 4))
-    assert len(seen) == synthetic_use.trainings(2, 2) == 1 + 2 * 2 + 2 * 2
+    assert len(seen) == synthetic_use.trainings(2, 2) == 1 + 2 * (2 + 1 + 2)

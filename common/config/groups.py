@@ -172,6 +172,13 @@ class Data(Group):
         json_schema_extra={"accepted": "names of sites with blanks between them, or nothing"},
     )
 
+    classes: str = Field(
+        "",
+        description="generation: names of classes, with blanks between them, of which alone images "
+        "are learned from and judged by; empty: all",
+        json_schema_extra={"accepted": "names of the study's classes with blanks between them"},
+    )
+
     _absolute = field_validator("cohort_dir")(_require_absolute)
 
     @property
@@ -179,7 +186,7 @@ class Data(Group):
         """The sites that ``unlabelled`` names, sorted."""
         return tuple(sorted(self.unlabelled.split()))
 
-    _names = field_validator("unlabelled")(sorted_names)
+    _names = field_validator("unlabelled", "classes")(sorted_names)
 
     @field_validator("size")
     @classmethod

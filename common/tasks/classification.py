@@ -63,6 +63,8 @@ class Classification(Task):
             raise ConfigError(
                 f"model.classifier 'slices' is for volumes; study '{study.name}' has pictures"
             )
+        if config.data.classes:
+            raise ConfigError("data.classes is for task 'generation': leave it out")
         check_start(config)
         if config.model.adapt == "center" and config.data.unlabelled:
             raise ConfigError(

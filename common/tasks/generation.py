@@ -31,13 +31,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from common.config.run_config import RunConfig
 from common.data.dataset import Dataset
 from common.data.site_data import open_planes, plane_heights_mm
-from common.errors import ConfigError, FedscanError
+from common.data.unlabelled import UnlabelledError, nothing_to_judge_by
+from common.errors import ConfigError, DataContractError, FedscanError
 from common.studies.sections import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
@@ -84,6 +86,12 @@ class Generation(Task):
         if settings.diversity_weight and config.training.batch_size < 2:
             raise ConfigError(
                 "diversity-weight compares two pictures: set training.batch-size above 1"
+            )
+        known_classes = study.label.classes.names
+        if unknown := [n for n in config.data.classes.split() if n not in known_classes]:
+            raise ConfigError(
+                f"data.classes: '{unknown[0]}' is none of the classes of study '{study.name}': "
+                f"{', '.join(known_classes)}"
             )
         known = {*study.generator.conditions}
         if unknown := [kind for kind in settings.label_kinds if kind not in known]:
@@ -186,13 +194,27 @@ class Generation(Task):
         self, site: str, data_dir: Path, split: str, config: RunConfig, cache: Path
     ) -> Dataset:
         """Open one split of one site's pictures or slices; no file of another split is opened."""
-        size = stylegan2(config).resolution
-        return open_planes(
-            *(config.read_study(), site, data_dir, split),
-            size=size,
+        study = config.read_study()
+        data = open_planes(
+            *(study, site, data_dir, split),
+            size=stylegan2(config).resolution,
             cache=cache,
             harmonize=config.data.harmonize,
         )
+        if not (wanted := config.data.classes.split()):
+            return data
+        numbers = [study.label.classes.names.index(name) for name in wanted]
+        data = data.subset(np.isin(data.labels, numbers))
+        if not len(data) and split == "train":
+            raise DataContractError(
+                site,
+                "no training image is of data.classes",
+                got=f"none of {' or '.join(wanted)}",
+                remedy="Name classes that every site has, or leave the site out",
+            )
+        if not len(data):
+            raise UnlabelledError(site, nothing_to_judge_by(split))
+        return data
 
     def images_per_file(self, config: RunConfig) -> int:
         """Return how many slices are made of a volume; of a picture, one."""

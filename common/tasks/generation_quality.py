@@ -31,6 +31,8 @@ from common.evaluation.of_site import Evaluation, Reports
 from common.models.stylegan2 import Generator, build
 from common.paths import cache_dir
 from common.seeding import derive_seed
+from common.studies.vocabulary import normalise
+from common.tasks import generation_classes
 from common.tasks.generation_networks import architecture, generator_of, pictures
 from common.tasks.task import Load, SiteContext, State, ValidationResult
 from common.training.gan import metric_names
@@ -79,23 +81,33 @@ def evaluate(
     config : RunConfig
     place : SiteContext
     records : Path, optional
-        Folder at the site. Where it is given, it is also tested whether the generator copies the
-        site's training slices, and the strongest look-alikes are kept there as a figure.
+        Folder at the site. Where it is given, single classes and variety are judged as well, and
+        it is tested whether the generator copies the site's training slices: the strongest
+        look-alikes are kept there as a figure.
     """
     extractor = _extractor(config.model.extractor)
     generator = generator_of(released, config, place)
     data = load(split)
     seed = derive_seed(config.run.seed, site=place.site, split=split, purpose="judged pictures")
-    features = {
-        "real": features_of(extractor, data),
-        "generated": np.concatenate(
-            [extractor.features(part) for part in pictures(generator, data, seed)]
-        ),
-    }
+    made, kept, shown = [], [], generation_classes.MOST_IMAGES
+    for part in pictures(generator, data, seed):
+        made.append(extractor.features(part))
+        kept.append(part[: max(0, shown - sum(map(len, kept)))].copy())
+    features = {"real": features_of(extractor, data), "generated": np.concatenate(made)}
     judged = judge_features(features["generated"], features["real"])
     metrics = {name: float(value) for name, value in judged.items() if _is_number(value)}
     people = data.people
     if records is not None:
+        images = {
+            "real": _seen(data, np.arange(min(len(data), shown)), False),
+            "generated": np.concatenate(kept),
+        }
+        metrics |= generation_classes.variety(images["generated"], images["real"], seed)
+        if told := classes_of(generator, config):
+            least = place.disclosure.min_participants
+            metrics |= generation_classes.of_each_class(
+                features, images, data, told, least_people=least, seed=seed
+            )
         mirrored, training = stylegan2(config).mirror, load("train")
         people = min(people, training.people)  # copies are about those trained on
         metrics |= _copying(
@@ -114,17 +126,26 @@ def evaluate(
 def reports(config: RunConfig) -> Reports:
     """Name what a site's training and evaluations can report."""
     known = config.model.extractor in DEFAULTS
+    of_classes = generation_classes.names(config.read_study().label.classes.names)
     features = FEATURES if known else MOST_FEATURES
     shapes = {"count": (), "mean": (features,), "covariance": (features, features)}
     return Reports(
         training=frozenset(metric_names(stylegan2(config))),
-        evaluation=frozenset((*COUNTS, *MEASURES, *COPYING)),
+        evaluation=frozenset((*COUNTS, *MEASURES, *COPYING, *of_classes)),
         statistics={f"{kind}.{name}": shape for kind in SAMPLE for name, shape in shapes.items()},
         words={
             EXTRACTOR: frozenset([config.model.extractor if known else OWN]),
             EXTRACTOR_HASH: frozenset(),
         },
     )
+
+
+def classes_of(generator: Generator, config: RunConfig) -> tuple[str, ...]:
+    """Return the study's classes, where the generator is told which one it is to make."""
+    label = config.read_study().label
+    wanted = normalise(label.column)
+    conditional = any(normalise(kind) == wanted for kind, _ in generator.architecture.labels)
+    return label.classes.names if conditional or config.data.classes else ()
 
 
 def features_of(extractor: Extractor, data: Dataset, *, mirrored: bool = False) -> np.ndarray:
@@ -162,10 +183,12 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Validatio
         if not {"extractor", "extractor-hash"} <= one.words.keys():
             raise AnswerError(site, "it does not say with which extractor it has judged")
     require_one_extractor({site: one.words["extractor-hash"] for site, one in evaluations.items()})
+    # Of a single image no measure can be told.
+    able = {site: one for site, one in evaluations.items() if one.count > 1} or evaluations
     whole = {
-        f"{name}_mean": float(np.mean([one.metrics[name] for one in evaluations.values()]))
+        f"{name}_mean": float(np.mean([one.metrics[name] for one in able.values()]))
         for name in TOLD
-        if all(name in one.metrics for one in evaluations.values())
+        if all(name in one.metrics for one in able.values())
     }
     kernel = whole.get("kernel_distance_mean", math.nan)
     said = f"kernel distance {kernel:.3f}"
@@ -173,7 +196,7 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Validatio
     if all(one.statistics for one in evaluations.values()):
         moments = [merged_moments(evaluations, kind) for kind in SAMPLE]
     if not moments or min(m.count for m in moments) <= len(moments[0].mean):
-        for site, one in evaluations.items():
+        for site, one in able.items():
             if not math.isfinite(one.metrics.get("kernel_distance", math.nan)):
                 raise AnswerError(site, "it tells no kernel distance, by which rounds are selected")
         why = "too few images" if moments else "moments withheld"

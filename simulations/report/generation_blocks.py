@@ -11,6 +11,7 @@ from simulations.measures import DISTANCES, measure
 from simulations.report import generation_words as says
 from simulations.report import pictures, words
 from simulations.report.blocks import Block, Section
+from simulations.report.generation_tables import classes_table, speed_table
 from simulations.report.looks import Series
 from simulations.report.pictures import Trained
 from simulations.report.tables import Cell, Head, Table, estimate, grouped, key_of
@@ -21,7 +22,10 @@ from simulations.tested import summarize_use
 if TYPE_CHECKING:
     from simulations.report.content import Content
 
-MEASURES = ("frechet_distance", "kernel_distance", "precision", "recall", "coverage")
+MEASURES = (
+    *("frechet_distance", "kernel_distance", "precision", "recall", "coverage"),
+    *("density", "ms_ssim", "ms_ssim_real"),
+)
 OF_USE = ("balanced_accuracy", "auroc", CHOSEN)
 
 
@@ -65,7 +69,22 @@ class GenerationBlocks:
     def after_curves(self) -> Iterator[Section]:
         """Yield what the pictures are good for, and what they copy."""
         content, heading = self.content, "Use of synthetic images"
-        nouns = content.nouns
+        nouns, costs = content.nouns, mapping(content.summary.get("costs"))
+        if classes := classes_table(
+            *(content.scores, content.all_looks, [WHOLE, *content.sites], nouns.classes),
+            "Each class by itself",
+            f"{sentence(content.means)}. Pictures that a generator was told to make of a class, "
+            f"against the test {nouns.images} of that class.",
+        ):
+            yield Section("classes", "Classes", "Each class by itself", [("table", classes)])
+        reach = content.summary.get("reach")
+        if speed := speed_table(
+            *(costs, content.all_looks, reach if is_number(reach) else 0.0),
+            "Speed of training",
+            "Means over repetitions, of whole trainings, validations and tests included; trainings "
+            "ran side by side. Images are those that all sites showed the discriminator.",
+        ):
+            yield Section("speed", "Speed", "Speed of training", [("table", speed)])
         if use := self._use():
             yield Section("use", heading, "", [("text", says.use(nouns)), ("table", use)])
         elif mapping(content.manifest.get("plan")).get("use") and not content.summary.get(

@@ -59,6 +59,14 @@ _LOOKS = {
     ("federated", "fedprox"): ("Federated", "FedProx", "fedprox", "D", "9 2"),
     # Variants of presets, under their own names.
     **{
+        ("centralized", name): ("Centralized", name, "centralized", marker, dash)
+        for name, marker, dash in (
+            ("unconditional", "p", ""),
+            ("only-positive", "h", "2 3"),
+            ("only-other", "d", "9 2"),
+        )
+    },
+    **{
         ("federated", name): ("Federated", note, colour, marker, dash)
         for name, note, colour, marker, dash in (
             ("gan-frozen", "GAN, frozen", "fedavg", "s", "3 2"),
@@ -80,6 +88,7 @@ _VARIANTS = (
     *("threshold", "statistics", "harmonized", "source-only", "with-labels"),
     *("fedavg-epochs", "fednova-epochs"),
     *("trimmed", "krum-of-three", "multikrum-of-three", "bulyan-of-three"),
+    *("only-positive", "only-other"),
 )
 _OTHERS = [name for name in strategy_names() if ("federated", name) not in _LOOKS]
 # And those of presets whose strategies are crossed with scenarios.

@@ -1,0 +1,131 @@
+"""Generated images are judged class by class, and a generator may learn some classes alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import dataset, run_config
+
+from common.data.unlabelled import UnlabelledError
+from common.errors import ConfigError, DataContractError
+from common.evaluation.generation import judge_features
+from common.studies.study import load_study
+from common.tasks import generation_classes
+from common.tasks.generation_classes import OF_A_CLASS, of_each_class, variety
+from common.tasks.generation_quality import classes_of
+from common.tasks.task import SiteContext, load_task, read_run_config
+from common.training.gan_presets import stylegan2
+
+CLASSES = ("a", "b", "c")
+GENERATION = {"task": "generation", "study": "skin-lesions"}
+SMALL = "resolution=16 channel-base=64 channel-max=4 z-dim=8 w-dim=8"
+NORTH = SiteContext("north", ("north",), torch.device("cpu"))
+generation = load_task("generation")
+
+
+@pytest.fixture(scope="module")
+def judged() -> tuple[dict, dict, dict]:
+    """Features, images and measures of 12 images of class a, 6 of b, and one person's 5 of c."""
+    draws = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [12, 6, 5])
+    persons = [f"p{k}" for k in range(18)] + ["last"] * 5
+    shape = (len(labels), 1, 16, 16)
+    images = {kind: draws.uniform(-1, 1, shape).astype("f4") for kind in ("real", "generated")}
+    features = {kind: draws.normal(size=(len(labels), 4)) for kind in images}
+    data = dataset((images["real"] + 1) / 2, labels, persons)
+    return features, images, of_each_class(features, images, data, CLASSES, least_people=2, seed=0)
+
+
+def test_a_class_is_judged_by_its_own_images_alone(judged) -> None:
+    features, _, found = judged
+    own = judge_features(features["generated"][:12], features["real"][:12])
+    for measure in ("frechet_distance", "kernel_distance", "precision", "recall", "coverage"):
+        assert found[f"{measure}.a"] == own[measure]
+
+
+def test_a_class_of_too_few_people_is_not_told(judged) -> None:
+    assert {name.partition(".")[2] for name in judged[2]} == {"a", "b"}
+
+
+def test_a_measure_that_a_class_has_too_few_images_for_is_left_out(judged) -> None:
+    assert {name.partition(".")[0] for name in judged[2] if name.endswith(".b")} == {*OF_A_CLASS}
+    two = dataset(np.zeros((2, 1, 16, 16), "f4"), [0, 0])
+    features = {kind: np.zeros((2, 4)) for kind in ("real", "generated")}
+    images = {kind: np.zeros((2, 1, 16, 16), "f4") for kind in features}
+    few = of_each_class(features, images, two, CLASSES, least_people=1, seed=0)
+    assert {*few} == {"kernel_distance.a", "ms_ssim.a", "ms_ssim_real.a"}
+
+
+def test_all_measures_are_announced(judged) -> None:
+    assert judged[2].keys() <= set(generation_classes.names(CLASSES))
+
+
+def test_images_that_are_all_the_same_have_a_similarity_of_one() -> None:
+    same = np.tile(np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 32)), (4, 1, 1, 1))
+    other = np.random.default_rng(1).uniform(-1, 1, (4, 3, 32, 32))
+    found = variety(same.astype("f4"), other.astype("f4"), 0)
+    assert found["ms_ssim"] == pytest.approx(1, abs=1e-6)
+    assert found["ms_ssim_real"] < 0.5
+
+
+def test_only_a_generator_that_is_told_the_class_is_judged_by_class() -> None:
+    def told(**values) -> tuple[str, ...]:
+        config = run_config(GENERATION, **values)
+        return classes_of(generation.build_model(config, NORTH).ema, config)
+
+    names = load_study("skin-lesions").label.classes.names
+    assert told(gan_changes=f"{SMALL} label-kinds=diagnosis,site") == names
+    assert told(gan_changes=f"{SMALL} label-kinds=site") == ()
+    assert told(gan_changes=f"{SMALL} label-kinds=none", classes="MEL") == names
+
+
+@pytest.fixture
+def of_classes(monkeypatch: pytest.MonkeyPatch):
+    """Open a site of two melanomas and a nevus to train on, and a nevus to validate by."""
+
+    def opened(study, site, folder, split, *, size, cache, harmonize):
+        names = study.label.classes.names
+        words = ["MEL", "NV", "MEL"] if split == "train" else ["NV"]
+        images = np.zeros((len(words), 3, size, size), "f4")
+        return dataset(images, [names.index(word) for word in words])
+
+    monkeypatch.setattr("common.tasks.generation.open_planes", opened)
+    return lambda split, classes: generation.open_split(
+        "north", Path(), split, run_config(GENERATION, classes=classes), Path()
+    )
+
+
+def test_a_generator_of_one_class_sees_no_other(of_classes) -> None:
+    assert len(of_classes("train", "MEL")) == 2
+    assert len(of_classes("train", "MEL NV")) == len(of_classes("train", "")) == 3
+
+
+def test_a_site_without_the_class_cannot_train(of_classes) -> None:
+    with pytest.raises(DataContractError, match=r"data\.classes"):
+        of_classes("train", "DF")
+
+
+def test_a_site_without_the_class_to_validate_by_tells_nothing(of_classes) -> None:
+    with pytest.raises(UnlabelledError):
+        of_classes("val", "MEL")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({**GENERATION, "data.classes": "melanoma"}, "none of the classes.*MEL"),
+        ({"data.classes": "female"}, "for task 'generation'"),
+    ],
+)
+def test_classes_that_cannot_be_chosen_are_refused(values: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_run_config(values)
+
+
+def test_the_order_of_classes_does_not_matter() -> None:
+    one, other = (run_config(GENERATION, classes=c) for c in ("MEL NV", "NV MEL"))
+    assert one == other
+    assert stylegan2(one) == stylegan2(other)
