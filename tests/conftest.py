@@ -27,6 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # In one worker, one after the other: each takes all cores, and minds what is left behind.
 SERIAL = (
     "test_deployment.py",
+    "test_dermatology.py",
     "test_faults.py",
     "test_federation.py",
     "test_ray_cluster.py",

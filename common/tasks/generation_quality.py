@@ -197,6 +197,12 @@ def judge(evaluations: Mapping[str, Evaluation], config: RunConfig) -> Validatio
         moments = [merged_moments(evaluations, kind) for kind in SAMPLE]
     if not moments or min(m.count for m in moments) <= len(moments[0].mean):
         for site, one in able.items():
+            if one.count < 2:
+                raise AnswerError(
+                    site,
+                    "it has one image to validate by, and a kernel distance needs two: give it "
+                    "more, or take another split",
+                )
             if not math.isfinite(one.metrics.get("kernel_distance", math.nan)):
                 raise AnswerError(site, "it tells no kernel distance, by which rounds are selected")
         why = "too few images" if moments else "moments withheld"
