@@ -181,12 +181,36 @@ def acquire(image: np.ndarray, dermatoscope: Dermatoscope, rng: np.random.Genera
     """
     canvas = Canvas(len(image), View())
     light = np.array(image, np.float32)
-    _hair(light, canvas, dermatoscope, rng)
-    _ink(light, canvas, dermatoscope, rng)
-    _bubbles_and_glare(light, canvas, dermatoscope, rng)
-    _illumination(light, canvas, dermatoscope, rng)
-    _masks(light, canvas, dermatoscope, rng)
+    for step in _STEPS.values():
+        step(light, canvas, dermatoscope, rng)
     return _camera(light, dermatoscope, rng)
+
+
+def artefacts(
+    size: int, dermatoscope: Dermatoscope, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw again what :func:`acquire` lays over the light, each artefact by itself.
+
+    Parameters
+    ----------
+    size : int
+        Pixels a side.
+    dermatoscope : Dermatoscope
+    rng : numpy.random.Generator
+        In the state in which :func:`acquire` was given it.
+
+    Returns
+    -------
+    dict of str to ndarray of float32, shape (size, size)
+        For each of :data:`ARTEFACTS` the largest relative change that it makes to white light in
+        any channel, before lens and camera; zeros where the picture has none.
+    """
+    canvas, changes = Canvas(size, View()), {}
+    for name, step in _STEPS.items():
+        light = np.ones((size, size, 3), np.float32)
+        step(light, canvas, dermatoscope, rng)
+        changes[name] = np.abs(light - 1).max(axis=2)
+    return {name: changes[name] for name in ARTEFACTS}
 
 
 def encode(pixels: np.ndarray, dermatoscope: Dermatoscope) -> bytes:
@@ -238,18 +262,25 @@ def _ink(light: np.ndarray, canvas: Canvas, scope: Dermatoscope, rng: np.random.
     light *= 1 - np.minimum(mark, 1)[..., None] * absorbed
 
 
-def _bubbles_and_glare(
+def _bubbles(
     light: np.ndarray, canvas: Canvas, scope: Dermatoscope, rng: np.random.Generator
 ) -> None:
-    """Air in the immersion fluid, and specular reflections of the horny layer."""
-    if rng.random() < scope.bubbles:
-        count = int(rng.integers(2, 9))
-        where, radii = rng.uniform(-0.95, 0.95, (count, 2)), rng.uniform(0.02, 0.07, count)
-        ring = canvas.dots(where, radii, softness=0.10)
-        ring -= 0.9 * canvas.dots(where, 0.78 * radii, softness=0.12)
-        shine = canvas.dots(where - 0.35 * radii[:, None], 0.22 * radii, softness=0.3)
-        light *= 1 - 0.30 * np.clip(ring, 0, 1)[..., None]
-        light += 0.5 * shine[..., None]
+    """Air in the immersion fluid."""
+    if rng.random() >= scope.bubbles:
+        return
+    count = int(rng.integers(2, 9))
+    where, radii = rng.uniform(-0.95, 0.95, (count, 2)), rng.uniform(0.02, 0.07, count)
+    ring = canvas.dots(where, radii, softness=0.10)
+    ring -= 0.9 * canvas.dots(where, 0.78 * radii, softness=0.12)
+    shine = canvas.dots(where - 0.35 * radii[:, None], 0.22 * radii, softness=0.3)
+    light *= 1 - 0.30 * np.clip(ring, 0, 1)[..., None]
+    light += 0.5 * shine[..., None]
+
+
+def _glare(
+    light: np.ndarray, canvas: Canvas, scope: Dermatoscope, rng: np.random.Generator
+) -> None:
+    """Specular reflections of the horny layer."""
     strength, threshold = 0.5 * scope.glare * rng.random(), 2.9 - 0.6 * rng.random()
     if strength:
         spots = sigmoid(7 * (canvas.smooth(0.013, rng) - np.float32(threshold)))
@@ -267,25 +298,52 @@ def _illumination(
     light *= np.clip(shade, 0.2, 1.6)[..., None] * gains.astype(np.float32)
 
 
-def _masks(
+def _corners(
     light: np.ndarray, canvas: Canvas, scope: Dermatoscope, rng: np.random.Generator
 ) -> None:
-    """Dark corners, round black frame, ruler along one side."""
+    """Dark corners."""
     if rng.random() < scope.corners:
         away = rng.uniform(1.05, 1.3) - np.hypot(canvas.x, canvas.y)
         light *= sigmoid(away / np.float32(0.10))[..., None]
+
+
+def _frame(
+    light: np.ndarray, canvas: Canvas, scope: Dermatoscope, rng: np.random.Generator
+) -> None:
+    """Round black frame."""
     if rng.random() < scope.frame:
         radius, (right, down) = rng.uniform(0.86, 1.08), rng.normal(0, 0.04, 2).astype(np.float32)
         away = np.float32(radius) - np.hypot(canvas.x - right, canvas.y - down)
         light *= 0.01 + 0.99 * sigmoid(away / np.float32(0.012))[..., None]
-    if rng.random() < scope.ruler:
-        at, every = rng.uniform(0.72, 0.95), rng.uniform(0.08, 0.14)
-        ticks = []
-        for k, x in enumerate(np.arange(-1 + rng.uniform(0, 0.1), 1, every)):
-            half = 0.08 if k % 5 == 0 else 0.04
-            ticks.append(np.stack([np.full(24, x), at + np.linspace(-half, half, 24)], axis=1))
-        marks = np.rot90(np.minimum(canvas.lines(ticks, 0.016), 1), int(rng.integers(4)))
-        light *= 1 - 0.8 * marks[..., None]
+
+
+def _ruler(
+    light: np.ndarray, canvas: Canvas, scope: Dermatoscope, rng: np.random.Generator
+) -> None:
+    """Ruler along one side."""
+    if rng.random() >= scope.ruler:
+        return
+    at, every = rng.uniform(0.72, 0.95), rng.uniform(0.08, 0.14)
+    ticks = []
+    for k, x in enumerate(np.arange(-1 + rng.uniform(0, 0.1), 1, every)):
+        half = 0.08 if k % 5 == 0 else 0.04
+        ticks.append(np.stack([np.full(24, x), at + np.linspace(-half, half, 24)], axis=1))
+    marks = np.rot90(np.minimum(canvas.lines(ticks, 0.016), 1), int(rng.integers(4)))
+    light *= 1 - 0.8 * marks[..., None]
+
+
+# In the order of the light's way. Each draws the same numbers whatever the light is.
+_STEPS = {
+    "hair": _hair,
+    "ink": _ink,
+    "bubbles": _bubbles,
+    "glare": _glare,
+    "illumination": _illumination,
+    "corners": _corners,
+    "frame": _frame,
+    "ruler": _ruler,
+}
+ARTEFACTS = ("hair", "ruler", "frame", "corners", "bubbles", "ink")
 
 
 def _camera(light: np.ndarray, scope: Dermatoscope, rng: np.random.Generator) -> np.ndarray:

@@ -39,6 +39,7 @@ from common.data.phantoms.lesions import (
     EXTRA_LESIONS,
     EXTRA_PICTURES,
     Lesion,
+    View,
     diagnosis_odds,
     sample_lesion,
     sample_patient,
@@ -171,11 +172,17 @@ def take(picture: Picture, seed: int, size: int = 64, **how: int) -> np.ndarray:
     -------
     ndarray of uint8, shape (size, size, 3)
     """
-    numbers = {"patient": picture.patient, "lesion": picture.lesion, "picture": picture.number}
-    scope = dermatoscope(picture.hospital)
-    view = sample_view(scope.zoom, _stream(seed, "view", site=picture.hospital, **numbers))
+    view, draws = taken_with(picture, seed)
     light = render(picture.truth, size, view, **how)
-    return acquire(light, scope, _stream(seed, "acquisition", site=picture.hospital, **numbers))
+    return acquire(light, dermatoscope(picture.hospital), draws)
+
+
+def taken_with(picture: Picture, seed: int) -> tuple[View, np.random.Generator]:
+    """Return how the dermatoscope was held, and the random stream of the acquisition."""
+    numbers = {"patient": picture.patient, "lesion": picture.lesion, "picture": picture.number}
+    zoom = dermatoscope(picture.hospital).zoom
+    view = sample_view(zoom, _stream(seed, "view", site=picture.hospital, **numbers))
+    return view, _stream(seed, "acquisition", site=picture.hospital, **numbers)
 
 
 def split_patients(pictures: Sequence[Picture]) -> dict[str, str]:
