@@ -23,6 +23,7 @@ from simulations import (
     supernode_command,
 )
 from simulations.deploy import commands as deploy_commands
+from simulations.explain import commands as explain_commands
 from simulations.gan import commands as gan_commands
 from simulations.options import (
     CellTimeoutOption,
@@ -76,6 +77,7 @@ app.add_typer(prepare_commands.app, name="prepare")
 app.add_typer(studies_commands.app, name="studies")
 app.add_typer(deploy_commands.app, name="deploy")
 app.add_typer(gan_commands.app)
+app.add_typer(explain_commands.app)
 app.add_typer(gate_commands.app, name="gate")
 app.command()(supernode_command.supernode)
 app.command()(transfer_command.transfer)

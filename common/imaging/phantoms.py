@@ -329,12 +329,35 @@ def _outer_sum(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 def _regional(deviations: np.ndarray, template: Template) -> np.ndarray:
     """Sum of the regions' Gaussian profiles, each times its deviation, on the template's grid."""
-    profiles = []
-    for i, n in enumerate(template.maps.shape[1:]):
-        axis = template.origin[i] + template.spacing * np.arange(n)
-        profiles.append(np.exp(-0.5 * ((axis - _CENTRES[:, i, None]) / _SIGMAS[:, None]) ** 2))
+    return regional_profile(
+        [
+            template.origin[i] + template.spacing * np.arange(n)
+            for i, n in enumerate(template.maps.shape[1:])
+        ],
+        deviations,
+    )
+
+
+def regional_profile(axes: list[np.ndarray], deviations: np.ndarray | None = None) -> np.ndarray:
+    """Sum of the regions' Gaussian profiles, each times its deviation, 1 by default.
+
+    Parameters
+    ----------
+    axes : list of ndarray
+        MNI coordinates along each axis, mm.
+    deviations : ndarray, shape (26,), optional
+
+    Returns
+    -------
+    ndarray of float32, shape (X, Y, Z)
+    """
+    profiles = [
+        np.exp(-0.5 * ((axis - _CENTRES[:, i, None]) / _SIGMAS[:, None]) ** 2)
+        for i, axis in enumerate(axes)
+    ]
     x, y, z = (profile.astype(np.float32) for profile in profiles)  # (26, voxels) each
-    xy = (deviations.astype(np.float32)[:, None] * x)[:, :, None] * y[:, None, :]
+    weights = np.ones(len(_SIGNS)) if deviations is None else deviations
+    xy = (weights.astype(np.float32)[:, None] * x)[:, :, None] * y[:, None, :]
     return np.tensordot(xy, z, (0, 0))
 
 
