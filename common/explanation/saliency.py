@@ -1,17 +1,22 @@
 """Where a classifier looks: Grad-CAM and occlusion maps of one class of each image.
 
-*Grad-CAM* (Selvaraju et al. 2017, ICCV) weights the last convolution's maps A_k by the gradient of
-the class's logit y, here each place p by its own,
+*Grad-CAM* (Selvaraju et al. 2017, ICCV) weights a convolution's maps A_k by the gradient of the
+class's logit y, here each place p by its own,
 
     M(p) = max(0, Σ_k ∂y/∂A_k(p) · A_k(p)),
 
-which is HiResCAM (Draelos & Carin 2020, arXiv:2011.08891). Where the head sees means over space,
-as an EfficientNet's does, the gradient is the same at all places, and this is Grad-CAM itself. The
-small classifiers' heads see standard deviations, cells or places: there the mean gradient of
-Grad-CAM is not what the logit is made of. MONAI's ``GradCAM`` takes that mean, one class for a
-whole batch, and by default the batch's range as the scale; its hooks read a wrong gradient from a
-module that a network uses twice, as EfficientNet does its activation. So the maps are computed
-here, and a test holds them to MONAI's where both are defined.
+which is HiResCAM (Draelos & Carin 2020, arXiv:2011.08891). Where the head sees means over space of
+these maps, as an EfficientNet's does, the gradient is the same at all places, and this is Grad-CAM
+itself. The small classifiers' heads see standard deviations, cells or places: there the mean
+gradient of Grad-CAM is not what the logit is made of. MONAI's ``GradCAM`` takes that mean, one
+class for a whole batch, and by default the batch's range as the scale; its hooks read a wrong
+gradient from a module that a network uses twice, as EfficientNet does its activation. So the maps
+are computed here, and a test holds them to MONAI's where both are defined.
+
+The convolution is the last one whose maps tell places apart. Of an EfficientNet it has at least
+seven cells a side, as the last one has at 224 pixels. Of the small classifier of pictures it is the
+second of four: a cell of the last sees 31 pixels, nearly all of a small picture, and its map missed
+a planted shortcut that the second's shows.
 
 *Occlusion* (Zeiler & Fergus 2014, ECCV): a window is covered by the image's mean colour, and what
 the log-odds of the class lose is spread over the window; a place has the mean over the windows that
@@ -37,6 +42,7 @@ from common.errors import ConfigError
 
 METHODS = ("gradcam", "occlusion")
 BATCH = 64  # images of a forward pass
+CELLS = 7  # a side, of an EfficientNet's maps, at least
 GROUND = 0.1  # what is darker in every channel is a frame, or air: no part of the mean colour
 # Windows of an axis: a step is an eighth of a picture's side and a sixth of a volume's, a window
 # two steps wide. Slices of a stack are covered one at a time.
@@ -84,7 +90,7 @@ def saliency(method: str, model: nn.Module, images: Tensor, classes: Tensor) -> 
     if method not in METHODS:
         raise ConfigError(f"method '{method[:80]}': accepted is one of {', '.join(METHODS)}")
     if method == "gradcam":
-        layer = _layer_of(model)
+        layer = _layer_of(model, images.shape[-1])
         of_batch: Callable[..., Tensor] = lambda x, c: _gradcam(model, layer, x, c)  # noqa: E731
     else:
         of_batch = lambda x, c: _occlusion(model, x, c)  # noqa: E731
@@ -101,13 +107,13 @@ class _Layer:
     first: float = 0.0  # a convolution of stride 2 that is padded alike at both ends keeps pixel 0
 
 
-def _layer_of(model: nn.Module) -> _Layer:
-    """Return the last layer of a classifier that has maps over space.
+def _layer_of(model: nn.Module, size: int) -> _Layer:
+    """Return the layer of a classifier whose maps are looked at, for images of a size.
 
     Raises
     ------
     ConfigError
-        It has none.
+        It has none over space.
     """
     from common.models.classifier import SmallClassifier, VolumeEfficientNet
     from common.models.efficientnet import PictureEfficientNet, StridedPadding
@@ -115,23 +121,37 @@ def _layer_of(model: nn.Module) -> _Layer:
     from common.models.slice_classifier import SliceClassifier
 
     if isinstance(model, SmallPictureClassifier):
-        return _Layer(model.features, 8)
+        return _Layer(model.features[6], 4)
     if isinstance(model, SliceClassifier):
         return _Layer(model.features[2], 2)
     if isinstance(model, SmallClassifier):
         standardize, pad = model.features[0], model.features[1]
         margin, block = -pad.padding[0], standardize.block
         return _Layer(model.features[-3], 4 * block, margin * block + (block - 1) / 2)
-    # TensorFlow pads at the far end, so that each stride of 2 begins half a pixel of its own later.
     if isinstance(model, PictureEfficientNet):
         of_file = any(m.tensorflow for m in model.modules() if isinstance(m, StridedPadding))
-        return _Layer(model.network._swish, 32, 31 if of_file else 0)
+        return _stage_of(model.network, size, far_end=of_file)
     if isinstance(model, VolumeEfficientNet):
-        return _Layer(model[1]._swish, 32, 31)
+        return _stage_of(model[1], size, far_end=True)
     raise ConfigError(
         "Grad-CAM needs a classifier with convolutions over space, and this one's features are "
         "means over cells of single pixels' values: take --method occlusion"
     )
+
+
+def _stage_of(network: nn.Module, size: int, *, far_end: bool) -> _Layer:
+    """Return the last stage of an EfficientNet with enough cells, else the first.
+
+    Padded at the far end only, as by TensorFlow, each stride of 2 begins half of its own step
+    later.
+    """
+    layers, step = [], 2
+    for stage in network._blocks:
+        step *= stage[0].stride
+        layers.append(_Layer(stage, step, (step - 1) * far_end))
+    layers.append(_Layer(network._swish, step, (step - 1) * far_end))
+    fine = [one for one in layers if size // one.step >= CELLS]
+    return fine[-1] if fine else layers[0]
 
 
 def _gradcam(model: nn.Module, layer: _Layer, images: Tensor, classes: Tensor) -> Tensor:

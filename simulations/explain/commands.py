@@ -173,7 +173,7 @@ def show_attention(summary: dict[str, Any]) -> None:
     table = Table(
         title=f"Attention of the classifier, {summary['split']} images",
         caption="ratio: attention in the mask over its area, 1 is no preference; influence: "
-        "log-odds that covering it changes, beyond covering as much elsewhere; 95 % CI over persons",
+        "log-odds it changes when covered, beyond covering as much elsewhere; 95 % CI over persons",
         title_justify="left",
         caption_justify="left",
     )
