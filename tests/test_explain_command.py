@@ -188,6 +188,15 @@ def test_an_image_of_the_site_is_its_own_nearest_case(skin: Path, hospitals, tmp
     assert json.loads((out / "similar.json").read_text()) == found
 
 
+def test_a_query_is_harmonized_as_the_sites_images_are(hospitals, tmp_path: Path):
+    run = train(hospitals, tmp_path, study="skin-lesions", size=32, harmonize="landmarks")
+    table = pd.read_csv(hospitals["island"] / "lesions.csv")
+    file = table.loc[table["split"] == "train", "image"].iloc[0]
+    image = hospitals["island"] / "images" / file
+    found = told("similar", run, image, "--site", "island", "--out", tmp_path / "out")
+    assert found["neighbours"][0]["distance"] == pytest.approx(0, abs=1e-5)
+
+
 def test_cases_and_precision_are_of_the_sites_own_split_alone(
     skin: Path, hospitals, tmp_path: Path
 ):

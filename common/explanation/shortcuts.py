@@ -4,13 +4,15 @@ A hair, a ruler or a dark frame says nothing of the lesion. It is flagged as a *
 hold of the images that show it, each with the whole of its 95 % interval over persons:
 
 1. attention prefers it: the ratio of :mod:`common.explanation.attention` is above 1;
-2. it decides: to cover it changes the log-odds ℓ of the predicted class more than to cover an equal
-   area elsewhere does,
+2. it decides: to cover it changes the log-odds ℓ of the predicted class by at least 0.2 more than
+   to cover an equal area elsewhere does (0.2 moves a probability of 0.50 to 0.55),
 
        influence = |ℓ(x) − ℓ(x without m)| − mean over s of |ℓ(x) − ℓ(x without m shifted by s)|.
 
 Attention alone is no proof, as every picture with a dark edge draws some; nor is a change alone, as
-whatever is covered changes something. The shifts s are cyclic, by half of the picture along each
+whatever is covered changes something, which many pictures show to be above 0 however small it is.
+Where an artefact crosses the lesion, attention to it may be the lesion's: callers leave the lesion
+out of mask and image. The shifts s are cyclic, by half of the picture along each
 axis and along both: area and shape stay, and a frame's corners meet in the middle or at two sides,
 where lesion and skin lie, which makes the comparison a strict one. What is covered is filled with
 the mean of what lies around it. The test finds a shortcut in the images that it is given; without
@@ -31,6 +33,7 @@ from common.explanation.attention import Attention, mean_ratio, mean_value
 from common.explanation.saliency import log_odds, logits_of, mean_colour
 
 REACH = 16  # a side over the SD, in pixels, of what is averaged around a covered place
+MATERIAL = 0.2  # log-odds
 LEAST = 1e-3  # weight of the picture's mean colour, which decides far from all that is left
 
 
@@ -120,5 +123,5 @@ def judge(
         told["influence"] = mean_value(influences, persons, rng)
         lows = ratio["low"], told["influence"]["low"]
         if None not in lows:
-            told["shortcut"] = bool(lows[0] > 1 and lows[1] > 0)
+            told["shortcut"] = bool(lows[0] > 1 and lows[1] > MATERIAL)
     return told

@@ -73,13 +73,13 @@ def overlaid(picture: Pixels, heat: Pixels, most: float) -> Pixels:
 
 
 def outlined(picture: Pixels, masks: Mapping[str, NDArray[np.bool_]]) -> Pixels:
-    """Draw the inner edge of each mask (S, S) into a picture (S, S, 3)."""
+    """Draw the inner edge of each mask (S, S) into a picture (S, S, 3), but at its border."""
     from matplotlib.colors import to_rgb
     from scipy.ndimage import binary_erosion
 
     drawn = picture.copy()
     for name, mask in masks.items():
-        drawn[mask & ~binary_erosion(mask)] = to_rgb(COLOURS.get(name, "#ffffff"))
+        drawn[mask & ~binary_erosion(mask, border_value=1)] = to_rgb(COLOURS.get(name, "#ffffff"))
     return drawn
 
 

@@ -17,7 +17,7 @@ from common.files import write_atomically, write_json
 from common.seeding import derive_seed
 from simulations import console
 from simulations.explain import figures
-from simulations.explain.masks import SHORTCUTS, Masks, known_masks
+from simulations.explain.masks import LESION, SHORTCUTS, Masks, known_masks
 from simulations.gan.generate import new_folder
 
 if TYPE_CHECKING:
@@ -151,7 +151,9 @@ def map_site(trained: Trained, site: str, request: Request) -> SiteMaps:
     images = torch.from_numpy(stored)
     predicted = logits_of(model, images).argmax(1)
     maps = {one: saliency(one, model, images, predicted) for one in request.methods}
-    head = stored[:, 0] > HEAD if trained.study.images.view != "picture" else None
+    everywhere = stored[:, 0] > HEAD if trained.study.images.view != "picture" else None
+    # Where a hair crosses the lesion, attention to it may be the lesion's.
+    beside = ~masks[LESION] if LESION in masks else None
     return SiteMaps(
         scans=chosen,
         persons=rows["person"].to_numpy()[chosen],
@@ -161,12 +163,14 @@ def map_site(trained: Trained, site: str, request: Request) -> SiteMaps:
         masks=masks,
         maps=maps,
         attention={
-            (method, name): attention(one, mask, head)
+            (method, name): attention(one, mask, beside if name in SHORTCUTS else everywhere)
             for method, one in maps.items()
             for name, mask in masks.items()
         },
         influence={
-            name: influence(model, images, predicted, masks[name])
+            name: influence(
+                model, images, predicted, masks[name] if beside is None else masks[name] & beside
+            )
             for name in SHORTCUTS
             if name in masks
         },
@@ -295,10 +299,12 @@ def _draw(out: Path, found: Mapping[str, SiteMaps], classes: Sequence[str]) -> N
                 cells[site, name] = picture, flat
             if grid:
                 figures.write_class_grid(out / f"class-{name}-{method}.png", grid)
-        most = max(float(heat.max()) for _, heat in cells.values())
         figures.write_averages(
             out / f"averages-{method}.png",
-            {key: figures.overlaid(*cell, most) for key, cell in cells.items()},
+            {
+                key: figures.overlaid(picture, heat, float(heat.max()))
+                for key, (picture, heat) in cells.items()
+            },
             classes,
         )
 
