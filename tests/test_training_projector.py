@@ -16,6 +16,7 @@ from common.training.projector import (
     learning_rate,
     noise_penalty,
     project,
+    project_many,
 )
 
 LABELS = (("sex", ("F", "M")),)
@@ -63,6 +64,52 @@ def test_the_way_back_leads_towards_the_w_that_made_the_picture(generator, targe
     found = project(generator, target, squared, steps=200).ws[0]
     assert (found - truth).norm() < 0.85 * (start[0] - truth).norm()
     assert spread > 0
+
+
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_a_target_ends_with_others_where_it_ends_alone(space) -> None:
+    architecture = Architecture(
+        16, labels=LABELS, channel_base=256, channel_max=16, z_dim=16, w_dim=16
+    )
+    generator = build(architecture, seed=3)[0]
+    labels = torch.eye(2)[[0, 1, 1, 0, 1]]
+    with torch.no_grad():
+        targets = generator(latents(architecture, range(5), 0), labels)
+    steps = []
+    together = project_many(
+        generator,
+        targets,
+        squared,
+        space=space,
+        steps=20,
+        seed=4,
+        labels=labels,
+        batch=3,
+        on_step=lambda step, found: steps.append((step, len(found))),
+    )
+    for target, label, found in zip(targets, labels, together, strict=True):
+        alone = project(
+            generator, target, squared, space=space, steps=20, seed=4, labels=label[None]
+        )
+        torch.testing.assert_close(found.ws, alone.ws, atol=1e-3, rtol=1e-3)
+        assert found.distance == pytest.approx(alone.distance, rel=1e-3)
+        assert [one.step for one in found.path] == [one.step for one in alone.path]
+    assert steps == [(k, 3) for k in range(1, 21)] + [(k, 2) for k in range(1, 21)]
+
+
+def test_targets_are_worked_on_one_batch_at_a_time(generator, target) -> None:
+    batches = []
+    found = project_many(
+        generator,
+        target.expand(4, -1, -1, -1),
+        squared,
+        steps=1,
+        batch=2,
+        on_step=lambda step, distances: batches.append(len(distances)),
+    )
+    assert batches == []
+    next(found)
+    assert batches == [2]
 
 
 def test_in_w_all_layers_have_one_style_in_w_plus_each_its_own(generator, target) -> None:
@@ -151,6 +198,11 @@ def test_what_cannot_be_projected_is_refused(generator, target, changes, words) 
     arguments = {"target": target, "distance": squared, **changes}
     with pytest.raises(ConfigError, match=words.replace("+", r"\+")):
         project(generator, **arguments)
+
+
+def test_each_target_needs_its_label(generator, target) -> None:
+    with pytest.raises(ConfigError, match="labels of 1 targets: there are 2"):
+        project_many(generator, target.expand(2, -1, -1, -1), squared, labels=torch.zeros(1, 0))
 
 
 def test_a_distance_that_is_not_finite_ends_the_projection(generator, target) -> None:

@@ -1,15 +1,19 @@
-"""Projection: the latent whose picture comes closest to a given one, found by optimization.
+"""Projection: the latents whose pictures come closest to given ones, found by optimization.
 
 Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958),
 section 5 and appendix D. The perceptual distance is the caller's: the paper's LPIPS is one, the
 project's own feature extractor another, which needs no download. Symbols are the paper's.
+
+Pictures are projected in batches: the sum of their losses is minimized, and as no term depends on
+two pictures and Adam works on each element alone, each picture ends where it would have ended by
+itself, up to rounding.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +37,7 @@ NOISE_ON_W = 0.05  # of σ_w, at the start
 NOISE_UNTIL = 0.75  # share of all steps
 SMALLEST_MAP = 8  # pixels a side to which the noise maps' pyramids go down
 WAYPOINTS = 8  # pictures kept along the way
+BATCH = 16  # pictures that are projected together
 
 
 @dataclass(frozen=True)
@@ -95,34 +100,18 @@ def project(
     noise_weight: float = 1e5,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Projection:
-    """Find the latent and the noise maps whose picture is closest to the target.
+    """Find the latent and the noise maps whose picture is closest to one target.
 
-    Minimizes ``distance(target, synthesis(w, n)) + α Σ L_ij`` with Adam, where L_ij penalizes
-    correlation within the noise maps n (:func:`noise_penalty`), so that the picture is told by w
-    and not painted into the noise. The learning rate rises linearly from zero, stays, and falls
-    along a cosine; in the first three quarters Gaussian noise of standard deviation
-    0.05 σ_w t², with t falling from 1 to 0, is added to w, so that the search does not settle in
-    the first valley. On the CPU the same seed and threads give the same bits.
+    :func:`project_many` of one target, which says what is minimized and how.
 
     Parameters
     ----------
-    generator : Generator
-        Left as it is.
+    generator, distance, space, steps, seed, noise_weight
+        As in :func:`project_many`.
     target : Tensor
         (C, R, R) in [-1, 1], of the generator's channels and resolution.
-    distance : callable
-        Differentiable in its second argument.
-    space : {"w", "w+"}
-        One w for all layers, or one for each: closer, but further from what the mapping can give.
-    steps : int
-        The paper takes 1000.
-    seed : int
-        Decides the mean of w, the first noise maps and the noise on w.
     labels : Tensor, optional
-        (K, label_dim), rows among which the draws for the mean of w take turns; by default
-        unconditional, or each value of every kind in turn.
-    noise_weight : float
-        α.
+        (K, label_dim), rows among which the draws for the mean of w take turns.
     on_step : callable, optional
         Told, after each step, its number and the distance at the w that was tried.
 
@@ -132,69 +121,204 @@ def project(
 
     Raises
     ------
+    ConfigError, DivergedError
+        As in :func:`project_many`.
+    """
+    (done,) = project_many(
+        generator,
+        target[None],
+        distance,
+        space=space,
+        steps=steps,
+        seed=seed,
+        labels=None if labels is None else [labels],
+        noise_weight=noise_weight,
+        on_step=on_step and (lambda step, found: on_step(step, float(found[0]))),
+    )
+    return done
+
+
+def project_many(
+    generator: Generator,
+    targets: Tensor,
+    distance: Distance,
+    *,
+    space: Space = "w",
+    steps: int = 1000,
+    seed: int = 0,
+    labels: Sequence[Tensor] | Tensor | None = None,
+    batch: int = BATCH,
+    noise_weight: float = 1e5,
+    waypoints: int = WAYPOINTS,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Iterator[Projection]:
+    """Find, for each target, the latent and the noise maps whose picture is closest to it.
+
+    Minimizes ``distance(target, synthesis(w, n)) + α Σ L_ij`` with Adam, where L_ij penalizes
+    correlation within the noise maps n (:func:`noise_penalty`), so that the picture is told by w
+    and not painted into the noise. The learning rate rises linearly from zero, stays, and falls
+    along a cosine; in the first three quarters Gaussian noise of standard deviation
+    0.05 σ_w t², with t falling from 1 to 0, is added to w, so that the search does not settle in
+    the first valley. All targets get the same draws. On the CPU the same targets, seed, batch and
+    threads give the same bits.
+
+    Parameters
+    ----------
+    generator : Generator
+        Left as it is.
+    targets : Tensor
+        (N, C, R, R) in [-1, 1], of the generator's channels and resolution.
+    distance : callable
+        Differentiable in its second argument.
+    space : {"w", "w+"}
+        One w for all layers, or one for each: closer, but further from what the mapping can give.
+    steps : int
+        The paper takes 1000.
+    seed : int
+        Decides the mean of w, the first noise maps and the noise on w.
+    labels : Tensor or sequence of Tensor, optional
+        Of each target what is known: its label (label_dim), or (K, label_dim), rows among which
+        the draws for the mean of w take turns. By default unconditional, or each value of every
+        kind in turn.
+    batch : int
+        Targets that are worked on, and held in memory, at once.
+    noise_weight : float
+        α.
+    waypoints : int
+        Pictures that are kept along the way, 2 or more.
+    on_step : callable, optional
+        Told, after each step of a batch, its number and the distances (n,) of its n targets at the
+        w that were tried.
+
+    Returns
+    -------
+    iterator of Projection
+        In the order of the targets, batch by batch.
+
+    Raises
+    ------
     ConfigError
-        If the target does not fit the generator, or an argument is out of range.
+        If the targets do not fit the generator, or an argument is out of range; at once.
     DivergedError
-        If the distance is not finite.
+        If a distance is not finite.
     """
     architecture = generator.architecture
     shape = (architecture.channels, architecture.resolution, architecture.resolution)
-    if tuple(target.shape) != shape:
-        raise ConfigError(f"a target of shape {tuple(target.shape)}: accepted is {shape}")
-    if space not in ("w", "w+") or steps < 1:
-        raise ConfigError(f"space '{space}', {steps} steps: accepted are w and w+, and 1 or more")
-    device = next(generator.parameters()).device
-    # A copy, so that no gradient of its weights is computed or left behind.
-    synthesis = copy.deepcopy(generator.synthesis).requires_grad_(False).eval()
-    draws = torch.Generator().manual_seed(derive_seed(seed, purpose="projection"))
-    mean, spread = latent_statistics(generator, labels, draws)
-    maps = [
-        torch.randn(one.shape, generator=draws).to(device).requires_grad_(True)  # (r, r)
-        for one in synthesis.noise_constants()
-    ]
-    rows = architecture.num_ws if space == "w+" else 1
-    w = mean.repeat(rows, 1).requires_grad_(True)  # (1 or num_ws, w_dim)
-    optimizer = torch.optim.Adam([w, *maps], lr=0.0)
-    goal = target.detach().to(device, torch.float32)[None]
+    if targets.shape[1:] != shape:
+        raise ConfigError(f"a target of shape {tuple(targets.shape[1:])}: accepted is {shape}")
+    if space not in ("w", "w+") or min(steps, batch) < 1 or waypoints < 2:
+        raise ConfigError(
+            f"space '{space}', {steps} steps, batches of {batch}, {waypoints} waypoints: accepted "
+            "are w and w+, 1 or more, 1 or more, 2 or more"
+        )
+    if labels is not None and len(labels) != len(targets):
+        raise ConfigError(f"labels of {len(labels)} targets: there are {len(targets)}")
+    search = _Search(generator, distance, space, steps, seed, noise_weight, waypoints, on_step)
+    return (
+        done
+        for start in range(0, len(targets), batch)
+        for done in search.project(
+            targets[start : start + batch],
+            None if labels is None else labels[start : start + batch],
+        )
+    )
 
-    def picture(at: Tensor) -> Tensor:
-        ws = at.expand(architecture.num_ws, -1)[None]  # (1, num_ws, w_dim)
-        return synthesis(ws, noise=[one[None, None] for one in maps])
 
-    @torch.no_grad()
-    def waypoint(step: int) -> Waypoint:
-        image = picture(w)
-        apart = float(distance(goal, image)[0])
-        return Waypoint(step, image[0].cpu(), apart)
+@dataclass
+class _Search:
+    """What all batches have in common; see :func:`project_many`."""
 
-    path = [waypoint(0)]
-    stops = {round(steps * k / (WAYPOINTS - 1)) for k in range(1, WAYPOINTS)}
-    for step in range(steps):
-        done = step / steps
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(done)
-        strength = NOISE_ON_W * spread * max(0.0, 1 - done / NOISE_UNTIL) ** 2
-        jitter = torch.randn(w.shape, generator=draws).to(device) * strength
-        apart = distance(goal, picture(w + jitter))[0]
-        loss = apart + noise_weight * noise_penalty(maps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for one in maps:  # zero mean, unit variance, as the synthesis was trained with
-                one.sub_(one.mean()).mul_(one.square().mean().add(1e-12).rsqrt())
-        found = float(apart.detach())
-        if not math.isfinite(found):
-            raise DivergedError(
-                f"the distance is {found} at step {step + 1} of the projection. The generator or "
-                "the distance gives numbers that are not finite"
-            )
-        if on_step:
-            on_step(step + 1, found)
-        if step + 1 in stops:
-            path.append(waypoint(step + 1))
-    ws = w.detach().expand(architecture.num_ws, -1).cpu().contiguous()
-    return Projection(ws, tuple(one.detach().cpu().clone() for one in maps), tuple(path))
+    generator: Generator
+    distance: Distance
+    space: Space
+    steps: int
+    seed: int
+    noise_weight: float
+    waypoints: int
+    on_step: Callable[[int, Tensor], None] | None
+
+    def __post_init__(self) -> None:
+        self.num_ws = self.generator.architecture.num_ws
+        self.device = next(self.generator.parameters()).device
+        # A copy, so that no gradient of its weights is computed or left behind.
+        self.synthesis = copy.deepcopy(self.generator.synthesis).requires_grad_(False).eval()
+        self.known: dict[bytes, tuple[Tensor, float]] = {}  # statistics of w by label
+        self.draws = torch.Generator()
+
+    def start(self, label: Tensor | None) -> tuple[Tensor, float]:
+        """Mean (1, w_dim) and spread of w, computed once for each label that occurs."""
+        rows = None if label is None else torch.atleast_2d(label)
+        key = b"" if rows is None else rows.cpu().numpy().tobytes()
+        if key not in self.known:
+            self.draws.manual_seed(derive_seed(self.seed, purpose="projection"))
+            self.known[key] = latent_statistics(self.generator, rows, self.draws)
+            self.drawn = self.draws.get_state()  # the same whatever the label
+        return self.known[key]
+
+    def project(
+        self, targets: Tensor, labels: Sequence[Tensor] | Tensor | None
+    ) -> list[Projection]:
+        """Project one batch of n targets."""
+        n = len(targets)
+        goal = targets.detach().to(self.device, torch.float32)
+        found = [self.start(label) for label in ([None] * n if labels is None else labels)]
+        spread = torch.tensor([one for _, one in found], dtype=torch.float64).view(n, 1, 1)
+        rows = self.num_ws if self.space == "w+" else 1
+        w = torch.stack([mean.repeat(rows, 1) for mean, _ in found])  # (n, rows, w_dim)
+        self.draws.set_state(self.drawn)
+        maps = [
+            torch.randn(one.shape, generator=self.draws)
+            .to(self.device)
+            .repeat(n, 1, 1)  # (n, r, r)
+            for one in self.synthesis.noise_constants()
+        ]
+        free = [one.requires_grad_(True) for one in (w, *maps)]
+        optimizer = torch.optim.Adam(free, lr=0.0)
+
+        def pictures(at: Tensor) -> Tensor:
+            ws = at.expand(-1, self.num_ws, -1)
+            return self.synthesis(ws, noise=[one[:, None] for one in maps])
+
+        @torch.no_grad()
+        def reached(step: int) -> list[Waypoint]:
+            images = pictures(w)
+            apart = self.distance(goal, images).tolist()
+            return [Waypoint(step, *one) for one in zip(images.cpu(), apart, strict=True)]
+
+        path = [reached(0)]
+        last = self.waypoints - 1
+        stops = {round(self.steps * k / last) for k in range(1, self.waypoints)}
+        for step in range(self.steps):
+            done = step / self.steps
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(done)
+            strength = NOISE_ON_W * spread * max(0.0, 1 - done / NOISE_UNTIL) ** 2  # (n, 1, 1)
+            jitter = torch.randn(w.shape[1:], generator=self.draws) * strength.float()
+            apart = self.distance(goal, pictures(w + jitter.to(self.device)))
+            loss = (apart + self.noise_weight * noise_penalty(maps)).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for one in maps:  # zero mean, unit variance, as the synthesis was trained with
+                    one.sub_(one.mean((1, 2), keepdim=True))
+                    one.mul_(one.square().mean((1, 2), keepdim=True).add(1e-12).rsqrt())
+            apart = apart.detach().cpu()
+            if not bool(torch.isfinite(apart).all()):
+                raise DivergedError(
+                    f"a distance is not finite at step {step + 1} of the projection. The generator "
+                    "or the distance gives numbers that are not finite"
+                )
+            if self.on_step:
+                self.on_step(step + 1, apart)
+            if step + 1 in stops:
+                path.append(reached(step + 1))
+        ws = w.detach().expand(-1, self.num_ws, -1).cpu().contiguous()
+        ended = zip(ws, *(one.detach().cpu() for one in maps), strict=True)
+        return [
+            Projection(one.clone(), tuple(m.clone() for m in noise), tuple(points))
+            for (one, *noise), points in zip(ended, zip(*path, strict=True), strict=True)
+        ]
 
 
 @torch.no_grad()
@@ -244,14 +368,21 @@ def noise_penalty(maps: list[Tensor]) -> Tensor:
     Parameters
     ----------
     maps : list of Tensor
-        (r, r) each.
+        (..., r, r) each.
+
+    Returns
+    -------
+    Tensor
+        (...), of each picture the sum over its maps.
     """
-    total = maps[0].new_zeros(())
+    batch = maps[0].shape[:-2]
+    total = maps[0].new_zeros(batch)
     for one in maps:
-        level = one[None, None]
+        level = one.reshape(-1, 1, *one.shape[-2:])
         while True:
             for axis in (2, 3):
-                total = total + (level * level.roll(1, axis)).mean().square()
+                correlation = (level * level.roll(1, axis)).mean((1, 2, 3))
+                total = total + correlation.square().reshape(batch)
             if level.shape[-1] <= SMALLEST_MAP:
                 break
             level = F.avg_pool2d(level, 2) * 2
