@@ -14,6 +14,7 @@ import typer
 from common.errors import ConfigError, DataContractError, FedscanError
 from simulations import (
     attendance_command,
+    authenticity_command,
     check_command,
     gate_commands,
     prepare_commands,
@@ -78,6 +79,7 @@ app.add_typer(studies_commands.app, name="studies")
 app.add_typer(deploy_commands.app, name="deploy")
 app.add_typer(gan_commands.app)
 app.add_typer(explain_commands.app)
+app.command()(authenticity_command.authenticity)
 app.add_typer(gate_commands.app, name="gate")
 app.command()(supernode_command.supernode)
 app.command()(transfer_command.transfer)

@@ -75,7 +75,7 @@ def project_all(request: Request) -> dict[str, Any]:
 
     from common.models.architecture import encode_labels
     from common.training.gan_sampling import combinations, wanted_labels
-    from common.training.projector import project
+    from common.training.projector import project_many
 
     generator, about = open_checkpoint(request.checkpoint, request.device)
     architecture = generator.architecture
@@ -111,21 +111,23 @@ def project_all(request: Request) -> dict[str, Any]:
     new_folder(request.out)
     found = []
     with console.steps("Projecting", request.steps * len(targets)) as bar:
-        for number, (target, labels) in enumerate(zip(targets, known, strict=True)):
 
-            def tell(step: int, apart: float, number: int = number) -> None:
-                bar.advance(1, f"picture {number + 1} of {len(targets)}, distance {apart:.3g}")
+        def tell(step: int, apart: torch.Tensor) -> None:
+            note = f"step {step} of {request.steps}, mean distance {apart.mean():.3g}"
+            bar.advance(len(apart), note)
 
-            done = project(
-                generator,
-                torch.from_numpy(target),
-                extractor.perceptual_distance,
-                space=request.space,
-                steps=request.steps,
-                seed=request.seed,
-                labels=encode_labels(architecture, combinations(architecture, labels)),
-                on_step=tell,
-            )
+        projections = project_many(
+            generator,
+            torch.from_numpy(np.stack(targets)),
+            extractor.perceptual_distance,
+            space=request.space,
+            steps=request.steps,
+            seed=request.seed,
+            labels=[encode_labels(architecture, combinations(architecture, one)) for one in known],
+            on_step=tell,
+        )
+        each = zip(targets, known, projections, strict=True)
+        for number, (target, labels, done) in enumerate(each):
             about_one = _write(request.out / f"{number:03d}", target, done)
             found.append({**about_one, "labels": labels})
     description = {
