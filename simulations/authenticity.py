@@ -21,15 +21,17 @@ from simulations.trained import read_trained
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from common.evaluation.extractor import Extractor
     from common.models.architecture import Architecture
     from simulations.trained import Trained
 
 TABLE, ABOUT, FIGURE = "authenticity.csv", "authenticity.json", "authenticity.png"
 STRIPS, LATENTS = "strips.png", "latents.safetensors"
-PATIENTS = (STRIPS, LATENTS)  # show patients, or lead back to pictures of them
+PATIENTS = (TABLE, STRIPS, LATENTS)  # of single patients, or leading back to pictures of them
 SPLITS = {TRAINING: "train", HELD_OUT: "test"}
 SPACES = ("w", "w+")
 SHOWN = 4  # pictures of each group, in the strips
+Reached = dict[str, dict[int, tuple[float, np.ndarray]]]  # distance and picture by space and number
 DASHES = dict(zip(GROUPS, ("-", "--", ":"), strict=True))
 
 
@@ -201,11 +203,11 @@ def _known(architecture: Architecture, told: dict[str, str]) -> dict[str, str]:
 def _project(
     trained: Trained,
     request: Request,
-    extractor: Any,
+    extractor: Extractor,
     chosen: pd.DataFrame,
     pictures: np.ndarray,
     conditions: list[dict[str, str]],
-) -> tuple[pd.DataFrame, np.ndarray, dict[str, dict[int, tuple[float, np.ndarray]]]]:
+) -> tuple[pd.DataFrame, np.ndarray, Reached]:
     """Project every picture into every space with every seed.
 
     Returns
@@ -310,7 +312,7 @@ def _write_strips(
     path: Path,
     table: pd.DataFrame,
     pictures: np.ndarray,
-    reached: dict[str, dict[int, tuple[float, np.ndarray]]],
+    reached: Reached,
 ) -> None:
     """Write pictures above what was reached in each space; captions tell group and distances."""
     from common.imaging.pictures import write_grid
@@ -324,7 +326,7 @@ def _write_strips(
         "\n".join([table["group"][k], *(f"{one[k][0]:.3g}" for one in reached.values())])
         for k in numbers
     ]
-    names = ["stays at the site", *(space.upper() for space in reached)]
+    names = ["image (stays\nat the site)", *(space.upper() for space in reached)]
     write_grid(path, rows, names=names, captions=captions)
 
 

@@ -42,8 +42,8 @@ def authenticity(
 
     Training images, test images of the same hospitals and classes, and generated images are
     projected into the latent space. Where training images end nearer to their projections than
-    test images, the generator memorizes. strips.png and latents.safetensors show patients, or
-    lead back to them: they stay at the site.
+    test images, the generator memorizes. The table, strips.png and latents.safetensors are of
+    single patients: they stay at the site.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def _show(found: dict[str, Any]) -> None:
     out.print(table)
     for space, one in spaces.items():
         out.print(f"{space.upper()}: {one['verdict']}: {one['reason']}", markup=False)
-    out.print(f"These show patients and stay at the site: {', '.join(found['stays'])}")
+    out.print(f"These are of single patients and stay at the site: {', '.join(found['stays'])}")
 
 
 def _told(record: dict[str, float | None]) -> str:
