@@ -323,7 +323,9 @@ def _write_strips(
         *(np.stack([one[k][1] for k in numbers]) for one in reached.values()),
     ]
     captions = [
-        "\n".join([table["group"][k], *(f"{one[k][0]:.3g}" for one in reached.values())])
+        "\n".join(
+            [table["group"][k], *(f"{s.upper()} {one[k][0]:.3g}" for s, one in reached.items())]
+        )
         for k in numbers
     ]
     names = ["image (stays\nat the site)", *(space.upper() for space in reached)]
