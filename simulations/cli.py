@@ -227,7 +227,7 @@ def report(
     """
     from simulations.report.document import write_report
 
-    typer.echo(str(write_report(absolute(folder))))
+    typer.echo(str(write_report(absolute(folder), files=True)))
 
 
 app.command()(check_command.check)

@@ -120,7 +120,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
     ).run(resume=resume)
     from simulations.report.document import write_report
 
-    write_report(request.out)
+    write_report(request.out, files=True)
     return request.out
 
 

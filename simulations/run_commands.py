@@ -242,6 +242,6 @@ def _show(config: RunConfig, output_format: Format, **how: Any) -> None:
     if config.task == "generation":
         from simulations.report.document import write_report
 
-        write_report(folder)
+        write_report(folder, files=True)
     if output_format is Format.text:
         typer.echo(str(folder))

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 # "text": str; "list": of str; "table": tables.Table; "columns": pairs of heading and facts;
-# "figure": title, caption, panels (site, note, svg) and whether a legend stands above;
+# "figure": title, caption, panels (site, note, svg: a charts.Chart), whether it needs a legend
+# (keyed) and whether one stands above on the page;
 # "pictures": title, caption, kind (its CSS class), pictures (name, note, uri, width, height, alt).
 Block = tuple[str, Any]
 
@@ -32,7 +33,8 @@ def figure_blocks(
 ) -> list[Block]:
     """Return figures as blocks, a legend above the first, or a sentence where there is none."""
     blocks: list[Block] = [
-        ("figure", {**one, "legend": legend and not index}) for index, one in enumerate(found)
+        ("figure", {**one, "legend": legend and not index, "keyed": legend})
+        for index, one in enumerate(found)
     ]
     return blocks or ([("text", absent)] if absent else [])
 

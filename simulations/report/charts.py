@@ -97,28 +97,72 @@ class Line:
     high: tuple[float, ...] = ()
 
 
-def _chart(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Markup]:
-    """Turn what draws a figure and tells it in words into one that returns an ``<svg>``."""
+class Canvas:
+    """Where a chart is drawn: a figure of its own, or a place on a sheet of several.
+
+    Parameters
+    ----------
+    sheet : Figure, optional
+    left, top : float
+        Of the place on it, in points from its upper left corner.
+    """
+
+    def __init__(self, sheet: Figure | None = None, left: float = 0, top: float = 0) -> None:
+        self.figure, self.left, self.top, self.height = sheet, left, top, 0.0
+
+    def panel(
+        self, height: float, across: tuple[float, float], down: tuple[float, float]
+    ) -> tuple[Axes, Axes]:
+        """Return axes of data at a place in points, and axes in points for words beside."""
+        from matplotlib.figure import Figure
+
+        if self.figure is None:
+            self.figure = Figure(figsize=(WIDTH / 72, height / 72))
+        self.height = height
+        wide, high = (72 * inches for inches in self.figure.get_size_inches())
+
+        def axes(left: float, top: float, right: float, bottom: float, **options: Any) -> Axes:
+            box = (self.left + left, high - self.top - bottom, right - left, bottom - top)
+            shares = (box[0] / wide, box[1] / high, box[2] / wide, box[3] / high)
+            return self.figure.add_axes(shares, **options)
+
+        page = axes(0, 0, WIDTH, height, xlim=(0, WIDTH), ylim=(height, 0))
+        page.set_axis_off()
+        return axes(across[0], down[0], across[1], down[1]), page
+
+
+class Chart(Markup):
+    """An inline ``<svg>`` that can be drawn again on a sheet: :meth:`draw` takes a canvas."""
+
+    height: float
+    draw: Callable[[Canvas], str]
+
+
+def _chart(draw: Callable[..., str]) -> Callable[..., Chart]:
+    """Turn what draws on a canvas and returns it in words into one that returns a chart."""
 
     @functools.lru_cache(maxsize=512)
     @functools.wraps(draw)
-    def drawn(*args: Any, **options: Any) -> Markup:
+    def drawn(*args: Any, **options: Any) -> Chart:
         import matplotlib as mpl
 
         with mpl.rc_context(STYLE):
-            figure, words = draw(*args, **options)
+            words = draw(canvas := Canvas(), *args, **options)
             stream = io.StringIO()
-            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-        return _inline(stream.getvalue(), words)
+            canvas.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        chart = Chart(_inline(stream.getvalue(), words))
+        chart.height = canvas.height
+        chart.draw = lambda canvas: draw(canvas, *args, **options)
+        return chart
 
     return drawn
 
 
 @_chart
-def estimates(rows: tuple[Estimate, ...], axis: Axis, words: str) -> tuple[Figure, str]:
+def estimates(canvas: Canvas, rows: tuple[Estimate, ...], axis: Axis, words: str) -> str:
     """Draw estimates, a row each: mean, interval and single values."""
     height = 4 + ROW * max(1, len(rows))
-    figure, ax, page = _panel(height + 38, (90, 274), (4, height))
+    ax, page = canvas.panel(height + 38, (90, 274), (4, height))
     _value_axis(ax, "x", axis)
     ax.set_ylim(len(rows) or 1, 0)
     ax.set_yticks([])
@@ -152,13 +196,13 @@ def estimates(rows: tuple[Estimate, ...], axis: Axis, words: str) -> tuple[Figur
                 markeredgecolor=PAPER, clip_on=False)  # fmt: skip
         page.text(WIDTH, middle - 3, number(row.mean), ha="right", fontsize=14, weight="bold")
         told.append(said)
-    return figure, f"{words}. {'; '.join(told) or 'No result'}."
+    return f"{words}. {'; '.join(told) or 'No result'}."
 
 
 @_chart
-def lines(curves: tuple[Line, ...], axis: Axis, words: str) -> tuple[Figure, str]:
+def lines(canvas: Canvas, curves: tuple[Line, ...], axis: Axis, words: str) -> str:
     """Draw one line a series over the rounds, with its band."""
-    figure, ax, _ = _panel(212, (38, WIDTH - 8), (10, 172))
+    ax, _ = canvas.panel(212, (38, WIDTH - 8), (10, 172))
     last = max((max(one.x) for one in curves), default=1)
     ax.set_xlim(0, last)
     ax.xaxis.set_major_locator(_ticks(integer=True))
@@ -174,15 +218,20 @@ def lines(curves: tuple[Line, ...], axis: Axis, words: str) -> tuple[Figure, str
                             clip_on=False)  # fmt: skip
         _stroke(ax, one.series, one.x, _inside(one.y, axis), max(1, math.ceil(len(one.x) / 5)))
         told.append(f"{one.series.name} ends at {axis.number(one.y[-1])}")
-    return figure, f"{words.replace('{last}', f'{last:g}')}. {'; '.join(told) or 'No curve'}."
+    return f"{words.replace('{last}', f'{last:g}')}. {'; '.join(told) or 'No curve'}."
 
 
 @_chart
 def unit_square(
-    curves: tuple[Line, ...], names: tuple[str, str], words: str, *, points: bool = False
-) -> tuple[Figure, str]:
+    canvas: Canvas,
+    curves: tuple[Line, ...],
+    names: tuple[str, str],
+    words: str,
+    *,
+    points: bool = False,
+) -> str:
     """Draw curves within [0, 1]² with the diagonal: ROC or reliability curves."""
-    figure, ax, _ = _panel(304, (44, 304), (8, 264))
+    ax, _ = canvas.panel(304, (44, 304), (8, 264))
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
     ax.plot([0, 1], [0, 1], color=SOFT, linestyle=(0, (1, 2)), linewidth=1, clip_on=False)
@@ -190,17 +239,17 @@ def unit_square(
     ax.set_ylabel(names[1])
     for one in curves:
         _stroke(ax, one.series, one.x, one.y, 1 if points else len(one.x) // 4)
-    return figure, words
+    return words
 
 
 @_chart
 def confusion(
-    counts: tuple[tuple[int, ...], ...], classes: tuple[str, ...], words: str
-) -> tuple[Figure, str]:
+    canvas: Canvas, counts: tuple[tuple[int, ...], ...], classes: tuple[str, ...], words: str
+) -> str:
     """Draw a confusion matrix, shaded by the share of each true class, with counts in its cells."""
     k, numbers = len(classes), np.array(counts)
     left, side = 64, min(52, 290 / k)
-    figure, ax, _ = _panel(side * k + 78, (left, left + side * k), (4, 4 + side * k))
+    ax, _ = canvas.panel(side * k + 78, (left, left + side * k), (4, 4 + side * k))
     share = numbers / np.maximum(numbers.sum(axis=1, keepdims=True), 1)
     ax.grid(False)
     ax.set_xlim(0, k)
@@ -217,7 +266,7 @@ def confusion(
     ax.set_yticks(centers, names, fontsize=size)
     ax.set_xlabel("decided for")
     right = [f"{name} {share[c, c]:.0%}" for c, name in enumerate(classes) if numbers[c].any()]
-    return figure, f"{words}. Rightly recognised: {', '.join(right) or 'none'}."
+    return f"{words}. Rightly recognised: {', '.join(right) or 'none'}."
 
 
 @functools.lru_cache(maxsize=64)
@@ -255,20 +304,6 @@ def two_lines(name: str) -> list[str]:
 def shortened(name: str, most: int = LETTERS) -> str:
     """Return a name that fits beside a row."""
     return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _panel(
-    height: float, across: tuple[float, float], down: tuple[float, float]
-) -> tuple[Figure, Axes, Axes]:
-    """Return a figure, axes of data at a place in points, and axes in points for words beside."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH / 72, height / 72))
-    page = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
-    page.set_axis_off()
-    box = (across[0], height - down[1], across[1] - across[0], down[1] - down[0])
-    ax = figure.add_axes((box[0] / WIDTH, box[1] / height, box[2] / WIDTH, box[3] / height))
-    return figure, ax, page
 
 
 def _value_axis(ax: Axes, which: str, axis: Axis) -> None:

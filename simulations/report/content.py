@@ -167,7 +167,9 @@ class Content:
             "headline": self._headline(),
             "tiles": list(self._tiles()),
             "notices": [*self.blocks.notices(), *tables.failed(self.results, self.summary)],
-            "series": [{"name": one.name, "key": charts.legend_key(one)} for one in shown],
+            "series": [
+                {"name": one.name, "key": charts.legend_key(one), "look": one} for one in shown
+            ],
             "sections": numbered(self._sections()),
             "footer": self.blocks.footer,
         }

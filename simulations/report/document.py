@@ -26,6 +26,7 @@ from simulations.attendance import read_attendance
 from simulations.folders import in_words
 from simulations.report.classification_blocks import ClassificationBlocks
 from simulations.report.content import Content
+from simulations.report.files import write_files
 from simulations.report.generation_blocks import GenerationBlocks
 from simulations.report.page import PAGE, STYLE
 from simulations.report.pictures import trained_model, trained_models
@@ -41,7 +42,7 @@ MOST_ARRAYS = 4096
 REMEDY = "Copy the folder again, or give one that fedscan benchmark or fedscan run wrote"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, files: bool = False) -> Path:
     """Write ``report.html`` into the folder of a benchmark, or of a run that made a generator.
 
     Parameters
@@ -49,6 +50,8 @@ def write_report(folder: Path) -> Path:
     folder : Path
         Of a benchmark: holds results.csv, summary.json, manifest.json and, if there are images to
         show, samples.npz. Of a run: manifest.json, metrics.jsonl and, when it ended, summary.json.
+    files : bool
+        Also write ``figures/`` and ``tables/``: see :mod:`simulations.report.files`.
 
     Returns
     -------
@@ -64,23 +67,26 @@ def write_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     with in_words(folder, REMEDY):
-        page = (_run(folder) if _is_run(folder) else _comparison(folder)).encode()
+        parts = (_run(folder) if _is_run(folder) else _comparison(folder)).parts()
+        page = fill(parts).encode()
+        if files:
+            write_files(folder, parts["sections"], [one["look"] for one in parts["series"]])
     target = folder / REPORT
     write_atomically(target, page)
     return target
 
 
-def _comparison(folder: Path) -> str:
+def _comparison(folder: Path) -> Content:
     results = read_results(folder)
     summary, manifest = (_read_json(folder, name) for name in ("summary.json", "manifest.json"))
     samples = _read_samples(folder)
     models, use = trained_models(folder, results), _read_use(folder)
     task = str(mapping(manifest.get("config")).get("task", "classification"))
     blocks = BLOCKS.get(task, ClassificationBlocks)
-    return fill(Content(results, summary, manifest, samples, models, use, blocks=blocks).parts())
+    return Content(results, summary, manifest, samples, models, use, blocks=blocks)
 
 
-def _run(folder: Path) -> str:
+def _run(folder: Path) -> RunContent:
     manifest = _read_json(folder, "manifest.json")
     if mapping(manifest.get("config")).get("task") != "generation":
         raise ConfigError(
@@ -92,7 +98,7 @@ def _run(folder: Path) -> str:
     key = ("federated", str(config.get("strategy.name", "")), config.get("run.seed"), WHOLE)
     model = trained_model(folder, *key, root=folder)
     attendance = read_attendance(folder) if (folder / ATTENDANCE).is_file() else ()
-    return fill(RunContent(metrics, model.summary, manifest, model, attendance).parts())
+    return RunContent(metrics, model.summary, manifest, model, attendance)
 
 
 def _is_run(folder: Path) -> bool:

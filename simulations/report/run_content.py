@@ -80,7 +80,8 @@ class RunContent:
             "tiles": list(self._tiles()),
             "notices": self._notices(),
             "series": [
-                {"name": one.name, "key": charts.legend_key(one)} for one in self.looks.values()
+                {"name": one.name, "key": charts.legend_key(one), "look": one}
+                for one in self.looks.values()
             ],
             "sections": numbered(self._sections()),
             "footer": says.RUN_FOOTER,

@@ -1,0 +1,214 @@
+"""A report's figures and tables as files, for papers: PNG and SVG, CSV and LaTeX.
+
+They are those of the page, under its numbers. Pictures are the page's, but for real training images
+of people, which are on the page alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import ConfigError
+from common.files import write_atomically
+from simulations.report.blocks import Section
+from simulations.report.charts import PAPER, SOFT, STYLE, WIDTH, Canvas, shortened
+from simulations.report.looks import COLOURS, DASHES, Series
+from simulations.report.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES, TABLES = "figures", "tables"
+OURS = re.compile(r"(figure|table)-\d{2,}[a-z0-9-]*\.(png|svg|csv|tex)")
+NUMBERED = re.compile(r"(Figure|Table) (\d+)\. (.*)", re.S)
+COLUMNS = 3  # of a sheet
+GAP, TITLE, KEYS = 30, 38, 26  # points: between panels; above each; above all, with a legend
+LONGEST = 56  # letters of a panel's note
+DPI, MOST_PIXELS = 200, 12_000  # of a side
+LATEX = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}"},
+    **{"−": "$-$", "×": r"$\times$", "±": r"$\pm$", "–": "--", "\u202f": r"\,", "\u00a0": "~"},
+    **{"[": "{[}", "]": "{]}", "*": "{*}"},  # after a row's end they would be its options
+}
+
+
+def write_files(folder: Path, sections: Iterable[Section], series: Sequence[Series]) -> None:
+    """Write ``figures/`` and ``tables/`` into a report's folder.
+
+    Files of an earlier report are removed; others there stay.
+
+    Parameters
+    ----------
+    folder : Path
+    sections : iterable of Section
+        Numbered.
+    series : sequence of Series
+        Of the legend.
+
+    Raises
+    ------
+    ConfigError
+        One of the two is a link.
+    """
+    made: dict[Path, bytes] = {}
+    for kind, value in chain.from_iterable(section.blocks for section in sections):
+        if kind == "table":
+            name = Path(TABLES, named(value.title))
+            made[name.with_suffix(".csv")] = to_csv(value).encode()
+            made[name.with_suffix(".tex")] = to_latex(value).encode()
+        elif kind == "figure" and value["panels"]:
+            name = Path(FIGURES, named(value["title"]))
+            drawn = drawn_twice(sheet(value["panels"], series if value.get("keyed") else ()))
+            made |= {name.with_suffix(suffix): data for suffix, data in drawn.items()}
+        elif kind == "pictures":
+            shown = [one for one in value["pictures"] if not one.get("private")]
+            for number, one in enumerate(shown, 1):
+                name = named(f"{value['title']} {number} {one['name']}")
+                data = base64.b64decode(one["uri"].partition(",")[2])
+                made[Path(FIGURES, f"{name}.png")] = data
+    for kind in (FIGURES, TABLES):
+        if (folder / kind).is_symlink():
+            raise ConfigError(f"{folder / kind} is a link, which is not followed. Remove it")
+        for path in (folder / kind).glob("*"):
+            if OURS.fullmatch(path.name) and path.relative_to(folder) not in made:
+                path.unlink()
+    for path, data in made.items():
+        write_atomically(folder / path, data)
+
+
+def named(title: str) -> str:
+    """Return a file's name without ending: ``figure-03-test-auroc-of-every-model``."""
+    kind, number, words = NUMBERED.fullmatch(title).groups()  # type: ignore[union-attr]
+    slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    return f"{kind.lower()}-{int(number):02d}-{slug[:60]}".rstrip("-")
+
+
+def sheet(panels: Sequence[Mapping[str, Any]], series: Sequence[Series] = ()) -> Figure:
+    """Draw a figure's panels side by side, with their titles and a legend of the series."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    columns = min(COLUMNS, len(panels))
+    rows = [panels[k : k + columns] for k in range(0, len(panels), columns)]
+    heights = [TITLE + max(one["svg"].height for one in row) + GAP for row in rows]
+    wide, high = columns * (WIDTH + GAP) + GAP, sum(heights) + GAP + (KEYS if series else 0)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(wide / 72, high / 72), facecolor="white")
+        if series:
+            keys = [
+                Line2D([], [], color=COLOURS[one.colour], marker=one.marker, markersize=7,
+                       markeredgecolor=PAPER, linestyle=(0, DASHES[one.dash] or ()),
+                       label=shortened(one.name, LONGEST)) for one in series
+            ]  # fmt: skip
+            corner = (GAP / wide, 1 - GAP / 3 / high)
+            figure.legend(handles=keys, loc="upper left", bbox_to_anchor=corner, frameon=False,
+                          ncols=max(1, int(wide // 180)), borderpad=0, borderaxespad=0)  # fmt: skip
+        top = float(GAP + (KEYS if series else 0))
+        for row, height in zip(rows, heights, strict=True):
+            for column, one in enumerate(row):
+                left = GAP + column * (WIDTH + GAP)
+                at = {"x": left / wide, "va": "top", "ha": "left"}
+                figure.text(y=1 - top / high, s=shortened(str(one["site"]), 40), weight="bold",
+                            fontsize=14, **at)  # fmt: skip
+                note = shortened(str(one["note"]), LONGEST)
+                figure.text(y=1 - (top + 18) / high, s=note, color=SOFT, **at)
+                one["svg"].draw(Canvas(figure, left, top + TITLE))
+            top += height
+    return figure
+
+
+def drawn_twice(figure: Figure) -> dict[str, bytes]:
+    """Return a figure as PNG and SVG by suffix; the same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        found = {}
+        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+            stream = io.BytesIO()
+            dpi = min(DPI, MOST_PIXELS / max(figure.get_size_inches()))
+            figure.savefig(stream, format=suffix[1:], dpi=dpi, metadata=metadata)
+            found[suffix] = stream.getvalue()
+    return found
+
+
+def texts(table: Table) -> tuple[list[str], list[list[list[Cell]]]]:
+    """Return a table's headings and its groups of rows, all as long as the headings."""
+    groups = []
+    for group in table.groups:
+        spanned = [cell for cell in group[0] if cell.span]
+        groups.append([[*(spanned if k else ()), *row] for k, row in enumerate(group)])
+    return [head.text for head in table.heads], groups
+
+
+def to_csv(table: Table) -> str:
+    """Return a table as CSV: numbers bare, what stands small beside them in a column of its own."""
+    import pandas as pd
+
+    heads, groups = texts(table)
+    rows = [row for group in groups for row in group]
+    columns: list[tuple[str, list[str]]] = []
+    for k, head in enumerate(heads):
+        columns.append((head, [bare(row[k].text) for row in rows]))
+        if any(row[k].small for row in rows):
+            columns.append((f"{head}: interval or note", [bare(row[k].small) for row in rows]))
+    values = [list(row) for row in zip(*(column for _, column in columns), strict=True)]
+    return pd.DataFrame(values, columns=[name for name, _ in columns]).to_csv(index=False)
+
+
+def bare(text: str) -> str:
+    """Return a cell's text for a machine: a number as Python reads it, nothing for a dash."""
+    from common.files import as_text
+
+    number = text.replace("−", "-").replace("\u202f", "").removeprefix("+")
+    if re.fullmatch(r"-?\d+(\.\d+)?", number):
+        return number
+    return "" if text == "–" else as_text(_one_line(text))
+
+
+def to_latex(table: Table) -> str:
+    """Return a table for LaTeX with the package booktabs; names in it are escaped."""
+    heads, groups = texts(table)
+    kinds = "".join("r" if head.n else "l" for head in table.heads)
+    title = NUMBERED.fullmatch(table.title)
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{latex(title[3] if title else table.title)}.}}",
+        rf"\begin{{tabular}}{{{kinds}}}",
+        r"\toprule",
+        " & ".join(map(latex, heads)) + r" \\",
+        *chain.from_iterable((r"\midrule", *_latex_rows(group)) for group in groups),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_rows(group: Sequence[Sequence[Cell]]) -> Iterator[str]:
+    for k, row in enumerate(group):
+        cells = [
+            ""
+            if cell.span and k
+            else latex(cell.text) + f" ({latex(cell.small)})" * bool(cell.small)
+            for cell in row
+        ]
+        yield " & ".join(cells) + r" \\"
+
+
+def latex(text: str) -> str:
+    """Escape a text for LaTeX, in one line."""
+    return "".join(LATEX.get(char, char) for char in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    kept = "".join(c if c.isprintable() or c in "\u202f\u00a0" else " " for c in text)
+    return re.sub("[ ]+", " ", kept).strip()
