@@ -17,6 +17,7 @@ from simulations import (
     authenticity_command,
     check_command,
     gate_commands,
+    model_card_command,
     prepare_commands,
     run_commands,
     strategies_command,
@@ -231,6 +232,7 @@ def report(
 
 
 app.command()(check_command.check)
+app.command("model-card")(model_card_command.model_card)
 app.command()(strategies_command.strategies)
 app.command()(attendance_command.attendance)
 app.command()(attendance_command.readmit)

@@ -111,6 +111,11 @@ def grid(
     return sheet
 
 
+def pitch(side: int) -> int:
+    """Return how many pixels below the one before a row of a grid of images begins."""
+    return side * max(1, -(-READABLE // side)) + _GAP
+
+
 def arranged(
     images: np.ndarray, names: Sequence[str] | None = None
 ) -> tuple[list[np.ndarray], list[str]]:
@@ -171,7 +176,7 @@ def _enlarged(picture: Image) -> Image:
     """Bicubic: at 32 pixels the eye takes a mosaic of squares for texture."""
     from PIL import Image
 
-    factor = max(1, -(-READABLE // picture.height))
+    factor = (pitch(picture.height) - _GAP) // picture.height
     if factor == 1:
         return picture
     return picture.resize(

@@ -9,7 +9,8 @@ from typing import Any
 # "text": str; "list": of str; "table": tables.Table; "columns": pairs of heading and facts;
 # "figure": title, caption, panels (site, note, svg: a charts.Chart), whether it needs a legend
 # (keyed) and whether one stands above on the page;
-# "pictures": title, caption, kind (its CSS class), pictures (name, note, uri, width, height, alt).
+# "pictures": title, caption, kind (its CSS class), pictures (name, note, uri, width, height, alt,
+# and whether it is private: real people's).
 Block = tuple[str, Any]
 
 

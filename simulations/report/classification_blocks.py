@@ -227,4 +227,5 @@ class ClassificationBlocks:
         kind = "axial slice" if image == "scan" else "picture"
         where = " through the middle of training scans" if image == "scan" else ", for training,"
         alt = f"{plural(len(stack), kind)}{where} of site {site}"
-        return {"name": site, "note": "", "alt": alt, **pictures.strip(stack)}
+        about = {"name": site, "note": "", "alt": alt, "private": not self.content.phantoms}
+        return {**about, **pictures.strip(stack)}

@@ -16,7 +16,7 @@ import pandas as pd
 from common.metrics_log import WHOLE
 from simulations.contrasts import QUESTIONS
 from simulations.measures import measure
-from simulations.report import charts, figures, provenance, tables, words
+from simulations.report import brief, charts, figures, provenance, tables, words
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
 from simulations.report.looks import Series, look_of, series_of
 from simulations.report.pictures import Trained
@@ -234,6 +234,7 @@ class Content:
         return share if is_number(share) else None
 
     def _sections(self) -> Iterator[Section]:
+        yield brief.of_comparison(self)
         yield Section(
             *("results", "Results", self.blocks.leads),
             [

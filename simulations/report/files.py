@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from common.errors import ConfigError
 from common.files import write_atomically
@@ -71,9 +72,8 @@ def write_files(folder: Path, sections: Iterable[Section], series: Sequence[Seri
         elif kind == "pictures":
             shown = [one for one in value["pictures"] if not one.get("private")]
             for number, one in enumerate(shown, 1):
-                name = named(f"{value['title']} {number} {one['name']}")
-                data = base64.b64decode(one["uri"].partition(",")[2])
-                made[Path(FIGURES, f"{name}.png")] = data
+                name = f"{named(value['title'])}-{number:02d}.png"
+                made[Path(FIGURES, name)] = base64.b64decode(one["uri"].partition(",")[2])
     for kind in (FIGURES, TABLES):
         if (folder / kind).is_symlink():
             raise ConfigError(f"{folder / kind} is a link, which is not followed. Remove it")
@@ -87,7 +87,8 @@ def write_files(folder: Path, sections: Iterable[Section], series: Sequence[Seri
 def named(title: str) -> str:
     """Return a file's name without ending: ``figure-03-test-auroc-of-every-model``."""
     kind, number, words = NUMBERED.fullmatch(title).groups()  # type: ignore[union-attr]
-    slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    plain = normalize("NFKD", words.lower()).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
     return f"{kind.lower()}-{int(number):02d}-{slug[:60]}".rstrip("-")
 
 
@@ -109,9 +110,16 @@ def sheet(panels: Sequence[Mapping[str, Any]], series: Sequence[Series] = ()) ->
                        markeredgecolor=PAPER, linestyle=(0, DASHES[one.dash] or ()),
                        label=shortened(one.name, LONGEST)) for one in series
             ]  # fmt: skip
-            corner = (GAP / wide, 1 - GAP / 3 / high)
-            figure.legend(handles=keys, loc="upper left", bbox_to_anchor=corner, frameon=False,
-                          ncols=max(1, int(wide // 180)), borderpad=0, borderaxespad=0)  # fmt: skip
+            figure.legend(
+                handles=keys,
+                loc="upper left",
+                bbox_to_anchor=(GAP / wide, 1 - GAP / 3 / high),
+                ncols=max(1, int(wide // 180)),
+                handlelength=3,
+                frameon=False,
+                borderpad=0,
+                borderaxespad=0,
+            )
         top = float(GAP + (KEYS if series else 0))
         for row, height in zip(rows, heights, strict=True):
             for column, one in enumerate(row):

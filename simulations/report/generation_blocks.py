@@ -125,7 +125,7 @@ class GenerationBlocks:
         if real := pictures.real_images(content.samples, content.config):
             alt = f"Real training {nouns.made}s of {', '.join(content.samples)}"
             about = {"name": f"Real {nouns.made}s", "note": f"training {nouns.images}"}
-            shown.append({**about, "alt": alt, **real})
+            shown.append({**about, "alt": alt, "private": not content.phantoms, **real})
         for name, key in content.described.items():
             model = first.get((key.get("arm"), key.get("strategy"), key.get("trained_on")))
             if model is None:

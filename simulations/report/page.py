@@ -1,9 +1,10 @@
 """The report's page: Jinja template and style sheet, as Python strings.
 
 One page for every kind of report: a header, then sections of blocks (text, figure, pictures,
-table, columns of facts, list). Flower's bundle keeps no ``.j2``, so a template is a module. No
-script, no font, no file from elsewhere: the Content-Security-Policy forbids them all. What is
-filled in is escaped by Jinja; only the figures, built escaped, arrive as markup.
+table, columns of facts, list), the first of which is a page of its own for who reads no more.
+Flower's bundle keeps no ``.j2``, so a template is a module. No script, no font, no file from
+elsewhere: the Content-Security-Policy forbids them all. What is filled in is escaped by Jinja; only
+the figures, built escaped, arrive as markup.
 """
 
 STYLE = """
@@ -99,6 +100,13 @@ th.site { font-weight: 650; }
 .grids .panels { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .grids .panel { max-width: none; }
 .grids img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+.brief .panels { grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
+.brief .panel { max-width: none; }
+.brief img { display: block; max-width: 100%; max-height: 26rem; width: auto; height: auto;
+  border-radius: 4px; }
+.first h2 { border: 0; margin-top: .4rem; }
+.first dl.facts { font-size: 1rem; }
+.first dl.facts dt { color: var(--ink); font-weight: 650; }
 dl.facts { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr;
   gap: .25rem 1.4rem; font-size: .9rem; margin: .6rem 0 1rem; }
 dl.facts dt { color: var(--soft); }
@@ -134,6 +142,8 @@ footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size
   .scans .panels { grid-template-columns: repeat(3, 1fr); gap: .8rem 1rem; }
   .grids .panels { grid-template-columns: repeat(2, 1fr); }
   .tiles { grid-template-columns: repeat(3, 1fr); }
+  .first { break-after: page; }
+  .brief img { max-height: 90mm; }
   .scroll { overflow: visible; }
   caption span { position: static; }
   table { font-size: 8.5pt; }
@@ -164,6 +174,16 @@ PAGE = """\
 {%- endmacro -%}
 {%- macro caption(figure) -%}
 <figcaption><b>{{ figure.title }}.</b> {{ figure.caption }}</figcaption>
+{%- endmacro -%}
+{%- macro overview() -%}
+{% if tiles %}<dl class="tiles">
+{% for tile in tiles %}<div class="tile"><dt>{{ tile.name }}</dt>\
+<dd class="big">{{ tile.value }}</dd>\
+<dd class="soft">{{ tile.note }}</dd></div>
+{% endfor %}</dl>
+{% endif %}<nav aria-label="Contents"><ul>
+{% for one in sections[1:] %}<li><a href="#{{ one.id }}">{{ one.name }}</a></li>
+{% endfor %}</ul></nav>
 {%- endmacro -%}
 {%- macro facts(pairs) -%}
 <dl class="facts">
@@ -209,20 +229,12 @@ img-src data:; base-uri 'none'; form-action 'none'">
 <h1>{{ title }}</h1>
 {% for sentence in headline %}<p class="lead">{{ sentence }}</p>
 {% endfor %}
-{%- if tiles %}<dl class="tiles">
-{% for tile in tiles %}<div class="tile"><dt>{{ tile.name }}</dt>\
-<dd class="big">{{ tile.value }}</dd>\
-<dd class="soft">{{ tile.note }}</dd></div>
-{% endfor %}</dl>
-{% endif %}
 {%- if notices %}<div class="notice" role="note">{% for line in notices %}<p>{{ line }}</p>\
 {% endfor %}</div>
-{% endif %}<nav aria-label="Contents"><ul>
-{% for one in sections %}<li><a href="#{{ one.id }}">{{ one.name }}</a></li>
-{% endfor %}</ul></nav>
-</header>
+{% endif %}</header>
 <main>
-{% for section in sections %}<section aria-labelledby="{{ section.id }}">\
+{% for section in sections %}<section{% if loop.first %} class="first"{% endif %} \
+aria-labelledby="{{ section.id }}">\
 <h2 id="{{ section.id }}">{{ section.heading }}</h2>
 {% for kind, value in section.blocks %}
 {%- if kind == "text" %}<p>{{ value }}</p>
@@ -237,13 +249,14 @@ img-src data:; base-uri 'none'; form-action 'none'">
 </figure>
 {% elif kind == "table" %}{{ table(value) }}
 {% elif kind == "columns" %}<div class="columns">
-{% for heading, pairs in value %}<div><h3>{{ heading }}</h3>{{ facts(pairs) }}</div>
+{% for heading, pairs in value %}<div>{% if heading %}<h3>{{ heading }}</h3>{% endif %}\
+{{ facts(pairs) }}</div>
 {% endfor %}</div>
 {% elif kind == "list" %}<ul>
 {% for line in value %}<li>{{ line }}</li>
 {% endfor %}</ul>
 {% endif %}
-{%- endfor %}</section>
+{%- endfor %}{% if loop.first %}{{ overview() }}{% endif %}</section>
 {% endfor -%}
 </main>
 <footer><p>{{ footer }}</p></footer>

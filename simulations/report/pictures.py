@@ -95,8 +95,48 @@ def stages(model: Trained, most: int = STAGES) -> list[int]:
     return sorted({model.shown_round, *(known[place] for place in places)})
 
 
-def embedded(path: Path, root: Path | None) -> Picture:
-    """Read a picture below a root, as large as it is good for.
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of a generator's grid are wanted: those of a site, a row a class.
+
+    Parameters
+    ----------
+    side : int
+        Pixels of an image.
+    classes, sites : tuple of str
+        In the order of the rows, which are of every site of one class, then of the next.
+    site : str
+    """
+
+    side: int
+    classes: tuple[str, ...]
+    sites: tuple[str, ...]
+    site: str
+
+    def of(self, picture: Image) -> Image:
+        """Cut them out; of a grid with other rows, return all of it."""
+        from PIL import Image
+
+        from common.imaging.pictures import pitch
+
+        each, total = pitch(self.side), len(self.classes) * len(self.sites)
+        top = picture.height - total * each
+        if not 0 <= top < each or len(self.sites) < 2:
+            return picture
+        at = self.sites.index(self.site)
+        kept = [(0, top)]
+        for k in range(at, total, len(self.sites)):
+            kept.append((top + k * each, top + (k + 1) * each))
+        sheet = Image.new("RGB", (picture.width, top + len(self.classes) * each))
+        below = 0
+        for upper, lower in kept:
+            sheet.paste(picture.crop((0, upper, picture.width, lower)), (0, below))
+            below += lower - upper
+        return sheet
+
+
+def embedded(path: Path, root: Path | None, rows: Rows | None = None) -> Picture:
+    """Read a picture below a root, as large as it is good for; of a grid, some rows.
 
     Raises
     ------
@@ -113,7 +153,8 @@ def embedded(path: Path, root: Path | None) -> Picture:
             picture = Image.open(io.BytesIO(raw), formats=["PNG"])
         if picture.width * picture.height > MOST_PIXELS:
             raise FileError(path, f"has more than {MOST_PIXELS:,} pixels", remedy)
-        return encoded(picture.convert("RGB"))
+        whole = picture.convert("RGB")
+        return encoded(rows.of(whole) if rows else whole)
     except FileError:
         raise
     except Exception:  # Pillow raises anything at all

@@ -12,7 +12,7 @@ from common.metrics_log import WHOLE
 from common.participation import Attendance, Outcome
 from simulations.attendance import count_outcomes, ranges, reasons
 from simulations.measures import DISTANCES, measure
-from simulations.report import charts, pictures, provenance, words
+from simulations.report import brief, charts, pictures, provenance, words
 from simulations.report import generation_words as says
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
 from simulations.report.figures import curve_figures
@@ -129,6 +129,7 @@ class RunContent:
             "is that of all together, from merged moments; the other measures are means of the "
             "sites'.",
         )
+        yield brief.of_run(self)
         results: list[Block] = [
             ("text", says.judged(self.extractors, "those of the run", self.nouns))
         ]

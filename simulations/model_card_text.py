@@ -1,0 +1,376 @@
+"""A model card as Hugging Face shows it: front matter in YAML, then sections in Markdown.
+
+Whatever comes from a file stands in code spans, in which Markdown knows no markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from common.config.run_config import OF_SLICES
+from common.metrics_log import WHOLE
+from simulations.measures import measure
+from simulations.model_card import SPLITS, Facts, printable
+from simulations.report.generation_words import CAVEATS
+from simulations.report.tables import data_size, duration, told
+from simulations.report.words import is_number, mapping, plural, sentence, whole
+
+MARK = "<!-- Made by fedscan model-card, which may write this file again. -->"
+SETTINGS = {  # of a run, in the order shown
+    "run.rounds": "rounds",
+    "training.local-steps": "local steps a round",
+    "training.local-epochs": "local epochs a round",
+    "training.batch-size": "batch size",
+    "training.learning-rate": "learning rate",
+    "training.weight-decay": "weight decay",
+    "training.loss": "loss",
+    "strategy.weighting": "weighting of sites",
+    "transport": "transport",
+    "model.classifier": "classifier",
+    "model.gan": "preset of the networks",
+    "data.size": "pixels or voxels a side",
+    "run.seed": "seed",
+}
+OF_CLASSIFIER = (
+    *("model.classifier", "data.size", "training.loss"),
+    *("training.weight-decay", "training.learning-rate"),
+)
+OF_GAN = {
+    "resolution": "pixels a side",
+    "batch-size": "batch size",
+    "kimg": "thousand images",
+    "generator-learning-rate": "learning rate of the generator",
+    "discriminator-learning-rate": "learning rate of the discriminator",
+    "r1-gamma": "weight of R1",
+    "augment": "augmentation",
+    "seed": "seed",
+}
+LIBRARIES = ("fedscan", "python", "torch", "flwr", "numpy", "scipy", "scikit-learn", "nibabel")
+LIMITS = (
+    "For research only. It is no medical device, has not been assessed as one, and no decision "
+    "about a patient may rest on it.",
+)
+GENERATED = (
+    "Generated images show no patient and prove nothing of one. Mark them as generated wherever "
+    "they are kept or shown.",
+    "The test for copies does not see parts of an image in an otherwise new one. A generator that "
+    "passes it is not proven to keep a secret.",
+)
+
+
+def render(facts: Facts, front: Mapping[str, Any]) -> str:
+    """Return the whole card.
+
+    Parameters
+    ----------
+    facts : Facts
+    front : mapping
+        The front matter: :func:`simulations.model_card.metadata`.
+    """
+    sections = {
+        "": _what(facts),
+        "Data": _data(facts),
+        "Training": _training(facts),
+        "Results": _results(facts),
+        **({"Copies of training images": _copies(facts)} if facts.task == "generation" else {}),
+        "Limits": [*(f"- {one}" for one in _limits(facts))],
+        "How to load": _loading(facts),
+        "Provenance": _provenance(facts),
+    }
+    blocks = ["\n".join(["---", *yaml(front), "---", "", MARK])]
+    for title, lines in sections.items():
+        text = "\n".join(lines)
+        blocks.append(f"## {title}\n\n{text}" if title else text)
+    return "\n\n".join(blocks) + "\n"
+
+
+def yaml(value: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Write lists and mappings as YAML 1.2, their scalars as JSON, which YAML contains."""
+    for key, one in value.items():
+        yield from _item(f"{indent}{key}:", one, indent)
+
+
+def _item(start: str, value: Any, indent: str) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield start
+        yield from yaml(value, f"{indent}  ")
+    elif isinstance(value, list) and value:
+        yield start
+        for one in value:
+            if isinstance(one, Mapping):
+                first, *rest = yaml(one, f"{indent}  ")
+                yield f"{indent}- {first.lstrip()}"
+                yield from rest
+            else:
+                yield f"{indent}- {_scalar(one)}"
+    else:
+        yield f"{start} {_scalar(value)}"
+
+
+def _scalar(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def code(text: object) -> str:
+    """Return a text from a file as a code span that ends neither itself nor a table's cell."""
+    kept = printable(text).translate(dict.fromkeys(map(ord, "`|"), "\ufffd"))
+    return f"`{kept.strip() or '?'}`"
+
+
+def _what(facts: Facts) -> list[str]:
+    made = {"classification": "classifier", "generation": "generator"}[facts.task]
+    how = {
+        "federated": f"by federated learning (strategy {code(facts.strategy)})",
+        "centralized": "on the pooled images of all sites",
+    }.get(facts.arm, f"on the images of one site, {code(facts.trained_on)}, alone")
+    lines = [f"# {sentence(made)} of the study {code(facts.study_name)}", ""]
+    lines.append(f"A {made} of {_images(facts)}, trained {how}. Hospitals: {_named_sites(facts)}.")
+    if facts.study:
+        label = facts.study.label
+        named = ", ".join(map(code, label.classes.names))
+        lines[-1] += f" Classes of {code(label.column)}: {named}."
+    return lines
+
+
+def _images(facts: Facts) -> str:
+    if facts.study is None:
+        return "images"
+    pictures = facts.study.images.view == "picture"
+    return "pictures" if pictures else "scans" if facts.task == "classification" else "slices"
+
+
+def _named_sites(facts: Facts) -> str:
+    names = list(facts.sites)
+    return f"{plural(len(names), 'site')} ({', '.join(map(code, names))})"
+
+
+def _data(facts: Facts) -> list[str]:
+    kind = {
+        True: "The images are phantoms: simulated people and devices.",
+        False: "The images are those of a cohort that the user has given.",
+        None: "The images are the sites' own.",
+    }[facts.phantoms]
+    rows = []
+    for site, counts in facts.sites.items():
+        least = counts.get("min_participants", 1)
+        rows.append([code(site), *(_count(counts.get(key), least) for key in SPLITS)])
+    lines = [kind, "", *_table(["site", *(f"{split} images" for split in SPLITS.values())], rows)]
+    rows = []
+    for site, found in facts.classes.items():
+        least = mapping(facts.sites.get(site)).get("min_participants", 1)
+        people = _count(mapping(found).get("persons"), least)
+        images = mapping(mapping(found).get("images"))
+        each = ", ".join(f"{code(name)} {_count(n, least)}" for name, n in images.items())
+        rows.append([code(site), people, each])
+    if rows:
+        lines += ["", *_table(["site", "test people", "test images of each class"], rows)]
+    return lines
+
+
+def _count(value: object, least: object) -> str:
+    """Tell a count as a site would: none of few people, where it withholds what is over these."""
+    if not is_number(value):
+        return "not told"
+    few = is_number(least) and 0 < value < least
+    return f"fewer than {whole(least)}" if few else whole(value)
+
+
+def _training(facts: Facts) -> list[str]:
+    lines = [f"- strategy: {code(facts.strategy)}"] if facts.arm == "federated" else []
+    if facts.kind == "train-gan":
+        settings = OF_GAN
+    else:
+        left = OF_CLASSIFIER if facts.task == "generation" else ("model.gan",)
+        left = (*left, "strategy.weighting", "transport") if facts.arm != "federated" else left
+        settings = {k: v for k, v in SETTINGS.items() if k not in left}
+    for key, words in settings.items():
+        if (value := facts.config.get(key)) not in (None, "", 0, 0.0) or key.endswith("seed"):
+            lines.append(f"- {words}: {code(value)}")
+    spent = {**facts.spent, **_generation(facts.summary)}
+    for key, words in (("steps", "optimizer steps"), ("images_seen", "images seen in training")):
+        if is_number(spent.get(key)):
+            lines.append(f"- {words}: {whole(spent[key])}")
+    if is_number(facts.summary.get("best_round")):
+        lines.append(f"- released: the weights of round {whole(facts.summary['best_round'])}")
+    sent = [facts.spent.get(key) for key in ("bytes_up", "bytes_down")]
+    if all(map(is_number, sent)) and any(sent):
+        lines.append(f"- bytes: {data_size(sent[0])} sent by sites, {data_size(sent[1])} to sites")
+    if is_number(facts.spent.get("seconds")):
+        lines.append(f"- time: {duration(facts.spent['seconds'])} on the machine of the run")
+    return lines
+
+
+def _generation(summary: Mapping[str, Any]) -> dict[str, Any]:
+    found = mapping(summary.get("generation"))
+    return {key: found[key] for key in ("images_seen",) if is_number(found.get(key))}
+
+
+def _results(facts: Facts) -> list[str]:
+    if not facts.scores:
+        return ["The run's files tell no measures: the sites withheld them, or had too few images."]
+    places = list(dict.fromkeys(one.place for one in facts.scores))
+    names = list(dict.fromkeys(one.name for one in facts.scores))
+    found = {(one.place, one.name): one for one in facts.scores}
+    rows = []
+    for place in places:
+        row = ["all sites" if place == WHOLE else code(place)]
+        for name in names:
+            one = found.get((place, name))
+            text = told(name, one.value) if one else "–"
+            if one and one.low is not None and one.high is not None:
+                text += f" ({told(name, one.low)} to {told(name, one.high)})"
+            row.append(text)
+        rows.append(row)
+    return [
+        _judged(facts),
+        "",
+        *_table(["test images of", *(measure(name).words for name in names)], rows),
+        *_less(names),
+    ]
+
+
+def _judged(facts: Facts) -> str:
+    if facts.kind == "comparison":
+        intervals = any(one.low is not None for one in facts.scores)
+        with_ = ", with 95 % confidence intervals in brackets" if intervals else ""
+        text = (
+            f"On images that no training has seen: means over "
+            f"{plural(facts.repetitions, 'repetition')} of this training{with_}."
+        )
+    else:
+        text = "On images that no training has seen, of one training: there is no interval."
+    if extractor := _extractor(facts):
+        name, digest = printable(extractor.get("name")), printable(extractor.get("hash"))[:12]
+        text += (
+            f" Distances are of features of {code(name)} (hash {code(digest)}); those of another "
+            "extractor, or of other numbers of images, cannot be compared with them."
+        )
+    return text
+
+
+def _extractor(facts: Facts) -> Mapping[str, Any]:
+    summary = facts.summary
+    found = mapping(summary.get("extractor"))
+    return found or mapping(mapping(summary.get("generation")).get("extractor"))
+
+
+def _less(names: Sequence[str]) -> list[str]:
+    less = [measure(name).words for name in names if measure(name).less_is_better]
+    return ["", f"Less is better: {', '.join(less)}."] if less else []
+
+
+def _copies(facts: Facts) -> list[str]:
+    verdicts = {True: "**flagged as copying**", False: "not flagged", None: "not judged"}
+    kept = ("authenticity", "authenticity_held_out", "look_alikes")
+    rows = []
+    for site, found in facts.copying.items():
+        flag = found.get("copies_flagged")
+        verdict = verdicts[None if flag is None else bool(flag)]
+        numbers = [told(key, found.get(key)) for key in kept]
+        rows.append(["all sites" if site == WHOLE else code(site), verdict, *numbers])
+    heads = ["training images of", "verdict", "authenticity", "of held-out images"]
+    lines = [*_table([*heads, "share of look-alikes"], rows)] if rows else ["Not tested."]
+    if facts.authenticity:
+        one = facts.authenticity
+        low, high = one.get("low"), one.get("high")
+        span = f" (95 % CI {low:.2f} to {high:.2f})" if is_number(low) and is_number(high) else ""
+        auroc = f": AUROC {one['auroc']:.2f}{span}" if is_number(one.get("auroc")) else ""
+        lines += [
+            "",
+            "Distances of training images and of held-out images to their projections into the "
+            f"generator (`fedscan authenticity`){auroc}. Verdict: {code(one.get('verdict'))}. At "
+            "0.5 the generator does not tell them apart.",
+        ]
+    return lines
+
+
+def _limits(facts: Facts) -> Iterator[str]:
+    yield from LIMITS
+    if facts.phantoms:
+        yield (
+            "It was trained and tested on phantoms: its results say nothing of patients, and it is "
+            "not made for their images."
+        )
+    else:
+        yield "Its results say nothing of other hospitals, devices or patients."
+    if facts.repetitions < 2:
+        yield "One repetition: another seed may give other numbers."
+    if facts.task == "generation":
+        yield from GENERATED
+        name = str(_extractor(facts).get("name", ""))
+        yield from (caveat for one, caveat in CAVEATS.items() if name.startswith(one))
+    withheld = [site for site in facts.sites if not any(s.place == site for s in facts.scores)]
+    if withheld and facts.kind == "run":
+        yield f"Measures that {', '.join(map(code, withheld))} withheld are not in the table."
+
+
+def _loading(facts: Facts) -> list[str]:
+    start = ["With fedscan installed, in the model's folder:", "", "```python"]
+    if facts.task == "generation":
+        return [
+            *start,
+            "from common.training.gan_sampling import load_generator, sample",
+            "",
+            'generator, about = load_generator(".")',
+            "images = sample(generator, 4, seed=0)  # NumPy, (4, channels, side, side), in [-1, 1]",
+            "```",
+        ]
+    about = facts.about
+    strict = "strict=False" if about.get("at-sites") else "strict=True"
+    values = ['"study": about["study"]', '"model.classifier": about["classifier"]']
+    if about.get("classifier") in OF_SLICES:
+        values += [
+            '"model.gan": about["gan"]',
+            '"model.gan-changes": about["gan_changes"]',
+            '"model.heights": about["heights"]',
+        ]
+    else:
+        values.append('"data.size": about["image_size"]')
+    values.append('"model.adapt": about["adapt"]')
+    if about.get("pretrained"):
+        values.append('"model.normalization": "frozen"')
+    sites = tuple(sorted(facts.sites)) if about.get("classifier") == "gan-features" else ()
+    lines = [
+        *start,
+        "from pathlib import Path",
+        "",
+        "from common.checkpoints import read_model",
+        "from common.config.run_config import RunConfig",
+        "from common.tasks.classifier_networks import build",
+        "",
+        'about, weights = read_model(Path("."))',
+        "config = RunConfig.from_flower(",
+        "    {",
+        *(f"        {value}," for value in values),
+        "    }",
+        ")",
+        f"model = build(config, {sites!r})",
+        f"model.load_state_dict(weights, {strict})",
+        "model.eval()  # images in [0, 1] to logits of " + 'about["classes"]',
+        "```",
+    ]
+    if about.get("at-sites"):
+        lines += ["", "The sites have kept a part of the network: here it is as it began."]
+    if about.get("adapt") not in (None, "none"):
+        lines += [
+            "",
+            f"At a site it was tested after adaptation to it (`model.adapt` = "
+            f"{code(about['adapt'])}); these weights are those before.",
+        ]
+    return lines
+
+
+def _provenance(facts: Facts) -> list[str]:
+    lines = [
+        f"- {name} {code(facts.versions[name])}" for name in LIBRARIES if name in facts.versions
+    ]
+    if facts.source_hash:
+        lines.append(f"- hash of the sources: {code(facts.source_hash)}")
+    return lines or ["The files do not tell."]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
