@@ -13,6 +13,7 @@ from common.metrics_log import WHOLE
 from simulations.measures import DISTANCES, measure
 from simulations.report import pictures, words
 from simulations.report.blocks import Block, Section
+from simulations.report.classification_blocks import sample_strip
 from simulations.report.pictures import Picture, Trained
 from simulations.report.tables import told
 from simulations.report.words import Nouns, is_number, mapping, plural, whole
@@ -164,12 +165,10 @@ def _not_for(nouns: Nouns, phantoms: bool, generation: bool) -> str:
 
 def _strips(content: Content) -> Iterable[Picture]:
     """Some training images of the first sites."""
+    kind = f"training {content.nouns.images}"
     for site, stack in list(content.samples.items())[:MOST_SITES]:
         if len(stack):
-            alt = f"Training {content.nouns.images} of site {site}"
-            about = {"name": site, "note": "", "alt": alt, "private": not content.phantoms}
-            kind = f"training {content.nouns.images}"
-            yield {**about, "kind": kind, **pictures.strip(stack[:SAMPLES])}
+            yield {**sample_strip(content, site, SAMPLES), "kind": kind}
 
 
 def _generated(content: Content) -> Iterable[Picture]:

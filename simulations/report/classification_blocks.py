@@ -76,7 +76,9 @@ class ClassificationBlocks:
     def after_curves(self) -> Iterator[Section]:
         """Yield some training images of every site."""
         content = self.content
-        strips = [self._strip(site) for site, stack in content.samples.items() if len(stack)]
+        strips = [
+            sample_strip(content, site) for site, stack in content.samples.items() if len(stack)
+        ]
         shown = {
             "title": f"Sample {content.nouns.images} of every site",
             "caption": words.samples(content.phantoms, content.nouns),
@@ -221,11 +223,12 @@ class ClassificationBlocks:
         found = mapping(mapping(scores.get(model)).get(name)).get("mean")
         return f"{look.name} {CLASSIFICATION[name].words} {tables.told(name, found)}"
 
-    def _strip(self, site: str) -> dict[str, Any]:
-        stack = self.content.samples[site]
-        image = self.content.nouns.image
-        kind = "axial slice" if image == "scan" else "picture"
-        where = " through the middle of training scans" if image == "scan" else ", for training,"
-        alt = f"{plural(len(stack), kind)}{where} of site {site}"
-        about = {"name": site, "note": "", "alt": alt, "private": not self.content.phantoms}
-        return {**about, **pictures.strip(stack)}
+
+def sample_strip(content: Content, site: str, most: int | None = None) -> dict[str, Any]:
+    """Return some training images of a site side by side; they are private, if of real people."""
+    stack, image = content.samples[site][:most], content.nouns.image
+    kind = "axial slice" if image == "scan" else "picture"
+    where = " through the middle of training scans" if image == "scan" else ", for training,"
+    alt = f"{plural(len(stack), kind)}{where} of site {site}"
+    about = {"name": site, "note": "", "alt": alt, "private": not content.phantoms}
+    return {**about, **pictures.strip(stack)}

@@ -16,7 +16,7 @@ import pandas as pd
 from common.metrics_log import WHOLE
 from simulations.contrasts import QUESTIONS
 from simulations.measures import measure
-from simulations.report import brief, charts, figures, provenance, tables, words
+from simulations.report import charts, figures, provenance, tables, words
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
 from simulations.report.looks import Series, look_of, series_of
 from simulations.report.pictures import Trained
@@ -157,8 +157,11 @@ class Content:
         """Every model, a place's own included."""
         return self._looks
 
-    def parts(self) -> dict[str, Any]:
-        """Return the template's variables, figures and tables numbered in reading order."""
+    def parts(self, first: Callable[[Content], Section]) -> dict[str, Any]:
+        """Return the template's variables, figures and tables numbered in reading order.
+
+        ``first`` makes the first section, which is a page of its own.
+        """
         started = words.day(self.manifest.get("started"))
         shown = series_of(self.results)
         return {
@@ -170,7 +173,7 @@ class Content:
             "series": [
                 {"name": one.name, "key": charts.legend_key(one), "look": one} for one in shown
             ],
-            "sections": numbered(self._sections()),
+            "sections": numbered([first(self), *self._sections()]),
             "footer": self.blocks.footer,
         }
 
@@ -234,7 +237,6 @@ class Content:
         return share if is_number(share) else None
 
     def _sections(self) -> Iterator[Section]:
-        yield brief.of_comparison(self)
         yield Section(
             *("results", "Results", self.blocks.leads),
             [

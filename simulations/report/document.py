@@ -24,6 +24,7 @@ from common.reading import open_plain, read_json
 from common.run_folder import ATTENDANCE
 from simulations.attendance import read_attendance
 from simulations.folders import in_words
+from simulations.report import brief
 from simulations.report.classification_blocks import ClassificationBlocks
 from simulations.report.content import Content
 from simulations.report.files import write_files
@@ -67,7 +68,7 @@ def write_report(folder: Path, *, files: bool = False) -> Path:
     """
     folder = Path(folder)
     with in_words(folder, REMEDY):
-        parts = (_run(folder) if _is_run(folder) else _comparison(folder)).parts()
+        parts = _run(folder) if _is_run(folder) else _comparison(folder)
         page = fill(parts).encode()
         if files:
             write_files(folder, parts["sections"], [one["look"] for one in parts["series"]])
@@ -76,17 +77,18 @@ def write_report(folder: Path, *, files: bool = False) -> Path:
     return target
 
 
-def _comparison(folder: Path) -> Content:
+def _comparison(folder: Path) -> dict[str, Any]:
     results = read_results(folder)
     summary, manifest = (_read_json(folder, name) for name in ("summary.json", "manifest.json"))
     samples = _read_samples(folder)
     models, use = trained_models(folder, results), _read_use(folder)
     task = str(mapping(manifest.get("config")).get("task", "classification"))
     blocks = BLOCKS.get(task, ClassificationBlocks)
-    return Content(results, summary, manifest, samples, models, use, blocks=blocks)
+    content = Content(results, summary, manifest, samples, models, use, blocks=blocks)
+    return content.parts(brief.of_comparison)
 
 
-def _run(folder: Path) -> RunContent:
+def _run(folder: Path) -> dict[str, Any]:
     manifest = _read_json(folder, "manifest.json")
     if mapping(manifest.get("config")).get("task") != "generation":
         raise ConfigError(
@@ -98,7 +100,8 @@ def _run(folder: Path) -> RunContent:
     key = ("federated", str(config.get("strategy.name", "")), config.get("run.seed"), WHOLE)
     model = trained_model(folder, *key, root=folder)
     attendance = read_attendance(folder) if (folder / ATTENDANCE).is_file() else ()
-    return RunContent(metrics, model.summary, manifest, model, attendance)
+    content = RunContent(metrics, model.summary, manifest, model, attendance)
+    return content.parts(brief.of_run)
 
 
 def _is_run(folder: Path) -> bool:

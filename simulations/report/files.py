@@ -59,6 +59,9 @@ def write_files(folder: Path, sections: Iterable[Section], series: Sequence[Seri
     ConfigError
         One of the two is a link.
     """
+    for where in (FIGURES, TABLES):
+        if (folder / where).is_symlink():
+            raise ConfigError(f"{folder / where} is a link, which is not followed. Remove it")
     made: dict[Path, bytes] = {}
     for kind, value in chain.from_iterable(section.blocks for section in sections):
         if kind == "table":
@@ -74,12 +77,9 @@ def write_files(folder: Path, sections: Iterable[Section], series: Sequence[Seri
             for number, one in enumerate(shown, 1):
                 name = f"{named(value['title'])}-{number:02d}.png"
                 made[Path(FIGURES, name)] = base64.b64decode(one["uri"].partition(",")[2])
-    for kind in (FIGURES, TABLES):
-        if (folder / kind).is_symlink():
-            raise ConfigError(f"{folder / kind} is a link, which is not followed. Remove it")
-        for path in (folder / kind).glob("*"):
-            if OURS.fullmatch(path.name) and path.relative_to(folder) not in made:
-                path.unlink()
+    for path in [*folder.glob(f"{FIGURES}/*"), *folder.glob(f"{TABLES}/*")]:
+        if OURS.fullmatch(path.name) and path.relative_to(folder) not in made:
+            path.unlink()
     for path, data in made.items():
         write_atomically(folder / path, data)
 

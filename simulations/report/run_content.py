@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from common.metrics_log import WHOLE
 from common.participation import Attendance, Outcome
 from simulations.attendance import count_outcomes, ranges, reasons
 from simulations.measures import DISTANCES, measure
-from simulations.report import brief, charts, pictures, provenance, words
+from simulations.report import charts, pictures, provenance, words
 from simulations.report import generation_words as says
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
 from simulations.report.figures import curve_figures
@@ -68,8 +68,8 @@ class RunContent:
         self.looks = {MODEL: look_of(about)}
         self.nouns = words.nouns(self.config)
 
-    def parts(self) -> dict[str, Any]:
-        """Return the template's variables, figures and tables numbered in reading order."""
+    def parts(self, first: Callable[[RunContent], Section]) -> dict[str, Any]:
+        """Return the template's variables: see :meth:`simulations.report.content.Content.parts`."""
         run, seed = self.summary.get("run_id"), self.config.get("run.seed")
         eyebrow = ["fedscan run", f"run {run}" if run else "", f"seed {seed}"]
         return {
@@ -83,7 +83,7 @@ class RunContent:
                 {"name": one.name, "key": charts.legend_key(one), "look": one}
                 for one in self.looks.values()
             ],
-            "sections": numbered(self._sections()),
+            "sections": numbered([first(self), *self._sections()]),
             "footer": says.RUN_FOOTER,
         }
 
@@ -129,7 +129,6 @@ class RunContent:
             "is that of all together, from merged moments; the other measures are means of the "
             "sites'.",
         )
-        yield brief.of_run(self)
         results: list[Block] = [
             ("text", says.judged(self.extractors, "those of the run", self.nouns))
         ]
