@@ -233,12 +233,10 @@ def _results(facts: Facts) -> list[str]:
 
 def _judged(facts: Facts) -> str:
     if facts.kind == "comparison":
-        intervals = any(one.low is not None for one in facts.scores)
-        with_ = ", with 95 % confidence intervals in brackets" if intervals else ""
-        text = (
-            f"On images that no training has seen: means over "
-            f"{plural(facts.repetitions, 'repetition')} of this training{with_}."
-        )
+        times = plural(facts.repetitions, "repetition")
+        text = f"On images that no training has seen, over {times} of this training."
+        if any(one.low is not None for one in facts.scores):
+            text += " In brackets: 95 % confidence intervals."
     else:
         text = "On images that no training has seen, of one training: there is no interval."
     if extractor := _extractor(facts):
@@ -273,17 +271,26 @@ def _copies(facts: Facts) -> list[str]:
     heads = ["training images of", "verdict", "authenticity", "of held-out images"]
     lines = [*_table([*heads, "share of look-alikes"], rows)] if rows else ["Not tested."]
     if facts.authenticity:
-        one = facts.authenticity
-        low, high = one.get("low"), one.get("high")
-        span = f" (95 % CI {low:.2f} to {high:.2f})" if is_number(low) and is_number(high) else ""
-        auroc = f": AUROC {one['auroc']:.2f}{span}" if is_number(one.get("auroc")) else ""
         lines += [
             "",
             "Distances of training images and of held-out images to their projections into the "
-            f"generator (`fedscan authenticity`){auroc}. Verdict: {code(one.get('verdict'))}. At "
-            "0.5 the generator does not tell them apart.",
+            "generator (`fedscan authenticity`). At an AUROC of 0.5 they do not differ.",
+            "",
+            *_table(["space", "verdict", "AUROC (95 % CI)"], list(_authenticity(facts))),
         ]
     return lines
+
+
+def _authenticity(facts: Facts) -> Iterator[list[str]]:
+    """Yield a row a latent space, or one where the result is of one."""
+    found = facts.authenticity
+    for space, one in (mapping(found.get("spaces")) or {"W": found}).items():
+        told_ = mapping(one)
+        auroc = mapping(told_.get("auroc")) or {**told_, "mean": told_.get("auroc")}
+        text = f"{auroc['mean']:.2f}" if is_number(auroc.get("mean")) else "–"
+        if is_number(auroc.get("low")) and is_number(auroc.get("high")):
+            text += f" ({auroc['low']:.2f} to {auroc['high']:.2f})"
+        yield [code(str(space).upper()), code(told_.get("verdict")), text]
 
 
 def _limits(facts: Facts) -> Iterator[str]:
