@@ -7,7 +7,7 @@ is computed: every number is one of the folder's. No image and no weight is open
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ class Facts:
     scores : tuple of Score
     repetitions : int
         That the scores are means over; 1 without intervals.
-    arm, trained_on : str
+    arm, variant, trained_on : str
+        The variant is the comparison's name of it, if it has one.
     classes : mapping of str to mapping
         Site to its test images of each class and its people, where they are told.
     spent : mapping
@@ -102,6 +103,7 @@ class Facts:
     scores: tuple[Score, ...]
     repetitions: int = 1
     arm: str = "federated"
+    variant: str = ""
     trained_on: str = WHOLE
     classes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     spent: Mapping[str, Any] = field(default_factory=dict)
@@ -185,7 +187,8 @@ def metadata(facts: Facts, licence: str = "") -> dict[str, Any]:
     result the task's type, the dataset's type and name, and each metric's type and value.
     """
     task, title = TASKS[facts.task]
-    name = f"{facts.study_name}-{facts.task}-{facts.strategy}"
+    kind = "-".join(dict.fromkeys(filter(None, (facts.strategy, facts.variant))))
+    name = f"{facts.study_name}-{facts.task}-{kind}"
     tags = ["fedscan", "medical", facts.study_name, facts.strategy]
     tags += ["federated-learning"] * (facts.arm == "federated")
     tags += ["synthetic-data"] * (facts.phantoms is True)
@@ -224,7 +227,7 @@ def printable(text: object) -> str:
 
 
 def _named(score: Score) -> str:
-    words = sentence(measure(score.name).words)
+    words = printable(sentence(measure(score.name).words))
     if score.low is None or score.high is None:
         return words
     return f"{words} (95 % CI {score.low:.4g} to {score.high:.4g})"
@@ -248,17 +251,18 @@ def _study(text: object) -> Study | None:
 def _of_run(folder: Path, summary: dict, manifest: dict, about: dict) -> Facts:
     config = mapping(manifest.get("config"))
     task = _task(str(config.get("task", "classification")))
+    study = _study(config.get("study"))
     counts = _counts(manifest.get("sites"), summary.get("sites"))
     simulated = (folder / LAUNCH).is_file()  # else hospitals of their own have run it
     return Facts(
         kind="run",
         task=task,
-        study=_study(config.get("study")),
+        study=study,
         config=config,
         about=about,
         summary=summary,
         sites=counts,
-        scores=tuple(_own_scores(summary, task)),
+        scores=tuple(_own_scores(summary, task, study)),
         spent=summary,
         phantoms=config.get("data.cohort-dir") == "" if simulated else None,
         versions=mapping(manifest.get("versions")),
@@ -269,6 +273,7 @@ def _of_run(folder: Path, summary: dict, manifest: dict, about: dict) -> Facts:
 def _trained_gan(summary: dict, manifest: dict, about: dict) -> Facts:
     listed = mapping(manifest.get("sites"))
     generated = mapping(summary.get("generated"))
+    generated = {**generated, **mapping(generated.get("statistics"))}
     scores = (
         Score(WHOLE, m, generated[m]) for m in MEASURES["generation"] if is_number(generated.get(m))
     )
@@ -298,12 +303,13 @@ def _compared(folder: Path, summary: dict, manifest: dict, about: dict) -> Facts
         raise ConfigError(f"{root}: the comparison has not ended: go on with --resume")
     arm, _, strategy = cell.rpartition("-seed")[0].partition("-")
     model = f"{arm}/{strategy}" if strategy else arm
+    config = mapping(manifest.get("config")) or mapping(whole.get("config"))
+    task, study = _task(str(config.get("task", "classification"))), _study(config.get("study"))
     scores = []
     for place, models in mapping(result.get("scores")).items():
         elsewhere = arm == "local" and place != name
         found = models.get(f"local at {name}" if elsewhere else model)
-        scores += _estimates(place, mapping(found))
-    config = mapping(manifest.get("config")) or mapping(whole.get("config"))
+        scores += _estimates(place, mapping(found), _measures(task, study))
     trained = mapping(whole.get("sites"))
     rows = read_table(root / "cells" / cell / "results.csv", root, remedy=REMEDY)
     mine = rows[(rows["trained_on"] == name) & (rows["split"] == "test")]
@@ -312,8 +318,8 @@ def _compared(folder: Path, summary: dict, manifest: dict, about: dict) -> Facts
     images = _counts(trained, result.get("images"))
     return Facts(
         kind="comparison",
-        task=_task(str(config.get("task", "classification"))),
-        study=_study(config.get("study")),
+        task=task,
+        study=study,
         config=config,
         about=about,
         summary=summary,
@@ -321,6 +327,7 @@ def _compared(folder: Path, summary: dict, manifest: dict, about: dict) -> Facts
         scores=tuple(scores),
         repetitions=len(result.get("repetitions") or []),
         arm=arm,
+        variant=strategy,
         trained_on=name,
         classes=mapping(result.get("counts")),
         spent={**spent, "bytes_plain": summary.get("bytes_plain")},
@@ -328,6 +335,12 @@ def _compared(folder: Path, summary: dict, manifest: dict, about: dict) -> Facts
         versions=mapping(whole.get("versions")),
         source_hash=str(about.get("source_hash") or whole.get("source_hash", "")),
     )
+
+
+def _measures(task: str, study: Study | None) -> tuple[str, ...]:
+    """Return what the card tells: of a classifier also the recall of the class to be found."""
+    positive = study.label.positive if study and task == "classification" else None
+    return (*MEASURES[task], *([f"recall.{positive}"] if positive else ()))
 
 
 def _task(name: str) -> str:
@@ -347,24 +360,25 @@ def _counts(*told: object) -> dict[str, dict[str, Any]]:
     return counts
 
 
-def _own_scores(summary: Mapping[str, Any], task: str) -> Iterator[Score]:
+def _own_scores(summary: Mapping[str, Any], task: str, study: Study | None) -> Iterator[Score]:
     """Yield a single run's: of each site, and of a generator over all of them."""
     if task == "generation":
         places = {WHOLE: summary.get("generation")}
         places |= {s: mapping(one).get("generation") for s, one in _sites(summary)}
     else:
         places = dict(_sites(summary))
+    names = _measures(task, study)
     for place, found in places.items():
         one = mapping(found)
-        yield from (Score(place, m, one[m]) for m in MEASURES[task] if is_number(one.get(m)))
+        yield from (Score(place, m, one[m]) for m in names if is_number(one.get(m)))
 
 
 def _sites(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return list(mapping(summary.get("sites")).items())
 
 
-def _estimates(place: str, found: Mapping[str, Any]) -> Iterator[Score]:
-    for name in (*MEASURES["classification"], *MEASURES["generation"]):
+def _estimates(place: str, found: Mapping[str, Any], names: Sequence[str]) -> Iterator[Score]:
+    for name in names:
         one = mapping(found.get(name))
         if is_number(one.get("mean")):
             ends = [one[end] if is_number(one.get(end)) else None for end in ("low", "high")]

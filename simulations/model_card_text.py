@@ -127,6 +127,8 @@ def _what(facts: Facts) -> list[str]:
     }.get(facts.arm, f"on the images of one site, {code(facts.trained_on)}, alone")
     lines = [f"# {sentence(made)} of the study {code(facts.study_name)}", ""]
     lines.append(f"A {made} of {_images(facts)}, trained {how}. Hospitals: {_named_sites(facts)}.")
+    if facts.variant not in ("", facts.strategy):
+        lines[-1] += f" In its comparison it is called {code(facts.variant)}."
     if facts.study:
         label = facts.study.label
         named = ", ".join(map(code, label.classes.names))
@@ -226,9 +228,14 @@ def _results(facts: Facts) -> list[str]:
     return [
         _judged(facts),
         "",
-        *_table(["test images of", *(measure(name).words for name in names)], rows),
+        *_table(["test images of", *map(_heading, names)], rows),
         *_less(names),
     ]
+
+
+def _heading(name: str) -> str:
+    kind, _, one = name.partition(".")
+    return f"{measure(kind).words} of {code(one)}" if one else measure(name).words
 
 
 def _judged(facts: Facts) -> str:

@@ -58,6 +58,7 @@ def trained_gan(folder: Path) -> Path:
     """A training of train-gan."""
     save_checkpoint(folder, start(), toy_slices())
     generated = {"frechet_distance": 12.75, "precision": 0.62, "recall": 0.31, "n_real": 20}
+    generated["statistics"] = {"ms_ssim": 0.4375}
     copying = {"flagged": True, "reason": "1 picture", "authenticity": 0.55, "look_alikes": 0.0625}
     summary = {"extractor": {"name": "fedscan-brain", "hash": "cd" * 32}, "sites": ["north"]}
     summary |= {"generated": generated, "copying": copying, "steps": 131, "images_seen": 524}
@@ -176,6 +177,15 @@ def test_intervals_are_those_of_the_comparison(folders) -> None:
     ]
     assert result["metrics"][0]["value"] == own  # island's own model, not north's
     assert "there is no interval" in card(folders["run"])[1]
+
+
+def test_recall_of_the_class_to_be_found_is_told(tmp_path: Path) -> None:
+    measured = {"balanced_accuracy": 0.5, "recall.MEL": 0.625, "recall.NV": 0.875}
+    folder = classified(tmp_path / "run", {"north": measured}, study="skin-lesions")
+    front, body = card(folder)
+    types = [one["type"] for one in front["model-index"][0]["results"][0]["metrics"]]
+    assert types == ["balanced_accuracy", "recall.MEL"]
+    assert "recall of `MEL`" in body
 
 
 def test_nothing_of_the_machine_or_of_people_gets_in(folders) -> None:
