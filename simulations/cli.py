@@ -26,6 +26,7 @@ from simulations import (
 )
 from simulations.deploy import commands as deploy_commands
 from simulations.explain import commands as explain_commands
+from simulations.explore import command as explore_command
 from simulations.gan import commands as gan_commands
 from simulations.options import (
     CellTimeoutOption,
@@ -234,6 +235,7 @@ def report(
 app.command()(check_command.check)
 app.command("model-card")(model_card_command.model_card)
 app.command()(strategies_command.strategies)
+app.command()(explore_command.explore)
 app.command()(attendance_command.attendance)
 app.command()(attendance_command.readmit)
 

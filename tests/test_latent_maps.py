@@ -1,0 +1,103 @@
+"""Maps of points, how mixed two kinds are, and who is near."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError
+from common.latent import maps
+from common.latent.maps import map_points, neighbours, require_method, separability
+
+HAVE_UMAP = importlib.util.find_spec("umap") is not None
+METHODS = [
+    "pca",
+    "tsne",
+    pytest.param("umap", marks=pytest.mark.skipif(not HAVE_UMAP, reason="needs umap-learn")),
+]
+
+
+def clouds(count: int = 30, apart: float = 20.0, seed: int = 0) -> np.ndarray:
+    """Two clouds of points in six dimensions."""
+    draws = np.random.default_rng(seed).standard_normal((2 * count, 6))
+    draws[count:, 0] += apart
+    return draws
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seed_decides_a_map(method: str) -> None:
+    points = clouds()
+    first, again = (map_points(points, method, seed=3) for _ in range(2))
+    assert first.shape == (60, 2)
+    assert np.isfinite(first).all()
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_that_are_far_apart_are_apart_on_a_map(method: str) -> None:
+    places = map_points(clouds(), method)
+    nearest, _ = neighbours(places[0], places[1:], 1)
+    within = [neighbours(p, np.delete(places, k, 0), 1)[0][0] for k, p in enumerate(places)]
+    same = [(k < 30) == (n + (n >= k) < 30) for k, n in enumerate(within)]
+    assert len(nearest) == 1
+    assert all(same)
+
+
+def test_principal_components_keep_the_distances_of_a_plane() -> None:
+    plane = np.random.default_rng(0).standard_normal((20, 2))
+    turned = plane @ np.linalg.qr(np.random.default_rng(1).standard_normal((5, 5)))[0][:2]
+    places = map_points(turned, "pca")
+    centred = plane - plane.mean(0)
+    np.testing.assert_allclose(places @ places.T, centred @ centred.T, atol=1e-9)
+
+
+def test_few_points_are_mapped_and_fewer_are_refused() -> None:
+    assert map_points(clouds(3)[: maps.FEWEST], "tsne").shape == (maps.FEWEST, 2)
+    with pytest.raises(ConfigError, match="5 or more"):
+        map_points(clouds(3)[: maps.FEWEST - 1], "pca")
+
+
+def test_a_missing_package_is_told_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"umap-learn.*pip install"):
+        require_method("umap")
+    with pytest.raises(ConfigError, match="accepted are pca, tsne, umap"):
+        require_method("isomap")
+
+
+def test_one_distribution_is_not_separable_and_two_are() -> None:
+    same = separability(clouds(100, 0)[:100], clouds(100, 0)[100:])
+    assert same.chance[0] <= same.accuracy <= same.chance[1]
+    other = separability(clouds(100)[:100], clouds(100)[100:])
+    assert other.accuracy == other.of_first == other.of_second == 1.0
+
+
+def test_copies_are_nearer_to_the_other_kind() -> None:
+    points = clouds(50, 0)[:50]
+    assert separability(points, points + 1e-6).accuracy == 0.0
+
+
+def test_the_larger_kind_gives_as_many_as_the_smaller_has() -> None:
+    assert separability(clouds(40), clouds(10)[:10]).count == 10
+
+
+def test_images_of_one_person_are_no_neighbours_of_each_other() -> None:
+    # Every person has two images that are alike, and persons are as the second kind is.
+    rng = np.random.default_rng(0)
+    people = np.repeat(rng.standard_normal((60, 4)), 2, axis=0)
+    images = people + 1e-3 * rng.standard_normal((120, 4))
+    others = rng.standard_normal((120, 4))
+    persons = np.repeat(np.arange(60), 2).tolist()
+    assert separability(images, others).of_first > 0.95
+    found = separability(images, others, persons=persons)
+    assert found.of_first < 0.75
+
+
+def test_neighbours_come_nearest_first() -> None:
+    index, distances = neighbours([0.0, 0.0], [[3, 4], [0, 1], [0, 0]], 2)
+    assert index.tolist() == [2, 1]
+    assert distances.tolist() == [0.0, 1.0]
