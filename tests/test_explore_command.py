@@ -128,22 +128,11 @@ def test_an_image_is_its_own_nearest_neighbour(explored: Request, tmp_path: Path
     data = trained.open("north", "train")
     np.save(tmp_path / "picture.npy", data.take([0])[0] * 2 - 1)
     asked = replace(explored, out=tmp_path / "near", neighbours_of=tmp_path / "picture.npy")
-    asked = replace(asked, count=5000, sites=("north",), maps=(), project=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simulations.explore.points.generated_points", few_generated)
-        near = explore(asked)["neighbours"]["real"]
+    asked = replace(asked, count=60, sites=("north",), maps=(), project=0)
+    near = explore(asked)["neighbours"]["real"]
     assert near[0]["distance"] == pytest.approx(0, abs=1e-5)
     assert (near[0]["site"], near[0]["split"]) == ("north", "train")
     assert (asked.out / "neighbours.png").is_file()
-
-
-def few_generated(trained, like, count, seed):
-    from simulations.explore import points
-
-    return points.Points.joined([generated(trained, like, 12, seed)])
-
-
-from simulations.explore.points import generated_points as generated  # noqa: E402
 
 
 def test_projections_of_another_command_are_taken(explored: Request, tmp_path: Path) -> None:
@@ -231,3 +220,49 @@ def test_the_command_prints_tables_or_json(
     machine = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "b"), "--format", "json"])
     about = json.loads(machine.stdout[machine.stdout.index("{") :])
     assert about["counts"] == {"real": 8, "generated": 8}
+
+
+@pytest.fixture(scope="module")
+def lesions(gan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator of small pictures of skin, whose hospital's table tells of hair."""
+    del gan  # its cache
+    folder = tmp_path_factory.mktemp("lesions")
+    site, draws = folder / "cohort" / "north", np.random.default_rng(0)
+    (site / "images").mkdir(parents=True)
+    lines = ["image,patient_id,lesion_id,diagnosis,split,Hair"]
+    for k in range(48):
+        pixels = draws.integers(0, 255, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(site / "images" / f"p{k}.png")
+        split = ("train", "train", "val", "test")[k % 4]
+        hair = "" if k == 0 else ("yes", "no")[k // 4 % 2]
+        lines.append(f"p{k}.png,P{k},L{k},{('MEL', 'NV')[k % 2]},{split},{hair}")
+    (site / "lesions.csv").write_text("\n".join(lines))
+    out, changes = folder / "gan", CHANGES | {"label-kinds": "diagnosis"}
+    about = {"cohort": folder / "cohort", "extractor": "fedscan-brain"}
+    train(Training(out=out, study="skin-lesions", changes=changes, **about))
+    return out
+
+
+def test_lesions_have_directions_of_diagnosis_artefact_and_a_persons_notes(
+    lesions: Path, tmp_path: Path
+) -> None:
+    from common.latent import artefacts
+
+    make = functools.partial(artefacts.phantoms_with_artefacts, lesions=5, takes=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artefacts, "phantoms_with_artefacts", make)
+        patch.setattr("simulations.explore.attributes.LEAST_ACCURACY", 0.0)
+        asked = Request(lesions, tmp_path / "out", 48, maps=("pca",), project=48, steps=1)
+        asked = replace(asked, extractor="fedscan-brain")
+        found = explore(replace(asked, attributes=("hair",), artefacts=True, without=("frame",)))
+    rows = {row["direction"]: row for row in found["directions"]}
+    artefact_names = {"hair", "ruler", "frame"}
+    assert set(rows) == {"diagnosis=NV", "hair=yes"} | artefact_names
+    assert rows["hair=yes"]["count"] == 47  # one picture was not annotated
+    assert rows["hair=yes"]["positive"] == 23
+    assert set(found["detectors"]) == artefact_names
+    assert set(found["responses"]) == set(rows)
+    assert all(len(one["hair"]) == 7 for one in found["responses"].values())
+    vectors = load_file(tmp_path / "out" / "directions.safetensors")
+    others = [vectors[name] @ vectors["frame"] for name in vectors if name != "frame"]
+    np.testing.assert_allclose(others, 0, atol=1e-5)

@@ -24,7 +24,14 @@ FEWEST = 5  # points of a map
 COMPONENTS = 50  # to which points are reduced before t-SNE and UMAP, as their authors do
 PERPLEXITY, NEIGHBOURS = 30, 15  # of t-SNE and UMAP: the usual ones, fewer of few points
 PERMUTATIONS = 999
-INSTALL = 'pip install "fedscan[explore]"'
+INSTALL = "pip install umap-learn"
+
+
+def installed_methods() -> tuple[str, ...]:
+    """Name the methods whose packages are installed: all, or all but UMAP."""
+    from importlib.util import find_spec
+
+    return METHODS if find_spec("umap") else METHODS[:-1]
 
 
 def require_method(method: str) -> None:
@@ -36,11 +43,8 @@ def require_method(method: str) -> None:
     """
     if method not in METHODS:
         raise ConfigError(f"map '{method}': accepted are {', '.join(METHODS)}")
-    if method == "umap":
-        from importlib.util import find_spec
-
-        if find_spec("umap") is None:
-            raise ConfigError(f"map 'umap' needs the package umap-learn, as in `{INSTALL}`")
+    if method not in installed_methods():
+        raise ConfigError(f"map '{method}' needs the package umap-learn: `{INSTALL}`")
 
 
 def map_points(points: ArrayLike, method: str, *, seed: int = 0) -> NDArray[np.float64]:

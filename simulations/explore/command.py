@@ -37,9 +37,9 @@ def explore(
         list[str] | None, typer.Option(help="Real images of this site; repeatable. By default all.")
     ] = None,
     maps: Annotated[
-        str,
-        typer.Option(help="Of pca,tsne,umap; umap needs the extra `fedscan[explore]`."),
-    ] = "pca,tsne,umap",
+        str | None,
+        typer.Option(help="Of pca,tsne,umap; by default all, umap where umap-learn is installed."),
+    ] = None,
     attribute: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,15 +99,20 @@ def explore(
     - `fedscan explore skin --projections authenticity --attribute hair`
     - `fedscan explore skin --neighbours-of lesion.png --project 0 --format json`
     """
+    from common.latent.maps import INSTALL, METHODS, installed_methods
+    from simulations.console import err
     from simulations.explore.explore import Request
     from simulations.explore.explore import explore as look
 
+    chosen = tuple(dict.fromkeys(maps.split(","))) if maps else installed_methods()
+    if not maps and chosen != METHODS:
+        err.print(f"Note: no UMAP, for which umap-learn is to be installed: {INSTALL}")
     request = Request(
         run=absolute(run),
         out=absolute(out),
         count=count,
         sites=tuple(site or ()),
-        maps=tuple(dict.fromkeys(maps.split(","))),
+        maps=chosen,
         attributes=tuple(attribute or ()),
         without=tuple(without or ()),
         neighbours_of=neighbours_of and absolute(neighbours_of),

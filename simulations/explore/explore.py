@@ -34,7 +34,7 @@ NOTICE = (
     "they stay with the site."
 )
 LATENTS = 500  # latents w behind the directions of labels
-SPACES = ("features", "w")
+NAMES = {"pca": "Principal components", "tsne": "t-SNE", "umap": "UMAP"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Request:
     out: Path
     count: int = 200
     sites: tuple[str, ...] = ()
-    maps: tuple[str, ...] = ("pca", "tsne", "umap")
+    maps: tuple[str, ...] = ("pca", "tsne")
     attributes: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     neighbours_of: Path | None = None
@@ -219,7 +219,7 @@ def _maps(request: Request, found: Points, features: np.ndarray) -> dict[str, li
                     column[chosen] = places[:, k]
                     table[f"{space}_{method}_{axis}"] = column
                 name = f"{space}-{method}"
-                title = f"{method} of {'features' if space == 'features' else 'W'}"
+                title = f"{NAMES[method]} of {'features' if space == 'features' else 'W'}"
                 for ending, raw in draw_map(table[chosen], places, title).items():
                     write_atomically(request.out / "maps" / f"{name}.{ending}", raw)
                     files.setdefault(name, []).append(f"maps/{name}.{ending}")

@@ -47,7 +47,7 @@ def write_strips(
     with console.steps("Walking along directions", len(steps)) as bar:
         for number, (name, direction) in enumerate(steps.items()):
             lines = [synthesize(generator, walk(w, direction.step)) for w in starts[:STARTS]]
-            file = f"{number:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}.png"
+            file = f"{number:02d}-{re.sub(r'[^A-Za-z0-9-]+', '_', name)}.png"
             write_grid(out / "strips" / file, lines, captions=captions)
             if detectors:
                 means = response(
@@ -72,7 +72,7 @@ def write_ways(trained: Trained, out: Path, found: Points) -> None:
     write_grid(
         out / "truncation.png",
         [synthesize(generator, truncate(w, mean)) for w in ws[:STARTS]],
-        captions=[f"ψ = {psi:g}" for psi in PSIS],
+        captions=[f"psi {psi:g}" for psi in PSIS],
     )
     coarse, fine = ws[:MIXED], ws[MIXED : 2 * MIXED]
     if not len(fine):
