@@ -107,7 +107,7 @@ def test_each_direction_has_an_accuracy_a_vector_and_a_strip(explored: Request) 
     assert (table["low"] <= table["accuracy"]).all()
     assert (table["accuracy"] <= table["high"]).all()
     assert len(list((explored.out / "strips").iterdir())) == 2
-    assert about["notice"].startswith("Maps")
+    assert about["stays"] == ["points.csv", "maps", "neighbours.png"]
     assert set(about["separability"]) == {
         "real and generated, by features",
         "training and test images, by features",
@@ -258,6 +258,7 @@ def test_lesions_have_directions_of_diagnosis_artefact_and_a_persons_notes(
     rows = {row["direction"]: row for row in found["directions"]}
     artefact_names = {"hair", "ruler", "frame"}
     assert set(rows) == {"diagnosis=NV", "hair=yes"} | artefact_names
+    assert "strips" in found["stays"]
     assert rows["hair=yes"]["count"] == 47  # one picture was not annotated
     assert rows["hair=yes"]["positive"] == 23
     assert set(found["detectors"]) == artefact_names

@@ -88,8 +88,8 @@ def explore(
     """Look into a generator's latent space: maps, directions of labels, strips, mixed styles.
 
     Maps and projections of real images are derived from patients: at a deployed site they stay with
-    the site. Share only what shows generated images: strips, interpolation.png, truncation.png,
-    mixing.png.
+    the site, as do directions by --attribute. Pictures of generated images alone are in strips,
+    interpolation.png, truncation.png and mixing.png.
 
     For example:
 

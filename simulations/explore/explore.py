@@ -33,6 +33,8 @@ NOTICE = (
     "Maps, projections and neighbours of real images are derived from patients. At a deployed site "
     "they stay with the site."
 )
+PATIENTS = (TABLE, "maps", "neighbours.png")  # of single patients, or pictures of them
+OF_TABLES = (DIRECTIONS, VECTORS, "strips")  # as well, where directions are of patients' labels
 LATENTS = 500  # latents w behind the directions of labels
 NAMES = {"pca": "Principal components", "tsne": "t-SNE", "umap": "UMAP"}
 
@@ -129,6 +131,7 @@ def explore(request: Request) -> dict[str, Any]:
     )
     description: dict[str, Any] = {
         "notice": NOTICE,
+        "stays": [*PATIENTS, *(OF_TABLES if request.attributes else ())],
         "extractor": extractor.identity(),
         "seed": request.seed,
         "sites": list(sites),
