@@ -1,8 +1,8 @@
-"""Names that a preset's variants leave open, since they are the study's."""
+"""Names that a preset leaves open, since they are the study's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from common.studies.sections import HEIGHT
@@ -10,7 +10,7 @@ from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
 
-def fill_in(variants: Mapping[str, dict[str, Any]], study: Study) -> None:
+def fill_in(tables: Iterable[dict[str, Any]], study: Study) -> None:
     """Fill in a study's names, in place.
 
     ``{label}`` is the column of its label, of volumes with the slices' height; ``{positive}`` the
@@ -18,8 +18,8 @@ def fill_in(variants: Mapping[str, dict[str, Any]], study: Study) -> None:
 
     Parameters
     ----------
-    variants : mapping of str to dict
-        Run-config values of each variant.
+    tables : iterable of dict
+        Run-config values, of the preset and of each variant.
     study : Study
     """
     made = () if study.images.view == "picture" else (HEIGHT,)
@@ -32,7 +32,7 @@ def fill_in(variants: Mapping[str, dict[str, Any]], study: Study) -> None:
         "{positive}": positive,
         "{other}": next(name for name in classes if name != positive),
     }
-    for changes in variants.values():
-        for key, value in changes.items():
+    for values in tables:
+        for key, value in values.items():
             for place, name in known.items() if isinstance(value, str) else ():
-                changes[key] = value = value.replace(place, name)
+                values[key] = value = value.replace(place, name)

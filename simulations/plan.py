@@ -291,7 +291,7 @@ def presets() -> dict[str, Path]:
 def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any]) -> Plan:
     """Build a plan from a preset, command-line overrides and run-config overrides.
 
-    A preset's table ``volumes`` is added to its ``run`` for studies of volumes; variants may have
+    A preset's table ``volumes`` is added to its ``run`` for studies of volumes; its values may have
     :mod:`simulations.placeholders`, ``auto`` among strategies is the study's own, and each strategy
     is also compared under each of ``scenarios`` (:mod:`simulations.scenarios`).
 
@@ -320,7 +320,7 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     of_volumes = flatten(values.pop("volumes", {}))
     if study.images.view != "picture":
         preset_run |= of_volumes
-    fill_in(values["variants"], study)
+    fill_in([preset_run, *values["variants"].values()], study)
     task = preset_run.get("task", RunConfig.model_fields["task"].default)
     if run.get("task", task) != task:  # the preset's classifiers are not what is asked for
         preset_run = {k: v for k, v in preset_run.items() if k not in OF_CLASSIFICATION}

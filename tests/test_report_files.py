@@ -189,7 +189,7 @@ def test_the_first_page_tells_the_main_number_with_its_interval(folder: Path, pa
     mean, low, high = (f"{one[key]:.2f}" for key in ("mean", "low", "high"))
     first = page.text[page.text.index("In short") : page.text.index("Results at every site")]
     assert f"balanced accuracy {mean} (95 % interval {low} to {high})" in first
-    assert f"recognises about {round(100 * one['mean'])} rightly" in first
+    assert f"classifies about {round(100 * one['mean'])} correctly" in first
     assert "on 272 scans; tested on 72 others" in first
     assert "no medical device" in first and "simulated" in first
 

@@ -125,7 +125,7 @@ def _good(content: Content, generation: bool) -> str:
         return (
             f"{look}: {measure(name).words} {number}, mean of the sites; guessing gives "
             f"{chance:.2f}. Of 100 {nouns.images} in which all classes are equally frequent, it "
-            f"recognises about {right} rightly."
+            f"classifies about {right} correctly."
         )
     copies = "A generator was flagged as copying training images: see above."
     if not content.summary.get("copies"):
