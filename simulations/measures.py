@@ -74,7 +74,7 @@ GENERATION = {
     "coverage": Measure("coverage"),
     "density": Measure("density", bounds=None),
     "ms_ssim": Measure("MS-SSIM of pairs", True),
-    "ms_ssim_real": Measure("MS-SSIM of pairs of real images", True),
+    "ms_ssim_real": Measure("MS-SSIM of pairs of real images"),
     "authenticity": Measure("authenticity"),
     "authenticity_held_out": Measure("authenticity of held-out images"),
     "copies_flagged": Measure("flagged as copying", True, "any"),

@@ -43,7 +43,6 @@ def of_comparison(content: Content) -> Section:
 def of_run(content: RunContent) -> Section:
     """Return the first page of one run of a generator."""
     nouns, found = content.nouns, mapping(content.summary.get("generation"))
-    phantoms = content.config.get("data.cohort-dir") == ""
     name = next((m for m in DISTANCES if is_number(found.get(m))), "")
     good = "It has not been tested yet."
     if name:
@@ -54,7 +53,7 @@ def of_run(content: RunContent) -> Section:
     facts = [
         ("What was trained", _trained(nouns, content.counts, True, None)),
         ("What it is good for", good),
-        ("What it is not for", _not_for(nouns, phantoms, True)),
+        ("What it is not for", _not_for(nouns, content.phantoms, True)),
     ]
     model = content.model
     shown = _grid(model, f"Generated {nouns.made}s") if model.grids else []

@@ -42,6 +42,8 @@ class RunContent:
         The run's grids.
     attendance : sequence of Attendance
         What came of each order to each site.
+    phantoms : bool
+        Whether people and devices are simulated.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class RunContent:
         manifest: Mapping[str, Any],
         model: Trained,
         attendance: Sequence[Attendance] = (),
+        *,
+        phantoms: bool = False,
     ) -> None:
         self.metrics, self.summary, self.manifest, self.model = metrics, summary, manifest, model
-        self.attendance = attendance
+        self.attendance, self.phantoms = attendance, phantoms
         listed, read = mapping(manifest.get("sites")), mapping(summary.get("sites"))
         self.counts = {  # as the tables list them, then as they could be read
             site: {**mapping(listed.get(site)), **mapping(read.get(site))}
@@ -159,10 +163,9 @@ class RunContent:
             f"{sentence(self.nouns.images)} at every site",
             left_out=("run.output-dir",),
         )
-        phantoms = self.config.get("data.cohort-dir") == ""
         limits = says.limits(
             self.nouns,
-            phantoms=phantoms,
+            phantoms=self.phantoms,
             extractors=self.extractors,
             counts=self.counts,
             repetitions=None,
