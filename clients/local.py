@@ -20,6 +20,7 @@ from clients.secret import site_secret
 from clients.state import SiteState
 from common import messages
 from common.config.run_config import RunConfig
+from common.data.unlabelled import UnlabelledError
 from common.errors import ConfigError, FedscanError
 from common.evaluation.extractor import DEFAULTS
 from common.evaluation.of_site import Evaluation
@@ -88,7 +89,12 @@ class SiteClient:
         for split in ("train", "val"):
             if not counts[f"n_{split}"]:  # nothing to judge by, at a site without labels
                 continue
-            data, digests[split] = _remembered(self.config, self.site, split)
+            try:
+                data, digests[split] = _remembered(self.config, self.site, split)
+            except UnlabelledError:  # none is of data.classes, which validation tells again
+                counts["left_out"] += counts.pop(f"n_{split}")
+                counts[f"n_{split}"] = 0
+                continue
             # A class's loss stands by itself, however many images without a label are beside.
             people[split] = (data.labelled() or data).people
             counts["left_out"] += counts[f"n_{split}"] - data.files

@@ -201,6 +201,11 @@ class SitePolicy(PolicySettings):
         ]
         if config.trouble.is_on and self is not SIMULATED:
             found.append("trouble.* is for simulations: leave it out")
+        if config.data.classes and self is not SIMULATED:
+            found.append(
+                "data.classes is for simulations, since every answer would tell how many images of "
+                "these classes there are: leave it out"
+            )
         if self.require_augmentation and (why := task.without_augmentation(config)):
             found.append(f"{why} (require-augmentation)")
         return found

@@ -88,6 +88,10 @@ class Disclosure:
                 name: found.metrics[name] for name in OF_ALL_CLASSES if name in found.metrics
             }
             found = replace(found, metrics=metrics)
+        few = {name for name, n in found.classes.items() if n < self.min_participants}
+        if dropped := [name for name in found.metrics if name.partition(".")[2] in few]:
+            kept = {n: value for n, value in found.metrics.items() if n not in dropped}
+            found = replace(found, metrics=kept)
         sizes = [len(mean) for name, mean in found.statistics.items() if name.endswith(".mean")]
         if all(self.tells_moments(size, found.people) for size in sizes):
             return found

@@ -161,8 +161,12 @@ def train_in_place(
         test.evaluations, test.merged, result.fits, config, round_number=result.round
     )
     told = {site: {**used, **each.get(site, {})} for site, used in sites.used.items()}
-    data = {site: str(path) for site, path in folders.items()}
-    write_json(folder / MANIFEST, {"config": config.to_flower(), "folders": data})
+    about = {
+        "config": config.to_flower(),
+        "folders": {site: str(path) for site, path in folders.items()},
+        "trained_on": sorted({site for members in participants.values() for site in members}),
+    }
+    write_json(folder / MANIFEST, about)
     write_json(folder / SUMMARY, {"best_round": result.round, **whole, "sites": told})
     return sites.rows
 

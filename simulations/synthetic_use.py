@@ -48,7 +48,7 @@ BALANCED = "local real balanced by"
 
 
 def synthetic_people(
-    generator: Generator, study: Study, site: str, count: int, seed: int
+    generator: Generator, study: Study, site: str, numbers: Sequence[int], seed: int
 ) -> Dataset:
     """Draw people who never lived: each is one latent, a picture or at every height of a stack.
 
@@ -59,8 +59,8 @@ def synthetic_people(
     study : Study
     site : str
         Whose instruments and patients they are to resemble.
-    count : int
-        Of the classes in turn. The first of many are the same people as a few drawn alone.
+    numbers : sequence of int
+        Which people: n has the class n modulo their number, and is the same whoever else is drawn.
     seed : int
 
     Returns
@@ -77,19 +77,19 @@ def synthetic_people(
     heights = [] if study.images.view == "picture" else [f"{level:g}" for level in LEVELS_MM]
     wanted = {column: classes, **({HEIGHT: heights} if heights else {}), SITE: [site]}
     _require_labels(generator, wanted)
-    labels = np.arange(count, dtype=np.int64) % len(classes)
+    labels = np.asarray(numbers, dtype=np.int64) % len(classes)
     each = [{HEIGHT: height} for height in heights] or [{}]
     rows = [{column: classes[label], **at, SITE: site} for label in labels for at in each]
-    numbers = np.repeat(np.arange(count), len(each)).tolist()
+    pictures = np.repeat(np.asarray(numbers), len(each)).tolist()
     drawn = derive_seed(seed, site=site, purpose="synthetic people")
-    images = np.clip((sample_rows(generator, rows, numbers, seed=drawn) + 1) / 2, 0, 1)
+    images = np.clip((sample_rows(generator, rows, pictures, seed=drawn) + 1) / 2, 0, 1)
     if heights:  # (count · L, 1, R, R)
-        images = images.reshape(count, 1, len(heights), *images.shape[2:])
-    return Dataset(InMemory(images), labels, tuple(map(str, range(count))))
+        images = images.reshape(len(labels), 1, len(heights), *images.shape[2:])
+    return Dataset(InMemory(images), labels, tuple(map(str, numbers)))
 
 
-def filling(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Count how many images each class lacks to be as common as the commonest.
+def filling(labels: np.ndarray, classes: int) -> list[int]:
+    """Number the synthetic people who make each class as common as the commonest.
 
     Parameters
     ----------
@@ -99,10 +99,12 @@ def filling(labels: np.ndarray, classes: int) -> np.ndarray:
 
     Returns
     -------
-    (classes,) int64
+    list of int
+        Numbers of :func:`synthetic_people`, by class.
     """
     there = np.bincount(labels, minlength=classes)
-    return there.max() - there
+    lacking = there.max() - there
+    return [k * classes + label for label, count in enumerate(lacking) for k in range(count)]
 
 
 def use_of_synthetic(
@@ -185,30 +187,28 @@ def use_of_synthetic(
     local = trainings.train(real)
     models.append((REAL_ONLY, poor, local))
     known = trainings.loss(local, validation)
-    of_sites: dict[str, dict[str, Dataset]] = {}
+    used: list[str] = []
     lacking = filling(real.labels, len(study.label.classes.names))
-    most = {poor: max(*amounts, len(lacking) * int(lacking.max()))}
-    counts = {site: most.get(site, max(amounts)) for site in sorted(folders)}
     for name, folder in generators.items():
         try:
-            of_sites[name] = _people(name, folder, counts, seed, real, study)
+            drawn = _Drawn(name, folder, sorted(folders), real, study, seed)
         except ConfigError as error:  # one generator's fault is no reason to lose the others' rows
             log.warning("left out: %s", error)
-    for name, people in of_sites.items():
+            continue
+        used.append(name)
         losses, tried = {0: known}, {0: local}
+        people = drawn(poor, range(max(amounts)))
         for amount in sorted(amounts):
-            drawn = people[poor].subset(np.arange(amount))
-            tried[amount] = trainings.train(pool([real, drawn]))
+            tried[amount] = trainings.train(pool([real, people.subset(np.arange(amount))]))
             losses[amount] = trainings.loss(tried[amount], validation)
         row = f"local real + {name}"
         chosen[row] = min(losses, key=lambda amount: (losses[amount], amount))
         models.append((row, poor, tried[chosen[row]]))
-        if lacking.any():
-            fill = [np.flatnonzero(people[poor].labels == k)[:n] for k, n in enumerate(lacking)]
-            rare = people[poor].subset(np.concatenate(fill))
+        if lacking:
+            rare = drawn(poor, lacking)
             models.append((f"{BALANCED} {name}", poor, trainings.train(pool([real, rare]))))
         models += [
-            (f"{name} only", site, trainings.train(people[site].subset(np.arange(max(amounts)))))
+            (f"{name} only", site, trainings.train(drawn(site, range(max(amounts)))))
             for site in folders
         ]
 
@@ -223,8 +223,8 @@ def use_of_synthetic(
                 found = score(study, test.labels, trainings.predict(model, test))
                 told = [*METRICS, *(name for name in found if name.startswith("recall."))]
                 rows += [(seed, row, site, name, found[name], len(test.labels)) for name in told]
-    balanced = [f"{BALANCED} {name}" for name in of_sites]
-    order = [REAL_ONLY, *chosen, *balanced, *(f"{name} only" for name in of_sites)]
+    balanced = [f"{BALANCED} {name}" for name in used]
+    order = [REAL_ONLY, *chosen, *balanced, *(f"{name} only" for name in used)]
     frame = pd.DataFrame(rows, columns=USE_COLUMNS)
     return frame.sort_values(
         "row", key=lambda one: one.map(order.index), kind="stable"
@@ -269,28 +269,34 @@ class _Trainings:
         return score(self.study, data.labels, self.predict(model, data))["loss"]
 
 
-def _people(
-    name: str,
-    folder: Path,
-    counts: Mapping[str, int],
-    seed: int,
-    real: Dataset,
-    study: Study,
-) -> dict[str, Dataset]:
-    generator, _ = load_generator(folder)
-    resolution, wanted = generator.architecture.resolution, real.shape[-1]
-    if resolution != wanted:
-        raise ConfigError(
-            f"{name}: its images have {resolution} pixels a side, the classifier's {wanted}. Set "
-            "model.gan and model.gan-changes to those that it was trained with"
-        )
-    try:
-        return {
-            site: synthetic_people(generator, study, site, count, seed)
-            for site, count in counts.items()
-        }
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+class _Drawn:
+    """People by a generator, which is refused if it cannot make what the classifier sees."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        sites: Sequence[str],
+        real: Dataset,
+        study: Study,
+        seed: int,
+    ) -> None:
+        self.generator, _ = load_generator(folder)
+        self.study, self.seed = study, seed
+        resolution, wanted = self.generator.architecture.resolution, real.shape[-1]
+        if resolution != wanted:
+            raise ConfigError(
+                f"{name}: its images have {resolution} pixels a side, the classifier's {wanted}. "
+                "Set model.gan and model.gan-changes to those that it was trained with"
+            )
+        try:
+            for site in sites:
+                self(site, [0])
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+
+    def __call__(self, site: str, numbers: Sequence[int]) -> Dataset:
+        return synthetic_people(self.generator, self.study, site, numbers, self.seed)
 
 
 def _require_labels(generator: Generator, wanted: Mapping[str, Sequence[str]]) -> None:

@@ -6,6 +6,7 @@ of a comparison (``cells/CELL/all`` and ``cells/CELL/SITE``).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from common.checkpoints import MODEL, read_model
+from common.checkpoints import MODEL, read_description, read_model
 from common.config.run_config import RunConfig
 from common.data.site_data import open_planes
 from common.errors import ConfigError, FedscanError
+from common.evaluation.extractor import DEFAULTS
 from common.paths import cache_dir, site_records
-from common.reading import read_json
-from common.run_folder import LAUNCH, MANIFEST
+from common.reading import LARGEST_WEIGHTS, read_bytes, read_json
+from common.run_folder import LAUNCH, MANIFEST, SUMMARY
+from common.site_names import SITE_NAME
+from common.strategies.strategy import load_strategy
 from common.studies.study import Study
 from common.tasks.task import SiteContext, load_task, read_run_config
 from simulations.gan.generate import open_checkpoint, open_extractor
@@ -51,15 +55,21 @@ class Trained:
     folders : mapping of str to Path
         Data of each site, in order of name.
     device : torch.device
+    training_sites : tuple of str
+        Those on whose images it was trained, sorted.
     extractor_name : str
-        Name or file of the network by which generated images are judged.
+        Name or file of the network by which generated images were judged.
+    of_train_gan : bool
+        Whether ``fedscan train-gan`` has made it.
     """
 
     folder: Path
     config: RunConfig
     folders: Mapping[str, Path]
     device: torch.device
+    training_sites: tuple[str, ...]
     extractor_name: str
+    of_train_gan: bool
 
     @cached_property
     def study(self) -> Study:
@@ -86,14 +96,10 @@ class Trained:
         """
         if site not in self.folders:
             raise ConfigError(f"site '{site}': accepted is one of {', '.join(self.folders)}")
-        if self.task_name == "generation":
+        if self.of_train_gan:  # whose networks no run config describes
             size = self.generator().architecture.resolution
-            return open_planes(
-                *(self.study, site, self.folders[site], split),
-                size=size,
-                cache=cache_dir(),
-                harmonize=self.config.data.harmonize,
-            )
+            where = (self.study, site, self.folders[site], split)
+            return open_planes(*where, size=size, cache=cache_dir())
         task = load_task(self.task_name)
         return task.open_split(site, self.folders[site], split, self.config, cache_dir())
 
@@ -113,12 +119,37 @@ class Trained:
         return self._generator
 
     @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the model's weights as they are on disk."""
+        if self.task_name == "generation":
+            from common.training.gan_checkpoint import NAME
+
+            return str(read_description(self.folder, NAME)["weights"].get("sha256"))
+        return hashlib.sha256(read_bytes(self.folder / MODEL, limit=LARGEST_WEIGHTS)).hexdigest()
+
+    @cached_property
     def _generator(self) -> Generator:
         return open_checkpoint(self.folder, self.device.type)[0]
 
-    def extractor(self) -> Extractor:
-        """Return the network by which generated images are judged."""
-        extractor = open_extractor(self.extractor_name)
+    def extractor(self, name: str = "auto") -> Extractor:
+        """Return a network to judge images by.
+
+        Parameters
+        ----------
+        name : str
+            Of an extractor, or its file; ``auto``: the one by which the run's were judged.
+
+        Raises
+        ------
+        ConfigError
+            That one is a file of somebody's own, which is not opened because a folder names it.
+        """
+        if name == "auto" and self.extractor_name not in DEFAULTS:
+            raise ConfigError(
+                "the run's images were judged by a network of its own: --extractor names its file, "
+                f"or one of {', '.join(DEFAULTS)}"
+            )
+        extractor = open_extractor(self.extractor_name if name == "auto" else name)
         extractor.require_features()
         return extractor
 
@@ -133,7 +164,6 @@ class Trained:
         ConfigError
             It is a generator; or the site's own model is not on this machine.
         """
-        from common.strategies.strategy import load_strategy
         from common.training.classifier import survey_site
 
         if self.task_name != "classification":
@@ -152,8 +182,8 @@ class Trained:
 
     def _own_model(self, site: str) -> Path:
         cell, name = self.folder.parent.name, self.folder.name
-        of_comparison = self.folder.parents[2] / "sites" / site / cell / name
-        for found in (site_records(site) / name, of_comparison):
+        above = self.folder.parent.parent.parent
+        for found in (site_records(site) / name, above / "sites" / site / cell / name):
             if (found / MODEL).is_file():
                 return found
         raise ConfigError(
@@ -216,13 +246,24 @@ def read_trained(folder: Path, cohort: Path | None = None, device: str = "auto")
         hint = f"Name a folder inside, such as {inside[-1]}" if inside else WANTED
         raise ConfigError(f"{folder}: no model is here. {hint}") from None
     config, extractor = _config(folder, manifest)
+    trains = load_strategy(config.strategy.name).trains_at
     folders = _folders(folder, manifest, config, cohort)
     if lost := [name for name, path in folders.items() if not path.is_dir()]:
         raise ConfigError(
             f"the data of site '{lost[0]}' are no longer where they were: --cohort names the "
             "folder above the sites' data"
         )
-    return Trained(folder, config, dict(sorted(folders.items())), resolve_device(device), extractor)
+    told = manifest.get("trained_on")
+    learned = told if isinstance(told, list) else [n for n in folders if trains(n, config)]
+    return Trained(
+        folder,
+        config,
+        dict(sorted(folders.items())),
+        resolve_device(device),
+        tuple(name for name in sorted(folders) if name in learned),
+        extractor,
+        "preset" in manifest,
+    )
 
 
 def _config(folder: Path, manifest: Mapping[str, Any]) -> tuple[RunConfig, str]:
@@ -230,30 +271,40 @@ def _config(folder: Path, manifest: Mapping[str, Any]) -> tuple[RunConfig, str]:
     values = manifest.get("config")
     if not isinstance(values, dict):
         raise ConfigError(f"{folder / MANIFEST}: it holds no run config. {WANTED}")
-    if "preset" in manifest:  # of train-gan, whose config is of another kind
+    of_train_gan = "preset" in manifest
+    if of_train_gan:  # whose config is of another kind
         values = {"study": str(manifest.get("study")), "task": "generation"}
     try:
         config = read_run_config(values)
-    except FedscanError as error:
+        judged = read_json(folder / SUMMARY)["extractor"]["name"] if of_train_gan else None
+    except FileNotFoundError:  # a training that goes on has none yet
+        judged = None
+    except (FedscanError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder / MANIFEST}: {error}") from None
-    return config, config.model.extractor
+    return config, str(judged or config.model.extractor)
 
 
 def _folders(
     folder: Path, manifest: Mapping[str, Any], config: RunConfig, cohort: Path | None
 ) -> dict[str, Path]:
-    """Find each site's data: where a user says, where they were, or simulated ones in the cache."""
+    """Find each site's data: where a user says, where they were, or simulated ones in the cache.
+
+    Only who has trained with ``train-gan`` can have meant simulated ones without naming a cohort:
+    of a run of unknown hospitals, data are asked for.
+    """
     from common.imaging.bids import list_sites
 
     sites = manifest.get("sites")
-    names = list(sites) if isinstance(sites, dict) else []
+    names = [name for name in sites if SITE_NAME.fullmatch(name)] if isinstance(sites, dict) else []
     if cohort is None and isinstance(told := manifest.get("folders"), dict):
         return {name: Path(str(path)) for name, path in told.items()}
     if cohort is None and (folder / LAUNCH).is_file():
         return dict(Launch.read(folder).folders)
     above = cohort or manifest.get("cohort") or config.data.cohort_dir
-    if not above:
+    if not above and "preset" in manifest:
         return prepare_phantoms(config.study, names)
+    if not above:
+        raise ConfigError("where the sites' data are is not told: --cohort names the folder above")
     found = list_sites(Path(above))
     if lost := [name for name in names if name not in found]:
         raise ConfigError(f"--cohort: it does not hold site '{lost[0]}', of which the model is")

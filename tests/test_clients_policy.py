@@ -57,7 +57,7 @@ def refusal(site: Site, *order) -> str:
 
 
 @pytest.mark.parametrize("preset", presets())
-def test_default_policy_admits_every_preset_but_for_its_simulated_trouble(preset):
+def test_default_policy_admits_every_preset_but_for_what_is_for_simulations(preset):
     plan = load_plan(preset, {}, {})
     for stage in plan.stages():
         for cell in stage:

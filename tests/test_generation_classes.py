@@ -7,17 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import dataset, run_config
 
+from clients.policy import SIMULATED, SitePolicy
 from common.data.unlabelled import UnlabelledError
+from common.disclosure import Disclosure
 from common.errors import ConfigError, DataContractError
 from common.evaluation.generation import judge_features
+from common.evaluation.of_site import Evaluation
 from common.studies.study import load_study
 from common.tasks import generation_classes
-from common.tasks.generation_classes import OF_A_CLASS, of_each_class, variety
+from common.tasks.generation_classes import (
+    MOST_IMAGES,
+    OF_A_CLASS,
+    of_each_class,
+    some_of_each,
+    variety,
+)
 from common.tasks.generation_quality import classes_of
 from common.tasks.task import SiteContext, load_task, read_run_config
-from common.training.gan_presets import stylegan2
 
 CLASSES = ("a", "b", "c")
 GENERATION = {"task": "generation", "study": "skin-lesions"}
@@ -36,7 +46,8 @@ def judged() -> tuple[dict, dict, dict]:
     images = {kind: draws.uniform(-1, 1, shape).astype("f4") for kind in ("real", "generated")}
     features = {kind: draws.normal(size=(len(labels), 4)) for kind in images}
     data = dataset((images["real"] + 1) / 2, labels, persons)
-    return features, images, of_each_class(features, images, data, CLASSES, least_people=2, seed=0)
+    shown, how = np.arange(len(labels)), {"least_people": 2, "seed": 0}
+    return features, images, of_each_class(features, images, shown, data, CLASSES, **how)
 
 
 def test_a_class_is_judged_by_its_own_images_alone(judged) -> None:
@@ -55,8 +66,28 @@ def test_a_measure_that_a_class_has_too_few_images_for_is_left_out(judged) -> No
     two = dataset(np.zeros((2, 1, 16, 16), "f4"), [0, 0])
     features = {kind: np.zeros((2, 4)) for kind in ("real", "generated")}
     images = {kind: np.zeros((2, 1, 16, 16), "f4") for kind in features}
-    few = of_each_class(features, images, two, CLASSES, least_people=1, seed=0)
+    shown = np.arange(2)
+    few = of_each_class(features, images, shown, two, CLASSES, least_people=1, seed=0)
     assert {*few} == {"kernel_distance.a", "ms_ssim.a", "ms_ssim_real.a"}
+
+
+def test_pairs_are_of_some_images_of_every_class_whatever_their_order() -> None:
+    labels = np.repeat([0, 1, 2], [1000, 3, 200])
+    shown = some_of_each(dataset(np.zeros((len(labels), 1, 2, 2), "f4"), labels), 0)
+    assert np.bincount(labels[shown]).tolist() == [MOST_IMAGES, 3, MOST_IMAGES]
+    assert shown.max() > labels.searchsorted(2) and len(set(shown)) == len(shown)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 30)),
+    st.integers(1, 20),
+)
+def test_measures_of_a_class_leave_only_over_enough_people(classes, least) -> None:
+    metrics = {f"recall.{name}": 0.5 for name in "abc"} | {"recall": 0.5}
+    found = Evaluation(99, metrics, people=99, fewest=99, classes=classes)
+    told = Disclosure(min_participants=least).evaluation(found).metrics
+    few = {name for name, people in classes.items() if people < least}
+    assert told.keys() == metrics.keys() - {f"recall.{name}" for name in few}
 
 
 def test_all_measures_are_announced(judged) -> None:
@@ -100,7 +131,7 @@ def of_classes(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_generator_of_one_class_sees_no_other(of_classes) -> None:
     assert len(of_classes("train", "MEL")) == 2
-    assert len(of_classes("train", "MEL NV")) == len(of_classes("train", "")) == 3
+    assert len(of_classes("train", "MEL,NV")) == len(of_classes("train", "")) == 3
 
 
 def test_a_site_without_the_class_cannot_train(of_classes) -> None:
@@ -125,7 +156,11 @@ def test_classes_that_cannot_be_chosen_are_refused(values: dict, words: str) -> 
         read_run_config(values)
 
 
-def test_the_order_of_classes_does_not_matter() -> None:
-    one, other = (run_config(GENERATION, classes=c) for c in ("MEL NV", "NV MEL"))
-    assert one == other
-    assert stylegan2(one) == stylegan2(other)
+def test_a_deployed_site_refuses_a_choice_of_classes() -> None:
+    config = run_config(GENERATION, classes="MEL")
+    assert any("data.classes" in why for why in SitePolicy().objections(config))
+    assert not any("data.classes" in why for why in SIMULATED.objections(config))
+
+
+def test_names_of_classes_stand_between_commas() -> None:
+    assert run_config(GENERATION, classes=" NV , MEL").data.chosen_classes == ("NV", "MEL")

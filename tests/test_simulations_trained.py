@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,35 @@ def test_data_that_were_moved_are_named_by_the_user(trained: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="--cohort"):
         read_trained(moved)
     assert read_trained(moved, cohort=here).folders == read_trained(trained).folders
+
+
+def test_a_local_model_is_of_its_own_site_alone(tiny_cohort: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path / "cache"))
+    folders = list_sites(tiny_cohort)
+    train_in_place(
+        {"north": ["north"]},
+        folders,
+        run_config(TINY),
+        place=SiteContext("north", tuple(sorted(folders)), torch.device("cpu")),
+        folder=tmp_path / "north",
+        records=(tmp_path / "sites", Path("local")),
+    )
+    found = read_trained(tmp_path / "north")
+    assert found.training_sites == ("north",) and found.sites == ("island", "north")
+
+
+def test_data_of_hospitals_that_no_folder_names_are_asked_for(trained: Path, tmp_path) -> None:
+    manifest = json.loads((trained / "manifest.json").read_text())
+    deployed = {"config": manifest["config"], "sites": {"north": {}, "elsewhere": {}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(deployed))
+    with pytest.raises(ConfigError, match="--cohort"):
+        read_trained(tmp_path)
+
+
+def test_a_folder_names_no_file_to_judge_by(trained: Path, tmp_path: Path) -> None:
+    found = replace(read_trained(trained), extractor_name=str(tmp_path / "own.pt"))
+    with pytest.raises(ConfigError, match="--extractor"):
+        found.extractor()
 
 
 def test_a_classifier_is_no_generator(trained: Path) -> None:

@@ -204,7 +204,10 @@ def _evaluation(
     if split == "test" and config.task == "generation":  # what copies training scans is told, too
         people = fewest = min(people, facts["train"].people)
     told = policy.disclosure.evaluation(
-        Evaluation(people, dict.fromkeys(form.metrics, 0.0), people=people, fewest=fewest)
+        Evaluation(
+            *(people, dict.fromkeys(form.metrics, 0.0)),
+            **{"people": people, "fewest": fewest, "classes": facts[split].classes},
+        )
     )
     arrays = _statistics(form, policy.disclosure, people) if told.metrics else {}
     rounds, every = config.run.rounds, config.run.evaluate_every

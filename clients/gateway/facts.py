@@ -14,11 +14,12 @@ from common.tasks.task import survey_table, use_of_labels
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """Of one split at most: images, people, and people of the class with the fewest, if any."""
+    """Of one split at most: images, people, people of the class with the fewest, and of each."""
 
     images: int
     people: int
     fewest: int
+    classes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SiteFacts:
 
 def facts_of_splits(table: ImageTable, config: RunConfig) -> dict[str, SplitFacts]:
     """Count images and people of each split. Who is not named is told from others by the group."""
-    found = {}
+    found, names = {}, config.read_study().label.classes.names
     for split in SPLITS:
         people: dict[int, set[str]] = {}
         for row in table.rows(split):
@@ -65,5 +66,6 @@ def facts_of_splits(table: ImageTable, config: RunConfig) -> dict[str, SplitFact
         everybody = len(set().union(*people.values()))
         of_classes = people.values() if config.task == "classification" else ()
         fewest = min(map(len, of_classes), default=everybody)
-        found[split] = SplitFacts(len(table.rows(split)), everybody, fewest)
+        of_each = {names[label]: len(who) for label, who in people.items() if label != NO_CLASS}
+        found[split] = SplitFacts(len(table.rows(split)), everybody, fewest, of_each)
     return found

@@ -200,9 +200,8 @@ def _evaluation(
     _require_words(words, form.words)
     metrics = _metrics(numbers, form.metrics, gate)
     statistics = _arrays(content, form)
-    found = Evaluation(
-        int(count), metrics, statistics, words, people=facts.people, fewest=facts.fewest
-    )
+    people = {"people": facts.people, "fewest": facts.fewest, "classes": facts.classes}
+    found = Evaluation(int(count), metrics, statistics, words, **people)
     if WITHHELD in words and (count or metrics or statistics):
         raise Refused("an evaluation that is withheld and told")
     _require_moments(statistics, run, facts)

@@ -174,9 +174,9 @@ class Data(Group):
 
     classes: str = Field(
         "",
-        description="generation: names of classes, with blanks between them, of which alone images "
-        "are learned from and judged by; empty: all",
-        json_schema_extra={"accepted": "names of the study's classes with blanks between them"},
+        description="simulation, generation: names of classes, with commas between them, of which "
+        "alone images are learned from and judged by; empty: all",
+        json_schema_extra={"accepted": "names of the study's classes with commas between them"},
     )
 
     _absolute = field_validator("cohort_dir")(_require_absolute)
@@ -186,7 +186,12 @@ class Data(Group):
         """The sites that ``unlabelled`` names, sorted."""
         return tuple(sorted(self.unlabelled.split()))
 
-    _names = field_validator("unlabelled", "classes")(sorted_names)
+    _names = field_validator("unlabelled")(sorted_names)
+
+    @property
+    def chosen_classes(self) -> tuple[str, ...]:
+        """The classes that ``classes`` names."""
+        return tuple(filter(None, (name.strip() for name in self.classes.split(","))))
 
     @field_validator("size")
     @classmethod

@@ -31,6 +31,9 @@ class Evaluation:
     fewest : int
         How many people the class with the fewest has, of those that are there; all of them where
         there are no classes.
+    classes : dict of str to int
+        How many people each class has, where single ones are told of: metrics of a class, as
+        ``recall.MEL``, leave only over enough of them.
     """
 
     count: int
@@ -39,6 +42,7 @@ class Evaluation:
     words: dict[str, str] = field(default_factory=dict)
     people: int = 0
     fewest: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Write down what is sent: count, metrics, statistics and words."""

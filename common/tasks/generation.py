@@ -88,7 +88,7 @@ class Generation(Task):
                 "diversity-weight compares two pictures: set training.batch-size above 1"
             )
         known_classes = study.label.classes.names
-        if unknown := [n for n in config.data.classes.split() if n not in known_classes]:
+        if unknown := [n for n in config.data.chosen_classes if n not in known_classes]:
             raise ConfigError(
                 f"data.classes: '{unknown[0]}' is none of the classes of study '{study.name}': "
                 f"{', '.join(known_classes)}"
@@ -201,7 +201,7 @@ class Generation(Task):
             cache=cache,
             harmonize=config.data.harmonize,
         )
-        if not (wanted := config.data.classes.split()):
+        if not (wanted := config.data.chosen_classes):
             return data
         numbers = [study.label.classes.names.index(name) for name in wanted]
         data = data.subset(np.isin(data.labels, numbers))

@@ -14,7 +14,7 @@ from common.seeding import derive_seed
 if TYPE_CHECKING:
     from common.data.dataset import Dataset
 
-MOST_IMAGES = 512  # of either kind, for similarities of pairs
+MOST_IMAGES = 64  # of a class and either kind, for similarities of pairs
 VARIETY = ("ms_ssim", "ms_ssim_real")
 OF_A_CLASS = (
     *("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"),
@@ -25,6 +25,14 @@ OF_A_CLASS = (
 def names(classes: Sequence[str]) -> list[str]:
     """Name all measures of this module."""
     return [*VARIETY, *(f"{measure}.{one}" for one in classes for measure in OF_A_CLASS)]
+
+
+def some_of_each(data: Dataset, seed: int) -> np.ndarray:
+    """Draw up to :data:`MOST_IMAGES` images of each class; return their indices, ascending."""
+    draws = np.random.default_rng(derive_seed(seed, purpose="images to compare in pairs"))
+    mixed = draws.permutation(len(data))
+    of_class = [mixed[data.labels[mixed] == label] for label in np.unique(data.labels)]
+    return np.sort(np.concatenate([index[:MOST_IMAGES] for index in of_class]))
 
 
 def variety(generated: np.ndarray, real: np.ndarray, seed: int) -> dict[str, float]:
@@ -56,6 +64,7 @@ def variety(generated: np.ndarray, real: np.ndarray, seed: int) -> dict[str, flo
 def of_each_class(
     features: dict[str, np.ndarray],
     images: dict[str, np.ndarray],
+    shown: np.ndarray,
     data: Dataset,
     classes: Sequence[str],
     *,
@@ -69,7 +78,9 @@ def of_each_class(
     features : dict of str to np.ndarray
         ``real`` and ``generated``, (N, D); generated ones have the labels of the real ones.
     images : dict of str to np.ndarray
-        The first of them, (n, C, R, R) in [-1, 1].
+        Some of them, (n, C, R, R) in [-1, 1].
+    shown : np.ndarray
+        (n,), which.
     data : Dataset
         The real images.
     classes : sequence of str
@@ -89,7 +100,7 @@ def of_each_class(
         if not len(chosen) or len(set(persons[chosen])) < least_people:
             continue
         judged = judge_features(features["generated"][chosen], features["real"][chosen], seed=seed)
-        few = chosen[chosen < len(images["real"])]
+        few = np.flatnonzero(data.labels[shown] == number)
         judged |= variety(images["generated"][few], images["real"][few], seed)
         found |= {
             f"{measure}.{name}": float(judged[measure])

@@ -89,24 +89,26 @@ def evaluate(
     generator = generator_of(released, config, place)
     data = load(split)
     seed = derive_seed(config.run.seed, site=place.site, split=split, purpose="judged pictures")
-    made, kept, shown = [], [], generation_classes.MOST_IMAGES
-    for part in pictures(generator, data, seed):
-        made.append(extractor.features(part))
-        kept.append(part[: max(0, shown - sum(map(len, kept)))].copy())
-    features = {"real": features_of(extractor, data), "generated": np.concatenate(made)}
+    features = {
+        "real": features_of(extractor, data),
+        "generated": np.concatenate(
+            [extractor.features(part) for part in pictures(generator, data, seed)]
+        ),
+    }
     judged = judge_features(features["generated"], features["real"])
     metrics = {name: float(value) for name, value in judged.items() if _is_number(value)}
     people = data.people
     if records is not None:
+        shown = generation_classes.some_of_each(data, seed)
         images = {
-            "real": _seen(data, np.arange(min(len(data), shown)), False),
-            "generated": np.concatenate(kept),
+            "real": _seen(data, shown, False),
+            "generated": np.concatenate(list(pictures(generator, data, seed, shown))),
         }
         metrics |= generation_classes.variety(images["generated"], images["real"], seed)
         if told := classes_of(generator, config):
             least = place.disclosure.min_participants
             metrics |= generation_classes.of_each_class(
-                features, images, data, told, least_people=least, seed=seed
+                features, images, shown, data, told, least_people=least, seed=seed
             )
         mirrored, training = stylegan2(config).mirror, load("train")
         people = min(people, training.people)  # copies are about those trained on
@@ -120,7 +122,13 @@ def evaluate(
     }
     known = config.model.extractor in DEFAULTS
     words = {EXTRACTOR: extractor.name if known else OWN, EXTRACTOR_HASH: extractor.hash}
-    return Evaluation(len(data), metrics, statistics, words, people, people)
+    persons = np.asarray(data.persons)
+    classes = {
+        name: len(set(persons[data.labels == number]))
+        for number, name in enumerate(config.read_study().label.classes.names)
+        if (data.labels == number).any()
+    }
+    return Evaluation(len(data), metrics, statistics, words, people, people, classes)
 
 
 def reports(config: RunConfig) -> Reports:

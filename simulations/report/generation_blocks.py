@@ -82,7 +82,8 @@ class GenerationBlocks:
             *(costs, content.all_looks, reach if is_number(reach) else 0.0),
             "Speed of training",
             "Means over repetitions, of whole trainings, validations and tests included; trainings "
-            "ran side by side. Images are those that all sites showed the discriminator.",
+            "ran side by side. Images are those that all sites showed the discriminator. Only "
+            "generators that the same validation images judged can be compared by a distance.",
         ):
             yield Section("speed", "Speed", "Speed of training", [("table", speed)])
         if use := self._use():

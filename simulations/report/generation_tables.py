@@ -51,11 +51,14 @@ def speed_table(
     rows = []
     for model, look in looks.items():
         found = mapping(costs.get(model))
-        if not is_number(found.get("seconds_per_kimg")):
+        seconds = found.get("seconds_per_kimg")
+        if "seconds_per_kimg" not in found:
             continue
-        row = [key_of(look), Cell(f"{found['seconds_per_kimg']:.1f}")]
+        row = [key_of(look), Cell(f"{seconds:.1f}" if is_number(seconds) else "–")]
         if reach:
             of = f"{found.get('reached')} of {found.get('repetitions')} repetitions"
+            if found.get("reached") is None:
+                of = "too few validation images"
             row.append(Cell(whole(found.get("images_to_reach")), of))
         rows.append(row)
     heads = [Head("Generator", n=False), Head("Seconds per 1000 images")]
