@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import dataset, run_config
 
+from clients.gateway.facts import facts_of_splits
 from clients.policy import SIMULATED, SitePolicy
+from common.data.site_data import read_table
 from common.data.unlabelled import UnlabelledError
 from common.disclosure import Disclosure
 from common.errors import ConfigError, DataContractError
@@ -88,6 +90,14 @@ def test_measures_of_a_class_leave_only_over_enough_people(classes, least) -> No
     told = Disclosure(min_participants=least).evaluation(found).metrics
     few = {name for name, people in classes.items() if people < least}
     assert told.keys() == metrics.keys() - {f"recall.{name}" for name in few}
+
+
+def test_the_gate_counts_the_people_of_each_class_itself(tiny_cohort: Path) -> None:
+    table = read_table(load_study("brain-sex"), "north", tiny_cohort / "north")
+    facts = facts_of_splits(table, run_config({"task": "generation"}))
+    for one in facts.values():
+        assert sum(one.classes.values()) == one.people
+        assert one.classes.keys() <= {"female", "male"} and one.fewest == one.people
 
 
 def test_all_measures_are_announced(judged) -> None:
