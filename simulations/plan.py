@@ -94,7 +94,7 @@ class Plan(BaseModel):
         ``fedavg``, and without that the first.
     pooled : list of str
         Variants that the pool of all sites is trained under as well: of what is learned, not of
-        how sites are averaged.
+        how sites are averaged. Where strategies are named, those of them.
     reach : float
         For generation: a Fréchet distance to validation images, of which it is told after how many
         training images each generator reaches it; 0: none.
@@ -329,6 +329,8 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     values["strategies"] = [
         usual.strategy.name if one == "auto" else one for one in values.get("strategies", ["auto"])
     ]
+    if overrides.get("strategies"):
+        values["pooled"] = [n for n in values.get("pooled", []) if n in values["strategies"]]
     values |= crossed(
         values["strategies"],
         values["variants"],

@@ -32,7 +32,9 @@ SitesOption = Annotated[
         min=1, help="Phantom hospitals to simulate; 3 by default. The last has few images."
     ),
 ]
-OutOption = Annotated[Path, typer.Option(help="Where the run's folder is made.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Where the run's folder is made; by default in runs.")
+]
 ResumeOption = Annotated[
     Path | None,
     typer.Option(
@@ -57,7 +59,7 @@ def run(
     study: StudyOption = None,
     cohort: CohortOption = None,
     sites: SitesOption = None,
-    out: OutOption = Path("runs"),
+    out: OutOption = None,
     test_scans: TestScansOption = None,
     set_: SetOption = None,
     gpus_per_site: GpusOption = 0.0,
@@ -88,7 +90,7 @@ def run(
     if resume:
         _resume(
             resume,
-            {"--sites": sites, "--test-scans": test_scans, "--cpus": cpus},
+            {"--cpus": cpus, **_of_begin(sites, out, test_scans, gpus_per_site)},
             *(study, cohort, set_, accept_change, output_format),
             separate=False,
             ray_address=ray_address,
@@ -104,7 +106,7 @@ def federate(
     study: StudyOption = None,
     cohort: CohortOption = None,
     sites: SitesOption = None,
-    out: OutOption = Path("runs"),
+    out: OutOption = None,
     test_scans: TestScansOption = None,
     set_: SetOption = None,
     policy: Annotated[
@@ -135,7 +137,7 @@ def federate(
     if resume:
         _resume(
             resume,
-            {"--sites": sites, "--test-scans": test_scans, "--policy": policy},
+            {"--policy": policy, **_of_begin(sites, out, test_scans, gpus_per_site)},
             *(study, cohort, set_, accept_change, output_format),
             separate=True,
         )
@@ -151,6 +153,18 @@ def federate(
         separate=True,
         policy=policy and absolute(policy),
     )
+
+
+def _of_begin(
+    sites: int | None, out: Path | None, test_scans: int | None, gpus_per_site: float
+) -> dict[str, Any]:
+    """Return what a run is begun with, of which a resumed one takes nothing new."""
+    return {
+        "--sites": sites,
+        "--out": out,
+        "--test-scans": test_scans,
+        "--gpus-per-site": gpus_per_site or None,
+    }
 
 
 def _resume(
@@ -198,7 +212,7 @@ def _config(
     study: str | None,
     cohort: Path | None,
     sites: int | None,
-    out: Path,
+    out: Path | None,
     test_scans: int | None,
     set_: list[str] | None,
 ) -> tuple[RunConfig, int]:
@@ -219,7 +233,7 @@ def _config(
             "run.min-sites": number,
             **overrides,
             "data.cohort-dir": str(cohort or ""),
-            "run.output-dir": str(absolute(out)),
+            "run.output-dir": str(absolute(out or Path("runs"))),
         }
     )
     if config.run.min_sites > number:

@@ -33,6 +33,8 @@ from simulations.launch import Resources
         (["--gpus-per-site", "1000"], "1000 GPUs a site cannot be had"),
         (["--cohort", "nowhere"], "nowhere"),
         (["--study", "skin-lesions", "--set", "study=brain-sex"], "give one of them"),
+        (["--resume", "run", "--out", "elsewhere"], "--out: leave it out"),
+        (["--resume", "run", "--gpus-per-site", "0.5"], "--gpus-per-site: leave it out"),
     ],
 )
 def test_run_refuses_with_one_clear_message(
