@@ -108,5 +108,9 @@ class ProvenanceError(FedscanError):
     """Two parties of a run do not run the same code."""
 
 
+class SecureSumError(FedscanError):
+    """A party of a secure sum refuses to go on, since the sum would tell more than the sum."""
+
+
 class DivergedError(FedscanError, FloatingPointError):
     """Training left the finite numbers: the same run would do so again."""
