@@ -164,6 +164,12 @@ def test_sites_go_on_from_what_they_saved():
     np.testing.assert_array_equal(parties.requests, plain(parties.inputs, NAMES))
 
 
+def test_a_plan_that_changes_between_two_stages_is_refused():
+    saved = Sites(threshold=4).to("unmask").sites["north"].save()
+    with pytest.raises(SecureSumError, match="plan of the sum has changed"):
+        Sites(threshold=3).sites["north"].load(saved)
+
+
 # What the server sees
 
 

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 SIGNATURE = 64  # bytes
 SEALED = NONCE + 2 * SHARE + 16  # bytes: of two shares, with AES-GCM's tag
 FEWEST = 3  # sites in a sum: of two, each knows the other's part when it sees the sum
-KEPT = ("turn", "masks", "shares", "seed", "roster", "context", "held", "survivors")
+SECRETS = ("masks", "shares", "seed")
+KEPT = ("turn", "roster", "context", "held", "survivors")
 
 
 class Site:
@@ -114,15 +115,22 @@ class Site:
     def save(self) -> bytes:
         """Return what another process goes on from; it holds secrets."""
         own = {name: getattr(self, name) for name in KEPT}
-        for name in ("masks", "shares", "seed"):
-            own[name] = own[name].hex()
-        return json.dumps(own).encode()
+        own |= {name: getattr(self, name).hex() for name in SECRETS}
+        return json.dumps({"plan": self.plan.digest, "own": own}).encode()
 
     def load(self, saved: bytes) -> Site:
-        """Go on from what :meth:`save` returned."""
-        for name, value in json.loads(saved).items():
-            secret = name in ("masks", "shares", "seed")
-            setattr(self, name, bytes.fromhex(value) if secret else value)
+        """Go on from what :meth:`save` returned.
+
+        Raises
+        ------
+        SecureSumError
+            It was in a sum by another plan, such as one of a lower threshold.
+        """
+        kept = json.loads(saved)
+        if kept["plan"] != self.plan.digest:
+            raise SecureSumError("the plan of the sum has changed since it began")
+        for name, value in kept["own"].items():
+            setattr(self, name, bytes.fromhex(value) if name in SECRETS else value)
         return self
 
     @stage("advertise")
