@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,20 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, readable, with NaN as null (JSON has no NaN)."""
     text = json.dumps(without_nan(value), indent=2, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
+
+
+def numbered_name(number: int, text: str) -> str:
+    """Return a file name, without ending, for a text that somebody else has chosen.
+
+    Letters and digits of ASCII and hyphens stay, of at most 60 characters; the number keeps names
+    of different texts apart.
+
+    Examples
+    --------
+    >>> numbered_name(2, "BCC/SCC, ../other")
+    '02-BCC_SCC_other'
+    """
+    return f"{number:02d}-{re.sub('[^A-Za-z0-9-]+', '_', text)[:60]}"
 
 
 def as_text(cell: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from generation_folders import noise, slices
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_gan import start
 
 from common.checkpoints import save_model, save_snapshot
@@ -20,7 +23,7 @@ from common.data import dicom_sorting
 from common.data.archive_files import ArchiveFile
 from common.data.cache import cached_pictures
 from common.evaluation.memorization import write_look_alikes
-from common.files import as_text, write_atomically, write_json
+from common.files import as_text, numbered_name, write_atomically, write_json
 from common.files import make_folder as make
 from common.imaging.cohorts import write_cohort
 from common.imaging.pictures import write_grid, write_path, write_picture
@@ -163,7 +166,8 @@ def test_cells_that_spreadsheets_would_compute_are_texts() -> None:
 
 
 def test_reports(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "_comparison", lambda folder: "a page with scans")
+    monkeypatch.setattr(document, "_comparison", lambda folder: {})
+    monkeypatch.setattr(document, "fill", lambda parts: "a page with scans")
     document.write_report(make(home / "out"))
     require_private(home)
 
@@ -171,3 +175,15 @@ def test_reports(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_that_cannot_be_made_ends_with_one_error():
     with pytest.raises(OSError):
         make(Path("/proc/none/below"))
+
+
+@given(st.text(), st.integers(0, 99))
+def test_a_numbered_name_is_one_plain_name(text: str, number: int) -> None:
+    name = numbered_name(number, text)
+    assert Path(name).parts == (name,)
+    assert name.startswith(f"{number:02d}-") and name.isascii() and len(name) <= 63
+    assert {*name} <= {*"_-", *string.ascii_letters, *string.digits}
+
+
+def test_numbers_keep_texts_apart_that_read_alike() -> None:
+    assert numbered_name(0, "BCC/SCC") == "00-BCC_SCC" != numbered_name(1, "BCC SCC")

@@ -150,6 +150,7 @@ def test_every_reader_has_the_two_functions() -> None:
         label = {"column": "x", "classes": ["a", "b"]}
         reader = reader_of(Study.from_mapping({"name": "any", "images": images, "label": label}))
         assert callable(reader.read_table) and callable(reader.open_images)
+        assert callable(reader.read_image)
 
 
 # Volumes with a label of one's own

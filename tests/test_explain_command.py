@@ -20,7 +20,7 @@ from common.imaging.bids import list_sites
 from common.tasks.task import SiteContext
 from simulations.arms import train_in_place
 from simulations.cli import app
-from simulations.explain.run import choose
+from simulations.explain.run import SiteMaps, _draw, _table, choose
 
 TINY = {
     "run.rounds": 1,
@@ -96,7 +96,8 @@ def test_explain_writes_a_table_a_summary_and_pictures(skin: Path, tmp_path: Pat
     for name in ("averages-gradcam.png", "averages-occlusion.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 96
-    assert {path.name.split("-")[1] for path in out.glob("class-*")} == set(table["class"])
+    drawn = {path.name.split("-")[2] for path in out.glob("class-*-gradcam.png")}
+    assert drawn == set(table["class"])
 
 
 def test_explain_gives_the_same_bytes_again(skin: Path, tmp_path: Path):
@@ -163,6 +164,34 @@ def test_what_cannot_be_explained_is_refused_before_anything_is_written(skin: Pa
     refused("holds other files", "explain", skin, "--out", out)
 
 
+HOSTILE = ("x/../../../evil", "=HYPERLINK(1)")
+
+
+def one_image_of_each() -> SiteMaps:
+    nothing = np.zeros((2, 8, 8))
+    return SiteMaps(
+        *(np.arange(2), np.arange(2), np.arange(2), np.arange(2)),
+        np.zeros((2, 3, 8, 8)),
+        masks={},
+        maps={"gradcam": nothing},
+        attention={},
+        influence={},
+    )
+
+
+def test_no_class_leads_out_of_the_folder(tmp_path: Path):
+    out = tmp_path / "1" / "2" / "3" / "out"
+    _draw(out, {"north": one_image_of_each()}, HOSTILE)
+    made = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parent for path in made} == {out}
+    assert len(made) == 3  # a class each, and the averages
+
+
+def test_no_class_is_a_formula_of_a_spreadsheet():
+    text = _table({"north": one_image_of_each()}, HOSTILE).decode()
+    assert "'=HYPERLINK(1)" in text and ",=" not in text
+
+
 def test_images_are_chosen_evenly_over_the_classes():
     labels = np.array([0] * 50 + [1] * 5 + [2] * 2 + [-1] * 9)
     chosen = choose(labels, 12, np.random.default_rng(0))
@@ -171,7 +200,57 @@ def test_images_are_chosen_evenly_over_the_classes():
     assert len(choose(labels, 1000, np.random.default_rng(0))) == 57
 
 
+def test_flags_are_of_all_images_together(skin: Path, tmp_path: Path):
+    few = told("explain", skin, "--site", "north", "--count", 12, "--out", tmp_path / "few")
+    flags = [one["shortcut"] for one in few["sites"]["north"]["gradcam"].values()]
+    assert few["tests"] == sum(flag is not None for flag in flags)
+    found = told("explain", skin, "--count", 12, "--out", tmp_path / "out")
+    for site in ("north", "island"):
+        of_site = found["sites"][site]["gradcam"]
+        assert all(one["shortcut"] is None for one in of_site.values())
+    assert any(
+        one["influence"]["low"] is not None
+        for k, one in found["sites"]["north"]["gradcam"].items()
+        if one["influence"]
+    )
+    flags = [one["shortcut"] for one in found["sites"]["all"]["gradcam"].values()]
+    assert 0 < found["tests"] == sum(flag is not None for flag in flags)
+
+
+def without_split(hospitals: dict[str, Path], above: Path, site: str, split: str) -> Path:
+    """Copy hospitals, one without a row of a split."""
+    cohort = above / "cohort"
+    for name, folder in hospitals.items():
+        shutil.copytree(folder, cohort / name)
+    table = pd.read_csv(cohort / site / "lesions.csv", keep_default_na=False)
+    table[table["split"] != split].to_csv(cohort / site / "lesions.csv", index=False)
+    return cohort
+
+
+def test_a_site_without_test_images_is_named_and_left_out(skin, hospitals, tmp_path: Path):
+    cohort = without_split(hospitals, tmp_path, "island", "test")
+    words = ("explain", skin, "--count", 2, "--cohort", cohort)
+    found = told(*words, "--out", tmp_path / "out")
+    assert found["left_out"] == ["island"]
+    assert set(found["sites"]) == {"north"}
+    refused("island has a labelled image", *words, "--site", "island", "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 # similar
+
+
+def test_cases_need_training_images_and_precision_needs_test_images(
+    skin: Path, hospitals, tmp_path: Path
+):
+    image = next((hospitals["north"] / "images").iterdir())
+    words = ("similar", skin, image, "--site", "island", "--out", tmp_path / "out", "--cohort")
+    refused("no training image", *words, without_split(hospitals, tmp_path, "island", "train"))
+    assert not (tmp_path / "out").exists()
+    untested = without_split(hospitals, tmp_path / "other", "island", "test")
+    found = told(*words, untested)
+    assert found["precision"] is None
+    assert len(found["neighbours"]) == 5
 
 
 def test_an_image_of_the_site_is_its_own_nearest_case(skin: Path, hospitals, tmp_path: Path):

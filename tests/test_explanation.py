@@ -346,9 +346,15 @@ def test_an_image_is_its_own_nearest_case():
 def test_the_scale_of_a_feature_does_not_matter(scale):
     rng = np.random.default_rng(0)
     features, queries = rng.standard_normal((20, 6)), rng.standard_normal((4, 6))
-    one = Reference(features, np.zeros(20, int)).distances(queries)
-    other = Reference(features * scale, np.zeros(20, int)).distances(queries * scale)
+    _, one = Reference(features, np.zeros(20, int)).nearest(queries, 20)
+    _, other = Reference(features * scale, np.zeros(20, int)).nearest(queries * scale, 20)
     np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_cases_that_do_not_vary_are_all_as_near():
+    order, far = Reference(np.ones((5, 3)), np.zeros(5, int)).nearest(np.zeros((2, 3)), 4)
+    assert order.shape == (2, 4)
+    assert (far == 0).all()
 
 
 def test_precision_is_one_of_classes_apart_and_chance_of_classes_alike():

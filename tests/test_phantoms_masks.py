@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from common.data.phantoms import dermatoscopes, lesion_rendering
 from common.data.phantoms.dermatoscopes import ARTEFACTS, Dermatoscope, acquire, artefacts
+from common.data.phantoms.known import holds_phantoms
 from common.data.phantoms.lesion_cohorts import patient_pictures, take, write_hospital
 from common.data.phantoms.lesion_masks import (
     LESION,
@@ -21,6 +22,7 @@ from common.data.phantoms.lesion_masks import (
 )
 from common.errors import ConfigError
 from common.imaging import phantoms, shifts
+from common.imaging.bids import list_sites
 from common.imaging.phantom_regions import regional_mask
 from common.imaging.prepare import FIELD_OF_VIEW_MM, HEAD, prepare_volume
 from common.imaging.slices import axial_slices
@@ -106,6 +108,24 @@ def test_only_phantoms_have_a_cohorts_seed(tmp_path: Path):
     (tmp_path / "README").write_text("drawn by fedscan's lesion phantom, version 1, seed 3.\n")
     with pytest.raises(ConfigError, match="version 1"):
         cohort_seed(tmp_path)
+    endless = "drawn by fedscan's lesion phantom, version " + 5000 * "9" + ", seed 3.\n"
+    (tmp_path / "README").write_text(endless)
+    assert cohort_seed(tmp_path) is None
+
+
+def test_a_sites_folder_says_whether_it_holds_phantoms(tmp_path: Path, tiny_cohort: Path):
+    assert not holds_phantoms(tmp_path)
+    for text in ("Pictures of our patients.", "lesion phantom, version 1."):
+        (tmp_path / "README").write_text(text)
+        assert not holds_phantoms(tmp_path)
+    (tmp_path / "README").write_text("drawn by fedscan's lesion phantom, version 1, seed 3.\n")
+    assert holds_phantoms(tmp_path)
+    assert all(holds_phantoms(folder) for folder in list_sites(tiny_cohort).values())
+    brains = tmp_path / "brains"
+    brains.mkdir()
+    for text in ("[]", "{", '{"GeneratedBy": 3}', '{"GeneratedBy": [{"Name": "fMRIPrep"}]}'):
+        (brains / "dataset_description.json").write_text(text)
+        assert not holds_phantoms(brains)
 
 
 # Brains

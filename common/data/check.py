@@ -31,6 +31,7 @@ from common.data.leaks import (
     copies_in_several_places,
     things_in_several_places,
 )
+from common.data.photographs import picture_settings
 from common.data.site_data import read_table, reader_of
 from common.errors import DataContractError, FedscanError
 from common.imaging.bids import is_dataset, list_sites, site_name
@@ -252,11 +253,7 @@ def _look_at_picture(
     """Description of a picture, and a hash of its pixels."""
     picture = reader_of(study).read_picture(
         path,
-        size=READ_SIZE,  # what a picture is refused for does not depend on the size
-        channels=study.images.channels,
-        fit=study.images.fit,
-        intensity=study.images.intensity,
-        intensity_range=study.images.intensity_range,
+        **picture_settings(study, READ_SIZE),  # what it is refused for does not depend on the size
         root=table.root,
         site=table.site,
     )

@@ -150,6 +150,12 @@ def read_photograph(
     return to_bytes(pixels, low, high, inverted=scaling["inverted"])
 
 
+def picture_settings(study: Study, size: int = 0) -> dict[str, Any]:
+    """Return how a study's pictures are read, as `read_photograph` takes it; 0: its own size."""
+    keys = ("channels", "fit", "intensity", "intensity_range")
+    return {"size": size or study.images.size, **{key: getattr(study.images, key) for key in keys}}
+
+
 def load_photographs(
     table: ImageTable,
     rows: NDArray[np.integer],
@@ -191,9 +197,7 @@ def load_photographs(
     """
     import PIL
 
-    images = study.images
-    keys = ("size", "channels", "fit", "intensity", "intensity_range")
-    settings = {key: getattr(images, key) for key in keys} | {"size": size or images.size}
+    settings = picture_settings(study, size)
     return cached_pictures(
         [table.files[row] for row in rows],
         lambda path: read(path, **settings, root=table.root, site=table.site).transpose(2, 0, 1),
@@ -203,7 +207,7 @@ def load_photographs(
         variant=str(settings["size"]),
         # Another version of the decoders may round otherwise.
         settings=json.dumps([PHOTOGRAPH_VERSION, PIL.__version__, settings, *version]),
-        shape=(images.channels, settings["size"], settings["size"]),
+        shape=(settings["channels"], settings["size"], settings["size"]),
         cache=cache,
     )
 

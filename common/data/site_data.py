@@ -71,6 +71,24 @@ class Reader(Protocol):
             None of them can be used.
         """
 
+    def read_image(
+        self,
+        path: Path,
+        study: Study,
+        *,
+        size: int,
+        heights_mm: Sequence[float],
+        root: Path,
+        site: str,
+    ) -> NDArray[np.number]:
+        """Read one file as `open_images` prepares it, (C, *space); no cache is kept.
+
+        Raises
+        ------
+        DataContractError
+            The file cannot be used.
+        """
+
     def header_identities(self, path: Path, *, root: Path, site: str) -> set[str]:
         """Kinds of identities in a file's header; none, if that cannot be read."""
 

@@ -165,6 +165,30 @@ def nearest_neighbours(training: np.ndarray, images: np.ndarray) -> tuple[np.nda
     return np.concatenate(distances), np.concatenate(indices)
 
 
+def nearest_points(
+    queries: np.ndarray, points: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the points nearest to each query, by Euclidean distance, the nearest first.
+
+    Parameters
+    ----------
+    queries : (Q, D) floats
+    points : (N, D) floats
+    count : int
+        K; of fewer points, all are returned.
+
+    Returns
+    -------
+    indices, distances : (Q, K) int64 and float64
+    """
+    found = []
+    for _, distances in distances_by_block(queries, points):
+        order = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        found.append((order, np.take_along_axis(distances, order, 1)))
+    indices, distances = zip(*found, strict=True)
+    return np.concatenate(indices), np.concatenate(distances)
+
+
 def perceptual_path_length(
     synthesize: Callable[[Tensor], Tensor],
     sample_w: Callable[[int, torch.Generator], Tensor],

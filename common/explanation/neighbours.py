@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from common.evaluation.generation import nearest_points
 from common.explanation.saliency import BATCH
 from common.models.parts import captured_features
 
@@ -53,24 +54,17 @@ class Reference:
     features: NDArray[np.floating]
     labels: NDArray[np.integer]
 
-    def distances(self, queries: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Return the distances (Q, N) of queries (Q, F); a feature that never varies has none."""
-        from scipy.spatial.distance import cdist
-
-        sd = self.features.std(axis=0)
-        varies = sd > 1e-9 * max(1.0, float(np.abs(self.features).max(initial=0)))
-        if not varies.any():
-            return np.zeros((len(queries), len(self.features)))
-        own, theirs = (x[:, varies] / sd[varies] for x in (queries, self.features))
-        return cdist(own, theirs) / np.sqrt(varies.sum())
-
     def nearest(
         self, queries: NDArray[np.floating], count: int
     ) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
         """Return index and distance of each query's nearest cases, (Q, count) each, in order."""
-        found = self.distances(queries)
-        order = np.argsort(found, axis=1, kind="stable")[:, :count]
-        return order, np.take_along_axis(found, order, 1)
+        return nearest_points(self._scaled(queries), self._scaled(self.features), count)
+
+    def _scaled(self, features: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Scale features so that d is Euclidean; one that never varies is left out."""
+        sd = self.features.std(axis=0)
+        varies = sd > 1e-9 * max(1.0, float(np.abs(self.features).max(initial=0)))
+        return features[:, varies] / (sd[varies] * np.sqrt(varies.sum()))
 
 
 def precision_at(

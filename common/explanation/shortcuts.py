@@ -9,8 +9,9 @@ hold of the images that show it, each with the whole of its 95 % interval over p
 
        influence = |ℓ(x) − ℓ(x without m)| − mean over s of |ℓ(x) − ℓ(x without m shifted by s)|.
 
-Attention alone is no proof, as every picture with a dark edge draws some; nor is a change alone, as
-whatever is covered changes something, which many pictures show to be above 0 however small it is.
+Attention alone is no proof: dark edges draw some in any network. Nor is a change alone: covering
+anything changes the log-odds a little, and with many pictures a small change is significant. Hence
+the threshold of 0.2.
 Where an artefact crosses the lesion, attention to it may be the lesion's: callers leave the lesion
 out of mask and image. The shifts s are cyclic, by half of the picture along each
 axis and along both: area and shape stay, and a frame's corners meet in the middle or at two sides,

@@ -31,6 +31,7 @@ from common.machine import one_thread, usable_cpus
 from common.seeding import derive_seed
 
 PHANTOM_VERSION = 3  # raise it with every change of the bytes written: caches are keyed by it
+MADE_BY = "fedscan prepare phantom"  # in dataset_description.json of every site
 PHANTOM_SITE_NAME = re.compile(r"(?!all$)[a-z0-9][a-z0-9-]*")
 
 _LOGGER = logging.getLogger(__name__)
@@ -315,7 +316,7 @@ def _write_description(folder: Path, site: str, seed: int) -> None:
         "Authors": ["fedscan"],
         "GeneratedBy": [
             {
-                "Name": "fedscan prepare phantom",
+                "Name": MADE_BY,
                 "Version": str(PHANTOM_VERSION),
                 "Description": f"Simulated scans of simulated people, seed {seed}",
             }

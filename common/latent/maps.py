@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import ConfigError
-from common.evaluation.generation import distances_by_block
+from common.evaluation.generation import distances_by_block, nearest_points
 from common.seeding import derive_seed
 
 METHODS = ("pca", "tsne", "umap")
@@ -186,6 +186,5 @@ def neighbours(
     indices : (n,) int64
     distances : (n,) float64
     """
-    distances = np.linalg.norm(np.asarray(points, np.float64) - np.asarray(query), axis=1)
-    order = np.argsort(distances, kind="stable")[:count]
-    return order, distances[order]
+    (indices,), (distances,) = nearest_points(np.asarray(query)[None], np.asarray(points), count)
+    return indices, distances

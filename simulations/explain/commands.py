@@ -173,7 +173,8 @@ def show_attention(summary: dict[str, Any]) -> None:
     table = Table(
         title=f"Attention of the classifier, {summary['split']} images",
         caption="ratio: attention in the mask over its area, 1 is no preference; influence: "
-        "log-odds it changes when covered, beyond covering as much elsewhere; 95 % CI over persons",
+        "log-odds it changes when covered, beyond covering as much elsewhere; 95 % CI over "
+        f"persons. Tests for shortcuts: {summary['tests']}, of all images together",
         title_justify="left",
         caption_justify="left",
     )
@@ -193,6 +194,9 @@ def show_attention(summary: dict[str, Any]) -> None:
         out.print(table)
     else:
         out.print("No masks of these images are known: --masks names a folder of them")
+    if left_out := summary["left_out"]:
+        names = escape(", ".join(left_out))
+        out.print(f"Left out, without a labelled {summary['split']} image: {names}")
 
 
 def show_neighbours(summary: dict[str, Any]) -> None:
@@ -214,7 +218,9 @@ def show_neighbours(summary: dict[str, Any]) -> None:
         far = f"{one['distance']:.3f}"
         table.add_row(escape(one["label"]), far, str(one["scan"]), str(one["person"]))
     out.print(table)
-    found = summary["precision"]
+    if (found := summary["precision"]) is None:
+        out.print("The site has no test image with a label, so that precision is not known")
+        return
     out.print(
         f"Precision at {found['at']} of {found['images']} test images: {found['mean']:.2f} "
         f"(mean of classes {found['mean_of_classes']:.2f}; by chance {found['chance']:.2f})"

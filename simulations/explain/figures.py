@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.imaging.pictures import write_grid
+from simulations.report.looks import OKABE_ITO
 
 COLUMNS = 8  # images of a site in a class's grid, at most
 OPACITY = 0.6  # of the map's brightest place
 MAP = "inferno"
-# After Okabe and Ito, distinct for colour-blind eyes.
 COLOURS = {
-    "lesion": "#009e73",
-    "regions": "#009e73",
-    "hair": "#e69f00",
-    "ruler": "#56b4e9",
-    "frame": "#cc79a7",
-    "corners": "#d55e00",
-    "bubbles": "#f0e442",
-    "ink": "#0072b2",
+    "lesion": OKABE_ITO["green"],
+    "regions": OKABE_ITO["green"],
+    "hair": OKABE_ITO["orange"],
+    "ruler": OKABE_ITO["sky blue"],
+    "frame": OKABE_ITO["purple"],
+    "corners": OKABE_ITO["vermilion"],
+    "bubbles": OKABE_ITO["yellow"],
+    "ink": OKABE_ITO["blue"],
 }
 
 Pixels = NDArray[np.floating]

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from common.config.run_config import RunConfig
 from common.data.phantoms.dermatoscopes import ARTEFACTS
 from common.errors import ConfigError, DataContractError
-from common.reading import read_json
 from common.studies.study import Study
 
 LESION, REGIONS = "lesion", "regions"
@@ -80,15 +79,11 @@ def _of_brains(
     study: Study, config: RunConfig, data: Path, count: int, shape: tuple[int, ...]
 ) -> Masks:
     """Return the regions that differ between the sexes, of simulated scans, where sex is asked."""
+    from common.data.phantoms.known import holds_phantoms
     from common.imaging.phantom_regions import regional_mask
     from common.tasks.classifier_networks import heights_mm
 
-    try:
-        (made,) = read_json(data / "dataset_description.json")["GeneratedBy"]
-        simulated = made["Name"] == "fedscan prepare phantom"
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return {}
-    if not simulated or study.label.column != "sex":
+    if study.label.column != "sex" or not holds_phantoms(data):
         return {}
     mask = regional_mask(shape[-1], heights_mm(config))
     return {REGIONS: np.broadcast_to(mask, (count, *mask.shape))}

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError
-from common.files import write_atomically, write_json
+from common.files import as_text, numbered_name, write_atomically, write_json
 from common.seeding import derive_seed
 from simulations import console
 from simulations.explain import figures
+from simulations.explain.images import known_images
 from simulations.explain.masks import LESION, SHORTCUTS, Masks, known_masks
 from simulations.gan.generate import new_folder
 
@@ -113,16 +114,23 @@ def explain(request: Request) -> dict[str, Any]:
     sites = request.sites or trained.sites
     if unknown := [site for site in sites if site not in trained.folders]:
         raise ConfigError(f"site '{unknown[0]}': accepted is one of {', '.join(trained.sites)}")
+    usable = [site for site in sites if known_images(trained, site, request.split) is not None]
+    if not usable:
+        raise ConfigError(
+            f"none of {', '.join(sites)} has a labelled image of split '{request.split}': name "
+            "another --site or --split"
+        )
     new_folder(request.out)
-    with console.steps("Explaining", len(sites)) as bar:
+    with console.steps("Explaining", len(usable)) as bar:
         found = {}
-        for site in sites:
+        for site in usable:
             found[site] = map_site(trained, site, request)
             bar.advance(1, site)
     classes = trained.study.label.classes.names
     write_atomically(request.out / TABLE, _table(found, classes))
     _draw(request.out, found, classes)
     summary = _summary(found, classes, request, trained.config.run.seed)
+    summary["left_out"] = [site for site in sites if site not in found]
     write_json(request.out / SUMMARY, summary)
     return summary
 
@@ -199,8 +207,8 @@ def _table(found: Mapping[str, SiteMaps], classes: Sequence[str]) -> bytes:
     for site, one in found.items():
         for method in one.maps:
             for k, scan in enumerate(one.scans):
-                about = [site, scan, one.persons[k], classes[one.labels[k]]]
-                about += [classes[one.predicted[k]], method]
+                about = [as_text(site), scan, one.persons[k], as_text(classes[one.labels[k]])]
+                about += [as_text(classes[one.predicted[k]]), method]
                 numbers = [
                     getattr(one.attention[method, name], measure)[k] if name in one.masks else None
                     for name in names
@@ -226,7 +234,11 @@ def _table(found: Mapping[str, SiteMaps], classes: Sequence[str]) -> bytes:
 def _summary(
     found: Mapping[str, SiteMaps], classes: Sequence[str], request: Request, seed: int
 ) -> dict[str, Any]:
-    """Sum up by site, method and mask, and by class; all sites together where there are several."""
+    """Sum up by site, method and mask, and by class; all sites together where there are several.
+
+    Only the images of all sites together are tested for shortcuts: with each site by itself there
+    would be as many more tests, and so more flags by chance.
+    """
     from common.explanation.attention import Attention
     from common.explanation.shortcuts import judge
 
@@ -248,7 +260,8 @@ def _summary(
         if name in SHORTCUTS and label is None:
             influences = np.concatenate([one.influence[name] for one in of.values()])
         rng = np.random.default_rng(derive_seed(seed, purpose="bootstrap of attention"))
-        return judge(numbers, influences, persons, rng)
+        result = judge(numbers, influences, persons, rng)
+        return result if len(part) == len(found) else result | {"shortcut": None}
 
     def about(part: Mapping[str, SiteMaps]) -> dict[str, Any]:
         names = list(dict.fromkeys(name for one in part.values() for name in one.masks))
@@ -270,11 +283,14 @@ def _summary(
     places = {site: about({site: one}) for site, one in found.items()}
     if len(found) > 1:
         places[ALL] = about(found)
+    together = places[ALL] if len(found) > 1 else next(iter(places.values()))
+    flags = [one["shortcut"] for m in request.methods for one in together[m].values()]
     return {
         "run": request.run.name,
         "split": request.split,
         "classes": list(classes),
         "methods": list(request.methods),
+        "tests": sum(flag is not None for flag in flags),
         "sites": places,
     }
 
@@ -298,7 +314,9 @@ def _draw(out: Path, found: Mapping[str, SiteMaps], classes: Sequence[str]) -> N
                 picture, flat, _ = figures.flattened(one.images[rows].mean(0), heat.mean(0), {})
                 cells[site, name] = picture, flat
             if grid:
-                figures.write_class_grid(out / f"class-{name}-{method}.png", grid)
+                figures.write_class_grid(
+                    out / f"class-{numbered_name(label, name)}-{method}.png", grid
+                )
         figures.write_averages(
             out / f"averages-{method}.png",
             {

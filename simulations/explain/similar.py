@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataContractError
 from common.files import write_json
+from simulations.explain.images import known_images
 from simulations.gan.generate import new_folder
 
 if TYPE_CHECKING:
@@ -72,7 +73,14 @@ def similar(request: Request) -> dict[str, Any]:
 
     trained = read_trained(request.run, request.cohort, request.device)
     site = request.site or _only(trained)
+    train = known_images(trained, site, "train")
+    if train is None:
+        raise ConfigError(
+            f"site '{site}' has no training image with a label, so that no case can be similar: "
+            "accepted is a site that has"
+        )
     query = read_query(trained, site, request.image)
+    test = known_images(trained, site, "test")
     new_folder(request.out)
     model, views = trained.classifier(site), variation_of(trained.study).views
     classes = trained.study.label.classes.names
@@ -80,7 +88,6 @@ def similar(request: Request) -> dict[str, Any]:
     def seen(images: NDArray[np.floating]) -> NDArray[np.floating]:
         return features_of(model, torch.from_numpy(images), views)
 
-    train, test = (_known(trained, site, split) for split in ("train", "test"))
     reference = Reference(np.concatenate([seen(x) for x in _batches(train)]), train.labels)
     order, distance = (found[0] for found in reference.nearest(seen(query), request.count))
     persons = trained.rows(site, "train")["person"].to_numpy()
@@ -102,7 +109,9 @@ def similar(request: Request) -> dict[str, Any]:
             }
             for row, k, far in zip(rows, order, distance, strict=True)
         ],
-        "precision": _precision(
+        "precision": None
+        if test is None
+        else _precision(
             reference, np.concatenate([seen(x) for x in _batches(test)]), test.labels, classes
         ),
     }
@@ -118,10 +127,6 @@ def _only(trained: Trained) -> str:
             f"{', '.join(trained.sites)}"
         )
     return trained.sites[0]
-
-
-def _known(trained: Trained, site: str, split: str) -> Dataset:
-    return trained.open(site, split).labelled()
 
 
 def _batches(data: Dataset) -> list[NDArray[np.floating]]:
@@ -170,24 +175,13 @@ def read_query(trained: Trained, site: str, path: Path) -> NDArray[np.float32]:
 def _read(trained: Trained, site: str, path: Path) -> NDArray[Any]:
     """Read a file as it would be stored, (1, C, *space)."""
     from common.data.site_data import reader_of
-    from common.imaging.slices import axial_slices
     from common.tasks.classifier_networks import heights_mm
 
-    reader: Any = reader_of(trained.study)
-    shape = trained.open(site, "train").shape
-    images, target = trained.study.images, path.resolve()
-    if images.view == "picture":
-        keys = ("channels", "fit", "intensity", "intensity_range")
-        settings = {key: getattr(images, key) for key in keys}
-        pixels = reader.read_picture(
-            target, size=shape[-1], **settings, root=target.parent, site=site
-        )
-        return pixels.transpose(2, 0, 1)[None]
-    levels = heights_mm(trained.config)
-    cube = reader.read_volume(
-        target, size=shape[-1], root=target.parent, site=site, whole=not levels
-    )
-    return (axial_slices(cube, levels) if levels else cube)[None, None].astype(np.float16)
+    target = path.resolve()  # whoever names a link means what it leads to
+    read = reader_of(trained.study).read_image
+    size, levels = trained.open(site, "train").shape[-1], heights_mm(trained.config)
+    where = {"root": target.parent, "site": site}
+    return read(target, trained.study, size=size, heights_mm=levels, **where)[None]
 
 
 def _precision(

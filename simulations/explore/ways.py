@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.files import numbered_name
 from simulations import console
 from simulations.explore.points import GENERATED, REAL, Points
 
@@ -47,7 +47,7 @@ def write_strips(
     with console.steps("Walking along directions", len(steps)) as bar:
         for number, (name, direction) in enumerate(steps.items()):
             lines = [synthesize(generator, walk(w, direction.step)) for w in starts[:STARTS]]
-            file = f"{number:02d}-{re.sub(r'[^A-Za-z0-9-]+', '_', name)}.png"
+            file = f"{numbered_name(number, name)}.png"
             write_grid(out / "strips" / file, lines, captions=captions)
             if detectors:
                 means = response(

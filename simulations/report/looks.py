@@ -11,7 +11,18 @@ import pandas as pd
 
 from common.strategies.strategy import strategy_names
 
-# After Okabe and Ito's palette, distinct for colour-blind eyes; the page's style names them too.
+# Okabe and Ito's palette, distinct for colour-blind eyes (https://jfly.uni-koeln.de/color/).
+OKABE_ITO = {
+    "black": "#000000",
+    "orange": "#e69f00",
+    "sky blue": "#56b4e9",
+    "green": "#009e73",
+    "yellow": "#f0e442",
+    "blue": "#0072b2",
+    "vermilion": "#d55e00",
+    "purple": "#cc79a7",
+}
+# Darker ones for thin lines and text on white; the page's style names them too.
 COLOURS = {
     "centralized": "#007a5a",
     "local": "#c05000",

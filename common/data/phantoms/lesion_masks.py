@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.phantoms.dermatoscopes import ARTEFACTS, artefacts, dermatoscope
+from common.data.phantoms.known import made_lesions
 from common.data.phantoms.lesion_canvas import Canvas
 from common.data.phantoms.lesion_cohorts import (
     LESION_PHANTOM_VERSION,
@@ -24,16 +25,13 @@ from common.data.phantoms.lesion_cohorts import (
 )
 from common.data.phantoms.lesion_rendering import CANVAS_PIXELS
 from common.data.phantoms.lesion_scene import Scene
-from common.errors import ConfigError, DataContractError
-from common.site_files import read_text
+from common.errors import ConfigError
 
 LESION = "lesion"
 MASKS = (LESION, *ARTEFACTS)
 VISIBLE = 0.1  # relative change of the light, from which on an artefact is there
 
-_README_BYTES = 10_000
 _FILE = re.compile(r"(?P<hospital>.+)-(?P<patient>\d{1,9})-(?P<lesion>\d)-(?P<number>\d)\.jpg")
-_MADE = re.compile(r"lesion phantom, version (?P<version>\d+), seed (?P<seed>-?\d{1,20})\.")
 
 
 def cohort_seed(folder: Path) -> int | None:
@@ -44,11 +42,8 @@ def cohort_seed(folder: Path) -> int | None:
     ConfigError
         They are of another version of the phantom, whose masks cannot be drawn any more.
     """
-    try:
-        text = read_text(folder / "README", _README_BYTES, root=folder, site=folder.name)
-    except DataContractError:  # no README, or one that fedscan has not written
-        return None
-    if not (found := _MADE.search(text)):
+    found = made_lesions(folder)
+    if found is None:
         return None
     if int(found["version"]) != LESION_PHANTOM_VERSION:
         raise ConfigError(

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +24,14 @@ from common.site_files import plain, relative
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
-__all__ = ["header_identities", "open_images", "read_table", "read_volume", "table_identities"]
+__all__ = [
+    "header_identities",
+    "open_images",
+    "read_image",
+    "read_table",
+    "read_volume",
+    "table_identities",
+]
 
 
 def table_identities(root: Path, site: str, study: Study) -> Iterable[tuple[str, set[str]]]:
@@ -130,6 +136,17 @@ def read_volume(
     return cube
 
 
+def read_image(
+    path: Path, study: Study, *, size: int, heights_mm: Sequence[float], root: Path, site: str
+) -> NDArray[np.float16]:
+    """Read one scan as `open_images` prepares it: float16 (1, S, S, S) or (1, L, S, S)."""
+    from common.imaging.slices import axial_slices
+
+    del study
+    cube = read_volume(path, size=size, root=root, site=site, whole=not heights_mm)
+    return (axial_slices(cube, heights_mm) if heights_mm else cube)[None].astype(np.float16)
+
+
 def open_images(
     table: ImageTable,
     rows: NDArray[np.int64],
@@ -146,17 +163,14 @@ def open_images(
     front to back, so the nose is up; columns from the participant's left to right.
     """
     from common.imaging.prepare import FIELD_OF_VIEW_MM, HEAD_VERSION, PREPARE_VERSION
-    from common.imaging.slices import axial_slices, check_levels
+    from common.imaging.slices import check_levels
 
     levels = check_levels(size, heights_mm) if heights_mm else ()
 
-    def read(path: Path) -> NDArray[Any]:
-        cube = read_volume(path, size=size, root=table.root, site=table.site, whole=not levels)
-        return (axial_slices(cube, levels) if levels else cube)[None].astype(np.float16)
-
+    here = {"root": table.root, "site": table.site}
     return cached_pictures(
         [table.files[row] for row in rows],
-        read,
+        lambda path: read_image(path, study, size=size, heights_mm=levels, **here),
         root=table.root,
         site=table.site,
         name=name,

@@ -13,16 +13,32 @@ from common.data.identities import in_table
 from common.data.identity_headers import in_picture as header_identities
 from common.data.image_table import ImageTable
 from common.data.image_table import read_image_table as read_table
-from common.data.photographs import load_photographs
+from common.data.photographs import load_photographs, picture_settings
 from common.data.photographs import read_photograph as read_picture
 from common.studies.study import Study
 
-__all__ = ["header_identities", "open_images", "read_picture", "read_table", "table_identities"]
+__all__ = [
+    "header_identities",
+    "open_images",
+    "read_image",
+    "read_picture",
+    "read_table",
+    "table_identities",
+]
 
 
 def table_identities(root: Path, site: str, study: Study) -> Iterable[tuple[str, set[str]]]:
     """Columns of the table that identify people."""
     return in_table(root, study.images.table, site=site)
+
+
+def read_image(
+    path: Path, study: Study, *, size: int, heights_mm: Sequence[float], root: Path, site: str
+) -> NDArray[np.uint8]:
+    """Read one picture as `open_images` prepares it, uint8 (C, S, S)."""
+    del heights_mm  # of volumes alone
+    settings = picture_settings(study, size)
+    return read_picture(path, **settings, root=root, site=site).transpose(2, 0, 1)
 
 
 def open_images(
