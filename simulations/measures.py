@@ -18,7 +18,8 @@ class Measure:
     ----------
     words : str
         Its name in a sentence.
-    less_is_better : bool
+    better : {"more", "less", ""}
+        "" where neither is: such a measure tells of the data, or has to be read beside another.
     pool : str
         What it is over all sites: "mean" of the sites', "whole" where only one that was measured
         over all of them will do, "any" where the largest of the sites' counts.
@@ -29,10 +30,15 @@ class Measure:
     """
 
     words: str
-    less_is_better: bool = False
+    better: str = "more"
     pool: str = "mean"
     digits: tuple[int, int, int] = (2, 2, 2)
     bounds: tuple[float, float] | None = (0.0, 1.0)
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether lower values are better ones."""
+        return self.better == "less"
 
     def places(self, value: float) -> int:
         """Decimals with which a value of this size is told."""
@@ -63,24 +69,24 @@ CLASSIFICATION = {
     "auprc": Measure("AUPRC"),
     "sensitivity_at_90_specificity": Measure("sensitivity at 90 % specificity"),
     "f1": Measure("F1"),
-    "calibration_error": Measure("calibration error", less_is_better=True),
-    "loss": Measure("cross-entropy (nats)", less_is_better=True, bounds=None),
+    "calibration_error": Measure("calibration error", "less"),
+    "loss": Measure("cross-entropy (nats)", "less", bounds=None),
 }
 GENERATION = {
-    "frechet_distance": Measure("Fréchet distance", True, "whole", (2, 1, 0), None),
-    "kernel_distance": Measure("kernel distance", True, digits=(3, 1, 1), bounds=None),
+    "frechet_distance": Measure("Fréchet distance", "less", "whole", (2, 1, 0), None),
+    "kernel_distance": Measure("kernel distance", "less", digits=(3, 1, 1), bounds=None),
     "precision": Measure("precision"),
     "recall": Measure("recall"),
     "coverage": Measure("coverage"),
     "density": Measure("density", bounds=None),
-    "ms_ssim": Measure("MS-SSIM of pairs", True),
-    "ms_ssim_real": Measure("MS-SSIM of pairs of real images"),
-    "authenticity": Measure("authenticity"),
-    "authenticity_held_out": Measure("authenticity of held-out images"),
-    "copies_flagged": Measure("flagged as copying", True, "any"),
+    "ms_ssim": Measure("MS-SSIM of pairs", ""),
+    "ms_ssim_real": Measure("MS-SSIM of pairs of real images", ""),
+    "authenticity": Measure("authenticity", ""),
+    "authenticity_held_out": Measure("authenticity of held-out images", ""),
+    "copies_flagged": Measure("flagged as copying", "less", "any"),
 }
 OF_CLASSES = (*OF_EACH_CLASS, *OF_A_CLASS)
-OTHERS = {CHOSEN: Measure("synthetic participants chosen", digits=(0, 0, 0), bounds=None)}
+OTHERS = {CHOSEN: Measure("synthetic participants chosen", "", digits=(0, 0, 0), bounds=None)}
 DISTANCES = ("frechet_distance", "kernel_distance")
 
 

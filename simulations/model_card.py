@@ -16,10 +16,11 @@ from common.checkpoints import MODEL
 from common.errors import ConfigError, FedscanError
 from common.metrics_log import WHOLE
 from common.reading import read_json
-from common.run_folder import LAUNCH, MANIFEST, SUMMARY
+from common.run_folder import MANIFEST, SUMMARY
 from common.studies.study import Study, read_study
 from simulations.folders import in_words
 from simulations.measures import CLASSIFICATION, GENERATION, measure
+from simulations.report.provenance import simulated
 from simulations.report.words import is_number, mapping, sentence
 from simulations.results import read_table
 
@@ -34,9 +35,10 @@ TASKS = {  # of Hugging Face
     "generation": ("unconditional-image-generation", "Image generation"),
 }
 AUDIT = ("authenticity", "authenticity_held_out", "copies_flagged")  # of copies, told apart
+OF_DATA = ("ms_ssim_real",)  # whatever the model
 MEASURES = {
     "classification": tuple(CLASSIFICATION),
-    "generation": tuple(name for name in GENERATION if name not in AUDIT),
+    "generation": tuple(name for name in GENERATION if name not in (*AUDIT, *OF_DATA)),
 }
 # Hugging Face's names, where it has them. Its FID is of another network's features than ours.
 METRICS = {"auroc": "roc_auc", "auprc": "average_precision"}
@@ -253,7 +255,6 @@ def _of_run(folder: Path, summary: dict, manifest: dict, about: dict) -> Facts:
     task = _task(str(config.get("task", "classification")))
     study = _study(config.get("study"))
     counts = _counts(manifest.get("sites"), summary.get("sites"))
-    simulated = (folder / LAUNCH).is_file()  # else hospitals of their own have run it
     return Facts(
         kind="run",
         task=task,
@@ -264,7 +265,7 @@ def _of_run(folder: Path, summary: dict, manifest: dict, about: dict) -> Facts:
         sites=counts,
         scores=tuple(_own_scores(summary, task, study)),
         spent=summary,
-        phantoms=config.get("data.cohort-dir") == "" if simulated else None,
+        phantoms=simulated(folder, config),
         versions=mapping(manifest.get("versions")),
         source_hash=str(manifest.get("source_hash", "")),
     )

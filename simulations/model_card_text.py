@@ -292,12 +292,12 @@ def _authenticity(facts: Facts) -> Iterator[list[str]]:
     """Yield a row a latent space, or one where the result is of one."""
     found = facts.authenticity
     for space, one in (mapping(found.get("spaces")) or {"W": found}).items():
-        told_ = mapping(one)
-        auroc = mapping(told_.get("auroc")) or {**told_, "mean": told_.get("auroc")}
+        result = mapping(one)
+        auroc = mapping(result.get("auroc")) or {**result, "mean": result.get("auroc")}
         text = f"{auroc['mean']:.2f}" if is_number(auroc.get("mean")) else "–"
         if is_number(auroc.get("low")) and is_number(auroc.get("high")):
             text += f" ({auroc['low']:.2f} to {auroc['high']:.2f})"
-        yield [code(str(space).upper()), code(told_.get("verdict")), text]
+        yield [code(str(space).upper()), code(result.get("verdict")), text]
 
 
 def _limits(facts: Facts) -> Iterator[str]:

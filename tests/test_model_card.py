@@ -179,6 +179,21 @@ def test_intervals_are_those_of_the_comparison(folders) -> None:
     assert "there is no interval" in card(folders["run"])[1]
 
 
+def test_no_measure_of_pairs_is_better_when_less_and_that_of_real_images_is_not_the_models(
+    tmp_path: Path,
+) -> None:
+    folder = trained_gan(tmp_path / "gan")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["generated"]["statistics"] |= {"ms_ssim_real": 0.375}
+    write(folder / "summary.json", summary)
+    front, body = card(folder)
+    (line,) = [line for line in body.splitlines() if line.startswith("Less is better")]
+    assert "Fréchet distance" in line and "MS-SSIM" not in line
+    (result,) = front["model-index"][0]["results"]
+    types = {one["type"] for one in result["metrics"]}
+    assert "ms_ssim" in types and "ms_ssim_real" not in types
+
+
 def test_recall_of_the_class_to_be_found_is_told(tmp_path: Path) -> None:
     measured = {"balanced_accuracy": 0.5, "recall.MEL": 0.625, "recall.NV": 0.875}
     folder = classified(tmp_path / "run", {"north": measured}, study="skin-lesions")

@@ -183,6 +183,47 @@ def test_real_peoples_images_are_on_the_page_alone(tmp_path: Path, undrawn: None
         assert {data for data, alt in images if data not in real} <= written
 
 
+def test_pictures_of_a_generator_that_copies_are_on_the_page_alone(
+    tmp_path: Path, undrawn: None
+) -> None:
+    def names(out: Path) -> set[str]:
+        text = write_report(out, files=True).read_text()
+        written = {
+            base64.b64encode(path.read_bytes()).decode() for path in out.glob("figures/*.png")
+        }
+        found = re.findall(r'<img src="data:image/png;base64,([^"]+)"[^>]*alt="([^"]*)"', text)
+        return {alt for data, alt in found if data not in written}
+
+    options = {"seeds": 2, "rounds": 12, "use": False}
+    assert not names(make_comparison(tmp_path / "clean", **options))
+    local = make_comparison(tmp_path / "local", flagged=(("local", 0, "island"),), **options)
+    (alt,) = names(local)
+    assert "Local" in alt or "island" in alt
+    flagged = (("federated", 1, "north"),)
+    federated = names(make_comparison(tmp_path / "federated", flagged=flagged, **options))
+    assert any("after round" in one for one in federated)
+    assert any("none chosen" in one for one in federated)  # on the first page
+    assert not any("entralized" in one or "ocal" in one for one in federated)
+    run = make_run(tmp_path / "17")
+    assert not names(run)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["sites"]["north"]["generation"]["copies_flagged"] = 1.0
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert names(run)
+    assert not list((run / "figures").glob("*pictures*.png"))
+
+
+def test_so_many_of_a_hundred_is_said_of_balanced_accuracy_alone(tmp_path: Path) -> None:
+    out = make_folder(tmp_path / "b", seeds=1, rounds=1, draws=50)
+    summary = json.loads((out / "summary.json").read_text())
+    for model in summary["scores"]["all"].values():
+        model["balanced_accuracy"]["mean"] = None
+    (out / "summary.json").write_text(json.dumps(summary))
+    text = Page(write_report(out).read_text()).text
+    first = text[text.index("In short") : text.index("Results at every site")]
+    assert "AUROC" in first and "of 100" not in first.lower()
+
+
 def test_the_first_page_tells_the_main_number_with_its_interval(folder: Path, page: Page) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     one = summary["scores"]["all"]["federated/fedavg"]["balanced_accuracy"]

@@ -14,6 +14,7 @@ from simulations.measures import DISTANCES, measure
 from simulations.report import pictures, words
 from simulations.report.blocks import Block, Section
 from simulations.report.classification_blocks import sample_strip
+from simulations.report.generation_blocks import copying_models
 from simulations.report.pictures import Picture, Trained
 from simulations.report.tables import told
 from simulations.report.words import Nouns, is_number, mapping, plural, whole
@@ -56,7 +57,8 @@ def of_run(content: RunContent) -> Section:
         ("What it is not for", _not_for(nouns, content.phantoms, True)),
     ]
     model = content.model
-    shown = _grid(model, f"Generated {nouns.made}s") if model.grids else []
+    private = bool(content.copied)
+    shown = _grid(model, f"Generated {nouns.made}s", private=private) if model.grids else []
     return _section(facts, shown, "")
 
 
@@ -93,10 +95,10 @@ def _trained(
 
 
 def _of_repetitions(content: Content, generation: bool) -> str:
-    told_ = _trained(content.nouns, content.counts, generation, _people(content))
+    text = _trained(content.nouns, content.counts, generation, _people(content))
     if content.new_cohorts and content.repetitions > 1:
-        told_ += f" So {content.repetitions} times, each time with other people."
-    return told_
+        text += f" So {content.repetitions} times, each time with other people."
+    return text
 
 
 def _few(names: tuple[str, ...]) -> str:
@@ -104,8 +106,8 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _people(content: Content) -> int | None:
-    told_ = [mapping(n).get("persons") for n in mapping(content.summary.get("counts")).values()]
-    return sum(told_) if told_ and all(map(is_number, told_)) else None
+    people = [mapping(n).get("persons") for n in mapping(content.summary.get("counts")).values()]
+    return sum(people) if people and all(map(is_number, people)) else None
 
 
 def _good(content: Content, generation: bool) -> str:
@@ -119,13 +121,14 @@ def _good(content: Content, generation: bool) -> str:
         interval = f"{content.level} interval {ends}"
     number = f"{told(name, found['mean'])} ({interval})"
     if not generation:
-        right = round(100 * found["mean"])
         chance = content.blocks.chance(name)
-        return (
-            f"{look}: {measure(name).words} {number}, mean of the sites; guessing gives "
-            f"{chance:.2f}. Of 100 {nouns.images} in which all classes are equally frequent, it "
-            f"classifies about {right} correctly."
-        )
+        text = f"{look}: {measure(name).words} {number}, mean of the sites; guessing gives "
+        text += f"{chance:.2f}."
+        if name == "balanced_accuracy":  # of no other measure it follows
+            right = round(100 * found["mean"])
+            text += f" Of 100 {nouns.images} in which all classes are equally frequent, it "
+            text += f"classifies about {right} correctly."
+        return text
     copies = "A generator was flagged as copying training images: see above."
     if not content.summary.get("copies"):
         copies = f"None was flagged as copying training {nouns.images}."
@@ -185,16 +188,18 @@ def _generated(content: Content) -> Iterable[Picture]:
         sites = tuple(content.counts)
         rows = pictures.Rows(full[site].shape[1], classes, sites, site)
     model, *_ = _main(content)
+    private = model in copying_models(content.summary)
     key = tuple(content.described.get(model, {}).get(k) for k in ("arm", "strategy", "trained_on"))
     for one in content.models:
         if one.grids and (one.arm, one.strategy, one.trained_on) == key:
-            yield from _grid(one, f"Generated {made}s", rows)
+            yield from _grid(one, f"Generated {made}s", rows, private=private)
             return
 
 
-def _grid(model: Trained, name: str, rows: pictures.Rows | None = None) -> list[Picture]:
+def _grid(
+    model: Trained, name: str, rows: pictures.Rows | None = None, *, private: bool
+) -> list[Picture]:
     grid = pictures.embedded(model.grids[model.shown_round], model.root, rows)
     note = f"round {model.shown_round}"
-    return [
-        {"name": name, "note": note, "alt": f"{name}, none chosen", "kind": name.lower(), **grid}
-    ]
+    about = {"name": name, "note": note, "alt": f"{name}, none chosen", "private": private}
+    return [{**about, "kind": name.lower(), **grid}]

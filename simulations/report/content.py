@@ -315,12 +315,13 @@ class Content:
             if not contrasts:
                 continue
             by_place = {where: mapping(self.differences.get(where)) for where in self.places}
-            better = "Left" if measure(name).less_is_better else "Right"
+            better = {"less": "Left", "more": "Right"}.get(measure(name).better)
+            side = f"{better} of zero: the arm named first is better. " if better else ""
             yield {
                 "title": f"Paired differences in {measure(name).words}",
-                "caption": f"{better} of zero: the arm named first is better. Both arms of a pair "
-                "are measured in the same repetitions and on the same images, so these intervals, "
-                f"not the overlap of those above, say whether the arms differ.",
+                "caption": f"{side}Both arms of a pair are measured in the same repetitions and "
+                "on the same images, so these intervals, not the overlap of those above, say "
+                "whether the arms differ.",
                 "panels": [
                     figures.panel(
                         tables.contrast_name(contrast),

@@ -21,10 +21,10 @@ from common.errors import ConfigError, FedscanError, FileError
 from common.files import write_atomically
 from common.metrics_log import WHOLE, Row, read_rows
 from common.reading import open_plain, read_json
-from common.run_folder import ATTENDANCE, LAUNCH
+from common.run_folder import ATTENDANCE
 from simulations.attendance import read_attendance
 from simulations.folders import in_words
-from simulations.report import brief
+from simulations.report import brief, provenance
 from simulations.report.classification_blocks import ClassificationBlocks
 from simulations.report.content import Content
 from simulations.report.files import write_files
@@ -100,8 +100,7 @@ def _run(folder: Path) -> dict[str, Any]:
     key = ("federated", str(config.get("strategy.name", "")), config.get("run.seed"), WHOLE)
     model = trained_model(folder, *key, root=folder)
     attendance = read_attendance(folder) if (folder / ATTENDANCE).is_file() else ()
-    # Without a cohort a simulation is of phantoms; hospitals of their own name none either.
-    phantoms = (folder / LAUNCH).is_file() and config.get("data.cohort-dir") == ""
+    phantoms = provenance.simulated(folder, config) is True
     content = RunContent(metrics, model.summary, manifest, model, attendance, phantoms=phantoms)
     return content.parts(brief.of_run)
 

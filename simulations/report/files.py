@@ -1,7 +1,7 @@
 """A report's figures and tables as files, for papers: PNG and SVG, CSV and LaTeX.
 
 They are those of the page, under its numbers. Pictures are the page's, but for real training images
-of people, which are on the page alone.
+of people and what a generator that was flagged as copying has made: those are on the page alone.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from simulations.report.pictures import Trained
 from simulations.report.tables import Cell, Head, Table, estimate, grouped, key_of
 from simulations.report.words import is_number, mapping, place, plural, sentence
 from simulations.results import CHOSEN
-from simulations.tested import summarize_use
+from simulations.tested import LOCAL, summarize_use
 
 if TYPE_CHECKING:
     from simulations.report.content import Content
@@ -122,7 +122,7 @@ class GenerationBlocks:
         for model in content.models:
             if model.grids:
                 first.setdefault((model.arm, model.strategy, model.trained_on), model)
-        shown = []
+        shown, copying = [], copying_models(content.summary)
         if real := pictures.real_images(content.samples, content.config):
             alt = f"Real training {nouns.made}s of {', '.join(content.samples)}"
             about = {"name": f"Real {nouns.made}s", "note": f"training {nouns.images}"}
@@ -135,7 +135,8 @@ class GenerationBlocks:
             look = content.all_looks[name].name
             alt = f"Pictures by the generator {look}, as it was tested"
             note = f"seed {model.seed}, round {model.shown_round}"
-            shown.append({"name": look, "note": note, "alt": alt, **grid})
+            about = {"name": look, "note": note, "alt": alt, "private": name in copying}
+            shown.append({**about, **grid})
         if not shown:
             yield "text", says.NO_PICTURES
             return
@@ -155,9 +156,12 @@ class GenerationBlocks:
                 "pictures": shown,
             },
         )
-        reference = content.summary.get("reference_strategy")
-        federated = first.get(("federated", str(reference), WHOLE))
-        if federated and (staged := as_rounds_go_by(federated, "the federated generator")):
+        reference = str(content.summary.get("reference_strategy"))
+        federated = first.get(("federated", reference, WHOLE))
+        private = f"federated/{reference}" in copying
+        if federated and (
+            staged := as_rounds_go_by(federated, "the federated generator", private=private)
+        ):
             yield staged
 
     def _use(self) -> Table | None:
@@ -176,7 +180,19 @@ class GenerationBlocks:
         )
 
 
-def as_rounds_go_by(model: Trained, who: str) -> Block | None:
+def copying_models(summary: Mapping[str, Any]) -> set[str]:
+    """Name the models that a site has flagged as copying its training images.
+
+    Their pictures may show patients: the page has them, files to be passed on do not.
+    """
+    found = set()
+    for one in map(mapping, summary.get("copies") or []):
+        model = str(one.get("model"))
+        found.add(f"{LOCAL} at {one.get('site')}" if model == LOCAL else model)
+    return found
+
+
+def as_rounds_go_by(model: Trained, who: str, *, private: bool) -> Block | None:
     """Return the grids of some rounds, the first and the last among them."""
     shown = []
     for stage in pictures.stages(model):
@@ -185,7 +201,8 @@ def as_rounds_go_by(model: Trained, who: str) -> Block | None:
         released = "the released one" if stage == model.summary.get("best_round") else ""
         note = ", ".join(filter(None, (seed, released)))
         alt = f"Pictures by {who} after round {stage}"
-        shown.append({"name": f"Round {stage}", "note": note, "alt": alt, **grid})
+        about = {"name": f"Round {stage}", "note": note, "alt": alt, "private": private}
+        shown.append({**about, **grid})
     if not shown:
         return None
     about = {

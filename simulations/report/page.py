@@ -1,7 +1,7 @@
 """The report's page: Jinja template and style sheet, as Python strings.
 
 One page for every kind of report: a header, then sections of blocks (text, figure, pictures,
-table, columns of facts, list), the first of which is a page of its own for who reads no more.
+table, columns of facts, list). The first section is printed on a page of its own, as a summary.
 Flower's bundle keeps no ``.j2``, so a template is a module. No script, no font, no file from
 elsewhere: the Content-Security-Policy forbids them all. What is filled in is escaped by Jinja; only
 the figures, built escaped, arrive as markup.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+from common.run_folder import LAUNCH
 from simulations.report import tables
 from simulations.report.blocks import Block, Section
 from simulations.report.tables import duration
@@ -16,6 +17,15 @@ OF_A_CELL = (
     "run.seed",
     "strategy.name",
 )  # or of the machine: in a comparison left out
+
+
+def simulated(folder: Path, config: Mapping[str, Any]) -> bool | None:
+    """Tell whether a run's people and devices are simulated; None where that is not known.
+
+    Without a cohort a simulation is of phantoms. A federation of hospitals names none either, as
+    each hospital knows its own folder: its run has no file that says how it was launched.
+    """
+    return config.get("data.cohort-dir") == "" if (folder / LAUNCH).is_file() else None
 
 
 def section(

@@ -112,17 +112,23 @@ class RunContent:
             if is_number(found.get(name)):
                 one = measure(name)
                 where = "all sites" if one.pool == "whole" else "mean of sites"
-                note = f"{where}; {'less' if one.less_is_better else 'more'} is better"
+                note = f"{where}; {one.better} is better" if one.better else where
                 value = told(name, found[name])
                 yield {"name": sentence(one.words), "value": value, "note": note}
 
-    def _notices(self) -> list[str]:
-        sites = [
+    @property
+    def copied(self) -> list[str]:
+        """Sites whose training images the generator is flagged as copying."""
+        return [
             site
             for site, about in mapping(self.summary.get("sites")).items()
             if mapping(mapping(about).get("generation")).get("copies_flagged") in (1, 1.0, True)
         ]
-        lines = [f"The generator is flagged as copying training images of {s}." for s in sites]
+
+    def _notices(self) -> list[str]:
+        lines = [
+            f"The generator is flagged as copying training images of {s}." for s in self.copied
+        ]
         return [says.FLAGGED, *lines] if lines else []
 
     def _sections(self) -> Iterator[Section]:
@@ -138,7 +144,7 @@ class RunContent:
         ]
         results.append(("table", shown) if shown else ("text", words.NO_TESTS))
         yield Section("results", "Results", f"Distances to real test {self.nouns.made}s", results)
-        grids = as_rounds_go_by(self.model, "the generator")
+        grids = as_rounds_go_by(self.model, "the generator", private=bool(self.copied))
         yield Section("pictures", "Pictures", "", [grids or ("text", says.NO_PICTURES)])
         curves = curve_figures(
             *(self.metrics, lambda _: self.looks, self.described, [WHOLE, *self.sites]),
@@ -199,17 +205,17 @@ class RunContent:
     def _costs(self) -> Iterator[Block]:
         up, down, took = (self.summary.get(k) for k in ("bytes_up", "bytes_down", "seconds"))
         if all(map(is_number, (up, down, took))):
-            told_ = (
+            sentences = (
                 f"The sites sent {data_size(up)} and were sent {data_size(down)}, in "
                 f"{duration(took)} on this machine."
             )
             plain = self.summary.get("bytes_plain")
             if is_number(plain) and (share := share_of_plain(up + down, plain)) is not None:
-                told_ += (
+                sentences += (
                     f" That is {100 * share:.1f} % of what exchanging G, D and G's average as "
                     "float32 numbers, both ways in every round, would have taken."
                 )
-            yield "text", told_
+            yield "text", sentences
         caption = "Sums over rounds and sites, with the size of one site's message in a round."
         title = "Bytes by message"
         if messages := messages_table(self.metrics, title, caption):
