@@ -2,17 +2,17 @@
 
 A mean over two people, or a loss on one, tells of these people. So a metric leaves a site only if
 it is about enough of them. Moments of features need many more. Their attack is the test of
-membership: whoever knows the mean and the covariance of n people's features, and the features of
-one person, compares that person's squared Mahalanobis distance with that of people who are not
-among the n. Over D features the two differ by about 2 D² / n, while the distance itself, a χ² of D
-degrees of freedom, has a standard deviation of √(2 D). In units of that the attacker's advantage is
+membership: whoever knows the mean and the covariance of n people's features, those of the
+population, and the features of one person asks how much likelier that person is under the former.
+For normal features the likelihood ratio test, the strongest there is, has k = D (D + 3) / 2 numbers
+of D features to go by, and an advantage of
 
-    z = √2 D^1.5 / n
+    z = √(k / n) = √(D (D + 3) / (2 n))
 
-and the area under the ROC curve Φ(z / √2). For fewer people than dimensions the covariance has no
-full rank, and the test makes no error at all. One number a feature, a mean or a variance, gives
-z = √(D / n) to whoever knows that of the population (Homer et al. 2008, *PLoS Genetics* 4:e1000167;
-Sankararaman et al. 2009, *Nature Genetics* 41:965-967).
+standard deviations, so an area under the ROC curve of Φ(z / √2) (Sankararaman et al. 2009, *Nature
+Genetics* 41:965-967, for means; ``common.attacks.attributes`` measures it). For fewer people than
+dimensions the covariance has no full rank, and a test makes no error at all. One number a feature,
+a mean or a variance, gives z = √(D / n) (Homer et al. 2008, *PLoS Genetics* 4:e1000167).
 
 These rules bound what single numbers tell. They are no differential privacy: many numbers over the
 same people, as those of many rounds, tell more, and so do the weights.
@@ -41,10 +41,9 @@ OF_ALL_CLASSES = ("loss", "calibration_error")  # metrics that are no measure of
 def people_for_moments(features: int) -> int:
     """Return how many people the mean and covariance of so many features must be over.
 
-    The least n with √2 D^1.5 / n and √(D / n) both at most :data:`MOST_POWER`.
+    The least n with √(D (D + 3) / (2 n)) at most :data:`MOST_POWER`.
     """
-    covariance = math.sqrt(2) * features**1.5 / MOST_POWER
-    return max(math.ceil(covariance), people_for_variances(features))
+    return math.ceil(features * (features + 3) / 2 / MOST_POWER**2)
 
 
 def people_for_variances(features: int) -> int:

@@ -57,7 +57,7 @@ def test_where_one_owner_holds_all_everything_is_told():
 
 
 def membership(people: int, features: int) -> dict[str, float]:
-    """AUC of three tests of who is among the people whose moments are told (one image each)."""
+    """AUC of four tests of who is among the people whose moments are told (one image each)."""
     rng = np.random.default_rng(people)
     members, others = rng.normal(size=(2, people, features))
     told = Moments.of(members)
@@ -69,6 +69,8 @@ def membership(people: int, features: int) -> dict[str, float]:
         "Mahalanobis": lambda x: np.einsum("ij,jk,ik->i", x - told.mean, inverse, x - told.mean),
         "mean": lambda x: -x @ told.mean,
     }
+    # Of a population of mean 0 and covariance 1, which the attacker knows.
+    tests["likelihood ratio"] = lambda x: tests["Mahalanobis"](x) - np.einsum("ij,ij->i", x, x)
     truth = np.repeat([1, 0], people)
     found = {name: np.r_[test(members), test(others)] for name, test in tests.items()}
     return {name: float(roc_auc_score(truth, -score)) for name, score in found.items()}
