@@ -85,16 +85,38 @@ def test_the_larger_kind_gives_as_many_as_the_smaller_has() -> None:
     assert separability(clouds(40), clouds(10)[:10]).count == 10
 
 
+def slices(people: int, each: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    """Images of one distribution of persons, those of a person much alike, and whose they are."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(people), each)
+    images = rng.standard_normal((people, 4))[owner] + 0.01 * rng.standard_normal((len(owner), 4))
+    return images, owner.tolist()
+
+
 def test_images_of_one_person_are_no_neighbours_of_each_other() -> None:
-    # Every person has two images that are alike, and persons are as the second kind is.
-    rng = np.random.default_rng(0)
-    people = np.repeat(rng.standard_normal((60, 4)), 2, axis=0)
-    images = people + 1e-3 * rng.standard_normal((120, 4))
-    others = rng.standard_normal((120, 4))
-    persons = np.repeat(np.arange(60), 2).tolist()
-    assert separability(images, others).of_first > 0.95
-    found = separability(images, others, persons=persons)
-    assert found.of_first < 0.75
+    (first, mine), (second, others) = slices(8, 8, seed=0), slices(8, 8, seed=1)
+    assert separability(first, second).accuracy == 1.0
+    found = separability(first, second, persons=(mine, others))
+    assert found.of_first < 0.8
+    assert found.of_second < 0.8
+
+
+@pytest.mark.parametrize("each", [8, 1])
+def test_one_distribution_of_persons_is_seldom_separable(each: int) -> None:
+    inside = []
+    for seed in range(40):
+        first, mine = slices(8, 8, seed=seed)
+        second, others = slices(64 // each, each, seed=100 + seed)
+        found = separability(first, second, persons=(mine, others), seed=seed)
+        inside.append(found.chance[0] <= found.accuracy <= found.chance[1])
+    # One in twenty by the level: 7 or more of 40 have a chance below 1 %.
+    assert inside.count(False) < 7
+
+
+def test_persons_who_differ_are_separable() -> None:
+    (first, mine), (second, others) = slices(20, 4, seed=0), slices(20, 4, seed=1)
+    found = separability(first, second + 5, persons=(mine, others))
+    assert found.accuracy == 1.0 > found.chance[1]
 
 
 def test_neighbours_come_nearest_first() -> None:

@@ -12,10 +12,10 @@ from common.models.stylegan2 import Generator, build
 from common.training.gan_sampling import combinations, latents
 from common.training.projector import (
     LATENTS,
+    Projection,
     latent_statistics,
     learning_rate,
     noise_penalty,
-    project,
     project_many,
 )
 
@@ -43,6 +43,12 @@ def target(generator: Generator) -> Tensor:
     with torch.no_grad():
         z = latents(generator.architecture, [7], seed=0)
         return generator(z, torch.zeros(1, 0))[0]
+
+
+def project(generator: Generator, target: Tensor, distance=squared, **options) -> Projection:
+    """Project one target."""
+    (found,) = project_many(generator, target[None], distance, **options)
+    return found
 
 
 @pytest.mark.parametrize("space", ["w", "w+"])

@@ -102,7 +102,7 @@ class Separability:
     of_first, of_second : float
         Accuracy within each kind.
     chance : (float, float)
-        The central 95 % of the accuracy if the kinds are assigned at random.
+        The central 95 % of the accuracy if the kinds are assigned at random, to whole persons.
     count : int
         Images of each kind.
     """
@@ -115,7 +115,11 @@ class Separability:
 
 
 def separability(
-    first: ArrayLike, second: ArrayLike, *, persons: Sequence[object] | None = None, seed: int = 0
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    persons: tuple[Sequence[object], Sequence[object]] | None = None,
+    seed: int = 0,
 ) -> Separability:
     """Classifier two-sample test with the nearest neighbour, leaving one out.
 
@@ -128,9 +132,10 @@ def separability(
     first, second : (N, D) and (M, D) floats
         For example features of real and of generated images. Of the larger set as many are drawn as
         the smaller one has, at least 2.
-    persons : sequence, optional
-        Of the first kind: images of one person are no neighbours of each other, as they would
-        resemble each other more than two of one kind do.
+    persons : pair of sequences, optional
+        Whose each image is, of both kinds; by default each is of another person. Images of one
+        person are no neighbours of each other, as they would resemble each other more than two of
+        one kind do, and are of one kind in every permutation.
     seed : int
         Of the draw and the permutations.
 
@@ -147,17 +152,17 @@ def separability(
     kept = np.sort(rng.choice(len(first), count, replace=False))
     drawn = np.sort(rng.choice(len(second), count, replace=False))
     points = np.concatenate([first[kept], second[drawn]])
-    distances = np.concatenate([part for _, part in distances_by_block(points, points)])
-    np.fill_diagonal(distances, np.inf)
+    kinds = np.repeat([False, True], count)
+    owner = np.arange(2 * count)
     if persons is not None:
-        mine = np.unique(np.asarray(persons, dtype=str)[kept], return_inverse=True)[1]
-        same = mine[:, None] == mine
-        if not same.all():
-            distances[:count, :count][same] = np.inf
+        mine, others = (np.unique(np.asarray(p, str), return_inverse=True)[1] for p in persons)
+        both = np.concatenate([mine[kept], others[drawn] + len(first)])
+        owner = np.unique(both, return_inverse=True)[1]
+    distances = np.concatenate([part for _, part in distances_by_block(points, points)])
+    distances[owner[:, None] == owner] = np.inf
     nearest = distances.argmin(axis=1)
-    kinds = np.repeat([0, 1], count)
     right = kinds[nearest] == kinds
-    shuffled = rng.permuted(np.tile(kinds, (PERMUTATIONS, 1)), axis=1)
+    shuffled = _permuted(owner, rng)
     by_chance = (shuffled[:, nearest] == shuffled).mean(axis=1)
     low, high = np.quantile(by_chance, [0.025, 0.975])
     return Separability(
@@ -167,6 +172,16 @@ def separability(
         (float(low), float(high)),
         count,
     )
+
+
+def _permuted(owner: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Assign kinds to persons at random, (PERMUTATIONS, N), about half of the images to each."""
+    sizes = np.bincount(owner)
+    order = rng.permuted(np.tile(np.arange(len(sizes)), (PERMUTATIONS, 1)), axis=1)
+    middle = np.cumsum(sizes[order], axis=1) - sizes[order] / 2
+    kinds = np.empty(order.shape, bool)
+    np.put_along_axis(kinds, order, middle > len(owner) / 2, axis=1)
+    return kinds[:, owner]
 
 
 def neighbours(

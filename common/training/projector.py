@@ -88,56 +88,6 @@ class Projection:
         return self.path[-1].distance
 
 
-def project(
-    generator: Generator,
-    target: Tensor,
-    distance: Distance,
-    *,
-    space: Space = "w",
-    steps: int = 1000,
-    seed: int = 0,
-    labels: Tensor | None = None,
-    noise_weight: float = 1e5,
-    on_step: Callable[[int, float], None] | None = None,
-) -> Projection:
-    """Find the latent and the noise maps whose picture is closest to one target.
-
-    :func:`project_many` of one target, which says what is minimized and how.
-
-    Parameters
-    ----------
-    generator, distance, space, steps, seed, noise_weight
-        As in :func:`project_many`.
-    target : Tensor
-        (C, R, R) in [-1, 1], of the generator's channels and resolution.
-    labels : Tensor, optional
-        (K, label_dim), rows among which the draws for the mean of w take turns.
-    on_step : callable, optional
-        Told, after each step, its number and the distance at the w that was tried.
-
-    Returns
-    -------
-    Projection
-
-    Raises
-    ------
-    ConfigError, DivergedError
-        As in :func:`project_many`.
-    """
-    (done,) = project_many(
-        generator,
-        target[None],
-        distance,
-        space=space,
-        steps=steps,
-        seed=seed,
-        labels=None if labels is None else [labels],
-        noise_weight=noise_weight,
-        on_step=on_step and (lambda step, found: on_step(step, float(found[0]))),
-    )
-    return done
-
-
 def project_many(
     generator: Generator,
     targets: Tensor,

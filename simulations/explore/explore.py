@@ -181,7 +181,7 @@ def _separabilities(found: Points, features: np.ndarray, seed: int) -> dict[str,
     """Judge how mixed kinds are, beside training and test images, which are both real."""
     from common.latent.maps import separability
 
-    kind, split = found.table["kind"], found.table["split"]
+    kind, split, owner = (found.table[name] for name in ("kind", "split", "person"))
     pairs = {
         "real and generated, by features": (features, kind == REAL, kind == GENERATED),
         "training and test images, by features": (
@@ -194,7 +194,7 @@ def _separabilities(found: Points, features: np.ndarray, seed: int) -> dict[str,
         name: asdict(
             separability(
                 *(where[first], where[second]),
-                persons=found.table["person"][first].tolist(),
+                persons=(owner[first].tolist(), owner[second].tolist()),
                 seed=seed,
             )
         )
