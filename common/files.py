@@ -13,7 +13,10 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 
@@ -81,6 +84,12 @@ def numbered_name(number: int, text: str) -> str:
 def as_text(cell: str) -> str:
     """Cell of a table for people, which a spreadsheet does not take for a formula."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def csv_of(table: DataFrame) -> bytes:
+    """Write a table for people as CSV: no name or text in it is taken for a formula."""
+    cells = table.map(lambda cell: as_text(cell) if isinstance(cell, str) else cell)
+    return cells.rename(columns=as_text).to_csv(index=False).encode()
 
 
 def without_nan(value: Any) -> Any:

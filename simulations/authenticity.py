@@ -12,22 +12,22 @@ import pandas as pd
 
 from common.errors import ConfigError
 from common.evaluation.authenticity import GENERATED, GROUPS, HELD_OUT, TRAINING
-from common.files import write_atomically, write_json
+from common.files import csv_of, write_atomically, write_json
 from common.seeding import derive_seed
 from simulations import console
-from simulations.gan.generate import HEIGHT, new_folder, open_extractor
+from simulations.gan.generate import HEIGHT, new_folder
 from simulations.trained import read_trained
+from simulations.trained_sites import chosen_sites, open_if_any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from common.evaluation.extractor import Extractor
-    from common.models.architecture import Architecture
     from simulations.trained import Trained
 
 TABLE, ABOUT, FIGURE = "authenticity.csv", "authenticity.json", "authenticity.png"
 STRIPS, LATENTS = "strips.png", "latents.safetensors"
-PATIENTS = (TABLE, STRIPS, LATENTS)  # of single patients, or leading back to pictures of them
+PATIENTS = (TABLE, FIGURE, STRIPS, LATENTS)  # of single patients, or leading back to pictures
 SPLITS = {TRAINING: "train", HELD_OUT: "test"}
 SPACES = ("w", "w+")
 SHOWN = 4  # pictures of each group, in the strips
@@ -46,7 +46,7 @@ class Request:
     out : Path
         Folder to make.
     sites : tuple of str
-        All of the run where none is named.
+        Of those on which it was trained; all of them where none is named.
     count : int
         Images a group, at most.
     spaces : tuple of {"w", "w+"}
@@ -93,18 +93,15 @@ def measure(request: Request) -> dict[str, Any]:
         raise ConfigError(f"--space {','.join(request.spaces)}: accepted are w and w+")
     trained = read_trained(request.run, request.cohort, request.device)
     trained.generator()
-    sites = request.sites or trained.sites
-    if unknown := [site for site in sites if site not in trained.sites]:
-        known = ", ".join(trained.sites)
-        raise ConfigError(f"--site {unknown[0]}: accepted is one of {known}")
-    if request.extractor == "auto":
-        extractor = trained.extractor()
-    else:
-        extractor = open_extractor(request.extractor)
+    which = ", on whose images the generator was trained"
+    asked = chosen_sites(request.sites, trained.training_sites, which)
+    sites = _with_both_groups(trained, asked)
+    extractor = trained.extractor(request.extractor)
     chosen, pictures, conditions = choose(trained, sites, request.count, request.seed)
     new_folder(request.out)
     table, latents, reached = _project(trained, request, extractor, chosen, pictures, conditions)
     description = {
+        "weights": trained.weights_hash,
         "extractor": extractor.identity(),
         "steps": request.steps,
         "seeds": request.seeds,
@@ -116,6 +113,27 @@ def measure(request: Request) -> dict[str, Any]:
     _write(request.out, table, latents, description)
     _write_strips(request.out / STRIPS, table, pictures, reached)
     return description
+
+
+def _with_both_groups(trained: Trained, sites: Sequence[str]) -> tuple[str, ...]:
+    """Leave out sites that lack images of a group, and name them.
+
+    Raises
+    ------
+    ConfigError
+        None is left.
+    """
+    kept = []
+    for site in sites:
+        lacking = [s for s in SPLITS.values() if not open_if_any(trained, site, s)]
+        if lacking:
+            words = f"Note: site '{site}' has no image of split '{lacking[0]}': it is left out"
+            console.err.print(words, markup=False, soft_wrap=True)
+        else:
+            kept.append(site)
+    if not kept:
+        raise ConfigError(f"sites {', '.join(sites)}: none has training and test images")
+    return tuple(kept)
 
 
 def choose(
@@ -141,7 +159,7 @@ def choose(
         There are no two images alike in hospital and class in the two groups.
     """
     from common.evaluation.authenticity import choose_matched
-    from common.training.gan_sampling import sample_rows
+    from common.training.gan_sampling import known_labels, sample_rows
 
     generator = trained.generator()
     data = {(site, name): trained.open(site, s) for site in sites for name, s in SPLITS.items()}
@@ -163,7 +181,7 @@ def choose(
         images = data[one.site, one.group]
         pictures.append(images.take([one.row]) * 2 - 1)
         told = images.conditions[one.row] if images.conditions else {}
-        conditions.append(_known(generator.architecture, told))
+        conditions.append(known_labels(generator.architecture, told))
     labels = conditions[: len(found[0])]  # the mix of the training images
     pictures.append(sample_rows(generator, labels, range(len(labels)), seed=seed))
     made = chosen[: len(labels)].assign(group=GENERATED, row=range(len(labels)))
@@ -193,11 +211,6 @@ def _listed(trained: Trained, site: str, group: str) -> pd.DataFrame:
             "stratum": [(site, *one) for one in zip(rows["label"], heights, strict=True)],
         }
     )
-
-
-def _known(architecture: Architecture, told: dict[str, str]) -> dict[str, str]:
-    """Labels of an image that the generator knows, as it was trained with them."""
-    return {kind: told[kind] for kind, values in architecture.labels if told.get(kind) in values}
 
 
 def _project(
@@ -301,7 +314,7 @@ def _write(
     """Write all but the strips; nobody but the owner reads them."""
     from safetensors.numpy import save
 
-    write_atomically(out / TABLE, table.to_csv(index=False).encode())
+    write_atomically(out / TABLE, csv_of(table))
     about = {"rows": f"w[k] is of line k of {TABLE}, counted from 0 after its header"}
     write_atomically(out / LATENTS, save({"w": latents}, about))
     write_atomically(out / FIGURE, draw(table, description["spaces"]))

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from simulations.gan.commands import ExtractorOption, OutOption, SeedOption, ThreadsOption
-from simulations.options import Device, DeviceOption, Format, FormatOption, absolute, computing_with
+from simulations.options import (
+    Device,
+    DeviceOption,
+    Format,
+    FormatOption,
+    MovedCohortOption,
+    absolute,
+    computing_with,
+)
 
 
 def authenticity(
@@ -18,7 +26,7 @@ def authenticity(
     ],
     out: OutOption = Path("authenticity"),
     site: Annotated[
-        list[str] | None, typer.Option(help="Images of this site; repeatable. By default: all.")
+        list[str] | None, typer.Option(help="Of those trained on; repeatable. By default: all.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Images a group, at most.")] = 50,
     space: Annotated[
@@ -29,10 +37,7 @@ def authenticity(
     ] = 2,
     steps: Annotated[int, typer.Option(min=1, max=100_000, help="Iterations a search.")] = 100,
     extractor: ExtractorOption = "auto",
-    cohort: Annotated[
-        Path | None,
-        typer.Option(help="Folder above the sites' data, if they are not where they were."),
-    ] = None,
+    cohort: MovedCohortOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     threads: ThreadsOption = 1,
@@ -42,8 +47,8 @@ def authenticity(
 
     Training images, test images of the same hospitals and classes, and generated images are
     projected into the latent space. Where training images end nearer to their projections than
-    test images, the generator memorizes. The table, strips.png and latents.safetensors are of
-    single patients: they stay at the site.
+    test images, the generator memorizes. All files but authenticity.json are of single patients:
+    they stay at the site.
 
     Examples
     --------
@@ -56,7 +61,7 @@ def authenticity(
     request = Request(
         run=absolute(run),
         out=absolute(out),
-        sites=tuple(dict.fromkeys(site or ())),
+        sites=tuple(site or ()),
         count=count,
         spaces=tuple(dict.fromkeys(space.split(","))),
         seeds=seeds,
@@ -102,7 +107,9 @@ def _show(found: dict[str, Any]) -> None:
     out.print(f"These are of single patients and stay at the site: {', '.join(found['stays'])}")
 
 
-def _told(record: dict[str, float | None]) -> str:
+def _told(record: dict[str, float | None] | None) -> str:
+    if record is None or record["mean"] is None:
+        return "–"
     if record["low"] is None:
         return f"{record['mean']:.3g}"
     return f"{record['mean']:.3g} ({record['low']:.3g} to {record['high']:.3g})"

@@ -43,6 +43,12 @@ CohortOption = Annotated[
     Path | None,
     typer.Option(help="Folder with one folder a hospital. Without it: simulated hospitals."),
 ]
+MovedCohortOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cohort", help="Folder above the sites' data, if they are no longer where they were."
+    ),
+]
 SitesOption = Annotated[
     int | None, typer.Option(min=2, help="Phantom hospitals to simulate; 3 by default.")
 ]

@@ -74,8 +74,14 @@ class TestJudgement:
         people = {TRAINING: [0, 0, 0, 0, 1], HELD_OUT: range(5)}
         found = judged(range(5), range(10, 15), people)
         assert found["verdict"] == NOT_JUDGED
-        assert found["auroc"]["low"] is None
+        assert found["auroc"] is found["gap"] is found["ks"] is None
         assert TRAINING in found["reason"] and HELD_OUT not in found["reason"]
+
+    def test_the_distance_of_few_people_is_told_by_no_median(self):
+        people = {TRAINING: [0, 0, 0, 0, 1], HELD_OUT: range(5)}
+        groups = judged(range(5), range(10, 15), people)["groups"]
+        assert set(groups[TRAINING]["median"].values()) == {None}
+        assert groups[HELD_OUT]["median"]["mean"] == 12
 
     def test_generated_images_are_told_but_do_not_decide(self):
         near, far = np.arange(6.0), np.arange(6.0)

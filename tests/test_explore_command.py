@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from PIL import Image
 from processes import caches
 from safetensors.numpy import load_file
 
-from common.errors import ConfigError
+from common.errors import ConfigError, FedscanError
+from common.files import csv_of
 from simulations.explore import explore as exploring
 from simulations.explore.explore import Request, explore
 from simulations.explore.points import attribute_values, listed, real_points
@@ -108,6 +110,7 @@ def test_each_direction_has_an_accuracy_a_vector_and_a_strip(explored: Request) 
     assert (table["accuracy"] <= table["high"]).all()
     assert len(list((explored.out / "strips").iterdir())) == 2
     assert about["stays"] == ["points.csv", "maps", "neighbours.png"]
+    assert about["counts"]["generated"] == about["counts"]["real"]
     assert set(about["separability"]) == {
         "real and generated, by features",
         "training and test images, by features",
@@ -129,7 +132,9 @@ def test_an_image_is_its_own_nearest_neighbour(explored: Request, tmp_path: Path
     np.save(tmp_path / "picture.npy", data.take([0])[0] * 2 - 1)
     asked = replace(explored, out=tmp_path / "near", neighbours_of=tmp_path / "picture.npy")
     asked = replace(asked, count=60, sites=("north",), maps=(), project=0)
-    near = explore(asked)["neighbours"]["real"]
+    about = explore(asked)
+    assert "explore.json" in about["stays"]  # it lists single patients' images
+    near = about["neighbours"]["real"]
     assert near[0]["distance"] == pytest.approx(0, abs=1e-5)
     assert (near[0]["site"], near[0]["split"]) == ("north", "train")
     assert (asked.out / "neighbours.png").is_file()
@@ -147,6 +152,10 @@ def test_projections_of_another_command_are_taken(explored: Request, tmp_path: P
     assert explore(asked)["counts"]["projected"] == 5
     table = pd.read_csv(asked.out / "points.csv", keep_default_na=False)
     assert set(table.loc[table["kind"] == "projected", "class"]) == {"female"}
+    foreign = json.loads((work.out / "projections.json").read_text()) | {"weights": "of others"}
+    (work.out / "projections.json").write_text(json.dumps(foreign))
+    with pytest.raises(ConfigError, match="of another generator"):
+        explore(replace(asked, out=tmp_path / "foreign"))
     project_all(replace(work, out=tmp_path / "plus", space="w+"))
     with pytest.raises(ConfigError, match="--space w"):
         explore(replace(asked, projections=tmp_path / "plus", out=tmp_path / "none"))
@@ -164,10 +173,18 @@ def test_authenticity_projections_know_their_images(explored: Request, tmp_path:
     w = np.random.default_rng(0).standard_normal((5, 6, 16)).astype(np.float32)
     save_file({"w": w}, tmp_path / "latents.safetensors")
     trained = read_trained(explored.run)
+    about = json.dumps({"weights": trained.weights_hash})
+    (tmp_path / "authenticity.json").write_text(about)
     found = read_projections(trained, tmp_path)
     np.testing.assert_array_equal(found.ws, w[[1, 2], 0])  # the closest of each image
     assert found.table["split"].tolist() == ["train", "test"]
     assert found.table["class"].tolist()[1] == trained.rows("north", "test")["label"][1]
+    table.assign(row=10_000).to_csv(tmp_path / "authenticity.csv", index=False)
+    with pytest.raises(ConfigError, match="'north' has fewer images"):
+        read_projections(trained, tmp_path)
+    table.drop(columns="site").to_csv(tmp_path / "authenticity.csv", index=False)
+    with pytest.raises(FedscanError, match="Project the images anew"):
+        read_projections(trained, tmp_path)
 
 
 def test_a_column_of_a_sites_table_labels_its_images(explored: Request) -> None:
@@ -187,6 +204,28 @@ def test_real_images_are_drawn_from_every_split_of_every_site(explored: Request)
     assert found.table.groupby(["site", "split"]).size().tolist() == [2] * 6
 
 
+def test_images_of_sites_that_did_not_train_are_unseen(explored: Request) -> None:
+    trained = replace(read_trained(explored.run), training_sites=("island",))
+    found = real_points(trained, trained.sites, 12, seed=1).table
+    splits = found.groupby("site")["split"].unique().map(set)
+    assert splits["island"] == {"train", "val", "test"}
+    assert splits["north"] == {"unseen", "val", "test"}
+    assert len(attribute_values(trained, found, "age")) == len(found)
+
+
+def test_splits_without_images_are_left_out(
+    explored: Request, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_cohort, tmp_path / "cohort")
+    path = tmp_path / "cohort" / "north" / "participants.tsv"
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    table.assign(split="train").to_csv(path, sep="\t", index=False)
+    trained = read_trained(explored.run, tmp_path / "cohort")
+    found = real_points(trained, trained.sites, 400, seed=1).table
+    assert set(found.loc[found["site"] == "north", "split"]) == {"train"}
+    assert set(found.loc[found["site"] == "island", "split"]) == {"train", "val", "test"}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -194,6 +233,8 @@ def test_real_images_are_drawn_from_every_split_of_every_site(explored: Request)
         ({"maps": ("pca", "som")}, "map 'som'"),
         ({"artefacts": True}, "--artefacts"),
         ({"attributes": ("age",), "project": 0}, "--attribute"),
+        ({"attributes": ("weight",)}, "--attribute weight"),
+        ({"without": ("sex=female",)}, "--without sex=female: accepted is one of sex=male"),
         ({"projections": Path("/nowhere")}, "--projections"),
     ],
 )
@@ -258,7 +299,7 @@ def test_lesions_have_directions_of_diagnosis_artefact_and_a_persons_notes(
     rows = {row["direction"]: row for row in found["directions"]}
     artefact_names = {"hair", "ruler", "frame"}
     assert set(rows) == {"diagnosis=NV", "hair=yes"} | artefact_names
-    assert "strips" in found["stays"]
+    assert {"explore.json", "strips"} <= set(found["stays"])
     assert rows["hair=yes"]["count"] == 47  # one picture was not annotated
     assert rows["hair=yes"]["positive"] == 23
     assert set(found["detectors"]) == artefact_names
@@ -267,3 +308,40 @@ def test_lesions_have_directions_of_diagnosis_artefact_and_a_persons_notes(
     vectors = load_file(tmp_path / "out" / "directions.safetensors")
     others = [vectors[name] @ vectors["frame"] for name in vectors if name != "frame"]
     np.testing.assert_allclose(others, 0, atol=1e-5)
+
+
+def test_pictures_of_one_name_in_two_folders_have_each_their_own_notes(
+    lesions: Path, tmp_path: Path
+) -> None:
+    cohort = tmp_path / "cohort"
+    shutil.copytree(read_trained(lesions).folders["north"], cohort / "north")
+    site = cohort / "north"
+    sheet = pd.read_csv(site / "lesions.csv", dtype=str, keep_default_na=False)
+    for k, name in enumerate(sheet["image"]):
+        moved = Path(f"v1.{k // 2}") / f"{k % 2}.png"
+        (site / "images" / moved).parent.mkdir(exist_ok=True)
+        (site / "images" / name).rename(site / "images" / moved)
+        sheet.loc[k, "image"] = moved.as_posix()
+    sheet.to_csv(site / "lesions.csv", index=False)
+    known = dict(zip(sheet["image"], sheet["Hair"], strict=True))
+    trained = read_trained(lesions, cohort)
+    table = listed(trained, "north", "train", range(24))
+    files = trained.rows("north", "train")["image"]
+    wanted = [known[path.relative_to(site / "images").as_posix()] for path in files]
+    assert set(wanted) == {"yes", "no", ""}
+    assert attribute_values(trained, table, "hair") == wanted
+
+
+def test_an_attribute_that_fails_after_the_projections_leaves_nothing_behind(
+    lesions: Path, tmp_path: Path
+) -> None:
+    asked = Request(lesions, tmp_path / "out", 8, maps=("pca",), project=8, steps=1)
+    asked = replace(asked, extractor="fedscan-brain", artefacts=False)
+    with pytest.raises(ConfigError, match="--without hair=maybe"):
+        explore(replace(asked, attributes=("hair",), without=("hair=maybe",)))
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_no_cell_of_a_table_is_a_formula() -> None:
+    table = pd.DataFrame({"=class": ["=1+1", "@x", "nevus"], "distance": [-1.0, 2.0, 3.0]})
+    assert csv_of(table) == b"'=class,distance\n'=1+1,-1.0\n'@x,2.0\nnevus,3.0\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,14 +105,15 @@ def test_generated_images_lie_in_the_generators_range(gan: Path) -> None:
     assert [one["site"] for one in labels] == chosen["site"][made].tolist()
 
 
-def test_files_are_whole_and_private_and_name_the_extractor(measured: Path) -> None:
+def test_files_are_whole_and_private_and_name_the_networks(gan: Path, measured: Path) -> None:
     found = json.loads((measured / "authenticity.json").read_text())
     assert found["extractor"]["name"] and found["extractor"]["hash"]
-    assert set(found["stays"]) == {"authenticity.csv", "strips.png", "latents.safetensors"}
-    assert {path.name for path in measured.iterdir()} == {
-        *("authenticity.json", "authenticity.png"),
-        *found["stays"],
+    assert found["weights"] == read_trained(gan).weights_hash
+    # A step of the figure is the distance of one image.
+    assert set(found["stays"]) == {
+        *("authenticity.csv", "authenticity.png", "strips.png", "latents.safetensors"),
     }
+    assert {path.name for path in measured.iterdir()} == {"authenticity.json", *found["stays"]}
     assert all(path.stat().st_mode & 0o077 == 0 for path in measured.iterdir())
     assert not any(b"sub-" in path.read_bytes() for path in measured.iterdir())
 
@@ -149,6 +151,38 @@ def test_what_cannot_be_measured_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_only_sites_that_were_trained_on_have_training_images(gan: Path, tmp_path: Path) -> None:
+    manifest = json.loads((gan / "manifest.json").read_text())
+    local = tmp_path / "local"
+    shutil.copytree(gan, local)
+    (local / "manifest.json").write_text(json.dumps({**manifest, "trained_on": ["island"]}))
+    with pytest.raises(ConfigError, match="accepted is one of island, on whose images"):
+        measure(Request(run=local, out=tmp_path / "out", sites=("north",)))
+    out, work = tmp_path / "out", {"spaces": ("w",), "seeds": 1, "steps": 1}
+    assert measure(Request(run=local, out=out, count=2, **work))["sites"] == ["island"]
+
+
+def test_a_site_without_test_images_is_named_and_left_out(
+    gan: Path, tiny_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cohort = tmp_path / "cohort"
+    shutil.copytree(tiny_cohort, cohort)
+    training_alone(cohort / "north")
+    work = {"spaces": ("w",), "seeds": 1, "steps": 1, "count": 2, "cohort": cohort}
+    found = measure(Request(run=gan, out=tmp_path / "out", **work))
+    assert found["sites"] == ["island"]
+    assert "'north' has no image of split 'test'" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="none has training and test images"):
+        measure(Request(run=gan, out=tmp_path / "none", sites=("north",), **work))
+
+
+def training_alone(site: Path) -> None:
+    """Let all of a site's people be of its training split."""
+    path = site / "participants.tsv"
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    table.assign(split="train").to_csv(path, sep="\t", index=False)
+
+
 def test_the_command_prints_the_verdict_of_each_space(gan: Path, tmp_path: Path) -> None:
     from simulations.cli import app
 
@@ -156,6 +190,8 @@ def test_the_command_prints_the_verdict_of_each_space(gan: Path, tmp_path: Path)
     before = torch.get_num_threads()
     text = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "a"), "--site", "north"])
     assert text.exit_code == 0, text.output
+    found = json.loads((tmp_path / "a" / "authenticity.json").read_text())
+    assert found["spaces"]["w"]["groups"][TRAINING]["median"]["mean"] is None  # one or two people
     assert "W+: not judged" in text.stdout and "stay at the site" in text.stdout
     machine = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "b"), "--format", "json"])
     found = json.loads(machine.stdout)

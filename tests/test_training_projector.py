@@ -9,7 +9,7 @@ from torch import Tensor
 from common.errors import ConfigError, DivergedError
 from common.models.architecture import Architecture
 from common.models.stylegan2 import Generator, build
-from common.training.gan_sampling import combinations, latents
+from common.training.gan_sampling import combinations, known_labels, latents
 from common.training.projector import (
     LATENTS,
     Projection,
@@ -189,6 +189,12 @@ def test_statistics_take_every_label_in_turn_or_those_that_are_given() -> None:
     both = mean(torch.eye(2))
     assert torch.equal(mean(None), both)
     assert not torch.allclose(mean(torch.eye(2)[:1]), both, atol=1e-3)
+
+
+def test_of_what_is_told_of_an_image_the_labels_of_the_generator_are_known() -> None:
+    architecture = Architecture(16, labels=LABELS)
+    assert known_labels(architecture, {"Sex": "M", "site": "north"}) == {"sex": "M"}
+    assert known_labels(architecture, {"sex": "", "site": "F"}) == {}
 
 
 @pytest.mark.parametrize(

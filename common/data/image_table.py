@@ -278,12 +278,23 @@ def _refuse_values(column: str, found: list[tuple[int, str]], study: Study, site
     )
 
 
+def listed_file(cell: str, study: Study) -> str:
+    """Path of the file that a cell of the table names, as in :attr:`ImageTable.files`.
+
+    Raises
+    ------
+    ValueError
+        It leads out of the site's folder.
+    """
+    return (Path(study.images.folder) / check_relative(cell + study.images.suffix)).as_posix()
+
+
 def _file(cell: str, study: Study, site: str, line: int) -> str:
     """Path that a cell names, relative to the site's folder; empty where it names none."""
     if not cell:
         return ""
     try:
-        path = check_relative(cell + study.images.suffix)
+        return listed_file(cell, study)
     except ValueError as error:
         raise DataContractError(
             site,
@@ -292,7 +303,6 @@ def _file(cell: str, study: Study, site: str, line: int) -> str:
             got=f"'{plain(cell)}'",
             remedy="Accepted are paths relative to it, without '..'",
         ) from error
-    return (Path(study.images.folder) / path).as_posix()
 
 
 def _resolve(rows: list[_Row], root: Path, site: str) -> None:

@@ -121,10 +121,11 @@ def judge(
     Returns
     -------
     dict
-        ``groups``: of each the number of ``images`` and ``persons``, and the ``median`` with its
-        interval (``low``, ``high``; None of fewer than 5 persons). ``auroc`` (``mean``, ``low``,
-        ``high``), ``gap``, ``ks`` (``statistic``, ``p``: of each person's median distance, as
-        the test takes its values for independent), ``verdict`` (``memorizes``, ``not separated``
+        ``groups``: of each the number of ``images`` and ``persons``, and the ``median`` (``mean``,
+        ``low``, ``high``; None of fewer than 5 persons, of whom it would tell). ``auroc``
+        (``mean``, ``low``, ``high``), ``gap``, ``ks`` (``statistic``, ``p``: of each person's
+        median distance, as the test takes its values for independent), all None where training or
+        held-out images are of fewer than 5 persons; ``verdict`` (``memorizes``, ``not separated``
         or ``not judged``) and ``reason`` in words.
     """
     best = {name: _best(values) for name, values in distances.items()}
@@ -145,10 +146,9 @@ def judge(
     near, far = best[TRAINING], best[HELD_OUT]
     counts = {name: found["groups"][name]["persons"] for name in (TRAINING, HELD_OUT)}
     few = tuple(name for name, number in counts.items() if number < LEAST_PERSONS)
-    empty = any(number == 0 for number in counts.values())
     found |= {"auroc": None, "gap": None, "ks": None}
-    if not empty:
-        found["auroc"] = _auroc(best, who, counts, few, seed)
+    if not few:
+        found["auroc"] = _auroc(best, who, counts, seed)
         found["gap"] = float(1 - np.median(near) / np.median(far)) if np.median(far) > 0 else None
         found["ks"] = _kolmogorov_smirnov(best, who)
     return found | _verdict(found["auroc"], few)
@@ -182,28 +182,26 @@ def _weights(labels: NDArray, persons: NDArray, seed: int) -> NDArray:
 
 
 def _interval(
-    value: float, draws: NDArray, counts: Sequence[int], few: tuple[str, ...], **options: Any
+    value: float, draws: NDArray, counts: Sequence[int], **options: Any
 ) -> dict[str, float | None]:
     """Interval over persons, as every other of the project (`common.evaluation.statistics`)."""
     strata = tuple((1 / len(counts), n) for n in counts)
-    record = Repeated({0: value}, {0: draws}, few=few, strata=strata, **options).record()
+    record = Repeated({0: value}, {0: draws}, strata=strata, **options).record()
     return {key: record[key] for key in ("mean", "low", "high")}
 
 
 def _median(values: NDArray, persons: NDArray, seed: int) -> dict[str, float | None]:
-    if not len(values):
-        return {"mean": None, "low": None, "high": None}
     people = len(set(persons))
+    if people < LEAST_PERSONS:
+        return {"mean": None, "low": None, "high": None}
     draws = weighted_median(values, _weights(np.zeros(len(values), int), persons, seed))
-    few = ("",) if people < LEAST_PERSONS else ()
-    return _interval(float(np.median(values)), draws, (people,), few)
+    return _interval(float(np.median(values)), draws, (people,))
 
 
 def _auroc(
     best: Mapping[str, NDArray],
     who: Mapping[str, NDArray],
     counts: Mapping[str, int],
-    few: tuple[str, ...],
     seed: int,
 ) -> dict[str, float | None]:
     from scipy.stats import rankdata
@@ -216,7 +214,7 @@ def _auroc(
     weights = np.concatenate([once, _weights(is_training, persons, seed)])
     value, *draws = weighted_metrics(is_training, near, weights)["auroc"]
     options = {"bounds": (0.0, 1.0)}
-    return _interval(float(value), np.array(draws), tuple(counts.values()), few, **options)
+    return _interval(float(value), np.array(draws), tuple(counts.values()), **options)
 
 
 def _kolmogorov_smirnov(

@@ -25,7 +25,7 @@ A hair is about half a pixel wide at 64 pixels a side, and often as light as the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -131,9 +131,11 @@ class Detector:
     bias: float
     accuracy: float
 
-    def score(self, images: NDArray) -> NDArray[np.float64]:
-        """Log-odds (N,) that pictures (N, 3, R, R) in [-1, 1] show the artefact."""
-        return measure(images) @ self.weights + self.bias
+
+def scores(detectors: Iterable[Detector], images: NDArray) -> NDArray[np.float64]:
+    """Log-odds (N, K) that pictures (N, 3, R, R) in [-1, 1] show each of K artefacts."""
+    measured = measure(images)
+    return np.stack([measured @ one.weights + one.bias for one in detectors], axis=1)
 
 
 def train_detectors(size: int, *, seed: int = 0) -> dict[str, Detector]:

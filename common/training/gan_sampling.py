@@ -20,6 +20,7 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.models.architecture import Architecture, encode_labels
 from common.seeding import derive_seed
+from common.studies.vocabulary import normalise
 from common.training.gan_checkpoint import load_generator
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "combinations",
+    "known_labels",
     "latents",
     "load_generator",
     "sample",
@@ -68,6 +70,16 @@ def wanted_labels(architecture: Architecture, words: Sequence[str]) -> dict[str,
             raise ConfigError(f"labels {kind}={found[kind]} and {kind}={value}: accepted is one")
         found[kind] = value
     return found
+
+
+def known_labels(architecture: Architecture, told: Mapping[str, str]) -> dict[str, str]:
+    """Return of what is told of an image, by any kind's name, the labels that a generator knows."""
+    values = {normalise(kind): value for kind, value in told.items()}
+    return {
+        kind: values[normalise(kind)]
+        for kind, known in architecture.labels
+        if values.get(normalise(kind)) in known
+    }
 
 
 def combinations(

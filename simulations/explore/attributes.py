@@ -13,7 +13,7 @@ from common.data.tables import NOT_TOLD
 from common.errors import ConfigError
 from common.seeding import derive_seed
 from simulations import console
-from simulations.explore.points import Points, attribute_values
+from simulations.explore.points import Points, attribute_values, require_column
 
 if TYPE_CHECKING:
     from common.latent.artefacts import Detector
@@ -46,13 +46,42 @@ class Labels:
     persons: list[str] | None = None
 
 
+def condition_names(labels: Sequence[tuple[str, Sequence[str]]]) -> Iterator[tuple[str, str, str]]:
+    """Yield the name, kind and value of each direction of a generator's labels."""
+    for kind, values in labels:
+        for value in values if len(values) > 2 else values[1:]:
+            yield f"{kind}={value}", kind, value
+
+
+def require_known(
+    trained: Trained,
+    sites: Sequence[str],
+    attributes: Sequence[str],
+    without: Sequence[str],
+    detected: Sequence[str],
+) -> None:
+    """Refuse columns that no table has, and names that no direction will have.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for column in attributes:
+        require_column(trained, sites, column)
+    labels = trained.generator().architecture.labels
+    known = [*(name for name, _, _ in condition_names(labels)), *detected]
+    beginnings = tuple(f"{column}{sign}" for column in attributes for sign in "=>")
+    for name in without:
+        if name not in known and not name.startswith(beginnings):
+            accepted = [*known, *(f"{beginning}…" for beginning in beginnings)]
+            raise ConfigError(f"--without {name}: accepted is one of {', '.join(accepted)}")
+
+
 def of_conditions(trained: Trained, count: int, seed: int) -> Iterator[Labels]:
     """Yield labels that the generator was told, all combinations in turn."""
     rows, ws = _latents(trained, count, seed)
-    for kind, values in trained.generator().architecture.labels:
-        told = np.array([row[kind] for row in rows])
-        for value in values if len(values) > 2 else values[1:]:
-            yield Labels(f"{kind}={value}", "conditions", ws, told == value)
+    for name, kind, value in condition_names(trained.generator().architecture.labels):
+        yield Labels(name, "conditions", ws, np.array([row[kind] == value for row in rows]))
 
 
 def of_detectors(
@@ -63,6 +92,7 @@ def of_detectors(
     Of each detector the third of the images with the highest scores against the third with the
     lowest, as InterFaceGAN takes the most certain.
     """
+    from common.latent.artefacts import scores
     from common.latent.walks import synthesize
 
     used = {name: one for name, one in detectors.items() if one.accuracy >= LEAST_ACCURACY}
@@ -71,8 +101,8 @@ def of_detectors(
     _, ws = _latents(trained, count, seed)
     with console.steps("Generating for the detectors", count) as bar:
         images = synthesize(trained.generator(), ws, bar.advance)
-    for name, detector in used.items():
-        order = np.argsort(detector.score(images), kind="stable")
+    for name, found in zip(used, scores(used.values(), images).T, strict=True):
+        order = np.argsort(found, kind="stable")
         part = count // EXTREME
         chosen = np.concatenate([order[:part], order[-part:]])
         yield Labels(name, "detector", ws[chosen], np.repeat([False, True], part))

@@ -11,11 +11,11 @@ import typer
 
 from simulations.gan.commands import ExtractorOption, SeedOption, ThreadsOption
 from simulations.options import (
-    CohortOption,
     Device,
     DeviceOption,
     Format,
     FormatOption,
+    MovedCohortOption,
     absolute,
     computing_with,
 )
@@ -79,7 +79,7 @@ def explore(
         ),
     ] = None,
     extractor: ExtractorOption = "auto",
-    cohort: CohortOption = None,
+    cohort: MovedCohortOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     threads: ThreadsOption = 1,
@@ -88,8 +88,8 @@ def explore(
     """Look into a generator's latent space: maps, directions of labels, strips, mixed styles.
 
     Maps and projections of real images are derived from patients: at a deployed site they stay with
-    the site, as do directions by --attribute. Pictures of generated images alone are in strips,
-    interpolation.png, truncation.png and mixing.png.
+    the site, as do directions by --attribute. `stays` in explore.json lists these files. Pictures
+    of generated images alone are in strips, interpolation.png, truncation.png and mixing.png.
 
     For example:
 

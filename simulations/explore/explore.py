@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +11,27 @@ import numpy as np
 import pandas as pd
 
 from common.errors import ConfigError
-from common.files import write_atomically, write_json
+from common.files import csv_of, write_atomically, write_json
 from common.paths import cache_dir
 from simulations import console
 from simulations.explore import points as drawn
-from simulations.explore.attributes import Labels, attribute_labels, of_conditions, of_detectors
+from simulations.explore.attributes import (
+    Labels,
+    attribute_labels,
+    of_conditions,
+    of_detectors,
+    require_known,
+)
 from simulations.explore.figures import draw_map
 from simulations.explore.points import ABOUT, GENERATED, PROJECTED, REAL, Points
 from simulations.explore.ways import write_neighbours, write_strips, write_ways
-from simulations.gan.generate import new_folder, open_extractor
+from simulations.gan.generate import new_folder
 from simulations.trained import Trained, read_trained
+from simulations.trained_sites import chosen_sites
 
 if TYPE_CHECKING:
     from common.evaluation.extractor import Extractor
+    from common.latent.artefacts import Detector
     from common.latent.directions import Direction
 
 DESCRIPTION, TABLE = "explore.json", "points.csv"
@@ -34,7 +41,7 @@ NOTICE = (
     "they stay with the site."
 )
 PATIENTS = (TABLE, "maps", "neighbours.png")  # of single patients, or pictures of them
-OF_TABLES = (DIRECTIONS, VECTORS, "strips")  # as well, where directions are of patients' labels
+OF_TABLES = (DESCRIPTION, DIRECTIONS, VECTORS, "strips")  # as well, with patients' own labels
 LATENTS = 500  # latents w behind the directions of labels
 NAMES = {"pca": "Principal components", "tsne": "t-SNE", "umap": "UMAP"}
 
@@ -105,7 +112,8 @@ def explore(request: Request) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        For a run, a site, a map, an image or a folder that cannot be used, before any work.
+        For a run, a site, a map, an image, a column, a direction or a folder that cannot be used,
+        before any work; for one that shows only then, before anything is written.
     """
     from common.latent.maps import require_method
 
@@ -113,33 +121,38 @@ def explore(request: Request) -> dict[str, Any]:
         require_method(method)
     trained = read_trained(request.run, request.cohort, request.device)
     architecture = trained.generator().architecture
-    sites = request.sites or trained.sites
-    if unknown := [site for site in sites if site not in trained.sites]:
-        raise ConfigError(f"--site {unknown[0]}: accepted is one of {', '.join(trained.sites)}")
+    sites = chosen_sites(request.sites, trained.sites)
     query = _query(request.neighbours_of, architecture)
     if request.artefacts and architecture.channels != 3:
         raise ConfigError("--artefacts: hair, rulers and frames are of colour pictures of skin")
+    wanted = _detected(trained, request)
+    require_known(trained, sites, request.attributes, request.without, wanted)
     given = request.projections and drawn.read_projections(trained, request.projections)
     if request.attributes and not (given or request.project):
         raise ConfigError("--attribute labels projected images: leave --project 0 out")
-    auto = request.extractor == "auto"
-    extractor = trained.extractor() if auto else open_extractor(request.extractor)
+    extractor = trained.extractor(request.extractor)
     new_folder(request.out)
     found = _gather(trained, request, sites, extractor, given)
+    detectors = _detectors(trained, wanted, request.seed)
+    rows, steps = _directions(trained, request, found, detectors)
     features = np.concatenate(
         [extractor.features(found.images[k : k + 128]) for k in range(0, len(found.images), 128)]
     )
     description: dict[str, Any] = {
         "notice": NOTICE,
-        "stays": [*PATIENTS, *(OF_TABLES if request.attributes else ())],
+        "stays": _staying(request),
         "extractor": extractor.identity(),
         "seed": request.seed,
         "sites": list(sites),
         "counts": found.table["kind"].value_counts(sort=False).to_dict(),
         "separability": _separabilities(found, features, request.seed),
         "maps": _maps(request, found, features),
-        **_directions(trained, request, found),
+        "directions": rows,
+        "without": list(request.without),
+        "detectors": {name: one.accuracy for name, one in detectors.items()},
+        "responses": write_strips(trained, request.out, found, steps, detectors),
     }
+    _write_directions(request.out, rows, steps)
     write_ways(trained, request.out, found)
     if query is not None:
         description["neighbours"] = write_neighbours(
@@ -147,6 +160,14 @@ def explore(request: Request) -> dict[str, Any]:
         )
     write_json(request.out / DESCRIPTION, description)
     return description
+
+
+def _staying(request: Request) -> list[str]:
+    """Name the files that stay at the site: of patients, or learnt from what is told of them."""
+    found = [*PATIENTS, *(OF_TABLES if request.attributes else ())]
+    if request.neighbours_of is not None and DESCRIPTION not in found:
+        found.append(DESCRIPTION)
+    return found
 
 
 def _query(path: Path | None, architecture: Any) -> np.ndarray | None:
@@ -167,7 +188,7 @@ def _gather(
 ) -> Points:
     """Draw real images, generate as many with their labels, and project some."""
     real = drawn.real_points(trained, sites, request.count, request.seed)
-    parts = [real, drawn.generated_points(trained, real.table, request.count, request.seed)]
+    parts = [real, drawn.generated_points(trained, real.table, len(real.table), request.seed)]
     if given is not None:
         parts.append(given)
     elif request.project:
@@ -227,7 +248,7 @@ def _maps(request: Request, found: Points, features: np.ndarray) -> dict[str, li
                     write_atomically(request.out / "maps" / f"{name}.{ending}", raw)
                     files.setdefault(name, []).append(f"maps/{name}.{ending}")
                 bar.advance()
-    write_atomically(request.out / TABLE, table.to_csv(index=False).encode())
+    write_atomically(request.out / TABLE, csv_of(table))
     return files
 
 
@@ -236,11 +257,25 @@ def _others(table: pd.DataFrame) -> list[str]:
     return [name for name in table if name not in (*ABOUT, "person", "row")]
 
 
-def _directions(trained: Trained, request: Request, found: Points) -> dict[str, Any]:
-    """Find the direction of each label, walk along it, and measure what changes."""
+def _directions(
+    trained: Trained, request: Request, found: Points, detectors: Mapping[str, Detector]
+) -> tuple[list[dict[str, Any]], dict[str, Direction]]:
+    """Find the direction of each label.
+
+    Returns
+    -------
+    list of dict
+        A row a label.
+    dict of str to Direction
+        Those that could be found; those that are asked for are taken out of the others.
+
+    Raises
+    ------
+    ConfigError
+        A column cannot part images in two, or there is no direction to take out.
+    """
     from common.latent.directions import find_direction, orthogonalized
 
-    detectors = _detectors(trained, request)
     labels = [
         *of_conditions(trained, LATENTS, request.seed),
         *of_detectors(trained, detectors, LATENTS, request.seed),
@@ -263,44 +298,41 @@ def _directions(trained: Trained, request: Request, found: Points) -> dict[str, 
     if lost := [name for name in request.without if name not in known]:
         raise ConfigError(f"--without {lost[0]}: accepted is one of {', '.join(known)}")
     away = [known[name][1] for name in request.without]
-    steps = {
+    return rows, {
         name: direction if name in request.without else orthogonalized(direction, away, one.ws)
         for name, (one, direction) in known.items()
     }
-    responses = write_strips(trained, request.out, found, steps, detectors)
-    _write_directions(request.out, rows, steps)
-    return {
-        "directions": rows,
-        "without": list(request.without),
-        "detectors": {name: one.accuracy for name, one in detectors.items()},
-        "responses": responses,
-    }
 
 
-def _detectors(trained: Trained, request: Request) -> dict[str, Any]:
-    """Train detectors of artefacts, where they are wanted or the lesions are phantoms."""
-    from common.latent.artefacts import train_detectors
+def _detected(trained: Trained, request: Request) -> tuple[str, ...]:
+    """Name the artefacts to look for, where they are wanted or the lesions are phantoms."""
+    from common.latent.artefacts import ARTEFACTS
 
     phantoms = trained.study.name == "skin-lesions" and all(
         path.is_relative_to(cache_dir()) for path in trained.folders.values()
     )
     wanted = phantoms if request.artefacts is None else request.artefacts
-    architecture = trained.generator().architecture
-    if not wanted or architecture.channels != 3:
+    return ARTEFACTS if wanted and trained.generator().architecture.channels == 3 else ()
+
+
+def _detectors(trained: Trained, wanted: Sequence[str], seed: int) -> dict[str, Detector]:
+    """Train detectors of artefacts."""
+    from common.latent.artefacts import train_detectors
+
+    if not wanted:
         return {}
     console.err.print("Training detectors of hair, rulers and frames on phantoms", highlight=False)
-    return train_detectors(architecture.resolution, seed=request.seed)
+    return train_detectors(trained.generator().architecture.resolution, seed=seed)
 
 
-def _write_directions(out: Path, rows: list[dict[str, Any]], steps: dict[str, Direction]) -> None:
+def _write_directions(
+    out: Path, rows: list[dict[str, Any]], steps: Mapping[str, Direction]
+) -> None:
     from safetensors.numpy import save
 
     columns = ["direction", "labels_of", "accuracy", "low", "high", "count", "positive", "reason"]
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-    table.writeheader()
-    table.writerows(rows)
-    write_atomically(out / DIRECTIONS, text.getvalue().encode())
+    table = pd.DataFrame(rows, columns=columns, dtype=object)  # counts stay whole numbers
+    write_atomically(out / DIRECTIONS, csv_of(table))
     if steps:
         vectors = {name: one.step.astype(np.float32) for name, one in steps.items()}
         write_atomically(out / VECTORS, save(vectors))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,8 @@ from common.seeding import derive_seed
 from common.studies.sections import SITE
 from common.studies.vocabulary import normalise
 from simulations import console
+from simulations.folders import in_words
+from simulations.trained_sites import open_if_any
 
 if TYPE_CHECKING:
     from common.evaluation.extractor import Extractor
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 
 REAL, GENERATED, PROJECTED = KINDS = ("real", "generated", "projected")
 SPLITS = ("train", "val", "test")
+UNSEEN = "unseen"  # in place of "train", of sites on whose images the generator was not trained
 ABOUT = ("kind", "class", "site", "split")
-AUTHENTICITY, LATENTS, PROJECTIONS = "authenticity.csv", "latents.safetensors", "projections.json"
+AUTHENTICITY, AUDIT = "authenticity.csv", "authenticity.json"
+LATENTS, PROJECTIONS = "latents.safetensors", "projections.json"
 GROUPS = {"training": "train", "held-out": "test"}  # of `fedscan authenticity`, with their splits
 
 
@@ -36,6 +40,7 @@ class Points:
     table : DataFrame
         A row an image: ``kind``, ``class``, ``site``, ``split``, ``person`` and the study's other
         conditions; of real and projected images ``row``, the number in the site's split, else −1.
+        Images to train on of a site that did not train have split ``unseen``.
     images : np.ndarray
         (N, C, R, R) in [-1, 1].
     ws : np.ndarray
@@ -67,9 +72,18 @@ class Points:
 
 
 def real_points(trained: Trained, sites: Sequence[str], count: int, seed: int) -> Points:
-    """Draw real images, as many from each split of each site as it has, or an equal share."""
+    """Draw real images, as many from each split of each site as it has, or an equal share.
+
+    Raises
+    ------
+    ConfigError
+        The sites have no images.
+    """
     cells = [(site, split) for site in sites for split in SPLITS]
-    opened = {cell: trained.open(*cell) for cell in cells}
+    opened = {cell: data for cell in cells if (data := open_if_any(trained, *cell))}
+    cells = list(opened)
+    if not cells:
+        raise ConfigError(f"sites {', '.join(sites)}: none has an image")
     rng = np.random.default_rng(derive_seed(seed, purpose="real images explored"))
     orders = [rng.permutation(len(opened[cell])) for cell in cells]
     turns = ((k, n) for n in range(max(map(len, orders))) for k in range(len(cells)))
@@ -98,7 +112,8 @@ def listed(trained: Trained, site: str, split: str, rows: Sequence[int]) -> pd.D
     label = trained.study.label.column
     told = told.drop(columns=[c for c in told if normalise(c) == normalise(label)])
     return told.assign(
-        **{"class": known["label"].to_numpy(), "site": site, "split": split, "row": list(rows)},
+        **{"class": known["label"].to_numpy(), "site": site, "row": list(rows)},
+        split=UNSEEN if split == "train" and site not in trained.training_sites else split,
         person=[f"{site}/{split}/{one}" for one in known["person"]],
     )
 
@@ -109,9 +124,8 @@ def generated_points(trained: Trained, like: pd.DataFrame, count: int, seed: int
 
     generator = trained.generator()
     label = trained.study.label.column
-    rows = [
-        conditions_of(generator.architecture, like.iloc[k % len(like)], label) for k in range(count)
-    ]
+    known = known_of(trained, like)
+    rows = [known[k % len(known)] for k in range(count)]
     ws = latents_of(generator, rows, range(count), seed)
     with console.steps("Generating", count) as bar:
         images = synthesize(generator, ws, bar.advance)
@@ -137,14 +151,13 @@ def table_of(rows: Sequence[dict[str, str]], label: str) -> pd.DataFrame:
     return told
 
 
-def conditions_of(architecture: Any, row: pd.Series, label: str) -> dict[str, str]:
-    """Return the labels of an image that the generator knows."""
-    found = {}
-    for kind, values in architecture.labels:
-        value = row["class" if normalise(kind) == normalise(label) else kind]
-        if value in values:
-            found[kind] = value
-    return found
+def known_of(trained: Trained, table: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the labels of each image of a table that the generator knows."""
+    from common.training.gan_sampling import known_labels
+
+    architecture, label = trained.generator().architecture, trained.study.label.column
+    rows = table.rename(columns={"class": label}).to_dict("records")
+    return [known_labels(architecture, row) for row in rows]
 
 
 def _value(row: dict[str, str], label: str) -> str:
@@ -160,12 +173,10 @@ def projected_points(
     from common.models.architecture import encode_labels
     from common.training.projector import project_many
 
-    generator, label = trained.generator(), trained.study.label.column
+    generator = trained.generator()
     turn = real.table.groupby(["site", "split"]).cumcount()
     chosen = real.subset(np.sort(np.argsort(turn.to_numpy(), kind="stable")[:count]))
-    known = [
-        conditions_of(generator.architecture, row, label) for _, row in chosen.table.iterrows()
-    ]
+    known = known_of(trained, chosen.table)
     with console.steps("Projecting", steps * len(known)) as bar:
         found = list(
             project_many(
@@ -190,28 +201,30 @@ def read_projections(trained: Trained, folder: Path) -> Points:
     Raises
     ------
     ConfigError
-        The folder is of neither, or of another generator, or holds nothing in W.
+        The folder is of neither, or of another generator, or of other data, or holds nothing in W.
+    FedscanError
+        Its files are damaged.
     """
     from common.latent.walks import synthesize
+    from common.reading import read_json
 
-    if (folder / AUTHENTICITY).is_file():
-        table, ws = _of_authenticity(trained, folder)
-    elif (folder / PROJECTIONS).is_file():
-        table, ws = _of_project(trained, folder)
-    else:
+    readers = {AUDIT: _of_authenticity, PROJECTIONS: _of_project}
+    names = [name for name in readers if (folder / name).is_file()]
+    if not names:
         raise ConfigError(
             f"--projections {folder}: accepted is a folder of `fedscan authenticity` or of "
             "`fedscan project`"
         )
-    generator = trained.generator()
+    with in_words(folder, "Project the images anew"):
+        if read_json(folder / names[0]).get("weights") != trained.weights_hash:
+            raise ConfigError(
+                f"--projections {folder}: they are of another generator, or of this one before its "
+                "training went on. Accepted are those of the weights that are explored"
+            )
+        table, ws = readers[names[0]](trained, folder)
     if not len(ws):
         raise ConfigError(f"--projections {folder}: nothing was projected into W: use --space w")
-    if ws.shape[1:] != (width := generator.architecture.w_dim,):
-        raise ConfigError(
-            f"--projections {folder}: latents of {ws.shape[1]} numbers, the generator's have "
-            f"{width}"
-        )
-    return Points(table.assign(kind=PROJECTED), synthesize(generator, ws), ws)
+    return Points(table.assign(kind=PROJECTED), synthesize(trained.generator(), ws), ws)
 
 
 def _of_authenticity(trained: Trained, folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
@@ -228,6 +241,12 @@ def _of_authenticity(trained: Trained, folder: Path) -> tuple[pd.DataFrame, np.n
     lost = set(closest["site"]) - set(trained.sites)
     if lost:
         raise ConfigError(f"--projections {folder}: site '{min(lost)}' is none of the run's")
+    for (site, group), own in closest.groupby(["site", "group"]):
+        if not own["row"].between(0, len(trained.rows(site, GROUPS[group])) - 1).all():
+            raise ConfigError(
+                f"--projections {folder}: site '{site}' has fewer images than were projected. "
+                "Its data have changed since, or --cohort names others"
+            )
     parts = [
         (own.index, listed(trained, site, GROUPS[group], own["row"].tolist()))
         for (site, group), own in closest.groupby(["site", "group"], sort=False)
@@ -265,15 +284,14 @@ def attribute_values(trained: Trained, table: pd.DataFrame, column: str) -> list
     if column in table.columns:
         return table[column].astype(str).tolist()
     found, known = [""] * len(table), False
+    bids = trained.study.images.storage == "bids"
     for (site, split), own in table[table["row"] >= 0].groupby(["site", "split"]):
-        folder = trained.folders[str(site)]
-        values = _column(trained, str(site), column)
+        values = _column(trained, site, column)
         known = known or values is not None
-        files = trained.rows(str(site), str(split))["image"]
+        files = trained.rows(site, "train" if split == UNSEEN else split)["image"]
         for place, row in zip(own.index, own["row"], strict=True):
-            path = files.iloc[row].relative_to(folder)
-            keys = (path.parts[0], path.stem)  # a BIDS participant's folder, a picture's name
-            found[place] = next((values[key] for key in keys if key in (values or {})), "")
+            path = files.iloc[row].relative_to(trained.folders[site])
+            found[place] = (values or {}).get(path.parts[0] if bids else path.as_posix(), "")
     if not known:
         raise ConfigError(
             f"--attribute {column}: no site's table has this column for the projected images"
@@ -281,8 +299,21 @@ def attribute_values(trained: Trained, table: pd.DataFrame, column: str) -> list
     return found
 
 
+def require_column(trained: Trained, sites: Sequence[str], column: str) -> None:
+    """Refuse a column that neither the study nor any site's table has.
+
+    Raises
+    ------
+    ConfigError
+    """
+    study = [*ABOUT, *(name for name, _ in trained.study.condition_columns)]
+    if column not in study and all(_column(trained, site, column) is None for site in sites):
+        raise ConfigError(f"--attribute {column}: no site's table has this column")
+
+
 def _column(trained: Trained, site: str, column: str) -> dict[str, str] | None:
-    """Return a column of a site's table by participant or by picture; None where there is none."""
+    """Return a column of a site's table by participant or by file; None where there is none."""
+    from common.data.image_table import listed_file
     from common.data.tables import read_site_table
     from common.studies.site_mapping import load_site_mapping
 
@@ -300,7 +331,8 @@ def _column(trained: Trained, site: str, column: str) -> dict[str, str] | None:
     if normalise(column) not in sheet.columns:
         return None
     of_key, of_column = (sheet.columns.index(normalise(one)) for one in (key, column))
+    rows = [cells for _, cells in reversed(sheet.rows) if cells[of_key]]  # the first row counts
     return {
-        cells[of_key] if bids else Path(cells[of_key]).stem: cells[of_column]
-        for _, cells in sheet.rows
+        row[of_key] if bids else listed_file(row[of_key], trained.study): row[of_column]
+        for row in rows
     }

@@ -33,16 +33,12 @@ def write_strips(
 ) -> dict[str, dict[str, list[float]]]:
     """Write a strip along each direction; return the detectors' mean scores along it."""
     from common.imaging.pictures import write_grid
-    from common.latent.artefacts import measure
+    from common.latent.artefacts import scores
     from common.latent.walks import STEPS, response, synthesize, walk
 
     generator, starts = trained.generator(), found.of(GENERATED).ws
     captions = [f"{step:+g} SD" if step else "as it is" for step in STEPS]
     responses = {}
-
-    def score(images: np.ndarray) -> np.ndarray:
-        measured = measure(images)
-        return np.stack([measured @ d.weights + d.bias for d in detectors.values()], axis=1)
 
     with console.steps("Walking along directions", len(steps)) as bar:
         for number, (name, direction) in enumerate(steps.items()):
@@ -51,7 +47,10 @@ def write_strips(
             write_grid(out / "strips" / file, lines, captions=captions)
             if detectors:
                 means = response(
-                    lambda ws: synthesize(generator, ws), starts[:MEASURED], direction.step, score
+                    lambda ws: synthesize(generator, ws),
+                    starts[:MEASURED],
+                    direction.step,
+                    lambda images: scores(detectors.values(), images),
                 )
                 responses[name] = dict(zip(detectors, means.T.tolist(), strict=True))
             bar.advance(1, name)

@@ -132,6 +132,7 @@ def project_all(request: Request) -> dict[str, Any]:
             found.append({**about_one, "labels": labels})
     description = {
         "generator": about,
+        "weights": about["weights"].get("sha256"),
         "extractor": extractor.identity(),
         "space": request.space,
         "steps": request.steps,
