@@ -15,6 +15,7 @@ from simulations.options import (
     DeviceOption,
     Format,
     FormatOption,
+    MovedCohortOption,
     absolute,
     computing_with,
 )
@@ -26,10 +27,6 @@ RunArgument = Annotated[
     typer.Argument(
         metavar="RUN", help="Folder of a classifier: of a run, or cells/CELL/all of a comparison."
     ),
-]
-CohortOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder with a folder for each site, if the data are not where they were."),
 ]
 OutOption = Annotated[
     Path, typer.Option(help="Folder to make, on a disk where pictures of patients may be.")
@@ -73,7 +70,7 @@ def explain(
             "NAME.jpg: white is lesion."
         ),
     ] = None,
-    cohort: CohortOption = None,
+    cohort: MovedCohortOption = None,
     device: DeviceOption = Device.auto,
     threads: ThreadsOption = 1,
     output_format: FormatOption = Format.text,
@@ -99,7 +96,7 @@ def explain(
         run=absolute(run),
         out=absolute(out),
         cohort=cohort and absolute(cohort),
-        sites=tuple(dict.fromkeys(site or ())),
+        sites=tuple(site or ()),
         split=split.value,
         count=count,
         methods=METHODS if method is Method.both else (method.value,),
@@ -124,7 +121,7 @@ def similar(
         str | None, typer.Option(help="Whose cases; needed where the run has several sites.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=100, help="Cases to show.")] = 5,
-    cohort: CohortOption = None,
+    cohort: MovedCohortOption = None,
     device: DeviceOption = Device.auto,
     threads: ThreadsOption = 1,
     output_format: FormatOption = Format.text,

@@ -109,11 +109,10 @@ def explain(request: Request) -> dict[str, Any]:
         The run, a site, the method or the masks cannot be used; before anything is written.
     """
     from simulations.trained import read_trained
+    from simulations.trained_sites import chosen_sites
 
     trained = read_trained(request.run, request.cohort, request.device)
-    sites = request.sites or trained.sites
-    if unknown := [site for site in sites if site not in trained.folders]:
-        raise ConfigError(f"site '{unknown[0]}': accepted is one of {', '.join(trained.sites)}")
+    sites = chosen_sites(request.sites, trained.sites)
     usable = [site for site in sites if known_images(trained, site, request.split) is not None]
     if not usable:
         raise ConfigError(
