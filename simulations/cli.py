@@ -24,6 +24,7 @@ from simulations import (
     studies_commands,
     supernode_command,
 )
+from simulations.attack import command as attack_command
 from simulations.deploy import commands as deploy_commands
 from simulations.explain import commands as explain_commands
 from simulations.explore import command as explore_command
@@ -81,6 +82,7 @@ app.add_typer(studies_commands.app, name="studies")
 app.add_typer(deploy_commands.app, name="deploy")
 app.add_typer(gan_commands.app)
 app.add_typer(explain_commands.app)
+app.command()(attack_command.attack)
 app.command()(authenticity_command.authenticity)
 app.add_typer(gate_commands.app, name="gate")
 app.command()(supernode_command.supernode)
