@@ -140,6 +140,7 @@ def _auc(members: NDArray, others: NDArray) -> float:
 def _mean(values: NDArray) -> dict[str, float]:
     from scipy.stats import t
 
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1) * error)
     mean = float(values.mean())
     return {"mean": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}

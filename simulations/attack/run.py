@@ -28,6 +28,7 @@ PATIENTS = (TABLE, PICTURES)  # of single patients, or pictures of them
 ALL = "all"  # sites together
 PROJECTIONS = Path("authenticity") / "authenticity.csv"  # in the run's folder
 DIMENSIONS = (2, 8)  # of the features, principal components, beside all of them
+LEAST = 9  # people of a site: 3 whose moments are sent, 3 others, and a population
 TRIALS, WIDE = 100, 64  # draws of people; a fifth as many of more features
 KNOWS = {
     LOSS: "the released model, and the person's images with their classes",
@@ -292,6 +293,8 @@ def _attributes(request: Request, trained: Trained, people: list[People], found:
     with console.steps("Moments", len(people)) as bar:
         for one in people:
             features = _features(trained, one)
+            if len(features) < LEAST:
+                bar.tell(f"{one.site}: moments are not attacked, fewer than {LEAST} people")
             widths = [d for d in DIMENSIONS if d < features.shape[1]]
             for number in _numbers(len(features)):
                 for width in [*widths, features.shape[1]]:
@@ -342,10 +345,10 @@ def _features(trained: Trained, people: People) -> NDArray[np.float64]:
 
 
 def _numbers(people: int) -> list[int]:
-    """Numbers of people whose moments are sent: from 5 by doubling, a third of them at most."""
+    """Numbers of people whose moments are sent: from 3 by doubling, and a third of them."""
     most = people // 3
-    found = [5 * 2**k for k in range(20) if 5 * 2**k <= most]
-    return found if most < 5 or found[-1] * 1.25 > most else [*found, most]
+    found = [3 * 2**k for k in range(20) if 3 * 2**k <= most]
+    return found if most < 3 or found[-1] * 1.25 > most else [*found, most]
 
 
 def _write(out: Path, found: _Found, description: dict[str, Any]) -> None:

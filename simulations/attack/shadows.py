@@ -78,7 +78,7 @@ def _shadow(trained: Trained, people: People, half: Dataset, number: int) -> NDA
     config = trained.config.replace({"run.seed": trained.config.run.seed + 1 + number})
     task, site = load_task(config.task), people.site
     place = SiteContext(NAME, trained.sites, trained.device)
-    with tempfile.TemporaryDirectory(prefix="fedscan-") as temporary, _quiet():
+    with tempfile.TemporaryDirectory(prefix="fedscan-shadow-") as temporary, _quiet():
         folder = Path(temporary)
         sites = _Halved(
             *(site, half, participants_of(trained), trained.folders, config),
