@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 RATE = 0.1  # of Adam, as in the paper
-TOTAL_VARIATION = 1e-2  # α
+# α. On a lesion of 32 pixels and the small classifier, 300 steps gave PSNRs of 12.5, 16.9, 19.0
+# and 14.8 dB with 0.01, 0.1, 0.3 and 1.
+TOTAL_VARIATION = 0.3
 _DROPS = (3 / 8, 5 / 8, 7 / 8)  # shares of the steps at which the rate falls to a tenth
 
 

@@ -90,7 +90,7 @@ def attack(
 
 
 def _show(attacks: list[dict[str, Any]]) -> None:
-    """Show a table of each kind."""
+    """Show a table of each kind; of moments over the most people."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -124,6 +124,8 @@ def _show(attacks: list[dict[str, Any]]) -> None:
     }
     for kind, cells in columns.items():
         rows = [one for one in attacks if one["kind"] == kind]
+        most = {one["site"]: one.get("people", 0) for one in rows}  # the last of each site
+        rows = [one for one in rows if one.get("people", 0) == most[one["site"]]]
         if not rows:
             continue
         table = Table("attack", "site", title=kind, title_justify="left")

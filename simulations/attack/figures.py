@@ -101,6 +101,9 @@ def _powers(axes: Axes, table: pd.DataFrame, attacks: Attacks) -> None:
             n, [one["auc"]["mean"] for one in found], s=18, color=look["color"], label=method
         )
     axes.set_xscale("log")
+    ticks = sorted({one["people"] for one in attacks})
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
     axes.set_title(f"Moments of {fewest} features\npoints measured, lines predicted", fontsize=11)
     axes.set_xlabel("people")
     axes.set_ylabel("AUROC")
