@@ -238,6 +238,13 @@ def test_labels_are_read_from_the_bias(network: nn.Module, labels) -> None:
     assert found.tolist() == labels
 
 
+@pytest.mark.parametrize("label", range(4))
+def test_the_label_of_one_image_is_certain_whatever_is_predicted(network, label) -> None:
+    gradient = inversion.gradient_of(network, blobs(1, 5), torch.tensor([label]))
+    for prior in torch.eye(4):
+        assert inversion.infer_labels(gradient["head.bias"], 1, prior).tolist() == [label]
+
+
 def test_adamws_first_step_moves_against_the_sign_of_the_gradient(network: nn.Module) -> None:
     import copy
 

@@ -99,14 +99,15 @@ def infer_labels(bias_gradient: Tensor, count: int, prior: Tensor) -> Tensor:
     Returns
     -------
     (B,) int64
-        Sorted; with n_k = B (p_k - g_k) of each class k, rounded to sum to B.
+        Sorted. A class whose gradient is negative is in the batch, whatever the model predicts; so
+        of one image the label is certain. The other places follow n_k = B (p_k - g_k).
     """
-    expected = (count * (prior - bias_gradient)).double().clamp(min=0)
-    expected = expected * (count / expected.sum().clamp(min=1e-12))
-    whole = expected.floor().long()
-    missing = count - int(whole.sum())
-    whole[torch.argsort(expected - whole, descending=True, stable=True)[:missing]] += 1
-    return torch.repeat_interleave(torch.arange(len(prior)), whole.cpu())
+    present = (bias_gradient < 0) & (bias_gradient.argsort().argsort() < count)
+    counts = present.long()
+    expected = (count * (prior - bias_gradient)).double()
+    for _ in range(count - int(counts.sum())):
+        counts[(expected - counts).argmax()] += 1
+    return torch.repeat_interleave(torch.arange(len(prior)), counts.cpu())
 
 
 def invert(
