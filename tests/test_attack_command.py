@@ -100,7 +100,8 @@ def test_every_attack_of_a_classifier_says_what_it_knows_and_finds(attacked: Pat
     for one in found["attacks"]:
         if one["kind"] == "membership":
             assert one["persons"]["in"] == one["persons"]["out"]
-            assert 0 <= one["auc"]["mean"] <= 1 and one["baseline"] == 0.5
+            assert (one["auc"]["mean"] is None) == (one["persons"]["in"] < 5)
+            assert one["baseline"] == 0.5
     assert {one["people"] for one in found["attacks"] if one["kind"] == "attributes"} == {3}
     sites = {one["site"] for one in found["attacks"] if one["kind"] == "membership"}
     assert sites == {"all", "island", "north"}
@@ -127,7 +128,8 @@ def test_the_areas_follow_from_the_table(attacked: Path) -> None:
             rows = table[table["method"] == one["method"]]
             rows = rows if one["site"] == "all" else rows[rows["site"] == one["site"]]
             area = roc_auc_score(rows["in_training"], rows["score"])
-            assert one["auc"]["mean"] == pytest.approx(area)
+            assert one["auc"]["mean"] is None or one["auc"]["mean"] == pytest.approx(area)
+            assert one["site"] != "all" or one["auc"]["mean"] is not None
 
 
 def test_the_same_seed_gives_the_same_bytes(run: Path, attacked: Path, tmp_path: Path) -> None:
@@ -159,13 +161,16 @@ def test_a_pool_is_one_participant_and_a_loner_is_attacked_alone(run: Path, tmp_
     ):
         moved = tmp_path / "cells" / name / model
         shutil.copytree(run, moved)
+        manifest = json.loads((moved / "manifest.json").read_text())
+        manifest["trained_on"] = next(iter(expected.values()))
+        (moved / "manifest.json").write_text(json.dumps(manifest))
         assert participants_of(read_trained(moved)) == expected
 
 
 def test_a_generator_is_attacked_by_its_pictures_and_by_projections(
     gan: Path, tmp_path: Path
 ) -> None:
-    rows = [("w", 0, "north", g, p, p, 1.0 + p + (g == "training")) for p in (0, 1)
+    rows = [("w", 0, "north", g, p, p, 1.0 + p + (g == "training")) for p in range(5)
             for g in ("training", "held-out")]  # fmt: skip
     columns = ["space", "seed", "site", "group", "person", "row", "distance"]
     table = pd.DataFrame(rows, columns=columns)
@@ -177,7 +182,7 @@ def test_a_generator_is_attacked_by_its_pictures_and_by_projections(
     assert methods == {"distance", "projection, w", "mean", "likelihood ratio"}
     assert all(one["features"] > 1 for one in found if one["kind"] == "attributes")
     nearer = [one["auc"]["mean"] for one in found if one["method"] == "projection, w"]
-    assert nearer[0] == pytest.approx(1 / 8)  # training images were projected worse
+    assert nearer[0] == pytest.approx(8 / 25)  # training images were projected worse
 
 
 @pytest.mark.parametrize(

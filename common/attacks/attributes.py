@@ -11,9 +11,8 @@ features x, all over people drawn at random:
 
 As each of k independent numbers over n people gives z² = 1 / n (Sankararaman et al. 2009, *Nature
 Genetics* 41:965-967), the last has z = √(D (D + 3) / (2 n)), with D means and D (D + 1) / 2
-covariances. The area under the ROC curve is Φ(z / √2). `common.disclosure` bounds the first two,
-with z = √2 D^1.5 / n for the distance, about twice what it has: whoever knows the population gets
-more from a covariance than that.
+covariances. The area under the ROC curve is Φ(z / √2). `common.disclosure` bounds the last, and
+with it all.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ def predicted(features: int, people: int) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        ``distance``, ``mean`` and ``likelihood ratio``, for n well above D; and ``bound``, of
-        :mod:`common.disclosure`.
+        Of each attack, for n well above D.
     """
     from scipy.stats import norm
 
@@ -51,7 +49,6 @@ def predicted(features: int, people: int) -> dict[str, float]:
         DISTANCE: d**1.5 / (math.sqrt(2) * n),
         MEAN: math.sqrt(d / n),
         RATIO: math.sqrt(d * (d + 3) / (2 * n)),
-        "bound": max(math.sqrt(2) * d**1.5 / n, math.sqrt(d / n)),
     }
     return {name: float(norm.cdf(z / math.sqrt(2))) for name, z in powers.items()}
 

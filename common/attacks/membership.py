@@ -161,8 +161,8 @@ def judge(members: ArrayLike, others: ArrayLike, *, seed: int = 0) -> dict[str, 
     Returns
     -------
     dict
-        ``persons`` (``in``, ``out``); ``auc`` (``mean``, ``low``, ``high``: the 95 % interval over
-        persons, None of fewer than 5 a group); ``tpr``, by false positive rate, likewise, None
+        ``persons`` (``in``, ``out``), and of at least 5 a group, else None, as fewer would be told
+        of singly: ``auc`` (``mean``, ``low``, ``high``: the 95 % interval over persons); ``tpr``, by false positive rate, likewise, None
         where so few others cannot show the rate; ``advantage``, the largest TPR - FPR, which is
         above 0 by chance alone, and ``advantage_by_chance``, its mean over permutations of who is
         in; ``baseline`` of the AUC.
@@ -178,18 +178,17 @@ def judge(members: ArrayLike, others: ArrayLike, *, seed: int = 0) -> dict[str, 
         "advantage_by_chance": None,
         "baseline": CHANCE,
     }
-    if not all(counts):
+    if min(counts) < LEAST_PERSONS:
         return found
     scores, truth = np.concatenate([members, others]), np.repeat([True, False], counts)
     rng = np.random.default_rng(derive_seed(seed, purpose="membership"))
     once = np.ones((1, len(truth)))
     draws = np.concatenate([once, resampling_weights(truth, DRAWS, rng)])
     tpr, fpr = roc(scores, truth, draws)
-    few = ("",) if min(counts) < LEAST_PERSONS else ()
     both = tuple((1 / 2, n) for n in counts)
-    found["auc"] = _interval(_area(tpr, fpr), few, both)
+    found["auc"] = _interval(_area(tpr, fpr), both)
     found["tpr"] = {
-        f"{rate:g}": _interval(_tpr_at(tpr, fpr, rate), few, ((1.0, counts[0]),))
+        f"{rate:g}": _interval(_tpr_at(tpr, fpr, rate), ((1.0, counts[0]),))
         if rate * counts[1] >= 1
         else None
         for rate in RATES
@@ -229,10 +228,8 @@ def _tpr_at(tpr: NDArray, fpr: NDArray, rate: float) -> NDArray:
     return np.where(fpr <= rate + 1e-12, tpr, 0).max(axis=0)
 
 
-def _interval(
-    draws: NDArray, few: tuple[str, ...], strata: tuple[tuple[float, int], ...]
-) -> dict[str, float | None]:
+def _interval(draws: NDArray, strata: tuple[tuple[float, int], ...]) -> dict[str, float | None]:
     """Interval over persons, as every other of the project (`common.evaluation.statistics`)."""
     value, rest = float(draws[0]), {0: draws[1:]}
-    record = Repeated({0: value}, rest, few=few, bounds=(0.0, 1.0), strata=strata).record()
+    record = Repeated({0: value}, rest, bounds=(0.0, 1.0), strata=strata).record()
     return {key: record[key] for key in ("mean", "low", "high")}

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from simulations.gan.commands import OutOption, SeedOption, ThreadsOption
-from simulations.options import Device, DeviceOption, Format, FormatOption, absolute, computing_with
+from simulations.options import (
+    Device,
+    DeviceOption,
+    Format,
+    FormatOption,
+    MovedCohortOption,
+    absolute,
+    computing_with,
+)
 
 
 def attack(
@@ -18,7 +26,7 @@ def attack(
     ],
     out: OutOption = Path("attack"),
     site: Annotated[
-        list[str] | None, typer.Option(help="People of this site; repeatable. By default: all.")
+        list[str] | None, typer.Option(help="Of those trained on; repeatable. By default: all.")
     ] = None,
     kind: Annotated[
         str,
@@ -42,10 +50,7 @@ def attack(
     steps: Annotated[
         int, typer.Option(min=1, max=100_000, help="Iterations of a search for an image.")
     ] = 300,
-    cohort: Annotated[
-        Path | None,
-        typer.Option(help="Folder above the sites' data, if they are not where they were."),
-    ] = None,
+    cohort: MovedCohortOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     threads: ThreadsOption = 1,
@@ -54,7 +59,7 @@ def attack(
     """Measure what a trained model, or a site's updates, tell of the people in its training.
 
     People in training are compared with people of the same hospitals and classes who were not.
-    attacks.csv has a line a person and inversions.png shows patients: both stay at the site.
+    All files but attacks.json are of single patients: they stay at the site.
 
     Examples
     --------
@@ -119,7 +124,6 @@ def _show(attacks: list[dict[str, Any]]) -> None:
             "people": lambda one: str(one["people"]),
             "AUROC (95 % interval)": lambda one: told(one["auc"]),
             "predicted": lambda one: f"{one['predicted']:.2f}",
-            "bound": lambda one: f"{one['bound']:.2f}",
         },
     }
     for kind, cells in columns.items():

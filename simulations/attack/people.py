@@ -14,7 +14,7 @@ from common.data.dataset import Dataset, pool
 from common.evaluation.authenticity import choose_matched
 from simulations.trained import Trained
 
-POOLED, LOCAL = "centralized", "local"  # how the names of a comparison's cells begin
+POOLED = "centralized"  # how the names of a comparison's cells begin
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,8 @@ def classes_of(data: Dataset) -> dict[str, tuple[int, ...]]:
 
 
 def participants_of(trained: Trained) -> Mapping[str, Sequence[str]]:
-    """Tell whose images each participant of a training had: a comparison has pools and loners."""
-    name, cell = trained.folder.name, trained.folder.parent
-    if cell.parent.name == "cells":
-        if cell.name.startswith(POOLED):
-            return {name: list(trained.sites)}
-        if cell.name.startswith(LOCAL) and name in trained.sites:
-            return {name: [name]}
-    return {site: [site] for site in trained.sites}
+    """Tell whose images each participant of a training had: a comparison also trains on pools."""
+    name, cell, sites = trained.folder.name, trained.folder.parent, trained.training_sites
+    if cell.parent.name == "cells" and cell.name.startswith(POOLED):
+        return {name: list(sites)}
+    return {site: [site] for site in sites}

@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from common.attacks import attributes
 from common.attacks.membership import judge, loss_scores, probability_of_truth
 from common.errors import ConfigError
-from common.files import write_atomically, write_json
+from common.files import csv_of, write_atomically, write_json
 from common.seeding import derive_seed
 from simulations import console
 from simulations.attack.people import People, choose_people
 from simulations.gan.generate import new_folder
 from simulations.trained import Trained, read_trained
+from simulations.trained_sites import chosen_sites
 
 MEMBERSHIP, INVERSION, ATTRIBUTES = KINDS = ("membership", "inversion", "attributes")
 LOSS, LIRA, UPDATE, DISTANCE = "loss", "lira", "update", "distance"
 TABLE, ABOUT, FIGURE, PICTURES = "attacks.csv", "attacks.json", "attacks.png", "inversions.png"
-PATIENTS = (TABLE, PICTURES)  # of single patients, or pictures of them
+PATIENTS = (TABLE, FIGURE, PICTURES)  # of single patients, or pictures of them
 ALL = "all"  # sites together
 PROJECTIONS = Path("authenticity") / "authenticity.csv"  # in the run's folder
 DIMENSIONS = (2, 8)  # of the features, principal components, beside all of them
@@ -58,7 +59,7 @@ class Request:
     kinds : tuple of str
         Of :data:`KINDS`.
     sites : tuple of str
-        All of the run where none is named.
+        Of those trained on; all of them where none is named.
     shadows : int
         Shadow models a site, an even number; 0: none.
     count : int
@@ -128,13 +129,14 @@ def attack(request: Request) -> dict[str, Any]:
     for kind in request.kinds:
         works[kind](request, trained, people, found)
     description = {
+        "weights": trained.weights_hash,
         "task": trained.task_name,
         "sites": list(sites),
         "kinds": list(request.kinds),
         "shadows": request.shadows,
         "seed": request.seed,
         "attacks": found.attacks,
-        "stays": [name for name in PATIENTS if name == TABLE or found.pictures],
+        "stays": [name for name in PATIENTS if name != PICTURES or found.pictures],
     }
     _write(request.out, found, description)
     return description
@@ -159,10 +161,7 @@ def _checked(request: Request, trained: Trained) -> tuple[str, ...]:
         from simulations.attack.updates import require_invertible
 
         require_invertible(trained)
-    own = (trained.folder.name,) if trained.folder.parent.name.startswith("local") else ()
-    sites = request.sites or tuple(site for site in own if site in trained.sites) or trained.sites
-    if strange := [site for site in sites if site not in trained.sites]:
-        raise ConfigError(f"--site {strange[0]}: accepted is one of {', '.join(trained.sites)}")
+    sites = chosen_sites(request.sites, trained.training_sites, ", on which it was trained")
     if generator:
         trained.generator()
     return sites
@@ -314,7 +313,6 @@ def _attributes(request: Request, trained: Trained, people: list[People], found:
                                 "people": number,
                                 "auc": made["auc"][method],
                                 "predicted": made["predicted"][method],
-                                "bound": made["predicted"]["bound"],
                                 "baseline": 0.5,
                             }
                         )
@@ -357,7 +355,7 @@ def _write(out: Path, found: _Found, description: dict[str, Any]) -> None:
 
     if found.tables:
         table = pd.concat(found.tables, ignore_index=True)
-        write_atomically(out / TABLE, table.to_csv(index=False).encode())
+        write_atomically(out / TABLE, csv_of(table))
     else:
         table = pd.DataFrame()
     write_atomically(out / FIGURE, draw(table, description["attacks"]))
