@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MIN_PARTICIPANTS = 10  # at a deployed site that does not decide otherwise
 MOST_POWER = 0.1  # z, in standard deviations: an area under the ROC curve of 0.53
 WITHHELD = "withheld"  # among an evaluation's words: why it holds no numbers
-COUNTED = ("images-seen",)  # what training reports that follows from the configuration alone
+COUNTED = ("images-seen", "epsilon")  # what training reports that is about nobody's images
 OF_ONE_BATCH = ("r1-", "path-")  # names of what training measures on a single batch now and then
 OF_ALL_CLASSES = ("loss", "calibration_error")  # metrics that are no measure of one class
 

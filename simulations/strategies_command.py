@@ -59,6 +59,7 @@ def about(strategy: Strategy) -> dict[str, Any]:
         "personal": strategy.is_personal,
         "generation": not strategy.of_classifiers,
         "secure-sums": strategy.secure_sums,
+        "differential-privacy": strategy.private,
         "server-learning-rate": strategy.takes_server_rate,
         "sites-needed": strategy.sites_needed(RunConfig()),
         "options": [
@@ -82,6 +83,7 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         "a model for each site" if told["personal"] else "one model for all",
         "classification and generation" if told["generation"] else "classification only",
         *["the server needs only sums"] * told["secure-sums"],
+        *["differential privacy"] * told["differential-privacy"],
         *["server learning rate"] * told["server-learning-rate"],
         f"needs {told['sites-needed']} sites" if told["sites-needed"] > 1 else "any sites",
     ]

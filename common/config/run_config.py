@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from common.config.groups import Data, Group, Model, Run, Strategy, Training, nodes_of_sites
+from common.config.privacy import Privacy
 from common.config.renamed import hint
 from common.config.trouble import Trouble
 from common.errors import ConfigError
@@ -31,6 +32,7 @@ GROUPS: dict[str, type[Group]] = {
     "model": Model,
     "training": Training,
     "strategy": Strategy,
+    "privacy": Privacy,
     "trouble": Trouble,
 }
 # Where, under which name and how patiently a run is done. They may change while it is interrupted.
@@ -114,6 +116,7 @@ class RunConfig(Settings):
     model: Model = Model()
     training: Training = Training()
     strategy: Strategy = Strategy()
+    privacy: Privacy = Privacy()
     trouble: Trouble = Trouble()
 
     @classmethod
@@ -146,7 +149,8 @@ class RunConfig(Settings):
         built: dict[str, Any] = {}
         for name, group in GROUPS.items():
             part = parts[name]
-            for key, value in _suitable(chosen.task, study, name).items():
+            private = bool(parts["privacy"].get("epsilon"))
+            for key, value in _suitable(chosen.task, study, name, private=private).items():
                 if key == "local-steps" and part.get("local-epochs"):
                     continue
                 left_open = group.model_fields[key.replace("-", "_")].default
@@ -212,6 +216,7 @@ class RunConfig(Settings):
 
     def _check_combinations(self) -> None:
         faults = [*self._of_sites(), *self._of_task(), *self._of_classifier(), *self._of_trouble()]
+        faults += self.privacy.faults(self.task, self.data, self.model, self.training)
         if faults:
             raise ConfigError("\n".join(f"{self.what}: {fault}" for fault in faults))
 
@@ -342,8 +347,11 @@ def default_extractor(study: Study) -> str:
     return "fedscan-skin" if study.images.view == "picture" else "fedscan-brain"
 
 
-def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:
-    """Return what suits a task and a study, for the keys of a group that may be left open."""
+def _suitable(task: str, study: Study, group: str, *, private: bool) -> dict[str, Value]:
+    """Return what suits a task and a study, for the keys of a group that may be left open.
+
+    With differential privacy nothing that follows from all of a site's people.
+    """
     pictures = study.images.view == "picture"
     values = _SUITABLE[task] | {
         "data.size": study.images.size,
@@ -356,6 +364,10 @@ def _suitable(task: str, study: Study, group: str) -> dict[str, Value]:
         values["model.adapt"] = study.classifier.adapt
         values["strategy.name"] = study.classifier.strategy
         values["run.rounds"] = study.classifier.rounds or values["run.rounds"]
+        if private:
+            values["training.balance"] = "none"
+            if values["model.adapt"] in ("center", "statistics"):
+                values["model.adapt"] = "none"
     return {
         name: value
         for key, value in values.items()

@@ -50,6 +50,7 @@ class Adaptive(Strategy):
 
     Options = AdaptiveOptions
     secure_sums = True
+    private = True
 
     @abstractmethod
     def second(self, v: Tensor, squared: Tensor, options: Any) -> Tensor:

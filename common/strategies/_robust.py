@@ -36,6 +36,7 @@ class Robust(Strategy):
     """Base: some sites are chosen, and each weight goes to a center of theirs."""
 
     takes_server_rate = True
+    private = True  # what the server makes of noisy updates tells nothing more
 
     def chosen(self, updates: Mapping[str, SiteUpdate], config: RunConfig) -> list[SiteUpdate]:
         """Return the updates that are used: by default all."""

@@ -80,6 +80,8 @@ class MixtureLoss(Hooks):
 class APFL(FedAvg):
     """Judge each site by a mixture of the common model and its own."""
 
+    private = False  # a site trains on its images a second time each round
+
     class Options(strategy.Options):
         """Options of APFL."""
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class Ditto(FedAvg):
     """Train a model for each site beside the common one, held near it."""
 
+    private = False  # a site trains on its images a second time each round
+
     class Options(strategy.Options):
         """Options of Ditto."""
 

@@ -27,6 +27,7 @@ class FedAvg(Strategy):
     """
 
     secure_sums = True
+    private = True
     takes_server_rate = True
 
     def aggregate(

@@ -56,6 +56,7 @@ class FedNova(FedAvg):
     """Average the sites' updates, each divided by its number of steps."""
 
     secure_sums = False  # each update is divided by what its site says
+    private = True  # the number of steps follows from the run config
 
     def hooks(self, config: RunConfig, arrays: State, private: State) -> Hooks:
         """Return the counter."""

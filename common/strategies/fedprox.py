@@ -58,6 +58,7 @@ class FedProx(FedAvg):
     """Hold the sites near the common weights by a proximal term; else as fedavg."""
 
     takes_server_rate = False
+    private = True  # the term is of weights alone
 
     class Options(strategy.Options):
         """Options of FedProx."""

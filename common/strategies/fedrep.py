@@ -49,6 +49,8 @@ class HeadThenBody(Hooks):
 class FedRep(FedPer):
     """Keep each site's own last layer; train it first, then the averaged body."""
 
+    private = True  # gradients of both parts get noise, then one of them is left out
+
     class Options(strategy.Options):
         """Options of FedRep."""
 

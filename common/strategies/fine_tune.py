@@ -27,6 +27,8 @@ PARTS_OF_LARGEST = (8, 4, 2, 1)  # the grid: so many parts of the largest number
 class FineTune(FedAvg):
     """Train the common model further at each site before its test, where it helps."""
 
+    private = False  # a site trains on its images again before its test
+
     class Options(strategy.Options):
         """Options of fine-tuning."""
 

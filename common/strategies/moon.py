@@ -88,6 +88,8 @@ def _features(model: nn.Module, state: State, images: Tensor) -> Tensor:
 class Moon(FedAvg):
     """Hold each site's features near the common model's by a contrastive loss."""
 
+    private = False  # the term is of images, and no part of anybody's clipped gradient
+
     class Options(strategy.Options):
         """Options of MOON."""
 

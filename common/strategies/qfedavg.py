@@ -39,6 +39,8 @@ SMALLEST = 1e-10  # of F, and of its part of the largest: it may be 0 and has a 
 class QFedAvg(Strategy):
     """Let sites with a higher loss count more in the average."""
 
+    private = False  # it needs each site's training loss
+
     class Options(strategy.Options):
         """Options of q-FedAvg."""
 

@@ -84,6 +84,8 @@ class ControlVariates(Hooks):
 class Scaffold(FedAvg):
     """Correct each site's gradients by what all sites' are; average the weights."""
 
+    private = True  # control variates are means of gradients that have their noise already
+
     def hooks(self, config: RunConfig, arrays: State, private: State) -> Hooks:
         """Return the correction."""
         del config

@@ -144,13 +144,15 @@ class Strategy(ABC):
     """Base of all strategies; its methods are pure and know neither messages nor tasks."""
 
     Options: ClassVar[type[Options]] = Options
-    # Whether the server half needs no more than sums over the sites: Σ votes · update and Σ votes,
-    # and of each further array Σ array or Σ votes · array.
+    # Whether the server half needs sums over the sites alone: Σ votes · update, Σ votes, and of
+    # each further array Σ array or Σ votes · array.
     secure_sums: ClassVar[bool] = False
     # Whether its hooks learn from images without a label, which are left out otherwise.
     uses_unlabelled: ClassVar[bool] = False
     # Names, among the further arrays, of sums over a site's people: a site of too few sends zeros.
     sums_over_people: ClassVar[tuple[str, ...]] = ()
+    # Whether DP-SGD covers all that it makes of images: one training a round, no hook sees any.
+    private: ClassVar[bool] = False
     # Whether the server's learning rate has a meaning: there is an average, and steps along it.
     takes_server_rate: ClassVar[bool] = False
 
@@ -167,8 +169,7 @@ class Strategy(ABC):
     @property
     def of_classifiers(self) -> bool:
         """Whether it steps into a classifier's training, or makes a model for each site."""
-        mine = type(self)
-        own = (mine.hooks, mine.train)
+        own = (type(self).hooks, type(self).train)
         return self.is_personal or own != (Strategy.hooks, Strategy.train)
 
     @property
@@ -179,8 +180,7 @@ class Strategy(ABC):
     @property
     def is_personal(self) -> bool:
         """Whether each site is judged by a model of its own."""
-        mine = type(self)
-        own = (mine.personal, mine.tune)
+        own = (type(self).personal, type(self).tune)
         return self.splits or own != (Strategy.personal, Strategy.tune)
 
     def options(self, config: RunConfig) -> Any:
@@ -197,7 +197,7 @@ class Strategy(ABC):
             every = [*own, *type(config.strategy)().to_mapping()]
             hint = did_you_mean(unknown[0], every).replace(" '", " 'strategy.")
             known = {name: load_strategy(name).Options().to_mapping() for name in strategy_names()}
-            having = [name for name, options in known.items() if unknown[0] in options]
+            having = [name for name in known if unknown[0] in known[name]]
             raise ConfigError(
                 f"run config: unknown key 'strategy.{unknown[0]}'{hint or '.'} Strategy "
                 f"'{self.name}' has {'the options ' + as_words(own) if own else 'no options'}"
@@ -214,10 +214,11 @@ class Strategy(ABC):
         """
         self.options(config)
         if config.strategy.server_learning_rate and not self.takes_server_rate:
-            raise ConfigError(
-                "run config: strategy.server-learning-rate has no effect with strategy "
-                f"'{self.name}': leave it out"
-            )
+            what = "run config: strategy.server-learning-rate has no effect with strategy"
+            raise ConfigError(f"{what} '{self.name}': leave it out")
+        if config.privacy.is_on and not self.private:
+            what = f"run config: strategy '{self.name}' uses images beyond what privacy.epsilon"
+            raise ConfigError(f"{what} accounts for. fedscan strategies tells which do not")
 
     def sites_needed(self, config: RunConfig) -> int:
         """Return how many sites must take part for the server half to have a meaning."""

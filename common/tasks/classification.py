@@ -23,6 +23,7 @@ from common.evaluation.of_site import Evaluation, Reports
 from common.models.parts import freeze_body, layers_of, parts_of
 from common.models.warm_start import begin_with, check_start, has_frozen_norms
 from common.predictions import save_predictions
+from common.privacy.guarantee import guarantee_of
 from common.provenance import source_hash
 from common.strategies.strategy import load_strategy
 from common.studies.study import Study
@@ -41,8 +42,6 @@ from common.training.gan_presets import stylegan2
 from common.training.hooks import Hooks
 from common.training.progress import Progress
 from common.training.threshold import of_each_class, offsets, shifted
-
-TRAINING_METRICS = ("loss", "images-seen")
 
 
 class Classification(Task):
@@ -195,7 +194,8 @@ class Classification(Task):
         -------
         Fit
             With metrics ``loss``, the mean training loss, and ``images-seen``, images in all
-            batches.
+            batches. With differential privacy ``epsilon``, spent so far, in place of the loss, and
+            as ``images-seen`` how often a person is drawn, expected.
 
         Raises
         ------
@@ -223,7 +223,10 @@ class Classification(Task):
                 place.disclosure.log_variance(model.log_variance, received, data.people)
             )
         seen = float(config.local_steps(len(data)) * config.training.batch_size)
-        return Fit(dict(zip(TRAINING_METRICS, (loss, seen), strict=True)), moments)
+        if config.privacy.is_on:  # a loss without noise is not accounted for
+            spent = guarantee_of(config, data.people).spent(round_number)
+            return Fit({"epsilon": spent, "images-seen": seen}, moments)
+        return Fit({"loss": loss, "images-seen": seen}, moments)
 
     def evaluate(
         self,
@@ -278,7 +281,7 @@ class Classification(Task):
     def reports(self, config: RunConfig) -> Reports:
         """Name the metrics, those of single classes included where they are told."""
         names = metric_names(*_told_of(config.read_study()))
-        return Reports(frozenset(TRAINING_METRICS), frozenset(names))
+        return Reports(frozenset({"loss", "images-seen", "epsilon"}), frozenset(names))
 
     def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
         """Mean loss over all sites' images; on a few dozen accuracy moves in steps of percents.

@@ -20,6 +20,8 @@ from common.errors import DivergedError
 from common.models.parts import captured_features, layers_of
 from common.models.site_statistics import layers_of_site
 from common.models.slice_classifier import StackClassifier
+from common.privacy.dp_sgd import require_separate
+from common.privacy.guarantee import dp_sgd_of
 from common.seeding import derive_seed
 from common.training.batches import batches_of
 from common.training.classifier_state import ClassifierTraining
@@ -86,6 +88,9 @@ def train(
     has any, and a site takes its own. Where neither features nor images change, they are computed
     once.
 
+    With ``privacy.epsilon`` batches are Poisson samples of people, and each step's gradient is that
+    of :mod:`common.privacy.dp_sgd`. The mean loss that is returned then has no noise.
+
     Parameters
     ----------
     model : nn.Module
@@ -132,11 +137,15 @@ def train(
         mask=settings.absent_classes == "mask",
     )
     per_class = torch.from_numpy(class_weights(data.labels, classes)).to(device)
-    batches = batches_of(data.labels, settings.batch_size, seed, settings.balance)
     in_loss = per_class if settings.balance == "weights" else torch.ones_like(per_class)
 
     of_head = config.model.trains == "head"
     model.to(device).train(not of_head)  # what is frozen computes as it will when it is judged
+    private, batches = None, batches_of(data.labels, settings.batch_size, seed, settings.balance)
+    if config.privacy.is_on:
+        require_separate(model)
+        private = dp_sgd_of(config, data.people, seed)
+        batches = private.batches(data.persons)
     log_variance = features = constant = None
     if _is_scaled(model):
         features = features_of(model, data)
@@ -163,6 +172,24 @@ def train(
         elif of_head:
             constant = _seen_by_head(model, data, device)
             classify = partial(F.linear, weight=model.head.weight, bias=model.head.bias)
+
+    def loss_on(index: np.ndarray) -> Tensor:
+        targets = labels[index].to(device)
+        criterion = partial(_mean_loss, loss_of_each, targets, in_loss[targets])
+        if constant is not None:
+            return criterion(classify(constant[torch.from_numpy(index)]))
+        images = torch.from_numpy(data.take(index))
+        if settings.augment == "all":
+            images = augment(images, augmentation)
+        images = images.to(device)
+        with captured_features(model) as seen:
+            loss = criterion(model(images))
+        if private:
+            return loss
+        batch = Batch(images, targets, seen[-1], loss, criterion)
+        term = hooks.loss(model, batch)
+        return loss if term is None else loss + term
+
     done = 0
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(derive_seed(seed, purpose="dropout"))  # EfficientNet drops paths
@@ -174,24 +201,15 @@ def train(
         for step in range(first_step + done, first_step + steps):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * cosine(step, total) * group["share"]
-            index = next(batches)
-            targets = labels[index].to(device)
-            criterion = partial(_mean_loss, loss_of_each, targets, in_loss[targets])
-            if constant is not None:
-                loss = criterion(classify(constant[torch.from_numpy(index)]))
+            if private:  # a strategy's term is of weights alone, and needs no noise
+                loss = private.backward(model, map(loss_on, next(batches)), step)
+                rest = hooks.loss(model, None)
             else:
-                images = torch.from_numpy(data.take(index))
-                if settings.augment == "all":
-                    images = augment(images, augmentation)
-                images = images.to(device)
-                with captured_features(model) as seen:
-                    loss = criterion(model(images))
-                batch = Batch(images, targets, seen[-1], loss, criterion)
-                if (term := hooks.loss(model, batch)) is not None:
-                    loss = loss + term
-            optimizer.zero_grad(set_to_none=True)
-            if loss.requires_grad:  # not without any label, where a strategy adds nothing yet
-                loss.backward()
+                loss = rest = loss_on(next(batches))
+                optimizer.zero_grad(set_to_none=True)
+            if rest is not None and rest.requires_grad:
+                rest.backward()
+            if private or loss.requires_grad:  # not without any label, where nothing is added yet
                 hooks.gradient(model)
                 optimizer.step()
             training.losses.append(loss.detach())

@@ -50,8 +50,11 @@ class Hooks:
     def before_round(self, model: nn.Module) -> None:
         """See the model, on the device of the training, before the first optimizer step."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        """Return a scalar that is added to the loss of a batch; None adds nothing."""
+    def loss(self, model: nn.Module, batch: Batch | None) -> Tensor | None:
+        """Return a scalar that is added to the loss of a batch; None adds nothing.
+
+        Where people have differential privacy, ``batch`` is None, and the scalar is of weights.
+        """
         del model, batch
         return None
 

@@ -1,0 +1,115 @@
+"""What a run promises the people of a site: its (ε, δ), and the noise that keeps it.
+
+All follows from the run's configuration and the number N of people whom the site trains on. N is
+told with the site's first answer, and is no secret of the guarantee.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from common.errors import ConfigError
+from common.privacy.accounting import epsilon_of, noise_for
+from common.privacy.dp_sgd import DPSGD
+
+if TYPE_CHECKING:
+    from common.config.run_config import RunConfig
+
+SAFER = 10  # δ by itself: so many times below 1/N
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """The guarantee of a whole run at one site.
+
+    Parameters
+    ----------
+    epsilon, delta : float
+        Of all of the run's steps.
+    rate : float
+        q, the chance of a person to be in a step.
+    steps_a_round, rounds : int
+    """
+
+    epsilon: float
+    delta: float
+    rate: float
+    steps_a_round: int
+    rounds: int
+
+    @cached_property
+    def noise_multiplier(self) -> float:
+        """σ, calibrated to all steps of the run.
+
+        Raises
+        ------
+        ConfigError
+            Opacus is not installed, or no noise is enough.
+        """
+        steps = self.rounds * self.steps_a_round
+        return noise_for(self.epsilon, self.delta, self.rate, steps)
+
+    def spent(self, round_number: int) -> float:
+        """Return the ε of all rounds up to one, as if the site had taken part in each."""
+        steps = round_number * self.steps_a_round
+        return epsilon_of(self.noise_multiplier, self.rate, steps, self.delta)
+
+
+def guarantee_of(config: RunConfig, people: int) -> Guarantee:
+    """Return the guarantee of a run to the people of a site.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With ``privacy.epsilon`` above 0.
+    people : int
+        N, with an image that the site trains on.
+
+    Raises
+    ------
+    ConfigError
+        ``privacy.delta`` is above 1/N: to publish one person's data whole would be allowed.
+    """
+    privacy = config.privacy
+    if privacy.delta * people > 1:
+        raise ConfigError(
+            f"privacy.delta = {privacy.delta:g} is above 1 / (the people of a site): set it lower, "
+            f"or 0 for 1 / ({SAFER} · people)"
+        )
+    return Guarantee(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta or 1 / (SAFER * people),
+        rate=min(1.0, config.training.batch_size / people),
+        steps_a_round=config.training.local_steps,
+        rounds=config.run.rounds,
+    )
+
+
+def dp_sgd_of(config: RunConfig, people: int, seed: int) -> DPSGD:
+    """Return the draws and gradients of one round at a site.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With ``privacy.epsilon`` above 0.
+    people : int
+        N.
+    seed : int
+        Of people and noise: secret, and another in each round.
+
+    Raises
+    ------
+    ConfigError
+        See :func:`guarantee_of`; or there is no Opacus.
+    """
+    guarantee = guarantee_of(config, people)
+    return DPSGD(
+        noise_multiplier=guarantee.noise_multiplier,
+        max_norm=config.privacy.max_norm,
+        people=config.training.batch_size,  # at q = 1 more than there are: known to all, as it is
+        rate=guarantee.rate,
+        images=config.privacy.images_a_person,
+        seed=seed,
+    )
