@@ -7,11 +7,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from flwr.app import Context, Message
 
+from clients.budget import Budget
 from clients.digests import CONFIG, ROSTER
 from clients.orders import Orders, digest_of_order, require_round
 from clients.policy import SitePolicy
@@ -26,6 +28,7 @@ from common.evaluation.extractor import DEFAULTS
 from common.evaluation.of_site import Evaluation
 from common.local_round import judge_at_site, train_one_round
 from common.paths import cache_dir, site_records
+from common.privacy.guarantee import Guarantee, guarantee_of
 from common.site_names import require_sites
 from common.sites import Site, locate_site
 from common.strategies.strategy import load_strategy, with_prefix
@@ -102,6 +105,8 @@ class SiteClient:
         self.policy.require_training(
             self.site.name, people["train"], counts["n_train"], self.config
         )
+        if self.config.privacy.is_on:
+            self._budget(people["train"]).require(self.state.run_id, self._promise(people["train"]))
         with compute_device(self.config, granted()) as device:
             extractor = self.task.extractor_hash(self.config)
             if not self.state.ended:
@@ -124,11 +129,15 @@ class SiteClient:
         sent = messages.unpack(message.content[messages.ARRAYS])
         data = self._data("train")
         with self._place(message) as place:
+            place = self._private(place, digest_of_order(sent, place.sites))
             model = self.task.build_model(config, place)
             reference = self.orders.require_training(
                 *(number, sent, place.sites, last, before),
                 lambda: self._warm(model),
             )
+            if self.config.privacy.is_on:
+                people = data.labelled().people
+                self._budget(people).reserve(self.state.run_id, self._promise(people))
             done = train_one_round(
                 self.task,
                 model,
@@ -216,6 +225,28 @@ class SiteClient:
         with compute_device(self.config, granted()) as device:
             secret = site_secret(self.site.name) if self.policy.private_seed else ""
             yield SiteContext(self.site.name, sites, device, self.policy.disclosure, secret)
+
+    def _private(self, place: SiteContext, order: str) -> SiteContext:
+        """Give a deployed site noise that follows from nothing but its secret and this order.
+
+        Noise that another order had too, of a run with other settings, would cancel in the
+        difference of their answers. The same order again, as after a crash, has the same noise. A
+        simulation's noise follows from the run's seed, so that it can be repeated.
+        """
+        if not self.config.privacy.is_on or self.site.simulated:
+            return place
+        own = (site_secret(self.site.name), self.state.run_id, self._config_digest[CONFIG], order)
+        return replace(place, secret=_digest([own]))
+
+    def _promise(self, people: int) -> Guarantee:
+        guarantee = guarantee_of(self.config, people)
+        guarantee.spent(self.config.run.rounds)  # refused now rather than after the hello
+        return guarantee
+
+    def _budget(self, people: int) -> Budget:
+        if not self.policy.max_epsilon:
+            return Budget(self.site.name)
+        return Budget(self.site.name, self.policy.max_epsilon, self.policy.max_delta or 1 / people)
 
     def _data(self, split: str) -> Any:
         """Load a split, and refuse data that are not those with which the run began."""

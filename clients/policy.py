@@ -105,6 +105,19 @@ class SitePolicy(PolicySettings):
         False, description="whether moments of features leave however few people they are over"
     )
 
+    max_epsilon: NonNegative = Field(
+        0.0,
+        description="ε that all runs together may spend over the life of the site's data; runs "
+        "without differential privacy are then refused; 0: any runs",
+    )
+    max_delta: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="δ that all runs together may spend where max-epsilon is set; 0: 1 / people "
+        "that the site trains on",
+    )
+
     @field_validator("approved_weights", mode="before")
     @classmethod
     def _fingerprints(cls, value: object) -> object:
@@ -199,6 +212,11 @@ class SitePolicy(PolicySettings):
             for key, weight in strategy.added_terms(config).items()
             if weight > self.max_term_weight
         ]
+        if self.max_epsilon and not 0 < config.privacy.epsilon <= self.max_epsilon:
+            found.append(
+                f"privacy.epsilon = {config.privacy.epsilon:g}, accepted is above 0 up to "
+                f"{self.max_epsilon:g} (max-epsilon)"
+            )
         if config.trouble.is_on and self is not SIMULATED:
             found.append("trouble.* is for simulations: leave it out")
         if config.data.classes and self is not SIMULATED:

@@ -40,6 +40,7 @@ VARIANTS = [  # what else may be remembered, drawn or put back
     {"model.trains": "head", "training.augment": "none"},
     {"model.adapt": "statistics", "training.absent-classes": "mask"},
     {"training.balance": "batches"},
+    {"privacy.epsilon": 8.0},
 ]
 TWO_PARTS = {"model": {"w": torch.arange(3.0)}, "random": {"": torch.tensor(7)}}
 

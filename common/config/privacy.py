@@ -48,7 +48,8 @@ class Privacy(Group):
         """Say what in a run's configuration cannot be accounted for.
 
         What is computed of all of a site's people, and enters its training beside their gradients,
-        makes one person change the gradients of the others.
+        makes one person change the gradients of the others; and what shifts its decisions changes
+        the metrics that it reports.
         """
         if not self.is_on:
             return [
@@ -64,12 +65,12 @@ class Privacy(Group):
             ("training.loss", training.loss, ("logit-adjusted",), "'cross-entropy' or 'focal'"),
             ("training.absent-classes", training.absent_classes, ("mask",), "'keep'"),
             ("data.harmonize", data.harmonize, ("landmarks",), "'none'"),
-            ("model.adapt", model.adapt, ("center", "statistics"), "'none' or 'threshold'"),
+            ("model.adapt", model.adapt, ("center", "statistics", "threshold"), "'none'"),
             ("model.classifier", model.classifier, ("gan-features",), "another"),
         )
         found = [
-            f"{key} = {value!r} follows from all of a site's people, and privacy.epsilon accounts "
-            f"for their gradients alone: set {accepted}"
+            f"{key} = {value!r} follows from the people that a site trains on, and privacy.epsilon "
+            f"accounts for their gradients alone: set {accepted}"
             for key, value, refused, accepted in given
             if value in refused
         ]

@@ -350,7 +350,7 @@ def default_extractor(study: Study) -> str:
 def _suitable(task: str, study: Study, group: str, *, private: bool) -> dict[str, Value]:
     """Return what suits a task and a study, for the keys of a group that may be left open.
 
-    With differential privacy nothing that follows from all of a site's people.
+    With differential privacy nothing that follows from the people that a site trains on.
     """
     pictures = study.images.view == "picture"
     values = _SUITABLE[task] | {
@@ -365,9 +365,7 @@ def _suitable(task: str, study: Study, group: str, *, private: bool) -> dict[str
         values["strategy.name"] = study.classifier.strategy
         values["run.rounds"] = study.classifier.rounds or values["run.rounds"]
         if private:
-            values["training.balance"] = "none"
-            if values["model.adapt"] in ("center", "statistics"):
-                values["model.adapt"] = "none"
+            values |= {"training.balance": "none", "model.adapt": "none"}
     return {
         name: value
         for key, value in values.items()
