@@ -280,8 +280,11 @@ def test_whole_number_is_a_fine_float(key):
         "training.layer-decay": 1,
         "trouble.label-noise": 1,
         "trouble.attack-scale": 1,
+        "privacy.max-norm": 1,
     }
-    zeros = dict.fromkeys(("training.label-smoothing", "trouble.dropout", "trouble.delay"), 0)
+    zeros = dict.fromkeys(
+        ("training.label-smoothing", "trouble.dropout", "trouble.delay", "privacy.delta"), 0
+    )
     whole = {**zeros, **ones}.get(key, 2)
     config = RunConfig.from_flower({key: whole})
     value = config.to_flower()[key]
