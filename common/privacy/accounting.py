@@ -66,7 +66,7 @@ def epsilon_of(
     counted = _opacus("opacus.accountants").create_accountant(accountant)
     counted.history = [(noise_multiplier, rate, steps)]
     with warnings.catch_warnings():  # a bound at the first or last order is one as well
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore")
         return float(counted.get_epsilon(delta, **_exactness(accountant, epsilon=None)))
 
 
@@ -97,7 +97,7 @@ def noise_for(
     """
     utilities = _opacus("opacus.accountants.utils")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore")
         try:
             found = utilities.get_noise_multiplier(
                 target_epsilon=epsilon,

@@ -281,7 +281,8 @@ class Classification(Task):
     def reports(self, config: RunConfig) -> Reports:
         """Name the metrics, those of single classes included where they are told."""
         names = metric_names(*_told_of(config.read_study()))
-        return Reports(frozenset({"loss", "images-seen", "epsilon"}), frozenset(names))
+        told = "epsilon" if config.privacy.is_on else "loss"
+        return Reports(frozenset({told, "images-seen"}), frozenset(names))
 
     def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
         """Mean loss over all sites' images; on a few dozen accuracy moves in steps of percents.
