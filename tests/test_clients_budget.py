@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,9 +60,23 @@ def test_a_run_that_goes_on_does_not_pay_twice():
 def test_a_run_cannot_ask_for_more_under_the_name_of_one_that_has_paid():
     budget = Budget("north")
     budget.reserve("1", ASKED)
-    more = Guarantee(**{**vars(ASKED), "epsilon": 5.0})
     with pytest.raises(ConfigError, match=r"another privacy\.epsilon"):
-        budget.reserve("1", more)
+        budget.reserve("1", replace(ASKED, epsilon=5.0))
+
+
+def test_runs_that_begin_at_once_are_granted_no_more_than_there_is():
+    one = replace(ASKED, epsilon=1.0)
+
+    def granted(number: int) -> bool:
+        try:
+            Budget("north", epsilon=4.0).reserve(str(number), one)
+        except ConfigError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(granted, range(8))) == 4
+    assert len(Budget("north").spent()) == 4
 
 
 @pytest.mark.parametrize(
