@@ -205,7 +205,7 @@ def lower_bound(found: np.ndarray, null: np.ndarray, delta: float) -> float:
     """Return an ε below which the mechanism is not, with confidence (Jagielski et al. 2020, arXiv
     2006.07709): log((true positive rate - δ) / false positive rate), by Clopper and Pearson."""
     half = len(null) // 2
-    threshold = np.quantile(null[:half], 0.98)  # chosen on other trials than it is judged by
+    threshold = np.quantile(null[:half], 0.9)  # chosen on other trials than it is judged by
     hits, alarms, n = (found[half:] > threshold).sum(), (null[half:] > threshold).sum(), half
     true = beta.ppf(1 - CONFIDENCE, hits, n - hits + 1) if hits else 0.0
     false = beta.ppf(CONFIDENCE, alarms + 1, n - alarms)
@@ -217,7 +217,7 @@ def audited(scale: float) -> tuple[float, float]:
     config = read_run_config({**TINY, "run.rounds": 2, "privacy.epsilon": 1.0})
     persons = [f"p{k}" for k in range(8)]
     layer = nn.Linear(1, 1, bias=False)
-    names, trials = np.array(persons), 800
+    names, trials = np.array(persons), 1600
 
     right = dp_sgd_of(config, len(persons), 0)
     given = replace(right, noise_multiplier=right.noise_multiplier * scale)
