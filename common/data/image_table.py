@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.groups import Leaks, connect, find_leaks
-from common.data.tables import NOT_TOLD, SiteTable, read_site_table
+from common.data.tables import NOT_TOLD, SiteTable, listed_file, read_site_table
 from common.errors import DataContractError
 from common.imaging.splits import ACCEPTED_SPLITS, assign_splits, parse_split
 from common.site_files import plain, resolve_inside
-from common.studies.sections import check_relative
 from common.studies.site_mapping import load_site_mapping
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
@@ -276,17 +275,6 @@ def _refuse_values(column: str, found: list[tuple[int, str]], study: Study, site
         got=shown,
         remedy=f"Accepted: {accepted}. Add spellings to the study, or codes to site.toml",
     )
-
-
-def listed_file(cell: str, study: Study) -> str:
-    """Path of the file that a cell of the table names, as in :attr:`ImageTable.files`.
-
-    Raises
-    ------
-    ValueError
-        It leads out of the site's folder.
-    """
-    return (Path(study.images.folder) / check_relative(cell + study.images.suffix)).as_posix()
 
 
 def _file(cell: str, study: Study, site: str, line: int) -> str:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from common.errors import DataContractError
 from common.site_files import plain, read_text
+from common.studies.sections import check_relative
 from common.studies.site_mapping import SiteMapping
+from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
 MOST_BYTES = 256 * 2**20
@@ -207,3 +209,14 @@ def _parse(text: str, separator: str, site: str, name: str) -> Iterator[tuple[in
                 yield reader.line_num, [cell.strip() for cell in cells]
     except csv.Error as error:
         raise refuse("the table cannot be read as rows of cells", plain(str(error))) from error
+
+
+def listed_file(cell: str, study: Study) -> str:
+    """Path of the file that a cell of the table names, as in :attr:`ImageTable.files`.
+
+    Raises
+    ------
+    ValueError
+        It leads out of the site's folder.
+    """
+    return (Path(study.images.folder) / check_relative(cell + study.images.suffix)).as_posix()

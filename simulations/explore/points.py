@@ -313,8 +313,7 @@ def require_column(trained: Trained, sites: Sequence[str], column: str) -> None:
 
 def _column(trained: Trained, site: str, column: str) -> dict[str, str] | None:
     """Return a column of a site's table by participant or by file; None where there is none."""
-    from common.data.image_table import listed_file
-    from common.data.tables import read_site_table
+    from common.data.tables import listed_file, read_site_table
     from common.studies.site_mapping import load_site_mapping
 
     images, folder = trained.study.images, trained.folders[site]
