@@ -161,11 +161,11 @@ def judge(members: ArrayLike, others: ArrayLike, *, seed: int = 0) -> dict[str, 
     Returns
     -------
     dict
-        ``persons`` (``in``, ``out``), and of at least 5 a group, else None, as fewer would be told
-        of singly: ``auc`` (``mean``, ``low``, ``high``: the 95 % interval over persons); ``tpr``,
-        by false positive rate, likewise, None where so few others cannot show the rate;
-        ``advantage``, the largest TPR - FPR, which is above 0 by chance alone, and
-        ``advantage_by_chance``, its mean over permutations of who is in; ``baseline`` of the AUC.
+        ``persons`` (``in``, ``out``); ``baseline`` of the AUC; and, None of fewer than 5 a group,
+        as it would tell of single ones: ``auc`` (``mean``, ``low``, ``high``: the 95 % interval
+        over persons); ``tpr``, by false positive rate, likewise, None where so few others cannot
+        show the rate; ``advantage``, the largest TPR - FPR, which is above 0 by chance alone, and
+        ``advantage_by_chance``, its mean over permutations of who is in.
     """
     members, others = np.asarray(members, np.float64), np.asarray(others, np.float64)
     counts = (len(members), len(others))

@@ -67,7 +67,8 @@ def _curves(axes: Axes, table: pd.DataFrame, attacks: Attacks) -> None:
     axes.set_title("Membership", fontsize=11)
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    if len(axes.lines) > 1:  # beside the diagonal
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
 def _reconstructions(axes: Axes, table: pd.DataFrame, attacks: Attacks) -> None:

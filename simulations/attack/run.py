@@ -20,7 +20,7 @@ from simulations import console
 from simulations.attack.people import People, choose_people
 from simulations.gan.generate import new_folder
 from simulations.trained import Trained, read_trained
-from simulations.trained_sites import chosen_sites
+from simulations.trained_sites import chosen_sites, open_if_any
 
 MEMBERSHIP, INVERSION, ATTRIBUTES = KINDS = ("membership", "inversion", "attributes")
 LOSS, LIRA, UPDATE, DISTANCE = "loss", "lira", "update", "distance"
@@ -114,7 +114,11 @@ def attack(request: Request) -> dict[str, Any]:
     """
     trained = read_trained(request.run, request.cohort, request.device)
     sites = _checked(request, trained)
-    people = [choose_people(trained, site, request.count, request.seed) for site in sites]
+    people = [
+        choose_people(trained, site, request.count, request.seed)
+        for site in sites
+        if all(open_if_any(trained, site, split) for split in ("train", "test"))
+    ]
     if not any(len(one.rows) for one in people):
         raise ConfigError(
             f"sites {', '.join(sites)}: no class has people both in training and in the test set"
@@ -131,7 +135,7 @@ def attack(request: Request) -> dict[str, Any]:
     description = {
         "weights": trained.weights_hash,
         "task": trained.task_name,
-        "sites": list(sites),
+        "sites": [one.site for one in people],
         "kinds": list(request.kinds),
         "shadows": request.shadows,
         "seed": request.seed,
