@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -152,8 +153,6 @@ def test_people_are_matched_by_class_and_nobody_is_in_both_groups(run: Path) -> 
 
 
 def test_a_pool_is_one_participant_and_a_loner_is_attacked_alone(run: Path, tmp_path: Path) -> None:
-    import shutil
-
     assert participants_of(read_trained(run)) == {"island": ["island"], "north": ["north"]}
     for name, model, expected in (
         ("centralized-seed0", "all", {"all": ["island", "north"]}),
@@ -209,6 +208,18 @@ def test_what_is_of_classifiers_is_refused_for_a_generator(
     with pytest.raises(ConfigError, match="generator"):
         attack(Request(run=gan, out=tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_noise_of_a_private_run_is_not_of_one_image(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    manifest = json.loads((moved / "manifest.json").read_text())
+    private = {"privacy.epsilon": 8.0, "strategy.name": "fedavg"}
+    plain = {"model.adapt": "none", "training.balance": "none"}
+    manifest["config"] |= private | plain
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="differential privacy"):
+        attack(Request(run=moved, out=tmp_path / "out", kinds=("inversion",)))
 
 
 def test_the_command_prints_a_table_or_json(run: Path, tmp_path: Path) -> None:

@@ -97,6 +97,12 @@ def require_invertible(trained: Trained) -> None:
             "--kind inversion: it attacks updates of a classifier, and this is a generator. "
             "Accepted here are membership and attributes"
         )
+    if trained.config.privacy.is_on:
+        raise ConfigError(
+            "--kind inversion: with differential privacy the noise is of a whole run over all of a "
+            "site's people, and not of the update of one image. Accepted here are membership and "
+            "attributes"
+        )
     model = trained.config.model
     if model.trains == "head" or model.classifier == "gan-features":
         raise ConfigError(
