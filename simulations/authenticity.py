@@ -146,7 +146,7 @@ def choose(
     Returns
     -------
     DataFrame
-        One row an image: ``group``, ``site``, ``class``, ``person`` (a number) and ``row``, its
+        One row for each image: ``group``, ``site``, ``class``, ``person`` (a number) and ``row``, its
         number in the site's split, or of the generated image.
     np.ndarray
         Pictures (N, C, R, R) in [-1, 1].

@@ -34,7 +34,7 @@ TASKS = {  # of Hugging Face
     "classification": ("image-classification", "Image classification"),
     "generation": ("unconditional-image-generation", "Image generation"),
 }
-AUDIT = ("authenticity", "authenticity_held_out", "copies_flagged")  # of copies, told apart
+AUDIT = ("authenticity", "authenticity_held_out", "copies_flagged")  # in a section of their own
 OF_DATA = ("ms_ssim_real",)  # whatever the model
 MEASURES = {
     "classification": tuple(CLASSIFICATION),

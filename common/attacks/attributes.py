@@ -69,7 +69,7 @@ def measure(features: NDArray, people: int, *, trials: int = 200, seed: int = 0)
     Parameters
     ----------
     features : (N, D) floats
-        One row a person; N at least 3 n.
+        One row for each person; N at least 3 n.
     people : int
         n.
     trials : int

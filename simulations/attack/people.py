@@ -43,7 +43,7 @@ class People:
         return self.data.subset(self.rows)
 
     def table(self, scores: NDArray, **about: str) -> pd.DataFrame:
-        """Return one row a person: ``person`` (a number), ``in_training`` and ``score``.
+        """Return one row for each person: ``person`` (a number), ``in_training`` and ``score``.
 
         Parameters
         ----------

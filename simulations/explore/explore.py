@@ -265,7 +265,7 @@ def _directions(
     Returns
     -------
     list of dict
-        A row a label.
+        One for each label.
     dict of str to Direction
         Those that could be found; those that are asked for are taken out of the others.
 

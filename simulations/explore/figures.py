@@ -33,7 +33,7 @@ def draw_map(table: pd.DataFrame, places: NDArray, title: str) -> dict[str, byte
     Parameters
     ----------
     table : DataFrame
-        A row a point: ``kind``, ``class``, ``site``, ``split``; "" is unknown.
+        One row for each point: ``kind``, ``class``, ``site``, ``split``; "" is unknown.
     places : (N, 2) floats
     title : str
 
