@@ -146,8 +146,8 @@ def choose(
     Returns
     -------
     DataFrame
-        One row for each image: ``group``, ``site``, ``class``, ``person`` (a number) and ``row``, its
-        number in the site's split, or of the generated image.
+        One row for each image: ``group``, ``site``, ``class``, ``person`` (a number) and ``row``,
+        its number in the site's split, or of the generated image.
     np.ndarray
         Pictures (N, C, R, R) in [-1, 1].
     list of dict

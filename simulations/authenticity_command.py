@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from simulations.options import (
     MovedCohortOption,
     absolute,
     computing_with,
+    tell,
 )
 
 
@@ -73,11 +73,7 @@ def authenticity(
     )
     with computing_with(threads):
         found = measure(request)
-    if output_format is Format.json:
-        typer.echo(json.dumps(found))
-        return
-    _show(found)
-    typer.echo(str(request.out))
+    tell(found, request.out, output_format, _show)
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -172,3 +173,17 @@ def computing_with(threads: int) -> Iterator[None]:
 def absolute(path: Path) -> Path:
     """Return a path that a user gave, as it is from any folder."""
     return path.expanduser().absolute()
+
+
+def tell(
+    found: dict[str, Any],
+    folder: Path,
+    output_format: Format,
+    show: Callable[[dict[str, Any]], None],
+) -> None:
+    """Print what a command has found as JSON, or show it and name the folder that holds it."""
+    if output_format is Format.json:
+        typer.echo(json.dumps(found))
+        return
+    show(found)
+    typer.echo(str(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from simulations.options import (
     MovedCohortOption,
     absolute,
     computing_with,
+    tell,
 )
 
 
@@ -86,15 +86,16 @@ def attack(
     )
     with computing_with(threads):
         found = work(request)
-    if output_format is Format.json:
-        typer.echo(json.dumps(found))
-        return
-    _show(found["attacks"])
+    tell(found, request.out, output_format, _show)
+
+
+def _show(found: dict[str, Any]) -> None:
+    """Show the results, and name the files that are not to be passed on."""
+    _show_attacks(found["attacks"])
     typer.echo(f"These are of single patients and stay at the site: {', '.join(found['stays'])}")
-    typer.echo(str(request.out))
 
 
-def _show(attacks: list[dict[str, Any]]) -> None:
+def _show_attacks(attacks: list[dict[str, Any]]) -> None:
     """Show a table of each kind; of moments over the most people."""
     from rich.markup import escape
     from rich.table import Table

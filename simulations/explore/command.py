@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from simulations.options import (
     MovedCohortOption,
     absolute,
     computing_with,
+    tell,
 )
 
 
@@ -127,11 +127,7 @@ def explore(
     )
     with computing_with(threads):
         found = look(request)
-    if output_format is Format.json:
-        typer.echo(json.dumps(found))
-        return
-    show(found)
-    typer.echo(str(request.out))
+    tell(found, request.out, output_format, show)
 
 
 def show(found: Mapping[str, Any]) -> None:

@@ -39,8 +39,8 @@ class Points:
     ----------
     table : DataFrame
         One row for each image: ``kind``, ``class``, ``site``, ``split``, ``person`` and the study's
-        other conditions; of real and projected images ``row``, the number in the site's split, else −1.
-        Images to train on of a site that did not train have split ``unseen``.
+        other conditions; of real and projected images ``row``, the number in the site's split, else
+        −1. Images to train on of a site that did not train have split ``unseen``.
     images : np.ndarray
         (N, C, R, R) in [-1, 1].
     ws : np.ndarray
