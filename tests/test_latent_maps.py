@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError
+from common.evaluation.generation import nearest_points
 from common.latent import maps
-from common.latent.maps import map_points, neighbours, require_method, separability
+from common.latent.maps import map_points, require_method, separability
 
 HAVE_UMAP = importlib.util.find_spec("umap") is not None
 METHODS = [
@@ -38,11 +39,15 @@ def test_a_seed_decides_a_map(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_groups_that_are_far_apart_are_apart_on_a_map(method: str) -> None:
     places = map_points(clouds(), method)
-    nearest, _ = neighbours(places[0], places[1:], 1)
-    within = [neighbours(p, np.delete(places, k, 0), 1)[0][0] for k, p in enumerate(places)]
-    same = [(k < 30) == (n + (n >= k) < 30) for k, n in enumerate(within)]
-    assert len(nearest) == 1
-    assert all(same)
+    nearest, _ = nearest_points(places, places, 2)  # the first is the point itself
+    assert all((nearest[:, 0] < 30) == (nearest[:, 1] < 30))
+
+
+def test_nearest_points_come_nearest_first() -> None:
+    points = np.array([[3.0, 4], [0, 1], [0, 0]])
+    (index,), (distances,) = nearest_points(np.zeros((1, 2)), points, 2)
+    assert index.tolist() == [2, 1]
+    assert distances.tolist() == [0.0, 1.0]
 
 
 def test_principal_components_keep_the_distances_of_a_plane() -> None:
@@ -117,9 +122,3 @@ def test_persons_who_differ_are_separable() -> None:
     (first, mine), (second, others) = slices(20, 4, seed=0), slices(20, 4, seed=1)
     found = separability(first, second + 5, persons=(mine, others))
     assert found.accuracy == 1.0 > found.chance[1]
-
-
-def test_neighbours_come_nearest_first() -> None:
-    index, distances = neighbours([0.0, 0.0], [[3, 4], [0, 1], [0, 0]], 2)
-    assert index.tolist() == [2, 1]
-    assert distances.tolist() == [0.0, 1.0]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import ConfigError
-from common.evaluation.generation import distances_by_block, nearest_points
+from common.evaluation.generation import distances_by_block
 from common.seeding import derive_seed
 
 METHODS = ("pca", "tsne", "umap")
@@ -182,24 +182,3 @@ def _permuted(owner: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.
     kinds = np.empty(order.shape, bool)
     np.put_along_axis(kinds, order, middle > len(owner) / 2, axis=1)
     return kinds[:, owner]
-
-
-def neighbours(
-    query: ArrayLike, points: ArrayLike, count: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the points nearest to one, by Euclidean distance, the nearest first.
-
-    Parameters
-    ----------
-    query : (D,) floats
-    points : (N, D) floats
-    count : int
-        At most so many.
-
-    Returns
-    -------
-    indices : (n,) int64
-    distances : (n,) float64
-    """
-    (indices,), (distances,) = nearest_points(np.asarray(query)[None], np.asarray(points), count)
-    return indices, distances

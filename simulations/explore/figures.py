@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from simulations.explore.points import GENERATED, KINDS, PROJECTED, REAL
 from simulations.report.charts import RULE, STYLE
+from simulations.report.looks import OKABE_ITO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURINGS = ("class", "site", "split")
-# Okabe and Ito's, distinct for colour-blind eyes; of more values they come round again.
-PALETTE = (
-    *("#0067a8", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#b8a800"),
-)
+# Of more values they come round again. Points in yellow would not show on white.
+PALETTE = tuple(colour for name, colour in OKABE_ITO.items() if name != "yellow")
 UNKNOWN = "#b4bcc5"
 MARKERS = {REAL: "o", GENERATED: "x", PROJECTED: "s"}
 FORMATS = ("png", "svg")

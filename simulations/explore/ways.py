@@ -94,13 +94,13 @@ def write_neighbours(
     out: Path, query: np.ndarray, of_query: np.ndarray, found: Points, features: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
     """Show the real and the generated images that are nearest to a chosen one."""
+    from common.evaluation.generation import nearest_points
     from common.imaging.pictures import write_grid
-    from common.latent.maps import neighbours
 
     lines, names, told = [query[None]], ["chosen"], {}
     for kind in (REAL, GENERATED):
         mine = np.flatnonzero(found.table["kind"] == kind)
-        index, distances = neighbours(of_query, features[mine], NEAREST)
+        (index,), (distances,) = nearest_points(of_query[None], features[mine], NEAREST)
         near = found.table.iloc[mine[index]]
         lines.append(found.images[mine[index]])
         names.append(kind)
