@@ -18,6 +18,7 @@ from simulations import (
     check_command,
     gate_commands,
     model_card_command,
+    predict_command,
     prepare_commands,
     run_commands,
     strategies_command,
@@ -238,6 +239,7 @@ app.command()(check_command.check)
 app.command("model-card")(model_card_command.model_card)
 app.command()(strategies_command.strategies)
 app.command()(explore_command.explore)
+app.command()(predict_command.predict)
 app.command()(attendance_command.attendance)
 app.command()(attendance_command.readmit)
 

@@ -153,16 +153,17 @@ class Trained:
         extractor.require_features()
         return extractor
 
-    def classifier(self, site: str) -> nn.Module:
+    def classifier(self, site: str = "") -> nn.Module:
         """Return the classifier as it is tested at a site, for use.
 
         It is adapted to the site, as ``model.adapt`` has it; of a personal strategy it is the
-        site's own.
+        site's own. Without a site it is the one that all share.
 
         Raises
         ------
         ConfigError
-            It is a generator; or the site's own model is not on this machine.
+            It is a generator; the site's own model is not on this machine; or no site is named and
+            there is no model without one.
         """
         from common.training.classifier import survey_site
 
@@ -172,11 +173,18 @@ class Trained:
                 "'classification'"
             )
         personal = load_strategy(self.config.strategy.name).is_personal
+        if not site and (personal or self.config.model.adapt in ("center", "statistics")):
+            why = (
+                f"strategy '{self.config.strategy.name}' makes a model for each site"
+                if personal
+                else f"model.adapt '{self.config.model.adapt}' fits the model to each site"
+            )
+            raise ConfigError(f"{why}: --site names one of {', '.join(self.sites)}")
         _, weights = read_model(self._own_model(site) if personal else self.folder)
         task = load_task(self.task_name)
         model = task.build_model(self.config, SiteContext(site, self.sites, self.device))
         task.load_shared(model, weights)
-        if self.config.model.adapt != "none":
+        if site and self.config.model.adapt != "none":
             survey_site(model, self.open(site, "train"), self.config, self.device)
         return model.to(self.device).eval()
 
@@ -219,7 +227,9 @@ class Trained:
         )
 
 
-def read_trained(folder: Path, cohort: Path | None = None, device: str = "auto") -> Trained:
+def read_trained(
+    folder: Path, cohort: Path | None = None, device: str = "auto", *, need_data: bool = True
+) -> Trained:
     """Read what a folder says of its model.
 
     Parameters
@@ -228,6 +238,8 @@ def read_trained(folder: Path, cohort: Path | None = None, device: str = "auto")
     cohort : Path, optional
         Where the sites' data are, if they are no longer where they were.
     device : {"auto", "cpu", "cuda"}
+    need_data : bool
+        Whether the sites' data must be there; else a folder of them may not exist.
 
     Raises
     ------
@@ -247,8 +259,13 @@ def read_trained(folder: Path, cohort: Path | None = None, device: str = "auto")
         raise ConfigError(f"{folder}: no model is here. {hint}") from None
     config, extractor = _config(folder, manifest)
     trains = load_strategy(config.strategy.name).trains_at
-    folders = _folders(folder, manifest, config, cohort)
-    if lost := [name for name, path in folders.items() if not path.is_dir()]:
+    try:
+        folders = _folders(folder, manifest, config, cohort)
+    except ConfigError:
+        if need_data or cohort:
+            raise
+        folders = {name: folder / "no data" / name for name in _site_names(manifest)}
+    if need_data and (lost := [name for name, path in folders.items() if not path.is_dir()]):
         raise ConfigError(
             f"the data of site '{lost[0]}' are no longer where they were: --cohort names the "
             "folder above the sites' data"
@@ -294,8 +311,7 @@ def _folders(
     """
     from common.imaging.bids import list_sites
 
-    sites = manifest.get("sites")
-    names = [name for name in sites if SITE_NAME.fullmatch(name)] if isinstance(sites, dict) else []
+    names = _site_names(manifest)
     if cohort is None and isinstance(told := manifest.get("folders"), dict):
         return {name: Path(str(path)) for name, path in told.items()}
     if cohort is None and (folder / LAUNCH).is_file():
@@ -309,3 +325,8 @@ def _folders(
     if lost := [name for name in names if name not in found]:
         raise ConfigError(f"--cohort: it does not hold site '{lost[0]}', of which the model is")
     return {name: found[name] for name in names or found}
+
+
+def _site_names(manifest: Mapping[str, Any]) -> list[str]:
+    sites = manifest.get("sites")
+    return [name for name in sites if SITE_NAME.fullmatch(name)] if isinstance(sites, dict) else []

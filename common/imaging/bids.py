@@ -151,7 +151,7 @@ def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteInde
         split = read_split(row["split"], site, line) if "split" in row else None
         scan, reason = None, NO_SCAN
         if name in folders:
-            scan, reason = _find_scan(root, name, study.images.contrast)
+            scan, reason = find_scan(root, name, study.images.contrast)
         if value is None:
             skipped.append(Skipped(name, NO_LABEL))
             if scan is not None and ("split" not in row or split == "train"):
@@ -267,7 +267,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def _find_scan(root: Path, name: str, contrast: str) -> tuple[Path | None, str]:
+def find_scan(root: Path, name: str, contrast: str) -> tuple[Path | None, str]:
     """First image of that contrast of a participant, or the reason why there is none."""
     folder = root / name
     try:

@@ -147,41 +147,17 @@ def read_query(trained: Trained, site: str, path: Path) -> NDArray[np.float32]:
         raise ConfigError(
             f"{path}: there is no such file", public="the image: there is no such file"
         )
+    from common.data.dataset import in_unit_range
+    from simulations.predict import ImageReader
+
+    target, reader = path.resolve(), ImageReader(trained, site)  # a link means what it leads to
     try:
-        stored = _read(trained, site, path)
+        stored = reader.read(target, target.parent)[None]
     except DataContractError as error:
         raise ConfigError(
             f"{path}: {error.problem}. {error.remedy}".strip(" ."), public=error.public
         ) from None
-    if trained.config.data.harmonize == "none":
-        from common.data.dataset import in_unit_range
-
-        return in_unit_range(stored)
-    from common.data.harmonization import learn_map
-    from common.data.site_data import open_split
-    from common.paths import cache_dir
-    from common.tasks.classifier_networks import heights_mm
-
-    train = open_split(
-        *(trained.study, site, trained.folders[site], "train"),
-        size=stored.shape[-1],
-        heights_mm=heights_mm(trained.config),
-        cache=cache_dir(),
-    )
-    volumes = trained.study.images.view != "picture"
-    return learn_map(train.pixels, site=site, volumes=volumes)(stored)
-
-
-def _read(trained: Trained, site: str, path: Path) -> NDArray[Any]:
-    """Read a file as it would be stored, (1, C, *space)."""
-    from common.data.site_data import reader_of
-    from common.tasks.classifier_networks import heights_mm
-
-    target = path.resolve()  # whoever names a link means what it leads to
-    read = reader_of(trained.study).read_image
-    size, levels = trained.open(site, "train").shape[-1], heights_mm(trained.config)
-    where = {"root": target.parent, "site": site}
-    return read(target, trained.study, size=size, heights_mm=levels, **where)[None]
+    return in_unit_range(reader.pixels(stored).take([0]))
 
 
 def _precision(
