@@ -19,8 +19,8 @@ def attendance(run: RunArgument, output_format: FormatOption = Format.text) -> N
 
     Examples
     --------
-    - `fedscan attendance runs/20261129-101500-3f2a`
-    - `fedscan attendance runs/20261129-101500-3f2a --format json`
+    - `fedscan attendance runs/2026-11-29-1015-brain-sex-fedavg`
+    - `fedscan attendance runs/2026-11-29-1015-brain-sex-fedavg --format json`
     """
     from simulations.attendance import count_outcomes, ranges, read_attendance, reasons
 
@@ -71,7 +71,7 @@ def readmit(
 ) -> None:
     """Have a suspended site asked again, from the next order on, or when the run is resumed.
 
-    Example: `fedscan readmit runs/20261129-101500-3f2a north`
+    Example: `fedscan readmit runs/2026-11-29-1015-brain-sex-fedavg north`
     """
     from common.files import make_folder, write_atomically
     from common.reading import read_json

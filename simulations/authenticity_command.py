@@ -53,7 +53,7 @@ def authenticity(
     Examples
     --------
     - `fedscan authenticity gan --out authenticity`
-    - `fedscan authenticity runs/20261129-101500-3f2a --site north --count 100 --threads 2`
+    - `fedscan authenticity runs/RUN --site north --count 100 --threads 2`
     - `fedscan authenticity gan --space w --seeds 4 --steps 500 --format json`
     """
     from simulations.authenticity import Request, measure

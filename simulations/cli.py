@@ -16,6 +16,8 @@ from simulations import (
     attendance_command,
     authenticity_command,
     check_command,
+    clean_command,
+    config_command,
     gate_commands,
     model_card_command,
     predict_command,
@@ -24,6 +26,7 @@ from simulations import (
     strategies_command,
     studies_commands,
     supernode_command,
+    track_command,
 )
 from simulations.attack import command as attack_command
 from simulations.deploy import commands as deploy_commands
@@ -53,7 +56,6 @@ from simulations.transfer import command as transfer_command
 app = typer.Typer(
     name="fedscan",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,  # a value may identify somebody
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -97,7 +99,11 @@ app.command()(run_commands.federate)
 @app.command()
 def benchmark(
     preset: Annotated[
-        str, typer.Option(help="A plan that comes with fedscan; see the names with --dry-run.")
+        str,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            help="A plan that comes with fedscan (see the names with --dry-run), or your own file.",
+        ),
     ] = "default",
     arms: Annotated[
         str | None, typer.Option(help="Of centralized,local,federated; the preset's by default.")
@@ -150,6 +156,7 @@ def benchmark(
 
     - `fedscan benchmark` — one repetition on three phantom hospitals
     - `fedscan benchmark --preset headline --out headline` — five, each with other people
+    - `fedscan benchmark --preset plan.toml` — a plan of your own
     - `fedscan benchmark --strategies fedavg,fedprox --set strategy.mu=0.1`
     - `fedscan benchmark --study skin-lesions --set task=generation`
     - `fedscan benchmark --cohort ~/hospitals --dry-run`
@@ -224,9 +231,9 @@ def benchmark(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a comparison, or a generation run.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison or a run.")],
 ) -> None:
-    """Draw the report of a comparison, or of a run that made a generator, again from its files.
+    """Draw the report of a comparison or a run again from its files.
 
     Example: `fedscan report benchmark`
     """
@@ -240,6 +247,9 @@ app.command("model-card")(model_card_command.model_card)
 app.command()(strategies_command.strategies)
 app.command()(explore_command.explore)
 app.command()(predict_command.predict)
+app.command()(config_command.config)
+app.command()(clean_command.clean)
+app.command()(track_command.track)
 app.command()(attendance_command.attendance)
 app.command()(attendance_command.readmit)
 

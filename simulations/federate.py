@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from secrets import token_hex
 from statistics import fmean
 from typing import Any
 
@@ -36,6 +35,7 @@ from simulations.launch import (
 )
 from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
 from simulations.resume import Launch, way_on
+from simulations.run_name import claim_name
 from simulations.separate import keep_ledgers, separate_run
 
 LOG = "flower.log"
@@ -152,7 +152,8 @@ def federate(
     Parameters
     ----------
     config : RunConfig
-        ``output_dir`` must be set. A run without an id gets one of date and time.
+        ``output_dir`` must be set. A run without an id gets a name of its own:
+        :func:`simulations.run_name.claim_name`.
     resources : Resources
     phantoms : mapping of str to Path, optional
         Folders of simulated hospitals, where there is no cohort; by default those of every run.
@@ -205,7 +206,7 @@ def federate(
         folders = phantoms
     clean_up_after_killed()
     if not config.run.id:
-        config = config.replace({"run.id": f"{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(2)}"})
+        config = config.replace({"run.id": claim_name(config)})
     folder = Path(config.run.output_dir) / config.run.id
     with looked_after(folder):  # until every process has ended: a site would save its round
         make_folder(folder)

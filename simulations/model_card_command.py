@@ -51,7 +51,7 @@ def model_card(
 
     Examples
     --------
-    - `fedscan model-card runs/20261129-101500-3f2a`
+    - `fedscan model-card runs/2026-11-29-1015-brain-sex-fedavg`
     - `fedscan model-card benchmark/cells/federated-fedavg-seed0/all --license apache-2.0`
     - `fedscan model-card gan --authenticity gan/authenticity --format json`
     """

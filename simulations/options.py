@@ -57,6 +57,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override the run config; repeatable."),
 ]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.toml",
+        help="Run config, study and cohort from a file; other options win over it. `fedscan config "
+        "--out FILE.toml` writes one.",
+    ),
+]
 RayAddressOption = Annotated[
     str,
     typer.Option(

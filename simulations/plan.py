@@ -20,6 +20,7 @@ from common.strategies.strategy import load_strategy, strategy_names
 from common.studies.study import read_study
 from common.tasks.task import read_run_config
 from common.training.gan_presets import stylegan2
+from simulations.config_file import read_toml
 from simulations.contrasts import reference_of
 from simulations.placeholders import fill_in
 from simulations.scenarios import crossed
@@ -288,8 +289,22 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
 
 
+def _read_preset(preset: str) -> dict[str, Any]:
+    """Read a preset by its name, or by the path of a file that ends in ``.toml``."""
+    found = presets()
+    if preset in found:
+        return tomllib.loads(found[preset].read_text())
+    if preset.endswith(".toml"):
+        return read_toml(Path(preset).expanduser(), "Accepted is a TOML file as the presets are")
+    meant = did_you_mean(preset, found)
+    raise ConfigError(
+        f"unknown preset '{preset}': accepted are {', '.join(found)}, or a file's path that ends "
+        f"in .toml{meant}"
+    )
+
+
 def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any]) -> Plan:
-    """Build a plan from a preset, command-line overrides and run-config overrides.
+    """Build a plan from a preset, by name or file, command-line overrides and run-config overrides.
 
     A preset's table ``volumes`` is added to its ``run`` for studies of volumes; its values may have
     :mod:`simulations.placeholders`, ``auto`` among strategies is the study's own, and each strategy
@@ -300,11 +315,7 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     ConfigError
         For an unknown preset, or a value that is not accepted.
     """
-    found = presets()
-    if preset not in found:
-        meant = did_you_mean(preset, found)
-        raise ConfigError(f"unknown preset '{preset}': accepted are {', '.join(found)}{meant}")
-    values = tomllib.loads(found[preset].read_text())
+    values = _read_preset(preset)
     values.update({key: value for key, value in overrides.items() if value is not None})
     if unknown := [arm for arm in values.get("arms", ARMS) if arm not in ARMS]:
         meant = did_you_mean(unknown[0], ARMS, cutoff=0.4)

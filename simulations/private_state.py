@@ -35,9 +35,9 @@ def looked_after(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    running = _sites() / RUNNING
-    make_folder(running)
-    note, lock = (running / f"{folder.name}{end}" for end in (".json", ".lock"))
+    note = note_of(folder.name)
+    lock = note.with_name(f"{folder.name}.lock")
+    make_folder(note.parent)
     try:
         # Which the system lets go with a killed process.
         held = FileLock(lock, mode=PRIVATE_FILE).acquire(timeout=0)
@@ -45,6 +45,7 @@ def looked_after(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder}: this run is in progress") from None
     with held:
         write_json(note, {"folder": str(folder)})
+        claim_of(note).unlink(missing_ok=True)
         try:
             yield
         finally:
@@ -52,6 +53,16 @@ def looked_after(folder: Path) -> Iterator[None]:
                 forget(folder.name)
                 note.unlink(missing_ok=True)
     lock.unlink(missing_ok=True)
+
+
+def note_of(name: str) -> Path:
+    """Return the file by which a simulated run of that name is known while it is not over."""
+    return _sites() / RUNNING / f"{name}.json"
+
+
+def claim_of(note: Path) -> Path:
+    """Return the file by which a run's name is taken until there is a note of it."""
+    return note.with_suffix(".claim")
 
 
 def clean_up_after_killed() -> None:

@@ -13,6 +13,7 @@ import typer
 from common.errors import ConfigError
 from simulations.options import (
     CohortOption,
+    ConfigOption,
     Format,
     FormatOption,
     RayAddressOption,
@@ -61,6 +62,7 @@ def run(
     sites: SitesOption = None,
     out: OutOption = None,
     test_scans: TestScansOption = None,
+    config: ConfigOption = None,
     set_: SetOption = None,
     gpus_per_site: GpusOption = 0.0,
     cpus: Annotated[
@@ -77,11 +79,12 @@ def run(
     --------
     - `fedscan run` — three phantom hospitals
     - `fedscan run --study skin-lesions`
+    - `fedscan run --config run.toml --set run.seed=1` — `fedscan config --out run.toml` writes one
     - `fedscan run --study chest.toml --cohort ~/hospitals --set run.rounds=30`
     - `fedscan run --gpus-per-site 0.33 --set model.classifier=efficientnet-b2`
-    - `fedscan run --set task=generation` — a generator of scans, with a report in its folder
+    - `fedscan run --set task=generation` — a generator of scans
     - `fedscan run --set run.seed=1 --format json > result.json`
-    - `fedscan run --resume runs/20261129-101500-3f2a` — go on with a run that was interrupted
+    - `fedscan run --resume runs/2026-11-29-1015-brain-sex-fedavg` — after an interruption
     """
     from simulations.launch import Resources
 
@@ -90,16 +93,16 @@ def run(
     if resume:
         _resume(
             resume,
-            {"--cpus": cpus, **_of_begin(sites, out, test_scans, gpus_per_site)},
+            {"--cpus": cpus, **_of_begin(config, sites, out, test_scans, gpus_per_site)},
             *(study, cohort, set_, accept_change, output_format),
             separate=False,
             ray_address=ray_address,
         )
         return
-    config, number = _config(study, cohort, sites, out, test_scans, set_)
-    _require_cohort(config, ray_address)
-    resources = Resources(number, config.run.threads, gpus_per_site, cpus, ray_address)
-    _show(config, output_format, resources=resources, test_scans=test_scans)
+    asked, number = _config(config, study, cohort, sites, out, test_scans, set_)
+    _require_cohort(asked, ray_address)
+    resources = Resources(number, asked.run.threads, gpus_per_site, cpus, ray_address)
+    _show(asked, output_format, resources=resources, test_scans=test_scans)
 
 
 def federate(
@@ -108,6 +111,7 @@ def federate(
     sites: SitesOption = None,
     out: OutOption = None,
     test_scans: TestScansOption = None,
+    config: ConfigOption = None,
     set_: SetOption = None,
     policy: Annotated[
         Path | None,
@@ -130,25 +134,25 @@ def federate(
     - `fedscan federate` — three phantom hospitals
     - `fedscan federate --study chest.toml --cohort ~/hospitals --set run.rounds=30`
     - `fedscan federate --policy policy.toml` — would a hospital's policy allow the run?
-    - `fedscan federate --resume runs/20261129-101500-3f2a`
+    - `fedscan federate --resume runs/2026-11-29-1015-brain-sex-fedavg`
     """
     from simulations.launch import Resources
 
     if resume:
         _resume(
             resume,
-            {"--policy": policy, **_of_begin(sites, out, test_scans, gpus_per_site)},
+            {"--policy": policy, **_of_begin(config, sites, out, test_scans, gpus_per_site)},
             *(study, cohort, set_, accept_change, output_format),
             separate=True,
         )
         return
-    config, number = _config(study, cohort, sites, out, test_scans, set_)
+    asked, number = _config(config, study, cohort, sites, out, test_scans, set_)
     if not gpus_per_site:
-        config = config.replace({"run.device": "cpu"})
+        asked = asked.replace({"run.device": "cpu"})
     _show(
-        config,
+        asked,
         output_format,
-        resources=Resources(number, config.run.threads, gpus_per_site),
+        resources=Resources(number, asked.run.threads, gpus_per_site),
         test_scans=test_scans,
         separate=True,
         policy=policy and absolute(policy),
@@ -156,10 +160,15 @@ def federate(
 
 
 def _of_begin(
-    sites: int | None, out: Path | None, test_scans: int | None, gpus_per_site: float
+    config: Path | None,
+    sites: int | None,
+    out: Path | None,
+    test_scans: int | None,
+    gpus_per_site: float,
 ) -> dict[str, Any]:
     """Return what a run is begun with, of which a resumed one takes nothing new."""
     return {
+        "--config": config,
         "--sites": sites,
         "--out": out,
         "--test-scans": test_scans,
@@ -209,6 +218,7 @@ def _require_cohort(config: RunConfig, ray_address: str) -> None:
 
 
 def _config(
+    file: Path | None,
     study: str | None,
     cohort: Path | None,
     sites: int | None,
@@ -218,9 +228,11 @@ def _config(
 ) -> tuple[RunConfig, int]:
     """Read the run config of a federation from the options; return the number of sites, too."""
     from common.tasks.task import read_run_config
+    from simulations.config_file import read_config_file
     from simulations.hospitals import count_sites
 
-    cohort = cohort and absolute(cohort)
+    told = read_config_file(file and absolute(file))
+    cohort = absolute(cohort) if cohort else told.cohort
     overrides = run_overrides(set_, study)
     if (
         clash := {"data.cohort-dir": "--cohort", "run.output-dir": "--out"}.keys()
@@ -231,9 +243,10 @@ def _config(
     config = read_run_config(
         {
             "run.min-sites": number,
+            **told.values,
             **overrides,
             "data.cohort-dir": str(cohort or ""),
-            "run.output-dir": str(absolute(out or Path("runs"))),
+            "run.output-dir": str(absolute(out or told.out or Path("runs"))),
         }
     )
     if config.run.min_sites > number:
@@ -253,9 +266,22 @@ def _show(config: RunConfig, output_format: Format, **how: Any) -> None:
         typer.echo(json.dumps(summary))
     else:
         show_run(summary)
-    if config.task == "generation":
-        from simulations.report.document import write_report
-
-        write_report(folder, files=True)
+    report = _write_report(folder, files=config.task == "generation")
     if output_format is Format.text:
+        if report:
+            typer.echo(f"Report: {report}")
         typer.echo(str(folder))
+
+
+def _write_report(folder: Path, *, files: bool) -> Path | None:
+    """Draw a run's report; without one, a warning, since the run itself is whole."""
+    from simulations.console import err
+    from simulations.report.document import write_report
+
+    try:
+        return write_report(folder, files=files)
+    except Exception as error:  # whatever a library makes of odd numbers, or a full disk
+        words = f"Warning: the report could not be drawn ({error}). The run is whole; "
+        words += f"`fedscan report {folder}` tries again"
+        err.print(words, markup=False, soft_wrap=True)
+        return None

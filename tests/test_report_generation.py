@@ -379,13 +379,6 @@ def test_a_copying_run_is_noticed(tmp_path: Path) -> None:
     assert "training images of north." not in text
 
 
-def test_a_run_that_classifies_has_no_report(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "17")
-    rewrite(folder / "manifest.json", config={"task": "classification"})
-    with pytest.raises(FedscanError, match="a run's folder"):
-        write_report(folder)
-
-
 def test_rounds_without_validation_count_as_well() -> None:
     config = RunConfig.from_flower({"task": "generation", "run.rounds": 5, "run.evaluate-every": 2})
     rows, bar = [], Told()

@@ -287,6 +287,7 @@ def test_arms_differ_in_nothing_but_the_data_that_they_see() -> None:
     [
         ("nope", {}, {}, "unknown preset 'nope': accepted are attackers, default"),
         ("smok", {}, {}, "did you mean 'smoke'?"),
+        ("nowhere/plan.toml", {}, {}, "there is no such file"),
         ("default", {"arms": ["local", "fed"]}, {}, "unknown arm 'fed'.* mean 'federated'"),
         ("default", {"arms": ["central"]}, {}, "'central'"),
         ("default", {"arms": ["local", "local"]}, {}, "named once"),
@@ -421,3 +422,9 @@ def test_the_number_of_test_scans_of_a_cohort_of_ones_own_cannot_be_set(
 
     words = [command, "--cohort", str(tiny_cohort), "--test-scans", "300"]
     assert "is for simulated hospitals" in str(CliRunner().invoke(app, words).exception)
+
+
+def test_a_preset_may_be_a_file(tmp_path: Path) -> None:
+    own = tmp_path / "plan.toml"
+    own.write_text(presets()["smoke"].read_text())
+    assert load_plan(str(own), {}, {}) == load_plan("smoke", {}, {})

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -62,7 +63,10 @@ def test_last_line_is_the_run_folder_and_it_is_whole(run) -> None:
         "flower.log",
         "attendance.jsonl",
         "launch.json",
+        "report.html",
     }
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-\d{4}-brain-sex-fedavg(-\d+)?", folder.name)
+    assert str(folder / "report.html") in done.stdout
     assert modes_of_others(folder.parent) == {}
     for site in ("north", "island"):
         assert site in done.stdout

@@ -63,8 +63,8 @@ def attack(
 
     Examples
     --------
-    - `fedscan attack runs/20261129-101500-3f2a --out attack`
-    - `fedscan attack runs/20261129-101500-3f2a --site island --shadows 16`
+    - `fedscan attack runs/2026-11-29-1015-brain-sex-fedavg --out attack`
+    - `fedscan attack runs/2026-11-29-1015-brain-sex-fedavg --site island --shadows 16`
     - `fedscan attack gan --kind membership,attributes --format json`
     """
     from simulations.attack.run import Request

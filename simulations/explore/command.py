@@ -94,7 +94,7 @@ def explore(
     For example:
 
     - `fedscan explore gan`
-    - `fedscan explore runs/20261129-101500-3f2a --maps pca,tsne --site island`
+    - `fedscan explore runs/2026-11-29-1015-brain-sex-fedavg --maps pca,tsne --site island`
     - `fedscan explore skin --without frame --out lesions` — directions that keep the frame
     - `fedscan explore skin --projections authenticity --attribute hair`
     - `fedscan explore skin --neighbours-of lesion.png --project 0 --format json`

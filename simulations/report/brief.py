@@ -34,7 +34,7 @@ def of_comparison(content: Content) -> Section:
     facts = [
         ("What was trained", _of_repetitions(content, generation)),
         ("What it is good for", _good(content, generation)),
-        ("What it is not for", _not_for(nouns, content.phantoms, generation)),
+        ("What it is not for", not_for(nouns, content.phantoms, generation)),
     ]
     shown = _generated(content) if generation else _strips(content)
     whose = words.whose(content.phantoms, nouns) if content.samples else ""
@@ -52,9 +52,9 @@ def of_run(content: RunContent) -> Section:
             f"{told(name, found[name])}; 0 is a perfect likeness. One run has no interval."
         )
     facts = [
-        ("What was trained", _trained(nouns, content.counts, True, None)),
+        ("What was trained", trained(nouns, content.counts, True, None)),
         ("What it is good for", good),
-        ("What it is not for", _not_for(nouns, content.phantoms, True)),
+        ("What it is not for", not_for(nouns, content.phantoms, True)),
     ]
     model = content.model
     private = bool(content.copied)
@@ -73,12 +73,13 @@ def _section(
     return Section("brief", "In short", "", blocks)
 
 
-def _trained(
+def trained(
     nouns: Nouns,
     counts: Mapping[str, Mapping[str, Any]],
     generation: bool,
     people: int | None,
 ) -> str:
+    """Say what was trained, where, on how many images of how many people."""
     if generation:
         what = f"Networks that make {nouns.made}s (generators)"
     else:
@@ -95,7 +96,7 @@ def _trained(
 
 
 def _of_repetitions(content: Content, generation: bool) -> str:
-    text = _trained(content.nouns, content.counts, generation, _people(content))
+    text = trained(content.nouns, content.counts, generation, _people(content))
     if content.new_cohorts and content.repetitions > 1:
         text += f" So {content.repetitions} times, each time with other people."
     return text
@@ -152,7 +153,8 @@ def _main(content: Content) -> tuple[str, str, Mapping[str, Any]]:
     return "", "", {}
 
 
-def _not_for(nouns: Nouns, phantoms: bool, generation: bool) -> str:
+def not_for(nouns: Nouns, phantoms: bool, generation: bool) -> str:
+    """Say what no model here is for."""
     lines = ["For research only: no medical device, and no basis for a decision about a patient."]
     if phantoms:
         lines.append(f"The {nouns.images} are simulated: of patients, nothing is known from them.")

@@ -26,6 +26,7 @@ from simulations.attendance import read_attendance
 from simulations.folders import in_words
 from simulations.report import brief, provenance
 from simulations.report.classification_blocks import ClassificationBlocks
+from simulations.report.classification_run import ClassificationRun, first_page
 from simulations.report.content import Content
 from simulations.report.files import write_files
 from simulations.report.generation_blocks import GenerationBlocks
@@ -44,7 +45,7 @@ REMEDY = "Copy the folder again, or give one that fedscan benchmark or fedscan r
 
 
 def write_report(folder: Path, *, files: bool = False) -> Path:
-    """Write ``report.html`` into the folder of a benchmark, or of a run that made a generator.
+    """Write ``report.html`` into the folder of a benchmark or of a run.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def write_report(folder: Path, *, files: bool = False) -> Path:
     Raises
     ------
     ConfigError
-        It is no folder of an ended comparison or of a generation run.
+        It is no folder of an ended comparison or of a run.
     FedscanError
         A file cannot be read.
     """
@@ -90,19 +91,16 @@ def _comparison(folder: Path) -> dict[str, Any]:
 
 def _run(folder: Path) -> dict[str, Any]:
     manifest = _read_json(folder, "manifest.json")
-    if mapping(manifest.get("config")).get("task") != "generation":
-        raise ConfigError(
-            f"{folder} is a run's folder. A report is made of a comparison, by fedscan benchmark, "
-            "or of a run with task = generation"
-        )
     metrics = _read_metrics(folder, manifest)
     config = mapping(manifest.get("config"))
     key = ("federated", str(config.get("strategy.name", "")), config.get("run.seed"), WHOLE)
     model = trained_model(folder, *key, root=folder)
     attendance = read_attendance(folder) if (folder / ATTENDANCE).is_file() else ()
     phantoms = provenance.simulated(folder, config) is True
-    content = RunContent(metrics, model.summary, manifest, model, attendance, phantoms=phantoms)
-    return content.parts(brief.of_run)
+    told = (metrics, model.summary, manifest, model, attendance)
+    if config.get("task") == "generation":
+        return RunContent(*told, phantoms=phantoms).parts(brief.of_run)
+    return ClassificationRun(*told, phantoms=phantoms).parts(first_page)
 
 
 def _is_run(folder: Path) -> bool:
@@ -211,6 +209,6 @@ def _existing(folder: Path, name: str) -> Path:
         wanted = runs[-1].parent if runs else "one that fedscan benchmark or fedscan run wrote"
         raise ConfigError(
             f"{folder} holds no {name}, so it is not the folder of a finished benchmark, nor that "
-            f"of a generation run. Give {wanted}"
+            f"of a run. Give {wanted}"
         )
     return folder / name

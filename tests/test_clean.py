@@ -1,0 +1,117 @@
+"""What is removed, and what never is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from simulations.clean import EXTRACTORS, HOSPITALS, PREPARED, RECORDS, STOPPED, TEMPORARY, find
+from simulations.cli import app
+from simulations.private_state import looked_after, note_of
+
+KEPT_AT_SITES = ("secret", "privacy-budget.json", "state/7.ended")
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache, the records of a finished run, of a stopped one, and of a deployed site."""
+    monkeypatch.setenv("FEDSCAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    for name in (
+        "cache/pictures/ab.json",
+        "cache/pictures/ab-x.pixels",
+        "cache/pictures/ab.lock",
+        "cache/phantoms/north-1/north/participants.tsv",
+        "cache/extractors/brain.safetensors",
+        "records/north/1-finished/predictions.csv",
+        "records/north/state/2-stopped/round-1/state.json",
+        "runs/1-finished/summary.json",
+        "runs/2-stopped/metrics.jsonl",
+        "runs/2-stopped/checkpoint/run.json",
+        "tmp/fedscan-old/flower.log",
+        "tmp/other/file",
+        *(f"records/north/{name}" for name in KEPT_AT_SITES),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    os.utime(tmp_path / "tmp" / "fedscan-old", (0, 0))
+    note = note_of("2-stopped")
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps({"folder": str(tmp_path / "runs" / "2-stopped")}))
+    return tmp_path
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_each_kind_is_found_and_nothing_goes_without_being_asked(disk: Path) -> None:
+    before = files(disk)
+    kinds = [PREPARED, HOSPITALS, EXTRACTORS, RECORDS, STOPPED, TEMPORARY]
+    assert [one.what for one in find()] == kinds
+    shown = CliRunner().invoke(app, ["clean"])
+    assert shown.exit_code == 0
+    assert {name for name in files(disk) if not name.endswith(".lock")} == {
+        name for name in before if not name.endswith(".lock")
+    }
+
+
+def test_yes_leaves_results_hospitals_and_what_a_site_must_keep(disk: Path) -> None:
+    assert CliRunner().invoke(app, ["clean", "--yes"]).exit_code == 0
+    left = {name for name in files(disk) if not name.endswith(".lock")}
+    assert left == {
+        "cache/phantoms/north-1/north/participants.tsv",
+        "cache/extractors/brain.safetensors",
+        "records/north/1-finished/predictions.csv",
+        "runs/1-finished/summary.json",
+        "runs/2-stopped/metrics.jsonl",
+        "tmp/other/file",
+        *(f"records/north/{name}" for name in KEPT_AT_SITES),
+    }
+
+
+def test_hospitals_and_records_go_where_they_are_named(disk: Path) -> None:
+    CliRunner().invoke(app, ["clean", "--yes", "--records", "--hospitals"])
+    left = files(disk)
+    assert not [
+        name
+        for name in left
+        if name.startswith("cache/ph") or "extractors" in name or "1-finished/pred" in name
+    ]
+    assert "runs/1-finished/summary.json" in left
+    assert all(f"records/north/{name}" in left for name in KEPT_AT_SITES)
+
+
+def test_a_running_run_keeps_its_state_and_its_caches(disk: Path) -> None:
+    with looked_after(disk / "runs" / "2-stopped"):
+        before = files(disk)
+        told = CliRunner().invoke(app, ["clean", "--yes", "--hospitals", "--format", "json"])
+        kinds = {one["what"]: one["state"] for one in json.loads(told.stdout)}
+        assert kinds[STOPPED] == kinds[PREPARED] == kinds[HOSPITALS] == "in use"
+        gone = before - files(disk)
+    assert gone == {"tmp/fedscan-old/flower.log"}
+
+
+def test_a_temporary_folder_that_a_process_names_is_in_use(disk: Path) -> None:
+    folder = disk / "tmp" / "fedscan-old"
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={"FLWR_HOME": str(folder / "flwr")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        process.stdout.readline()
+        (found,) = [one for one in find() if one.what == TEMPORARY]
+        assert found.in_use
+        process.stdin.close()
+    (found,) = [one for one in find() if one.what == TEMPORARY]
+    assert not found.in_use
