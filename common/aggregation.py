@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,10 @@ import torch
 from common.bounds import bounded_votes, longest_norms, outlying, shortened, update_norms
 from common.lazy import Lazy
 from common.metrics_log import UPDATE_NORM
+from common.participation import sites_in_training
+from common.privacy.central import moving, noisy_mean
+from common.privacy.guarantee import central_guarantee_of
+from common.seeding import derive_seed
 from common.strategies.strategy import SiteUpdate, State, join, load_strategy, split
 from common.tasks.task import load_task
 
@@ -51,14 +56,16 @@ def aggregate_round(
     # Of many sites the updates are on the disk: none is held longer than it is needed.
     sent = Lazy(updates, lambda name: split(updates[name].state))
     norms = update_norms(Lazy(updates, lambda name: sent[name][0]), state.shared)
+    central = config.privacy.is_central
+    # What is done with one site by the others' updates would change with any of them.
     refused = {
         name: f"its update is far longer than the others' (robust z-score {score:.1f})"
-        for name, score in outlying(norms).items()
+        for name, score in ({} if central else outlying(norms)).items()
     }
     for name in refused:
         del updates[name], state.fits[name], norms[name]
     sites.settle(number, list(answered.keys() - refused.keys()), refused, state)
-    of_weights = _bounded(number, norms, config, state.incidents)
+    of_weights = {} if central else _bounded(number, norms, config, state.incidents)
     of_arrays = {}
     if own:
         moved = update_norms(Lazy(updates, lambda name: sent[name][1]), own)
@@ -80,7 +87,7 @@ def aggregate_round(
         return shortened(arrays, own, factor) if factor else arrays
 
     weights: Mapping[str, State] = Lazy(updates, bounded_weights)
-    if task.aligns:
+    if task.aligns and not central:  # a site's own columns would be in the others' updates too
         aligned = {name: dict(bounded_weights(name)) for name in updates}
         # What only a site that lost the round can learn stays as the server has it.
         for name in set(sites.names) - aligned.keys():
@@ -108,8 +115,20 @@ def aggregate_round(
             {key: whole[key] for key in statistics},
         )
 
-    seen = Lazy(updates, seen_of)
     participants = len(learning)
+    seen: Mapping[str, SiteUpdate] = Lazy(updates, seen_of)
+    if central:
+        of_run = derive_seed(config.run.seed, purpose="noise of the server", round=number)
+        mean = noisy_mean(
+            weights,
+            state.shared,
+            norm=config.privacy.central_norm,
+            noise_multiplier=central_guarantee_of(config, participants).noise_multiplier,
+            sites=sites_in_training(participants, config),
+            seed=secrets.randbits(63) if state.secret_noise else of_run,
+            names=moving(state.shared, head_alone=config.model.trains == "head"),
+        )
+        seen = {"all": SiteUpdate(mean, count=0, votes=1.0)}
     found, server = strategy.aggregate(
         seen,
         {key: tensor for key, tensor in state.shared.items() if key not in statistics},
@@ -120,7 +139,8 @@ def aggregate_round(
     )
     if statistics:
         found |= strategy.statistics(seen, config)
-    if config.model.trains == "head":  # a mean of equal weights is rounded, and would drift
+    # A mean of equal weights is rounded, and would drift.
+    if config.model.trains == "head" and not central:
         equal = set(state.shared)
         for one in weights.values():
             equal = {name for name in equal if torch.equal(one[name], state.shared[name])}

@@ -19,7 +19,8 @@ from common.errors import ConfigError, DivergedError
 from common.evaluation.of_site import Evaluation
 from common.local_round import unshared
 from common.metrics_log import WHOLE
-from common.participation import sites_in_training
+from common.participation import learning_sites, sites_in_training
+from common.privacy.guarantee import central_guarantee_of
 from common.run_state import Best, Fits, RunState, Sites
 from common.selection import Judged, due, is_better
 from common.strategies.strategy import State, join, load_strategy
@@ -92,9 +93,17 @@ def begin(config: RunConfig, place: SiteContext) -> RunState:
     ------
     ConfigError
         There are too few sites for the strategy, ``data.unlabelled`` names one that there is not,
-        or the weights to begin with cannot be read.
+        the weights to begin with cannot be read, or no noise keeps the server's promise.
     """
     require_sites(config, place.sites)
+    if config.privacy.is_central:
+        promise = central_guarantee_of(config, n := len(learning_sites(place.sites, config)))
+        log.info(
+            "Noise at the server: each of %d sites has ε = %g, δ = %.3g over %d rounds, by a noise "
+            "multiplier of %.3g and updates clipped to %g",
+            *(n, promise.epsilon, promise.delta, promise.rounds, promise.noise_multiplier),
+            config.privacy.central_norm,
+        )
     task, strategy = load_task(config.task), load_strategy(config.strategy.name)
     model = task.build_model(config, place)
     for note in task.warm_start(model, config):

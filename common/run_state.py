@@ -88,6 +88,9 @@ class RunState:
         brings them.
     standing : Standing
     stopping : EarlyStopping
+    secret_noise : bool
+        Whether the server's noise follows from nothing that anybody knows, and is another each
+        time; in a simulation it follows from the run's seed.
     """
 
     shared: State
@@ -107,6 +110,7 @@ class RunState:
     unshared: State = field(default_factory=dict)
     standing: Standing = field(default_factory=Standing)
     stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    secret_noise: bool = True
 
 
 class Sites(Protocol):

@@ -14,6 +14,8 @@ from flwr.serverapp import Grid
 from common.config.run_config import RunConfig
 from common.evaluation.of_site import counts_of_use
 from common.fingerprint import fingerprint
+from common.participation import learning_sites
+from common.privacy.promises import central_statement
 from common.rounds import Result, begin, first_order, log, run_rounds
 from common.run_folder import RunFolder, require_same_sites
 from common.run_state import RunState
@@ -66,6 +68,7 @@ def _federate(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
         log.info("Resumed after round %d of %d", state.round, config.run.rounds)
     else:
         folder.write_manifest(found, fingerprint(first_order(state, config)))
+    state.secret_noise = not participants.mail.is_simulated
     log.info("Sites: %s. Run folder: %s", ", ".join(participants.sites), folder.path)
     sites = RemoteSites(participants, config, folder, began)
     result = run_rounds(state, config, sites, place=place, folder=folder.path)
@@ -105,6 +108,7 @@ def _summary(
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
         **whole,
+        **central_statement(config, len(learning_sites(tuple(participants.sites), config))),
         "sites": {
             name: {
                 **counts[name],

@@ -44,6 +44,7 @@ from simulations.results import COLUMNS
 from simulations.work import Work
 
 POOL = "all"  # trained_on of a model that learned from every site
+NO_NOISE = {f"privacy.central-{key}": v for key, v in (("epsilon", 0), ("delta", 0), ("norm", 1))}
 CURVES = (  # what is kept of every validation
     *("loss", "balanced_accuracy"),
     *("frechet_distance", "kernel_distance", "precision", "recall"),
@@ -155,7 +156,8 @@ def train_in_place(
     sites = SitesInPlace(
         participants, folders, config, place=place, log=folder / METRICS, records=records
     )
-    result = run_rounds(begin(config, place), config, sites, place=place, folder=folder)
+    state = replace(begin(config, place), secret_noise=False)
+    result = run_rounds(state, config, sites, place=place, folder=folder)
     test = result.test
     whole, each = load_task(config.task).summary(
         test.evaluations, test.merged, result.fits, config, round_number=result.round
@@ -311,8 +313,8 @@ def pooled_config(config: RunConfig, members: int, centralized_batch: str) -> Ru
     ConfigError
         If no training can be had with as large a batch or as many steps.
     """
-    # Nobody is averaged with: the server's step along an average has nothing to be a step of.
-    values = {**config.to_flower(), "strategy.server-learning-rate": 0.0}
+    # Nobody is averaged with: there is neither a server's step along an average nor its noise.
+    values = {**config.to_flower(), "strategy.server-learning-rate": 0.0, **NO_NOISE}
     key = "training.batch-size" if centralized_batch == "large" else "training.local-steps"
     return read_run_config({**values, key: values[key] * members})
 

@@ -281,9 +281,14 @@ def test_whole_number_is_a_fine_float(key):
         "trouble.label-noise": 1,
         "trouble.attack-scale": 1,
         "privacy.max-norm": 1,
+        "privacy.central-norm": 1,
     }
     zeros = dict.fromkeys(
-        ("training.label-smoothing", "trouble.dropout", "trouble.delay", "privacy.delta"), 0
+        (
+            *("training.label-smoothing", "trouble.dropout", "trouble.delay"),
+            *("privacy.delta", "privacy.central-delta"),
+        ),
+        0,
     )
     whole = {**zeros, **ones}.get(key, 2)
     config = RunConfig.from_flower({key: whole})

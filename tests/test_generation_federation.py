@@ -18,6 +18,8 @@ from common import messages
 from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.messages import EVALUATE, TRAIN
+from common.metrics_log import read_rows
+from common.run_folder import METRICS
 from common.tasks import generation_quality
 from common.tasks.task import SiteContext, load_task
 from common.transport import received, to_keep
@@ -143,6 +145,26 @@ def test_the_run_leaves_its_results_and_the_sites_keep_theirs(
         assert not list(own.rglob("*.safetensors"))  # the private state went with the test
         assert summary["sites"][site]["generation"]["p_ada"] is not None
     assert not list(folder.rglob("look-alikes*"))
+
+
+def test_a_run_with_privacy_of_people_and_of_sites_tells_what_is_covered_and_no_more(
+    tiny_cohort, tmp_path, monkeypatch
+) -> None:
+    both = {"epsilon": 8.0, "central_epsilon": 8.0, "evaluate_every": 2}
+    config = of(tmp_path / "runs", tiny_cohort, **both)
+    federated(config, monkeypatch)
+    folder = tmp_path / "runs" / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best_round"] == 2
+    promise = summary["central_privacy"]
+    assert (promise["unit"], promise["epsilon"], promise["sites"]) == ("site", 8.0, 2)
+    rows = [row for row in read_rows(folder / METRICS) if row.split == "train"]
+    assert {"epsilon", "loss-generator"} <= {row.name for row in rows}
+    without_noise = {"loss-discriminator", "sign-real", "images-per-second"}
+    assert not without_noise & {row.name for row in rows}
+    for site in SITES:  # whether it copies those trained on is seen at the site alone
+        assert not {*generation_quality.COPYING} & summary["sites"][site]["generation"].keys()
+        assert list((tmp_path / "records" / site).rglob("look-alikes.png"))
 
 
 def order(kind: str, **changes) -> messages.Message:

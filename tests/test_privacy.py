@@ -318,7 +318,6 @@ def test_a_strategy_that_is_not_covered_is_refused(name):
         {"data.harmonize": "landmarks"},
         {"model.adapt": "threshold"},
         {"model.classifier": "gan-features"},
-        {"task": "generation"},
     ],
     ids=str,
 )

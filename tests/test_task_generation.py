@@ -145,7 +145,7 @@ def test_with_private_discriminators_only_the_generator_travels():
     assert not same(untrained, mine)
     seen = {}
 
-    def stop(training, data, *, steps, seed, progress):
+    def stop(training, data, **_):
         seen.update({k: v for k, v in training.export("parameters").items() if k in mine})
         return SimpleNamespace(metrics={})
 

@@ -1,4 +1,4 @@
-"""The group ``privacy``: what a run promises of a single person, by default nothing.
+"""The group ``privacy``: what a run promises of a person and of a hospital, by default nothing.
 
 What it means, and against whom it helps: docs/privacy.md.
 """
@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from common.config.groups import Data, Group, Model, Training
+from common.config.groups import Data, Group, Model, Run, Strategy, Training
 from common.settings import NonNegative
 
 
 class Privacy(Group):
-    """Differentially private training at each site, by DP-SGD."""
+    """Differential privacy: of people, by DP-SGD at each site; of sites, by noise at the server."""
 
     prefix: ClassVar[str] = "privacy."
 
@@ -39,39 +39,82 @@ class Privacy(Group):
         "expected number of people in it",
     )
 
+    central_epsilon: NonNegative = Field(
+        0.0,
+        le=1000,
+        description="ε of a whole run for each site, by noise that the server adds to the sum of "
+        "updates; 0: none",
+    )
+    central_delta: float = Field(
+        0.0, ge=0, lt=1, description="δ for each site, at most 1 / sites; 0: 1 / (10 · sites)"
+    )
+    central_norm: float = Field(
+        1.0,
+        gt=0,
+        le=1e6,
+        description="length to which the server clips a site's update of a round, where it adds "
+        "noise",
+    )
+
     @property
     def is_on(self) -> bool:
         """Whether a run trains with DP-SGD."""
         return self.epsilon > 0
 
-    def faults(self, task: str, data: Data, model: Model, training: Training) -> list[str]:
-        """Say what in a run's configuration cannot be accounted for.
+    @property
+    def is_central(self) -> bool:
+        """Whether the server adds noise."""
+        return self.central_epsilon > 0
+
+    def faults(
+        self,
+        task: str,
+        run: Run,
+        data: Data,
+        model: Model,
+        training: Training,
+        strategy: Strategy,
+    ) -> list[str]:
+        """Say what in a run's configuration cannot be accounted for, or has no effect."""
+        found = self._idle("epsilon", ("delta", "max_norm", "images_a_person"))
+        found += self._idle("central_epsilon", ("central_delta", "central_norm"))
+        if self.is_on:
+            found += self._of_people(task, data, model, training)
+        if self.is_central:
+            found += self._of_sites(run, model, strategy)
+        return found
+
+    def _idle(self, switch: str, keys: Collection[str]) -> list[str]:
+        if getattr(self, switch):
+            return []
+        return [
+            f"{_key(key)} has no effect without {_key(switch)}: leave it out"
+            for key in keys
+            if getattr(self, key) != type(self).model_fields[key].default
+        ]
+
+    def _of_people(self, task: str, data: Data, model: Model, training: Training) -> list[str]:
+        """Say what DP-SGD does not cover.
 
         What is computed of all of a site's people, and enters its training beside their gradients,
         makes one person change the gradients of the others; and what shifts its decisions changes
         the metrics that it reports.
         """
-        if not self.is_on:
-            return [
-                f"privacy.{key.replace('_', '-')} has no effect without privacy.epsilon: leave it "
-                "out"
-                for key in ("delta", "max_norm", "images_a_person")
-                if getattr(self, key) != type(self).model_fields[key].default
-            ]
-        if task != "classification":
-            return ["privacy.epsilon is for task 'classification' so far: leave it out"]
-        given: tuple[tuple[str, object, Collection[object], str], ...] = (
+        of_classifiers: tuple[tuple[str, object, Collection[object], str], ...] = (
             ("training.balance", training.balance, ("weights", "batches"), "'none'"),
             ("training.loss", training.loss, ("logit-adjusted",), "'cross-entropy' or 'focal'"),
             ("training.absent-classes", training.absent_classes, ("mask",), "'keep'"),
-            ("data.harmonize", data.harmonize, ("landmarks",), "'none'"),
             ("model.adapt", model.adapt, ("center", "statistics", "threshold"), "'none'"),
             ("model.classifier", model.classifier, ("gan-features",), "another"),
         )
+        given = [("data.harmonize", data.harmonize, ("landmarks",), "'none'")]
         found = [
             f"{key} = {value!r} follows from the people that a site trains on, and privacy.epsilon "
             f"accounts for their gradients alone: set {accepted}"
-            for key, value, refused, accepted in given
+            for key, value, refused, accepted in (
+                *(of_classifiers if task == "classification" else ()),
+                *given,
+            )
             if value in refused
         ]
         if training.local_epochs:
@@ -80,3 +123,33 @@ class Privacy(Group):
                 "are no epochs: set training.local-steps"
             )
         return found
+
+    def _of_sites(self, run: Run, model: Model, strategy: Strategy) -> list[str]:
+        """Say what lets a site change more than its own clipped update."""
+        refused = (
+            (
+                strategy.weighting != "uniform",
+                f"strategy.weighting = '{strategy.weighting}': images are told without noise, and "
+                "a site's weight would follow from them: set 'uniform'",
+            ),
+            (
+                strategy.most_norm != type(strategy).model_fields["most_norm"].default,
+                "strategy.most-norm has no effect, since updates are clipped to "
+                "privacy.central-norm: leave it out",
+            ),
+            (
+                model.classifier == "gan-features",
+                "model.classifier = 'gan-features': variances of its features travel beside the "
+                "weights, without noise: choose another",
+            ),
+            (
+                run.patience > 0 or run.evaluate_every < run.rounds,
+                "run.evaluate-every, run.patience: validation would choose the round, and what it "
+                "says of a site has no noise: leave both out, and the last round is the result",
+            ),
+        )
+        return [f"privacy.central-epsilon: {why}" for is_so, why in refused if is_so]
+
+
+def _key(field: str) -> str:
+    return f"privacy.{field.replace('_', '-')}"

@@ -41,6 +41,7 @@ OF_CIRCUMSTANCES = (
     *("run.connect-timeout", "run.round-timeout", "run.grace-seconds", "run.min-replies"),
     *("run.round-retries", "data.cohort-dir"),
 )
+NEVER = 100_000  # of run.evaluate-every, but for the last round: as many as a run may have
 OPTION = re.compile(r"[a-z][a-z0-9-]*")  # a key of strategy.options
 OF_SLICES = ("slices", "gan-features")  # classifiers that see stacks of slices, not cubes
 OF_CLASSIFICATION = (  # generation has its own of these, as keys of `model.gan-changes`, or none
@@ -149,8 +150,15 @@ class RunConfig(Settings):
         built: dict[str, Any] = {}
         for name, group in GROUPS.items():
             part = parts[name]
-            private = bool(parts["privacy"].get("epsilon"))
-            for key, value in _suitable(chosen.task, study, name, private=private).items():
+            privacy = parts["privacy"]
+            suitable = _suitable(
+                chosen.task,
+                study,
+                name,
+                private=bool(privacy.get("epsilon")),
+                central=bool(privacy.get("central-epsilon")),
+            )
+            for key, value in suitable.items():
                 if key == "local-steps" and part.get("local-epochs"):
                     continue
                 left_open = group.model_fields[key.replace("-", "_")].default
@@ -216,7 +224,9 @@ class RunConfig(Settings):
 
     def _check_combinations(self) -> None:
         faults = [*self._of_sites(), *self._of_task(), *self._of_classifier(), *self._of_trouble()]
-        faults += self.privacy.faults(self.task, self.data, self.model, self.training)
+        faults += self.privacy.faults(
+            self.task, self.run, self.data, self.model, self.training, self.strategy
+        )
         if faults:
             raise ConfigError("\n".join(f"{self.what}: {fault}" for fault in faults))
 
@@ -347,10 +357,13 @@ def default_extractor(study: Study) -> str:
     return "fedscan-skin" if study.images.view == "picture" else "fedscan-brain"
 
 
-def _suitable(task: str, study: Study, group: str, *, private: bool) -> dict[str, Value]:
+def _suitable(
+    task: str, study: Study, group: str, *, private: bool, central: bool
+) -> dict[str, Value]:
     """Return what suits a task and a study, for the keys of a group that may be left open.
 
-    With differential privacy nothing that follows from the people that a site trains on.
+    With differential privacy of people, ``private``, nothing that follows from those that a site
+    trains on; with that of sites, ``central``, no weight and no choice of a round by what they say.
     """
     pictures = study.images.view == "picture"
     values = _SUITABLE[task] | {
@@ -366,6 +379,8 @@ def _suitable(task: str, study: Study, group: str, *, private: bool) -> dict[str
         values["run.rounds"] = study.classifier.rounds or values["run.rounds"]
         if private:
             values |= {"training.balance": "none", "model.adapt": "none"}
+    if central:
+        values |= {"strategy.weighting": "uniform", "run.evaluate-every": NEVER}
     return {
         name: value
         for key, value in values.items()

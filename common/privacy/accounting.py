@@ -110,8 +110,8 @@ def noise_for(
             )
         except ValueError as error:
             raise ConfigError(
-                f"no noise spends so little as privacy.epsilon = {epsilon:g} in {steps} steps: "
-                "allow more, or make fewer steps (run.rounds, training.local-steps)"
+                f"no noise spends so little as ε = {epsilon:g} in {steps} steps: allow more "
+                "(privacy.*), or make fewer steps (run.rounds, training.local-steps)"
             ) from error
     return float(found)
 
@@ -127,6 +127,6 @@ def _opacus(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
-            "privacy.epsilon needs Opacus, which is not installed here: pip install "
+            "differential privacy needs Opacus, which is not installed here: pip install "
             "'fedscan[privacy]'"
         ) from error

@@ -1,7 +1,7 @@
-"""What a run promises the people of a site: its (ε, δ), and the noise that keeps it.
+"""What a run promises the people of a site, or each site: its (ε, δ), and the noise that keeps it.
 
-All follows from the run's configuration and the number N of people whom the site trains on. N is
-told with the site's first answer, and is no secret of the guarantee.
+All follows from the run's configuration and the number N of people whom the site trains on, or of
+sites. N is no secret of the guarantee.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ SAFER = 10  # δ by itself: so many times below 1/N
 
 @dataclass(frozen=True)
 class Guarantee:
-    """The guarantee of a whole run at one site.
+    """The guarantee of a whole run: to the people of one site, or to all sites.
 
     Parameters
     ----------
     epsilon, delta : float
         Of all of the run's steps.
     rate : float
-        q, the chance of a person to be in a step.
+        q, the chance of a person to be in a step; of a site in a round it is 1.
     steps_a_round, rounds : int
     """
 
@@ -73,18 +73,47 @@ def guarantee_of(config: RunConfig, people: int) -> Guarantee:
         ``privacy.delta`` is above 1/N: to publish one person's data whole would be allowed.
     """
     privacy = config.privacy
-    if privacy.delta * people > 1:
-        raise ConfigError(
-            f"privacy.delta = {privacy.delta:g} is above 1 / (the people of a site): set it lower, "
-            f"or 0 for 1 / ({SAFER} · people)"
-        )
     return Guarantee(
         epsilon=privacy.epsilon,
-        delta=privacy.delta or 1 / (SAFER * people),
+        delta=_delta("privacy.delta", privacy.delta, people, "people of a site"),
         rate=min(1.0, config.training.batch_size / people),
         steps_a_round=config.training.local_steps,
         rounds=config.run.rounds,
     )
+
+
+def central_guarantee_of(config: RunConfig, sites: int) -> Guarantee:
+    """Return the guarantee of a run to each of its sites, by the noise of the server.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With ``privacy.central-epsilon`` above 0.
+    sites : int
+        That learn.
+
+    Raises
+    ------
+    ConfigError
+        ``privacy.central-delta`` is above 1 / sites.
+    """
+    privacy = config.privacy
+    return Guarantee(
+        epsilon=privacy.central_epsilon,
+        delta=_delta("privacy.central-delta", privacy.central_delta, sites, "sites"),
+        rate=1.0,
+        steps_a_round=1,
+        rounds=config.run.rounds,
+    )
+
+
+def _delta(key: str, given: float, number: int, of_what: str) -> float:
+    if given * number > 1:
+        raise ConfigError(
+            f"{key} = {given:g} is above 1 / (the {of_what}): set it lower, or 0 for 1 / "
+            f"({SAFER} · {of_what})"
+        )
+    return given or 1 / (SAFER * number)
 
 
 def dp_sgd_of(config: RunConfig, people: int, seed: int) -> DPSGD:

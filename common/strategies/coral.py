@@ -110,6 +110,7 @@ class Coral(FedAvg):
 
     uses_unlabelled = True
     takes_server_rate = False
+    secure_sums = False  # sums over features travel beside the weights
     private = False  # it sends moments of features
     sums_over_people = SUMS
 

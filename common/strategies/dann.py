@@ -115,6 +115,7 @@ class DANN(FedAvg):
 
     uses_unlabelled = True
     takes_server_rate = False
+    secure_sums = False  # the classifier of sites travels beside the weights
     private = False  # the classifier of sites learns from features without noise
 
     class Options(strategy.Options):

@@ -84,6 +84,7 @@ class ControlVariates(Hooks):
 class Scaffold(FedAvg):
     """Correct each site's gradients by what all sites' are; average the weights."""
 
+    secure_sums = False  # c moves by how many sites have answered, and travels beside the weights
     private = True  # control variates are means of gradients that have their noise already
 
     def hooks(self, config: RunConfig, arrays: State, private: State) -> Hooks:

@@ -144,8 +144,7 @@ class Strategy(ABC):
     """Base of all strategies; its methods are pure and know neither messages nor tasks."""
 
     Options: ClassVar[type[Options]] = Options
-    # Whether the server half needs sums over the sites alone: Σ votes · update, Σ votes, and of
-    # each further array Σ array or Σ votes · array.
+    # Whether the server half needs the mean of the sites' weights by votes, and nothing else.
     secure_sums: ClassVar[bool] = False
     # Whether its hooks learn from images without a label, which are left out otherwise.
     uses_unlabelled: ClassVar[bool] = False
@@ -219,6 +218,9 @@ class Strategy(ABC):
         if config.privacy.is_on and not self.private:
             what = f"run config: strategy '{self.name}' uses images beyond what privacy.epsilon"
             raise ConfigError(f"{what} accounts for. fedscan strategies tells which do not")
+        if config.privacy.is_central and not self.secure_sums:
+            what = f"run config: strategy '{self.name}' needs more than the mean of sites' weights"
+            raise ConfigError(f"{what}, to which privacy.central-epsilon adds noise: try fedavg")
 
     def sites_needed(self, config: RunConfig) -> int:
         """Return how many sites must take part for the server half to have a meaning."""
@@ -256,8 +258,7 @@ class Strategy(ABC):
         config : RunConfig
         """
         del part
-        share = config.strategy.share
-        return share == "both" or name.startswith(f"{share}.")
+        return config.strategy.share in ("both", name.partition(".")[0])
 
     # The site half
 
@@ -378,9 +379,8 @@ def with_prefix(state: State, prefix: str) -> dict[str, Tensor]:
 
 def strategy_names() -> list[str]:
     """Name the strategies that there are."""
-    modules = {module.name for module in pkgutil.iter_modules(strategies.__path__)}
-    public = {name for name in modules if not name.startswith("_")}
-    return sorted(name.replace("_", "-") for name in public - {"strategy"})
+    modules = {module.name for module in pkgutil.iter_modules(strategies.__path__)} - {"strategy"}
+    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
 
 
 def load_strategy(name: str) -> Strategy:

@@ -21,7 +21,8 @@ ADA's p and its signs         private, kept: they measure a site's own overfitti
 mean path length              private, kept: it needs hundreds of iterations to settle
 images seen, iterations       follow from the round: they decide the lazy phases and the
                               ramp-up of the average
-labels of fakes               from a site's own slices: another mix would be a clue for D
+labels of fakes               from a site's own slices: another mix would be a clue for D; with
+                              differential privacy see :mod:`common.training.gan_private`
 ============================  ==================================================================
 """
 
@@ -40,6 +41,7 @@ from common.data.dataset import Dataset
 from common.data.site_data import open_planes, plane_heights_mm
 from common.data.unlabelled import UnlabelledError, nothing_to_judge_by
 from common.errors import ConfigError, DataContractError, FedscanError
+from common.privacy.guarantee import dp_sgd_of, guarantee_of
 from common.studies.sections import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
@@ -237,7 +239,9 @@ class Generation(Task):
         Returns
         -------
         Fit
-            Metrics as of ``gan.fit``. Private: Adam's moments, p and the mean path length.
+            Metrics as of ``gan.fit``; with differential privacy those alone that tell nothing of
+            real images but by D, and ``epsilon``, spent so far. Private: Adam's moments, p and the
+            mean path length.
         """
         del hooks
         if private:
@@ -247,8 +251,23 @@ class Generation(Task):
         # One seed for all rounds: the order of slices goes on where the last round stopped.
         seed = place.seed(config.run.seed, purpose="fit")
         steps = config.training.local_steps
-        done = gan.fit(model, data, steps=steps, seed=seed, progress=progress)
-        return Fit(done.metrics, model.export("private"))
+        mechanism, told = None, {}
+        if config.privacy.is_on:
+            own = place.seed(config.run.seed, round=round_number, purpose="private people")
+            mechanism = dp_sgd_of(config, data.people, own)
+            told = {"epsilon": guarantee_of(config, data.people).spent(round_number)}
+        done = gan.fit(
+            model,
+            data,
+            steps=steps,
+            seed=seed,
+            progress=progress,
+            mechanism=mechanism,
+            site=place.site,
+        )
+        known = self.reports(config).training
+        metrics = {name: value for name, value in done.metrics.items() if name in known}
+        return Fit(metrics | told, model.export("private"))
 
     def save(
         self,

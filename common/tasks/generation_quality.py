@@ -112,9 +112,11 @@ def evaluate(
             )
         mirrored, training = stylegan2(config).mirror, load("train")
         people = min(people, training.people)  # copies are about those trained on
-        metrics |= _copying(
+        copying = _copying(
             generator, training, features["real"], extractor, seed, records, mirrored=mirrored
         )
+        if not config.privacy.is_on:  # of those trained on, and without noise
+            metrics |= copying
     statistics = {
         f"{kind}.{name}": torch.as_tensor(value, dtype=torch.float64)
         for kind in SAMPLE
@@ -137,9 +139,12 @@ def reports(config: RunConfig) -> Reports:
     of_classes = generation_classes.names(config.read_study().label.classes.names)
     features = FEATURES if known else MOST_FEATURES
     shapes = {"count": (), "mean": (features,), "covariance": (features, features)}
+    private = config.privacy.is_on
+    training = metric_names(stylegan2(config), private=private)
+    copying = () if private else COPYING
     return Reports(
-        training=frozenset(metric_names(stylegan2(config))),
-        evaluation=frozenset((*COUNTS, *MEASURES, *COPYING, *of_classes)),
+        training=frozenset([*training, *["epsilon"] * private]),
+        evaluation=frozenset((*COUNTS, *MEASURES, *copying, *of_classes)),
         statistics={f"{kind}.{name}": shape for kind in SAMPLE for name, shape in shapes.items()},
         words={
             EXTRACTOR: frozenset([config.model.extractor if known else OWN]),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,13 @@ from common.training.gan_losses import (
     r1_penalty,
 )
 from common.training.gan_means import Means
+from common.training.gan_private import PrivateSlices
 from common.training.gan_slices import RealSlices
 from common.training.gan_state import GROUPS, GanTraining
 
 if TYPE_CHECKING:
     from common.data.dataset import Dataset
+    from common.privacy.dp_sgd import DPSGD
     from common.training.progress import Parts, Progress
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "fit",
     "generator_step",
     "path_length_step",
+    "private_discriminator_step",
     "r1_step",
     "train_step",
 ]
@@ -145,6 +148,26 @@ def discriminator_step(training: GanTraining, data: RealSlices, draws: Draws) ->
     }
 
 
+def private_discriminator_step(
+    training: GanTraining, data: PrivateSlices, draws: Draws
+) -> dict[str, Tensor]:
+    """Train D by one step of DP-SGD, and measure nothing of it that has no noise."""
+
+    def losses() -> Iterator[Tensor]:
+        for number, (reals, labels) in enumerate(data.people(draws("D mirror", "cpu"))):
+            phase = f"D person {number}"
+            with torch.no_grad():
+                ws, _ = _latents(training, data, draws, phase, len(labels), labels=labels)
+                noise = draws(f"{phase} noise")
+                fakes = training.generator.synthesis(ws, noise="random", generator=noise)
+                both = _augmented(training, torch.cat([reals, fakes]), draws, phase)
+            real_logits, logits = training.discriminator(both, labels.repeat(2, 1)).chunk(2)
+            yield logistic_loss(real_logits, real=True) + logistic_loss(logits, real=False)
+
+    data.mechanism.backward(training.discriminator, losses(), draws.step)
+    return _norms("discriminator", _optimize(training.discriminator_optimizer))
+
+
 def r1_step(training: GanTraining, data: RealSlices, draws: Draws) -> dict[str, Tensor]:
     """Train D to be flat around reals (R1, Dreg)."""
     config = training.config
@@ -165,7 +188,10 @@ def train_step(training: GanTraining, data: RealSlices, seed: int) -> dict[str, 
     measured = generator_step(training, data, draws)
     if config.path_weight and training.steps % config.path_interval == 0:
         measured |= path_length_step(training, data, draws)
-    measured |= discriminator_step(training, data, draws)
+    if isinstance(data, PrivateSlices):
+        measured |= private_discriminator_step(training, data, draws)
+    else:
+        measured |= discriminator_step(training, data, draws)
     if config.r1_gamma and training.steps % config.r1_interval == 0:
         measured |= r1_step(training, data, draws)
     training.update_average()
@@ -183,6 +209,8 @@ def fit(
     seed: int,
     on_step: Callable[[GanTraining, Mapping[str, float]], None] | None = None,
     progress: Progress | None = None,
+    mechanism: DPSGD | None = None,
+    site: str = "",
 ) -> GanFit:
     """Train in place for a number of iterations.
 
@@ -202,6 +230,11 @@ def fit(
         metrics since the last time; at other times with an empty mapping.
     progress : Progress, optional
         Where an interrupted call goes on.
+    mechanism : DPSGD, optional
+        With it the people whose images these are have differential privacy, and losses on real
+        images and D's signs are not measured. It is of this call's iterations.
+    site : str
+        With a mechanism: whose images these are.
 
     Returns
     -------
@@ -225,13 +258,18 @@ def fit(
     config = training.config
     if config.diversity_weight and config.batch_size < 2:
         raise ConfigError("diversity-weight compares two pictures: set batch-size to 2 or more")
-    reals = RealSlices(data, training.architecture, config, training.device)
+    given = (data, training.architecture, config, training.device)
+    reals = RealSlices(*given)
+    if mechanism:
+        reals = PrivateSlices(*given, mechanism=mechanism, site=site)
     whole, part, before = Means(), Means(), 0
     if progress and (kept := progress.load()):
         before, parts = kept
         training.load(parts["training"])
         whole.load(parts["whole"], training.device)
         part.load(parts["part"], training.device)
+    if isinstance(reals, PrivateSlices):
+        reals.skip(before)
     clock = time.perf_counter() - part.seconds
 
     def export() -> Parts:
@@ -262,11 +300,13 @@ def fit(
     return GanFit(whole.read(training))
 
 
-def metric_names(config: GanConfig) -> list[str]:
-    """Name the metrics that :func:`fit` can report."""
-    of_both = ("loss", "gradient-norm", "non-finite-gradients")
+def metric_names(config: GanConfig, *, private: bool = False) -> list[str]:
+    """Name the metrics that :func:`fit` can report, or those that are no secret of real images."""
+    of_both = ("gradient-norm", "non-finite-gradients")
     names = [f"{name}-{one}" for name in of_both for one in ("generator", "discriminator")]
-    names += ["sign-real", "p", "images-per-second", "images-seen"]
+    names += ["loss-generator", "p", "images-seen"]
+    # How long a step takes tells how many people were drawn.
+    names += [] if private else ["loss-discriminator", "sign-real", "images-per-second"]
     names += ["diversity-shortfall"] if config.diversity_weight else []
     names += ["path-length", "path-penalty"] if config.path_weight else []
     return names + (["r1-penalty"] if config.r1_gamma else [])
@@ -281,14 +321,18 @@ def _latents(
     *,
     average: bool = False,
     paired: bool = False,
+    labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw labels and latents of fakes: ws (count, num_ws, w_dim), labels (count, label_dim).
+    """Draw latents of fakes, and labels unless they are given.
+
+    Returns ws (count, num_ws, w_dim) and labels (count, label_dim).
 
     Paired, the last count // 2 have the labels of the first, in that order: half as many labels
     side by side as in the other phases.
     """
     config, mapping = training.config, training.generator.mapping
-    labels = data.draw_labels(count, draws(f"{phase} labels"))
+    if labels is None:
+        labels = data.draw_labels(count, draws(f"{phase} labels"))
     if paired:
         labels = torch.cat([labels[: count - count // 2], labels[: count // 2]])
     sources = 2 if config.style_mixing else 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import ConfigError
 from common.settings import as_typed
 from common.training.gan_config import GanConfig
+from common.training.gan_private import CHANGES, require_covered
 
 if TYPE_CHECKING:
     from common.config.run_config import RunConfig
@@ -38,11 +39,13 @@ def stylegan2(config: RunConfig) -> GanConfig:
     Raises
     ------
     ConfigError
-        For an unknown preset, or a change that is not accepted; see :func:`for_study`.
+        For an unknown preset, or a change that is not accepted; see :func:`for_study`. With
+        differential privacy also for what is not accounted for.
     """
+    private = config.privacy.is_on and config.task == "generation"
     # A classifier's batches say nothing of the networks that it takes from a GAN.
     batch_size = config.training.batch_size if config.task == "generation" else 1
-    return changed_preset(
+    found = changed_preset(
         config.model.gan,
         config.model.gan_changes,
         {
@@ -54,7 +57,11 @@ def stylegan2(config: RunConfig) -> GanConfig:
         },
         study=config.read_study(),
         idle=("log-every", "snapshot-every"),
+        usual=CHANGES if private else {},
     )
+    if private:
+        require_covered(found)
+    return found
 
 
 def changed_preset(
@@ -64,6 +71,7 @@ def changed_preset(
     *,
     study: Study,
     idle: Collection[str] = (),
+    usual: Mapping[str, Any] | None = None,
 ) -> GanConfig:
     """Return a preset with changes that are told in one line, as a run config has them.
 
@@ -79,6 +87,8 @@ def changed_preset(
         changes tell others.
     idle : collection of str
         Keys that have no effect there, which are refused so that nobody waits for one.
+    usual : mapping of str to value, optional
+        Keys of the preset that differ there, unless the changes tell others.
 
     Raises
     ------
@@ -88,7 +98,7 @@ def changed_preset(
     base = preset(name)
     decided = {**decided, "channels": study.images.channels}
     known = base.to_mapping()
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(usual or {})
     if base.label_kinds:
         found["label-kinds"] = ",".join(study.generator.conditions)
     for word in changes.split():
