@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from common.privacy.statement import TOLD
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 MIN_PARTICIPANTS = 10  # at a deployed site that does not decide otherwise
 MOST_POWER = 0.1  # z, in standard deviations: an area under the ROC curve of 0.53
 WITHHELD = "withheld"  # among an evaluation's words: why it holds no numbers
-COUNTED = ("images-seen", "epsilon")  # what training reports that is about nobody's images
+COUNTED = ("images-seen", *TOLD)  # what training reports that is about nobody's images
 OF_ONE_BATCH = ("r1-", "path-")  # names of what training measures on a single batch now and then
 OF_ALL_CLASSES = ("loss", "calibration_error")  # metrics that are no measure of one class
 

@@ -16,6 +16,7 @@ from common.evaluation.of_site import counts_of_use
 from common.fingerprint import fingerprint
 from common.participation import learning_sites
 from common.privacy.promises import central_statement
+from common.privacy.statement import statement
 from common.rounds import Result, begin, first_order, log, run_rounds
 from common.run_folder import RunFolder, require_same_sites
 from common.run_state import RunState
@@ -109,6 +110,7 @@ def _summary(
         "bytes_down": state.bytes_down,
         **whole,
         **central_statement(config, len(learning_sites(tuple(participants.sites), config))),
+        **statement(config, result.fits, state.fits),
         "sites": {
             name: {
                 **counts[name],

@@ -33,6 +33,7 @@ from common.machine import usable_cpus
 from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
 from common.participation import in_training
 from common.paths import cache_dir
+from common.privacy.statement import statement
 from common.rounds import begin, run_rounds
 from common.run_folder import MANIFEST, METRICS, SUMMARY
 from common.run_state import Measured, RunState, Update
@@ -72,7 +73,9 @@ def run_cell(work: Work) -> pd.DataFrame:
     elif work.cell.arm == "centralized":
         rows = _alone(work, POOL, list(work.sites))
     elif work.cell.arm == USE:
-        return _use(work)
+        from simulations.synthetic_use import use_of_cell
+
+        return use_of_cell(work, _federated(work))
     else:
         rows = [row for site in work.local for row in _own(work, site)]
     identity = {**asdict(work.cell), "seconds": round(time.monotonic() - began, 1)}
@@ -169,7 +172,9 @@ def train_in_place(
         "trained_on": sorted({site for members in participants.values() for site in members}),
     }
     write_json(folder / MANIFEST, about)
-    write_json(folder / SUMMARY, {"best_round": result.round, **whole, "sites": told})
+    promised = statement(config, result.fits, state.fits)
+    about_model = {"best_round": result.round, **whole, **promised, "sites": told}
+    write_json(folder / SUMMARY, about_model)
     return sites.rows
 
 
@@ -374,26 +379,3 @@ def _federated(work: Work) -> list[dict[str, Any]]:
         make_folder(records / work.cell.name)
         shutil.move(records / str(summary["run_id"]), records / work.cell.name / POOL)
     return rows
-
-
-def _use(work: Work) -> pd.DataFrame:
-    """See what the generators' pictures are good for: classifiers trained with and without them."""
-    from simulations.synthetic_use import use_of_synthetic
-
-    config = work.config
-    poor = work.local[0]
-    folders = {site: Path(path) for site, path in work.sites.items()}
-    models = {name: Path(path) for name, path in work.models.items()}
-    with compute_device(config, granted()) as device:
-        table = use_of_synthetic(folders, models, poor, config, config.run.seed, device=device)
-    federated = [
-        {
-            "seed": config.run.seed,
-            "row": "federated classifier",
-            "site": row["tested_on"],
-            **{key: row[key] for key in ("metric", "value", "n")},
-        }
-        for row in _federated(work)
-        if row["split"] == "test" and row["metric"] in set(table["metric"])
-    ]
-    return pd.concat([table, pd.DataFrame(federated)], ignore_index=True)

@@ -19,6 +19,7 @@ from simulations import (
     clean_command,
     config_command,
     gate_commands,
+    ledger_command,
     model_card_command,
     predict_command,
     prepare_commands,
@@ -87,6 +88,7 @@ app.add_typer(gan_commands.app)
 app.add_typer(explain_commands.app)
 app.command()(attack_command.attack)
 app.command()(authenticity_command.authenticity)
+app.command()(ledger_command.privacy)
 app.add_typer(gate_commands.app, name="gate")
 app.command()(supernode_command.supernode)
 app.command()(transfer_command.transfer)

@@ -85,13 +85,20 @@ GENERATION = {
     "authenticity_held_out": Measure("authenticity of held-out images", ""),
     "copies_flagged": Measure("flagged as copying", "less", "any"),
 }
+MEMBERSHIP = "membership_auroc"
+ATTACKED = {MEMBERSHIP: Measure("AUROC of membership", "less")}  # where models were attacked
 OF_CLASSES = (*OF_EACH_CLASS, *OF_A_CLASS)
 OTHERS = {CHOSEN: Measure("synthetic participants chosen", "", digits=(0, 0, 0), bounds=None)}
 DISTANCES = ("frechet_distance", "kernel_distance")
 
 
 def judged(
-    task: str, classes: Sequence[str] = (), positive: str | None = None, *, each: bool = False
+    task: str,
+    classes: Sequence[str] = (),
+    positive: str | None = None,
+    *,
+    each: bool = False,
+    attacked: bool = False,
 ) -> Judged:
     """Return how a task's models are judged.
 
@@ -102,18 +109,21 @@ def judged(
     positive : str, optional
     each : bool
         Whether single classes have measures of their own.
+    attacked : bool
+        Whether models were attacked, and :data:`ATTACKED` is known.
     """
     if task == "generation":
         single = [f"{name}.{one}" for one in classes for name in OF_A_CLASS] if each else []
         measures = GENERATION | {name: measure(name) for name in single}
         return Judged(DISTANCES, ("recall", "precision"), measures)
     names = metric_names(max(2, len(classes)), classes if each else None, positive)
+    names = [*names, *ATTACKED] if attacked else names
     return Judged(("balanced_accuracy", "auroc"), (), {name: measure(name) for name in names})
 
 
 def measure(name: str) -> Measure:
     """Return what is known of a measure, also of one of a single class, as ``recall.MEL``."""
-    known = {**CLASSIFICATION, **GENERATION, **OTHERS}
+    known = {**CLASSIFICATION, **GENERATION, **ATTACKED, **OTHERS}
     kind, _, one = name.partition(".")
     if one and kind in OF_CLASSES:
         return replace(known.get(kind, Measure(kind)), words=f"{measure(kind).words} of {one}")

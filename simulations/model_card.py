@@ -19,7 +19,7 @@ from common.reading import read_json
 from common.run_folder import MANIFEST, SUMMARY
 from common.studies.study import Study, read_study
 from simulations.folders import in_words
-from simulations.measures import CLASSIFICATION, GENERATION, measure
+from simulations.measures import ATTACKED, CLASSIFICATION, GENERATION, measure
 from simulations.report.provenance import simulated
 from simulations.report.words import is_number, mapping, sentence
 from simulations.results import read_table
@@ -37,7 +37,7 @@ TASKS = {  # of Hugging Face
 AUDIT = ("authenticity", "authenticity_held_out", "copies_flagged")  # in a section of their own
 OF_DATA = ("ms_ssim_real",)  # whatever the model
 MEASURES = {
-    "classification": tuple(CLASSIFICATION),
+    "classification": (*CLASSIFICATION, *ATTACKED),
     "generation": tuple(name for name in GENERATION if name not in (*AUDIT, *OF_DATA)),
 }
 # Hugging Face's names, where it has them. Its FID is of another network's features than ours.
@@ -309,7 +309,7 @@ def _compared(folder: Path, summary: dict, manifest: dict, about: dict) -> Facts
     scores = []
     for place, models in mapping(result.get("scores")).items():
         elsewhere = arm == "local" and place != name
-        found = models.get(f"local at {name}" if elsewhere else model)
+        found = models.get(f"{model} at {name}" if elsewhere else model)
         scores += _estimates(place, mapping(found), _measures(task, study))
     trained = mapping(whole.get("sites"))
     rows = read_table(root / "cells" / cell / "results.csv", root, remedy=REMEDY)

@@ -5,7 +5,6 @@ Whatever comes from a file stands in code spans, in which Markdown knows no mark
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,8 @@ from common.config.run_config import OF_SLICES
 from common.metrics_log import WHOLE
 from simulations.measures import measure
 from simulations.model_card import SPLITS, Facts, printable
+from simulations.model_card_markup import code, table, yaml
+from simulations.model_card_privacy import of_privacy
 from simulations.report.generation_words import CAVEATS
 from simulations.report.tables import data_size, duration, told
 from simulations.report.words import is_number, mapping, plural, sentence, whole
@@ -75,6 +76,7 @@ def render(facts: Facts, front: Mapping[str, Any]) -> str:
         "Training": _training(facts),
         "Results": _results(facts),
         **({"Copies of training images": _copies(facts)} if facts.task == "generation" else {}),
+        "Privacy": of_privacy(facts),
         "Limits": [*(f"- {one}" for one in _limits(facts))],
         "How to load": _loading(facts),
         "Provenance": _provenance(facts),
@@ -84,39 +86,6 @@ def render(facts: Facts, front: Mapping[str, Any]) -> str:
         text = "\n".join(lines)
         blocks.append(f"## {title}\n\n{text}" if title else text)
     return "\n\n".join(blocks) + "\n"
-
-
-def yaml(value: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Write lists and mappings as YAML 1.2, their scalars as JSON, which YAML contains."""
-    for key, one in value.items():
-        yield from _item(f"{indent}{key}:", one, indent)
-
-
-def _item(start: str, value: Any, indent: str) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        yield start
-        yield from yaml(value, f"{indent}  ")
-    elif isinstance(value, list) and value:
-        yield start
-        for one in value:
-            if isinstance(one, Mapping):
-                first, *rest = yaml(one, f"{indent}  ")
-                yield f"{indent}- {first.lstrip()}"
-                yield from rest
-            else:
-                yield f"{indent}- {_scalar(one)}"
-    else:
-        yield f"{start} {_scalar(value)}"
-
-
-def _scalar(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def code(text: object) -> str:
-    """Return a text from a file as a code span that ends neither itself nor a table's cell."""
-    kept = printable(text).translate(dict.fromkeys(map(ord, "`|"), "\ufffd"))
-    return f"`{kept.strip() or '?'}`"
 
 
 def _what(facts: Facts) -> list[str]:
@@ -158,7 +127,7 @@ def _data(facts: Facts) -> list[str]:
     for site, counts in facts.sites.items():
         least = counts.get("min_participants", 1)
         rows.append([code(site), *(_count(counts.get(key), least) for key in SPLITS)])
-    lines = [kind, "", *_table(["site", *(f"{split} images" for split in SPLITS.values())], rows)]
+    lines = [kind, "", *table(["site", *(f"{split} images" for split in SPLITS.values())], rows)]
     rows = []
     for site, found in facts.classes.items():
         least = mapping(facts.sites.get(site)).get("min_participants", 1)
@@ -167,7 +136,7 @@ def _data(facts: Facts) -> list[str]:
         each = ", ".join(f"{code(name)} {_count(n, least)}" for name, n in images.items())
         rows.append([code(site), people, each])
     if rows:
-        lines += ["", *_table(["site", "test people", "test images of each class"], rows)]
+        lines += ["", *table(["site", "test people", "test images of each class"], rows)]
     return lines
 
 
@@ -228,7 +197,7 @@ def _results(facts: Facts) -> list[str]:
     return [
         _judged(facts),
         "",
-        *_table(["test images of", *map(_heading, names)], rows),
+        *table(["test images of", *map(_heading, names)], rows),
         *_less(names),
     ]
 
@@ -276,14 +245,14 @@ def _copies(facts: Facts) -> list[str]:
         numbers = [told(key, found.get(key)) for key in kept]
         rows.append(["all sites" if site == WHOLE else code(site), verdict, *numbers])
     heads = ["training images of", "verdict", "authenticity", "of held-out images"]
-    lines = [*_table([*heads, "share of look-alikes"], rows)] if rows else ["Not tested."]
+    lines = [*table([*heads, "share of look-alikes"], rows)] if rows else ["Not tested."]
     if facts.authenticity:
         lines += [
             "",
             "Distances of training images and of held-out images to their projections into the "
             "generator (`fedscan authenticity`). At an AUROC of 0.5 they do not differ.",
             "",
-            *_table(["space", "verdict", "AUROC (95 % CI)"], list(_authenticity(facts))),
+            *table(["space", "verdict", "AUROC (95 % CI)"], list(_authenticity(facts))),
         ]
     return lines
 
@@ -383,8 +352,3 @@ def _provenance(facts: Facts) -> list[str]:
     if facts.source_hash:
         lines.append(f"- hash of the sources: {code(facts.source_hash)}")
     return lines or ["The files do not tell."]
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]

@@ -265,7 +265,10 @@ def _show(config: RunConfig, output_format: Format, **how: Any) -> None:
     if output_format is Format.json:
         typer.echo(json.dumps(summary))
     else:
+        from simulations.ledger_tables import show_promise
+
         show_run(summary)
+        show_promise(summary.get("privacy") or {})
     report = _write_report(folder, files=config.task == "generation")
     if output_format is Format.text:
         if report:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from common.models.stylegan2 import Generator
+    from simulations.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -312,3 +313,35 @@ def _require_labels(generator: Generator, wanted: Mapping[str, Sequence[str]]) -
                 f"the generator knows no {kind} '{strange[0]}': it was trained with "
                 f"{', '.join(known[kind])}"
             )
+
+
+def use_of_cell(work: Work, federated: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """See what the pictures of a comparison's generators are good for, in one repetition.
+
+    Parameters
+    ----------
+    work : Work
+        Its ``models`` are the generators'.
+    federated : sequence of mapping
+        Results of a federated classifier of the same recipe, which are told beside.
+    """
+    from clients.resources import compute_device, granted
+
+    config = work.config
+    folders = {site: Path(path) for site, path in work.sites.items()}
+    models = {name: Path(path) for name, path in work.models.items()}
+    with compute_device(config, granted()) as device:
+        table = use_of_synthetic(
+            folders, models, work.local[0], config, config.run.seed, device=device
+        )
+    beside = [
+        {
+            "seed": config.run.seed,
+            "row": "federated classifier",
+            "site": row["tested_on"],
+            **{key: row[key] for key in ("metric", "value", "n")},
+        }
+        for row in federated
+        if row["split"] == "test" and row["metric"] in set(table["metric"])
+    ]
+    return pd.concat([table, pd.DataFrame(beside)], ignore_index=True)

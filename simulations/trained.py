@@ -121,11 +121,7 @@ class Trained:
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the model's weights as they are on disk."""
-        if self.task_name == "generation":
-            from common.training.gan_checkpoint import NAME
-
-            return str(read_description(self.folder, NAME)["weights"].get("sha256"))
-        return hashlib.sha256(read_bytes(self.folder / MODEL, limit=LARGEST_WEIGHTS)).hexdigest()
+        return weights_hash(self.folder)
 
     @cached_property
     def _generator(self) -> Generator:
@@ -225,6 +221,21 @@ class Trained:
                 **told,
             }
         )
+
+
+def weights_hash(folder: Path) -> str:
+    """Return the SHA-256 of a model's weights as they are on disk.
+
+    Raises
+    ------
+    FedscanError, OSError, KeyError
+        There are none, or what describes them cannot be read.
+    """
+    if (folder / MODEL).is_file():
+        return hashlib.sha256(read_bytes(folder / MODEL, limit=LARGEST_WEIGHTS)).hexdigest()
+    from common.training.gan_checkpoint import NAME
+
+    return str(read_description(folder, NAME)["weights"].get("sha256"))
 
 
 def read_trained(

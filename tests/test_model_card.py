@@ -220,8 +220,8 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert "evil" not in outside and "7*7" not in outside and "<img" not in outside
     assert [line for line in body.splitlines() if line.startswith("#")] == [
         "# Classifier of the study `unknown`",
-        *(f"## {one}" for one in ("Data", "Training", "Results", "Limits", "How to load")),
-        "## Provenance",
+        *(f"## {one}" for one in ("Data", "Training", "Results", "Privacy", "Limits")),
+        *("## How to load", "## Provenance"),
     ]
     assert front["model-index"][0]["results"][0]["dataset"]["name"].isprintable()
     assert code("`") != "```" and "`" not in code("a`b")[1:-1]

@@ -23,7 +23,7 @@ from common.evaluation.of_site import Evaluation, Reports
 from common.models.parts import freeze_body, layers_of, parts_of
 from common.models.warm_start import begin_with, check_start, has_frozen_norms
 from common.predictions import save_predictions
-from common.privacy.guarantee import guarantee_of
+from common.privacy.statement import TOLD, told
 from common.provenance import source_hash
 from common.strategies.strategy import load_strategy
 from common.studies.study import Study
@@ -194,8 +194,8 @@ class Classification(Task):
         -------
         Fit
             With metrics ``loss``, the mean training loss, and ``images-seen``, images in all
-            batches. With differential privacy ``epsilon``, spent so far, in place of the loss, and
-            as ``images-seen`` how often a person is drawn, expected.
+            batches. With differential privacy what :func:`common.privacy.statement.told` returns in
+            place of the loss, and as ``images-seen`` how often a person is drawn, expected.
 
         Raises
         ------
@@ -224,8 +224,8 @@ class Classification(Task):
             )
         seen = float(config.local_steps(len(data)) * config.training.batch_size)
         if config.privacy.is_on:  # a loss without noise is not accounted for
-            spent = guarantee_of(config, data.people).spent(round_number)
-            return Fit({"epsilon": spent, "images-seen": seen}, moments)
+            promised = told(config, data.people, round_number, secret_noise=bool(place.secret))
+            return Fit({**promised, "images-seen": seen}, moments)
         return Fit({"loss": loss, "images-seen": seen}, moments)
 
     def evaluate(
@@ -281,8 +281,8 @@ class Classification(Task):
     def reports(self, config: RunConfig) -> Reports:
         """Name the metrics, those of single classes included where they are told."""
         names = metric_names(*_told_of(config.read_study()))
-        told = "epsilon" if config.privacy.is_on else "loss"
-        return Reports(frozenset({told, "images-seen"}), frozenset(names))
+        own = TOLD if config.privacy.is_on else ("loss",)
+        return Reports(frozenset({*own, "images-seen"}), frozenset(names))
 
     def judge(self, evaluations: Mapping[str, Evaluation], config: RunConfig) -> ValidationResult:
         """Mean loss over all sites' images; on a few dozen accuracy moves in steps of percents.
