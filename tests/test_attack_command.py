@@ -21,6 +21,7 @@ from common.tasks.task import SiteContext
 from simulations.arms import train_in_place
 from simulations.attack.people import choose_people, participants_of
 from simulations.attack.run import ABOUT, FIGURE, PICTURES, TABLE, Request, attack
+from simulations.ledger import QUESTION
 from simulations.trained import read_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,6 +107,14 @@ def test_every_attack_of_a_classifier_says_what_it_knows_and_finds(attacked: Pat
     assert {one["people"] for one in found["attacks"] if one["kind"] == "attributes"} == {3}
     sites = {one["site"] for one in found["attacks"] if one["kind"] == "membership"}
     assert sites == {"all", "island", "north"}
+
+
+def test_results_are_added_to_the_summary_of_the_model(run: Path, attacked: Path) -> None:
+    kept = json.loads((run / "summary.json").read_text())["attacks"]
+    found = json.loads((attacked / ABOUT).read_text())["attacks"]
+    assert all(one in kept for one in found)
+    questions = [tuple(one.get(k) for k in QUESTION) for one in kept]
+    assert len(set(questions)) == len(questions)
 
 
 def test_the_table_has_one_row_a_person_and_attack_and_no_pseudonym(attacked: Path) -> None:
@@ -220,6 +229,70 @@ def test_the_noise_of_a_private_run_is_not_of_one_image(run: Path, tmp_path: Pat
     (moved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match="differential privacy"):
         attack(Request(run=moved, out=tmp_path / "out", kinds=("inversion",)))
+
+
+def test_an_attack_that_is_interrupted_leaves_no_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise SystemExit(130)
+
+    monkeypatch.setattr("simulations.attack.run._features", interrupted)
+    with pytest.raises(SystemExit):
+        attack(Request(run=run, out=tmp_path / "out", kinds=("attributes",)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_of_moments_is_counted_by_what_is_measured(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("simulations.console.PLAIN_EVERY", 0.0)
+    attack(Request(run=run, out=tmp_path / "out", sites=("north",), kinds=("attributes",)))
+    said = capsys.readouterr().err
+    assert "Features 1/1 north" in said and "Moments 1/3 north, 3 people" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["--inversions", "2"], "inversion"),
+        (["--kind", "attributes", "--shadows", "2"], "membership"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(
+    run: Path, tmp_path: Path, words: list[str], kind: str
+) -> None:
+    from simulations.cli import app
+
+    out = tmp_path / "out"
+    refused = CliRunner().invoke(app, ["attack", str(run), "--out", str(out), *words])
+    assert f"without --kind {kind}" in str(refused.exception)
+    assert not out.exists()
+
+
+def test_tables_fit_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from simulations import console
+    from simulations.attack.command import _show_attacks
+
+    found = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    about = {"site": "hospital-12", "people": 400, "auc": found}
+    persons = {"persons": {"in": 136, "out": 136}, "tpr": {"0.01": found, "0.1": found}}
+    image = dict.fromkeys(("psnr", "other_psnr", "ssim", "other_ssim"), 20.0)
+    rows = [
+        {**about, **persons, "kind": "membership", "method": "projection, w+"},
+        {**about, **image, "kind": "inversion", "method": "update of 2 steps", "better": found},
+        {**about, "kind": "attributes", "method": "likelihood ratio", "features": 512,
+         "predicted": 0.5},
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "out", Console(width=80, highlight=False))
+        _show_attacks(rows)
+    said = capsys.readouterr().out
+    for one in rows:
+        (line,) = [line for line in said.splitlines() if one["method"] in line]
+        assert "0.50 (0.25 to 0.75)" in line and one["site"] in line
 
 
 def test_the_command_prints_a_table_or_json(run: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from common.errors import ConfigError
 from simulations.gan.commands import OutOption, SeedOption, ThreadsOption
 from simulations.options import (
     Device,
@@ -19,6 +20,11 @@ from simulations.options import (
     tell,
 )
 
+OF_KIND = {  # what an option is of
+    **dict.fromkeys(("shadows", "pictures"), "membership"),
+    **dict.fromkeys(("inversions", "steps"), "inversion"),
+}
+
 
 def attack(
     run: Annotated[
@@ -30,26 +36,42 @@ def attack(
     ] = None,
     kind: Annotated[
         str,
-        typer.Option(metavar="membership,inversion,attributes", help="Attacks, one or several."),
+        typer.Option(
+            metavar="membership,inversion,attributes",
+            help="Attacks, one or several; by default membership.",
+        ),
     ] = "membership",
     shadows: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, max=512, help="Shadow models a site for LiRA, an even number; 0: none of it."
+            min=0,
+            max=512,
+            help="membership: shadow models a site for LiRA, an even number; by default none.",
         ),
-    ] = 0,
+    ] = None,
     count: Annotated[
         int, typer.Option(min=1, max=100_000, help="People a group and site, at most.")
     ] = 1000,
     pictures: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Of a generator, to compare people with.")
-    ] = 1000,
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="membership: of a generator, to compare people with; by default 1000.",
+        ),
+    ] = None,
     inversions: Annotated[
-        int, typer.Option(min=1, max=1000, help="Images a site that inversion looks for.")
-    ] = 4,
+        int | None,
+        typer.Option(min=1, max=1000, help="inversion: images a site to look for; by default 4."),
+    ] = None,
     steps: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Iterations of a search for an image.")
-    ] = 300,
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="inversion: iterations of a search for an image; by default 300.",
+        ),
+    ] = None,
     cohort: MovedCohortOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
@@ -59,7 +81,8 @@ def attack(
     """Measure what a trained model, or a site's updates, tell of the people in its training.
 
     People in training are compared with people of the same hospitals and classes who were not.
-    All files but attacks.json are of single patients: they stay at the site.
+    All files but attacks.json are of single patients: they stay at the site. The results are also
+    added to the run's summary.json, from where fedscan privacy and reports have them.
 
     Examples
     --------
@@ -70,16 +93,21 @@ def attack(
     from simulations.attack.run import Request
     from simulations.attack.run import attack as work
 
+    kinds = tuple(dict.fromkeys(kind.split(",")))
+    given = {"shadows": shadows, "pictures": pictures, "inversions": inversions, "steps": steps}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if (wanted := OF_KIND[name]) not in kinds:
+            raise ConfigError(
+                f"--{name} has no effect without --kind {wanted}: leave it out, or add the kind"
+            )
     request = Request(
         run=absolute(run),
         out=absolute(out),
-        kinds=tuple(dict.fromkeys(kind.split(","))),
+        kinds=kinds,
         sites=tuple(dict.fromkeys(site or ())),
-        shadows=shadows,
         count=count,
-        pictures=pictures,
-        inversions=inversions,
-        steps=steps,
+        **given,
         cohort=cohort and absolute(cohort),
         seed=seed,
         device=device.value,
@@ -97,6 +125,7 @@ def _show(found: dict[str, Any]) -> None:
 
 def _show_attacks(attacks: list[dict[str, Any]]) -> None:
     """Show a table of each kind; of moments over the most people."""
+    from rich.box import SIMPLE
     from rich.markup import escape
     from rich.table import Table
 
@@ -108,22 +137,22 @@ def _show_attacks(attacks: list[dict[str, Any]]) -> None:
 
     columns = {
         "membership": {
-            "AUROC (95 % interval)": lambda one: told(one["auc"]),
-            "TPR at 1 % FPR": lambda one: share(one["tpr"]["0.01"]),
-            "at 10 %": lambda one: share(one["tpr"]["0.1"]),
-            "people in, out": lambda one: f"{one['persons']['in']}, {one['persons']['out']}",
+            "AUROC (95 % CI)": lambda one: told(one["auc"]),
+            "TPR at\n1 % FPR": lambda one: share(one["tpr"]["0.01"]),
+            "at\n10 %": lambda one: share(one["tpr"]["0.1"]),
+            "people\nin, out": lambda one: f"{one['persons']['in']}, {one['persons']['out']}",
         },
         "inversion": {
-            "PSNR, dB": lambda one: f"{one['psnr']:.1f}",
-            "best other": lambda one: f"{one['other_psnr']:.1f}",
+            "PSNR\ndB": lambda one: f"{one['psnr']:.1f}",
+            "best\nother": lambda one: f"{one['other_psnr']:.1f}",
             "SSIM": lambda one: f"{one['ssim']:.2f}",
-            "best other ": lambda one: f"{one['other_ssim']:.2f}",
-            "nearer than it": lambda one: told(one["better"]),
+            "best\nother ": lambda one: f"{one['other_ssim']:.2f}",
+            "nearer than it\n(95 % CI)": lambda one: told(one["better"]),
         },
         "attributes": {
             "features": lambda one: str(one["features"]),
             "people": lambda one: str(one["people"]),
-            "AUROC (95 % interval)": lambda one: told(one["auc"]),
+            "AUROC (95 % CI)": lambda one: told(one["auc"]),
             "predicted": lambda one: f"{one['predicted']:.2f}",
         },
     }
@@ -133,7 +162,8 @@ def _show_attacks(attacks: list[dict[str, Any]]) -> None:
         rows = [one for one in rows if one.get("people", 0) == most[one["site"]]]
         if not rows:
             continue
-        table = Table("attack", "site", title=kind, title_justify="left")
+        table = Table("attack", "site", title=kind, title_justify="left", box=SIMPLE, padding=0)
+        table.show_edge = False
         for name in cells:
             table.add_column(name, justify="right")
         for one in rows:

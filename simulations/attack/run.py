@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,82 +13,29 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.attacks import attributes
-from common.attacks.membership import judge, loss_scores, probability_of_truth
-from common.errors import ConfigError
+from common.errors import ConfigError, FedscanError
 from common.files import csv_of, write_atomically, write_json
-from common.seeding import derive_seed
 from simulations import console
+from simulations.attack.members import membership
 from simulations.attack.people import People, choose_people
+from simulations.attack.request import ATTRIBUTES, INVERSION, KINDS, MEMBERSHIP, Request
 from simulations.gan.generate import new_folder
+from simulations.ledger import keep
 from simulations.trained import Trained, read_trained
 from simulations.trained_sites import chosen_sites, open_if_any
 
-MEMBERSHIP, INVERSION, ATTRIBUTES = KINDS = ("membership", "inversion", "attributes")
-LOSS, LIRA, UPDATE, DISTANCE = "loss", "lira", "update", "distance"
 TABLE, ABOUT, FIGURE, PICTURES = "attacks.csv", "attacks.json", "attacks.png", "inversions.png"
 PATIENTS = (TABLE, FIGURE, PICTURES)  # of single patients, or pictures of them
-ALL = "all"  # sites together
-PROJECTIONS = Path("authenticity") / "authenticity.csv"  # in the run's folder
 DIMENSIONS = (2, 8)  # of the features, principal components, beside all of them
 LEAST = 9  # people of a site: 3 whose moments are sent, 3 others, and a population
 TRIALS, WIDE = 100, 64  # draws of people; a fifth as many of more features
 KNOWS = {
-    LOSS: "the released model, and the person's images with their classes",
-    LIRA: "the same, and {shadows} shadow models of the run's recipe with other people of the site",
-    UPDATE: "the site's updates of single rounds, as the server sees them, replayed from the "
-    "released model, and the person's images with their classes",
-    DISTANCE: "{pictures} pictures of the released generator, and the person's images",
-    "projection": "the released generator's weights, and the person's images",
     "gradient": "the gradient of one image, as plain SGD sends it, and the model before",
     "update of": "the site's update of local steps with one image, and the model before",
     attributes.DISTANCE: "mean and covariance of the features of n people, and the person's",
     attributes.MEAN: "the same, and mean and covariance of the population",
     attributes.RATIO: "the same, and mean and covariance of the population",
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for.
-
-    Parameters
-    ----------
-    run : Path
-        Folder of a run or of a training.
-    out : Path
-        Folder to make.
-    kinds : tuple of str
-        Of :data:`KINDS`.
-    sites : tuple of str
-        Of those trained on; all of them where none is named.
-    shadows : int
-        Shadow models a site, an even number; 0: none.
-    count : int
-        People a group and site, at most.
-    pictures : int
-        Of a generator, that people's images are compared with.
-    inversions : int
-        Images a site that are sought.
-    steps : int
-        Of each of these searches.
-    cohort : Path, optional
-        Where the sites' data are, if they are no longer where they were.
-    seed : int
-    device : str
-    """
-
-    run: Path
-    out: Path
-    kinds: tuple[str, ...] = (MEMBERSHIP,)
-    sites: tuple[str, ...] = ()
-    shadows: int = 0
-    count: int = 1000
-    pictures: int = 1000
-    inversions: int = 4
-    steps: int = 300
-    cohort: Path | None = None
-    seed: int = 0
-    device: str = "auto"
 
 
 @dataclass
@@ -124,14 +72,12 @@ def attack(request: Request) -> dict[str, Any]:
             f"sites {', '.join(sites)}: no class has people both in training and in the test set"
         )
     new_folder(request.out)
-    found = _Found()
-    works: dict[str, Callable[[Request, Trained, list[People], _Found], None]] = {
-        MEMBERSHIP: _membership,
-        INVERSION: _inversion,
-        ATTRIBUTES: _attributes,
-    }
-    for kind in request.kinds:
-        works[kind](request, trained, people, found)
+    try:
+        found = _worked(request, trained, people)
+    except BaseException:
+        with contextlib.suppress(OSError):  # nothing was written into it
+            request.out.rmdir()
+        raise
     description = {
         "weights": trained.weights_hash,
         "task": trained.task_name,
@@ -143,7 +89,31 @@ def attack(request: Request) -> dict[str, Any]:
         "stays": [name for name in PATIENTS if name != PICTURES or found.pictures],
     }
     _write(request.out, found, description)
+    _keep(trained.folder, found.attacks)
     return description
+
+
+def _worked(request: Request, trained: Trained, people: list[People]) -> _Found:
+    found = _Found()
+    works: dict[str, Callable[[Request, Trained, list[People], _Found], None]] = {
+        MEMBERSHIP: _membership,
+        INVERSION: _inversion,
+        ATTRIBUTES: _attributes,
+    }
+    for kind in request.kinds:
+        works[kind](request, trained, people, found)
+    return found
+
+
+def _keep(folder: Path, attacks: list[dict[str, Any]]) -> None:
+    """Add results to the summary of the attacked model, and to its report if it has one."""
+    from simulations.report.document import REPORT, write_report
+
+    try:
+        if keep(folder, attacks) and (folder / REPORT).is_file():
+            write_report(folder, files=(folder / "figures").is_dir())
+    except (OSError, FedscanError) as error:  # of somebody else's: the results are in --out
+        console.err.print(f"Not added to {folder}: {error}", markup=False, soft_wrap=True)
 
 
 def _checked(request: Request, trained: Trained) -> tuple[str, ...]:
@@ -172,89 +142,9 @@ def _checked(request: Request, trained: Trained) -> tuple[str, ...]:
 
 
 def _membership(request: Request, trained: Trained, people: list[People], found: _Found) -> None:
-    generator = trained.task_name == "generation"
-    scores = _of_generator if generator else _of_classifier
-    tables = list(scores(request, trained, [one for one in people if len(one.rows)]))
-    if generator and (projected := trained.folder / PROJECTIONS).is_file():
-        tables += _projections(pd.read_csv(projected), [one.site for one in people])
-    table = pd.concat(tables, ignore_index=True)
+    attacks, table = membership(request, trained, people)
+    found.attacks += attacks
     found.tables.append(table)
-    for method, rows in table.groupby("method", sort=False):
-        knows = KNOWS[method.partition(",")[0]]
-        about = {
-            "kind": MEMBERSHIP,
-            "method": method,
-            "knows": knows.format(shadows=request.shadows, pictures=request.pictures),
-        }
-        parts = {ALL: rows} | dict(list(rows.groupby("site"))) if len(people) > 1 else {}
-        for site, own in (parts or {people[0].site: rows}).items():
-            groups = (own["score"][own["in_training"] == one].to_numpy() for one in (True, False))
-            found.attacks.append({**about, "site": site, **judge(*groups, seed=request.seed)})
-
-
-def _of_classifier(
-    request: Request, trained: Trained, people: list[People]
-) -> Iterator[pd.DataFrame]:
-    """Yield tables of persons' scores by loss, by updates and by shadow models."""
-    from common.training.classifier import predict
-    from simulations.attack.shadows import lira_scores
-    from simulations.attack.updates import update_scores
-
-    with console.steps("Attacking", len(people) * (2 + request.shadows)) as bar:
-        for one in people:
-            data, model = one.chosen, trained.classifier(one.site)
-            predictions = predict(model, data, trained.study, trained.device)
-            truth = probability_of_truth(predictions, data.labels)
-            bar.advance(note=one.site)
-            yield one.table(loss_scores(truth), kind=MEMBERSHIP, method=LOSS)
-            yield one.table(update_scores(trained, one), kind=MEMBERSHIP, method=UPDATE)
-            bar.advance(note=f"{one.site}, updates")
-            if request.shadows:
-                scores = lira_scores(trained, one, truth, request.shadows, request.seed, bar)
-                yield one.table(scores, kind=MEMBERSHIP, method=LIRA)
-
-
-def _of_generator(
-    request: Request, trained: Trained, people: list[People]
-) -> Iterator[pd.DataFrame]:
-    """Yield tables of persons' scores by the distance to the nearest generated image."""
-    from common.evaluation.generation import nearest_neighbours
-    from common.training.gan_sampling import sample_batches
-
-    generator, extractor = trained.generator(), trained.extractor()
-    kinds = generator.architecture.labels
-    told = [row for one in people for row in (one.data.conditions or [{}])]
-    told = [{k: row[k] for k, values in kinds if row.get(k) in values} for row in told]
-    told = [row for row in told if len(row) == len(kinds)] or [{}]
-    rng = np.random.default_rng(derive_seed(request.seed, purpose="labels"))
-    labels = [told[k] for k in rng.integers(len(told), size=request.pictures)]
-    made = []
-    with console.steps("Generating", request.pictures) as bar:
-        for images in sample_batches(generator, labels, range(request.pictures), seed=request.seed):
-            made.append(extractor.features(images))
-            bar.advance(len(images))
-    for one in people:
-        own = extractor.features(one.chosen.images() * 2 - 1)
-        apart, _ = nearest_neighbours(np.concatenate(made), own)
-        yield one.table(-apart, kind=MEMBERSHIP, method=DISTANCE)
-
-
-def _projections(table: pd.DataFrame, sites: list[str]) -> Iterator[pd.DataFrame]:
-    """Yield persons' scores by the distances of ``fedscan authenticity``, in each space."""
-    real = table[table["group"].isin(["training", "held-out"]) & table["site"].isin(sites)]
-    best = real.groupby(["space", "site", "group", "person", "row"])["distance"].min()
-    means = best.groupby(level=[0, 1, 2, 3]).mean().reset_index()
-    for space, rows in means.groupby("space"):
-        yield pd.DataFrame(
-            {
-                "kind": MEMBERSHIP,
-                "method": f"projection, {space}",
-                "site": rows["site"],
-                "person": rows["person"],
-                "in_training": rows["group"] == "training",
-                "score": -rows["distance"],
-            }
-        )
 
 
 def _inversion(request: Request, trained: Trained, people: list[People], found: _Found) -> None:
@@ -293,14 +183,19 @@ def _inversion(request: Request, trained: Trained, people: list[People], found: 
 
 
 def _attributes(request: Request, trained: Trained, people: list[People], found: _Found) -> None:
-    with console.steps("Moments", len(people)) as bar:
+    each = []
+    with console.steps("Features", len(people)) as bar:
         for one in people:
-            features = _features(trained, one)
+            each.append(features := _features(trained, one))
+            bar.advance(note=one.site)
             if len(features) < LEAST:
                 bar.tell(f"{one.site}: moments are not attacked, fewer than {LEAST} people")
-            widths = [d for d in DIMENSIONS if d < features.shape[1]]
+    widths = [[*(d for d in DIMENSIONS if d < len(own.T)), len(own.T)] for own in each]
+    total = sum(len(_numbers(len(own))) * len(w) for own, w in zip(each, widths, strict=True))
+    with console.steps("Moments", total) as bar:
+        for one, features, some_widths in zip(people, each, widths, strict=True):
             for number in _numbers(len(features)):
-                for width in [*widths, features.shape[1]]:
+                for width in some_widths:
                     some = features
                     if width < features.shape[1]:
                         some = attributes.principal(features, min(width, len(features)))
@@ -320,7 +215,7 @@ def _attributes(request: Request, trained: Trained, people: list[People], found:
                                 "baseline": 0.5,
                             }
                         )
-            bar.advance(note=one.site)
+                    bar.advance(note=f"{one.site}, {number} people")
 
 
 def _features(trained: Trained, people: People) -> NDArray[np.float64]:
