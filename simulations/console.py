@@ -198,7 +198,7 @@ def show_run(summary: Mapping[str, Any]) -> None:
     what = "generator" if generation else "model"
     table = Table(
         title=f"Each site's test images, {what} of round {summary['best_round']} "
-        f"of {summary['rounds']}, {summary['seconds']:.0f} s",
+        f"of {summary['rounds']}, {summary['seconds']:.0f} s after the start-up",
         title_justify="left",
     )
     columns = GENERATION if generation else CLASSIFICATION

@@ -281,6 +281,9 @@ def require_writable(folder: Path, what: str) -> None:
 def _follow(run: FlowerRun, config: RunConfig, folder: Path, bar: console.Steps) -> None:
     """Show the rounds as they are written to the log of metrics, until the run is over."""
     log, rows = MetricsTail(folder / METRICS), []
+    if config.run.resume and (rows := log.new_rows()):
+        _show_new_rounds(rows, bar, config, before=True)
+        bar.tell(f"Resumed after round {bar.done}; the rounds before it are not told again")
     started = greeted = False
     deadline = math.inf
     while True:
@@ -315,8 +318,13 @@ def _images(sites: Mapping[str, Mapping[str, int]]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
-def _show_new_rounds(rows: list[Row], bar: console.Steps, config: RunConfig) -> None:
-    """Count the rounds that are over; of those that were validated, say how well."""
+def _show_new_rounds(
+    rows: list[Row], bar: console.Steps, config: RunConfig, *, before: bool = False
+) -> None:
+    """Count the rounds that are over; of those that were validated, say how well.
+
+    Of rounds that are from ``before`` an interruption nothing is said.
+    """
     trained = {row.round for row in rows if row.split == "train"}
     for number in range(bar.done + 1, config.run.rounds + 1):
         if not due(number, config.run.evaluate_every, config.run.rounds):
@@ -328,6 +336,9 @@ def _show_new_rounds(rows: list[Row], bar: console.Steps, config: RunConfig) -> 
         # What comes after a round is over says that nobody has told how well it fared.
         if not values and not any(r.round > number or r.split == "test" for r in rows):
             return
+        if before:
+            bar.advance(1)
+            continue
         bar.advance(1, f"validation: {values or 'not told'}", always=True)
 
 
@@ -336,9 +347,10 @@ def _validation(rows: list[Row]) -> str:
     accuracies = [row for row in rows if row.name == "balanced_accuracy"]
     if len(accuracies) > MOST_NAMED:
         mean = fmean(row.value for row in accuracies)
-        return f"{mean:.2f}, mean of {len(accuracies)} sites"
+        return f"balanced accuracy {mean:.2f}, mean of {len(accuracies)} sites"
     if accuracies:
-        return ", ".join(f"{row.site} {row.value:.2f}" for row in accuracies)
+        sites = ", ".join(f"{row.site} {row.value:.2f}" for row in accuracies)
+        return f"balanced accuracy {sites}"
     whole = {row.name: row.value for row in rows if row.site == WHOLE}
     if not whole:  # it is written last
         return ""

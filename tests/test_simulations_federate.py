@@ -15,7 +15,7 @@ import pytest
 
 from common.config.run_config import RunConfig, flatten
 from common.errors import ConfigError
-from common.metrics_log import Row
+from common.metrics_log import MetricsLog, Row
 from common.processes.environment import neutral_home, offline_environment, toml
 from simulations import federate as module
 from simulations.console import Steps
@@ -314,7 +314,7 @@ def test_within_a_ray_worker_nothing_of_its_ray_is_handed_on(
 
 def test_of_hundreds_of_sites_progress_tells_the_mean_and_names_none() -> None:
     rows = [Row(1, f"site-{k}", "val", "balanced_accuracy", k % 2, 4, 0.0) for k in range(500)]
-    assert module._validation(rows) == "0.50, mean of 500 sites"
+    assert module._validation(rows) == "balanced accuracy 0.50, mean of 500 sites"
     assert module._images({row.site: {"n_train": 12} for row in rows}) == "500 sites (6000)"
 
 
@@ -334,7 +334,32 @@ def test_a_round_of_which_nobody_tells_counts_when_the_next_begins(tmp_path: Pat
     rows.append(Row(2, "north", "train", "loss", 0.5, 8, 1.0))
     rows.append(Row(2, "north", "val", "balanced_accuracy", 0.75, 8, 1.0))
     module._show_new_rounds(rows, bar, settings)
-    assert (bar.done, told) == (2, ["validation: not told", "validation: north 0.75"])
+    assert (bar.done, told) == (
+        2,
+        ["validation: not told", "validation: balanced accuracy north 0.75"],
+    )
+
+
+def test_a_resumed_run_counts_the_rounds_before_and_does_not_tell_them_again(
+    tmp_path: Path,
+) -> None:
+    told: list[str] = []
+    bar = SimpleNamespace(done=0, say=told.append, tell=told.append)
+
+    def advance(number: int, note: str = "", *, always: bool = False) -> None:
+        bar.done += number
+        told.extend([note] * always)
+
+    bar.advance = advance
+    for number in (1, 2):
+        rows = [Row(number, "north", split, "balanced_accuracy", 0.5, 8, 1.0)
+                for split in ("train", "val")]  # fmt: skip
+        MetricsLog(tmp_path / "metrics.jsonl").append(rows)
+    run = SimpleNamespace(ended=lambda _: True, run_id=lambda: None)
+    settings = config(tmp_path, **{"run.rounds": 3, "run.id": "1", "run.resume": True})
+    module._follow(run, settings, tmp_path, bar)
+    assert bar.done == 2
+    assert told == ["Resumed after round 2; the rounds before it are not told again"]
 
 
 def test_a_path_of_any_letters_reaches_flower() -> None:
