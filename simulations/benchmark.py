@@ -242,6 +242,7 @@ class Benchmark:
             gpus=self.gpus_per_cell,
             timeout=self.cell_timeout,
             in_place=self.plan.in_place,
+            membership=self.plan.membership,
         )
 
     def _generators(self, seed: int) -> list[tuple[str, Cell, str]]:

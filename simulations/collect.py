@@ -95,6 +95,8 @@ def summarize_cells(
     )
     if new_cohorts:
         models = [(cell, told) for cell, told in models if cell.seed == plan.first_repetition]
+    if promised := _promises(models):
+        summary["privacy"] = promised
     summary["images"] = {site: _used(models, site, listed) for site, listed in counts.items()}
     (folder / "use.csv").unlink(missing_ok=True)
     columns = {"numbers": USE_NUMBERS, "texts": USE_TEXTS}
@@ -113,6 +115,17 @@ def _plain_bytes(models: Models) -> dict[tuple[str, int], float]:
         if cell.arm == "federated" and isinstance(found, int | float) and found > 0:
             plain[cell.strategy, cell.seed] = float(found)
     return plain
+
+
+def _promises(models: Models) -> dict[str, dict[str, Any]]:
+    """What models promised the people of their sites, by model; the first of each says it."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell, summary in models:
+        if told := summary.get("privacy"):
+            name = f"{cell.arm}/{cell.strategy}" if cell.strategy else cell.arm
+            one = found.setdefault(name, {**told, "sites": {}})
+            one["sites"] = {**told["sites"], **one["sites"]}
+    return found
 
 
 def _used(models: Models, site: str, listed: Mapping[str, int]) -> dict[str, int]:

@@ -17,12 +17,12 @@ from common.rounds import require_sites
 from simulations import console
 from simulations.arms import pooled_config
 from simulations.benchmark import Benchmark
-from simulations.contrasts import QUESTIONS
+from simulations.contrasts import AT, QUESTIONS, is_elsewhere, is_home
 from simulations.estimate import estimate_seconds
 from simulations.federate import check_extractor, survey_cohort
 from simulations.hospitals import count_sites, prepare_phantoms, site_names
 from simulations.launch import Resources
-from simulations.measures import measure
+from simulations.measures import MEMBERSHIP, measure
 from simulations.plan import Plan, load_plan, presets
 from simulations.question import check_folder, differing, question, require_same, usual
 from simulations.schedule import STATUS, status_of
@@ -136,6 +136,8 @@ def show(summary: dict[str, Any]) -> None:
     names = summary["leading"]
     for name in names if summary["task"] == "generation" else names[:1]:
         _show_scores(summary, name)
+    if MEMBERSHIP in summary["measures"]:
+        _show_scores(summary, MEMBERSHIP)
     for one in summary["copies"]:
         console.out.print(
             f"{one['model']}, repetition {one['seed']}: flagged as copying training images of "
@@ -157,14 +159,14 @@ def _show_scores(summary: dict[str, Any], name: str) -> None:
         for where, models in scores.items()
     }
     shown = [m for m in summary["models"] if any(m in found for found in places.values())]
-    if "local" in places["all"]:  # every site has its own
-        shown = [m for m in shown if not m.startswith("local at ")]
+    if any(map(is_home, places["all"])):  # every site has its own
+        shown = [m for m in shown if not is_elsewhere(m)]
     else:  # the few that have one stand by their names, also where they are at home
-        shown = [m for m in shown if m != "local"]
+        shown = [m for m in shown if not is_home(m)]
         for where, found in places.items():
-            if "local" in found:
-                own = f"local at {where}"
-                found[own] = found.pop("local")
+            for home in [*filter(is_home, found)]:
+                own = f"{home}{AT}{where}"
+                found[own] = found.pop(home)
                 shown += [own] * (own not in shown)
     digits = one.digits[0] + (0 if one.pool == "whole" or one.digits[0] > 2 else 1)
     tested = [where for where, found in places.items() if any(m in found for m in shown)]

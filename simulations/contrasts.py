@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 LOCAL, CENTRALIZED = "local", "centralized"
+AT = " at "  # in the name of a model that a site trained alone, wherever it is tested
 OTHER_ARMS = (LOCAL, CENTRALIZED)  # named in a contrast beside strategies
 USUAL = "fedavg"
 # The arms that each headline compares: nobody asks it of a comparison without them.
@@ -14,6 +15,22 @@ QUESTIONS = {
 }
 
 Pair = tuple[str, str]
+
+
+def at_home(model: str) -> str:
+    """Return the name that a site's own model has there; any other model keeps its name."""
+    return model.partition(AT)[0] if is_elsewhere(model) else model
+
+
+def is_home(model: str) -> bool:
+    """Whether a name stands for the models that sites trained alone, each at its site."""
+    return model.partition("/")[0] == LOCAL and AT not in model
+
+
+def is_elsewhere(model: str) -> bool:
+    """Whether a name is of the model that one site trained alone, at any site."""
+    arm, at, _ = model.partition(AT)
+    return bool(at) and arm.partition("/")[0] == LOCAL
 
 
 def reference_of(strategies: Sequence[str], wanted: str | None = None) -> str:

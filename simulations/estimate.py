@@ -44,7 +44,7 @@ def estimate_seconds(plan: Plan, sites: int, base: Mapping[str, Any]) -> float:
             # All that a step is timed with: strategies take no part.
             alike = (
                 *(config.task, config.study, config.model, config.training),
-                *(config.data.size, config.run.threads),
+                *(config.data.size, config.run.threads, config.privacy.is_on),
             )
             if alike not in steps:
                 steps[alike] = step_seconds(config, sites)

@@ -16,7 +16,7 @@ from common.config.run_config import OF_CLASSIFICATION, OF_SLICES, RunConfig, fl
 from common.data.phantoms.cohorts import PHANTOM_SEED
 from common.errors import ConfigError
 from common.settings import did_you_mean
-from common.strategies.strategy import load_strategy, strategy_names
+from common.strategies.strategy import strategy_names
 from common.studies.study import read_study
 from common.tasks.task import read_run_config
 from common.training.gan_presets import stylegan2
@@ -24,6 +24,7 @@ from simulations.config_file import read_toml
 from simulations.contrasts import reference_of
 from simulations.placeholders import fill_in
 from simulations.scenarios import crossed
+from simulations.strategy_options import options_of, own_options
 
 Values = dict[str, bool | int | float | str]
 
@@ -96,11 +97,15 @@ class Plan(BaseModel):
     pooled : list of str
         Variants that the pool of all sites is trained under as well: of what is learned, not of
         how sites are averaged. Where strategies are named, those of them.
+    alone : list of str
+        Variants that sites are trained under by themselves as well, by the same rule.
+    membership : bool
+        Whether released models are attacked: does the loss tell who was in training?
     reach : float
         For generation: a Fréchet distance to validation images, of which it is told after how many
         training images each generator reaches it; 0: none.
     contrasts : list of pairs
-        Names among strategies, ``local``, ``centralized`` and ``centralized/VARIANT`` whose
+        Names among strategies, ``local``, ``centralized`` and either with ``/VARIANT`` whose
         differences are told, first − second; without any, every further strategy is set against
         the reference. Pairs of which one is not compared have no effect.
     """
@@ -125,6 +130,8 @@ class Plan(BaseModel):
     use: Values = {}
     reference: str = ""
     pooled: list[str] = []
+    alone: list[str] = []
+    membership: bool = False
     reach: float = Field(0.0, ge=0)
     contrasts: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
 
@@ -146,7 +153,8 @@ class Plan(BaseModel):
         known = [*strategies, *self.variants]
         if unknown := [name for name in self.strategies if name not in known]:
             raise ValueError(f"strategy '{unknown[0]}': accepted are {', '.join(known)}")
-        for key, names in {"pretrained": self.pretrained, "pooled": self.pooled}.items():
+        for key in ("pretrained", "pooled", "alone"):
+            names = getattr(self, key)
             if lost := [name for name in names if name not in self.variants]:
                 raise ValueError(f"{key}: '{lost[0]}' is no variant")
         if self.pretrained and not self.pretraining:
@@ -154,8 +162,8 @@ class Plan(BaseModel):
         if self.reference and self.reference not in known:
             raise ValueError(f"reference '{self.reference}': accepted are {', '.join(known)}")
         for first, second in self.contrasts:
-            pools = {pooled_name(name) for name in self.pooled}
-            if strange := {first, second} - {*known, "local", "centralized", *pools}:
+            both = {of(name) for name in self.variants for of in (pooled_name, alone_name)}
+            if strange := {first, second} - {*known, "local", "centralized", *both}:
                 raise ValueError(f"contrast with '{min(strange)}', which is no strategy and no arm")
             if first == second:
                 raise ValueError(f"contrast of '{first}' with itself")
@@ -181,7 +189,8 @@ class Plan(BaseModel):
         """The named pairs of which both are compared."""
         federated = self.strategies if "federated" in self.arms else []
         pools = self.pooled if "centralized" in self.arms else []
-        compared = {*self.arms, *federated, *map(pooled_name, pools)}
+        alone = self.alone if "local" in self.arms else []
+        compared = {*self.arms, *federated, *map(pooled_name, pools), *map(alone_name, alone)}
         return [pair for pair in self.contrasts if compared.issuperset(pair)]
 
     def cells(self) -> list[Cell]:
@@ -191,8 +200,8 @@ class Plan(BaseModel):
             if "federated" in self.arms:
                 found += [Cell("federated", strategy, seed) for strategy in self.strategies]
             found += [Cell(arm, "", seed) for arm in ("centralized", "local") if arm in self.arms]
-            if "centralized" in self.arms:
-                found += [Cell("centralized", variant, seed) for variant in self.pooled]
+            for arm, variants in (("centralized", self.pooled), ("local", self.alone)):
+                found += [Cell(arm, variant, seed) for variant in variants if arm in self.arms]
         return found
 
     def stages(self) -> list[list[Cell]]:
@@ -229,27 +238,12 @@ class Plan(BaseModel):
         name = own.get("strategy.name", cell.strategy)
         name = name if name in strategy_names() else "fedavg"
         # What concerns some strategies alone is left to their cells.
-        others = _own_options().keys() - set(_options_of(name))
+        others = own_options().keys() - set(options_of(name))
         values = {key: value for key, value in values.items() if key not in others}
         values |= {**own, "strategy.name": name}
         if cell.strategy in self.pretrained:
             values["model.gan-checkpoint"] = features
         return read_run_config(values)
-
-
-def _options_of(strategy: str) -> list[str]:
-    """Return the keys of a strategy's own options."""
-    options = load_strategy(strategy).Options
-    return [f"{options.prefix}{key}" for key in options().to_mapping()]
-
-
-def _own_options() -> dict[str, list[str]]:
-    """Return the keys that are not every strategy's, with the strategies that have them."""
-    found: dict[str, list[str]] = {}
-    for strategy in strategy_names():
-        for key in _options_of(strategy):
-            found.setdefault(key, []).append(strategy)
-    return found
 
 
 def _of_pictures_use(values: Values) -> Values:
@@ -282,6 +276,11 @@ class Cell:
 def pooled_name(variant: str) -> str:
     """Return the name of a variant of the centralized arm."""
     return f"centralized/{variant}"
+
+
+def alone_name(variant: str) -> str:
+    """Return the name of a variant of the local arm."""
+    return f"local/{variant}"
 
 
 def presets() -> dict[str, Path]:
@@ -341,7 +340,8 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
         usual.strategy.name if one == "auto" else one for one in values.get("strategies", ["auto"])
     ]
     if overrides.get("strategies"):
-        values["pooled"] = [n for n in values.get("pooled", []) if n in values["strategies"]]
+        for key in ("pooled", "alone"):
+            values[key] = [n for n in values.get(key, []) if n in values["strategies"]]
     values |= crossed(
         values["strategies"],
         values["variants"],
@@ -361,7 +361,7 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
             for fault in error.errors()
         ]
         raise ConfigError("comparison: " + "\ncomparison: ".join(faults)) from None
-    for key, owners in _own_options().items():
+    for key, owners in own_options().items():
         if key in run and not set(owners) & set(plan.strategies):
             wanted = " or ".join(owners)
             raise ConfigError(f"--set {key} has no effect without --strategies {wanted}")
@@ -372,7 +372,7 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
             "model.classifier=gan-features --set "
             "model.gan-checkpoint=RUN"
         )
-    if (plan.pretraining or plan.use) and run.get("task", task) != task:
+    if (plan.pretraining or plan.use or plan.membership) and run.get("task", task) != task:
         raise ConfigError(
             f"--set task={run['task']}: preset '{preset}' is made for {task}. Choose another preset"
         )

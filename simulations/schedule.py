@@ -25,7 +25,7 @@ from common.files import write_atomically, write_json
 from common.reading import LARGEST_JSON, parse_json, read_bytes, read_json
 from simulations.arms import run_cell
 from simulations.launch import places
-from simulations.plan import USE, Cell
+from simulations.plan import PRETRAINING, USE, Cell
 from simulations.results import COLUMNS
 from simulations.work import Work
 
@@ -113,7 +113,7 @@ def attempt(work: Work) -> None:
     folder = Path(work.folder)
     write_atomically(folder / BEGAN, b"")
     try:
-        rows = work.run_cell() if hasattr(work, "run_cell") else run_cell(work)
+        rows = work.run_cell() if hasattr(work, "run_cell") else _run(work)
     except Exception as error:
         diverged = isinstance(error, DivergedError) or "has diverged" in str(error)
         end_cell(folder, work.cell, "diverged" if diverged else "error", traceback.format_exc())
@@ -122,6 +122,15 @@ def attempt(work: Work) -> None:
     lost = [] if work.cell.arm == USE else rows.loc[rows["status"] != "done", "trained_on"]
     why = ", ".join(f"{site} diverged" for site in lost)
     write_json(folder / STATUS, {"status": "diverged" if why else "done", "why": why})
+
+
+def _run(work: Work) -> pd.DataFrame:
+    rows = run_cell(work)
+    if not work.membership or work.cell.arm in (PRETRAINING, USE):
+        return rows
+    from simulations.attack.cell import with_attacks
+
+    return with_attacks(work, rows)
 
 
 def end_cell(folder: Path, cell: Cell, status: str, why: str) -> None:

@@ -7,6 +7,7 @@ in :mod:`common.evaluation.statistics`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from common.seeding import derive_seed
 from simulations.contrasts import CENTRALIZED, LOCAL, OTHER_ARMS, name_of, reference_of
 from simulations.contrasts import contrasts as contrasts_of
 from simulations.headlines import gain, loss
-from simulations.measures import Judged, judged
+from simulations.measures import ATTACKED, Judged, judged
 from simulations.results import count_cells
 from simulations.tested import (
     ONE_CLASS,
@@ -35,6 +36,7 @@ from simulations.tested import (
     models_of,
     name_at,
     name_of_model,
+    own_name,
     read_cohorts,
     rows_of,
     target_of,
@@ -139,7 +141,7 @@ def summarize(
         for s, f in (predictions or {}).items()
         if f is not None and len(f)
     }
-    strategies = sorted(set(table.loc[table["arm"] == "federated", "strategy"]))
+    strategies = sorted({*table.loc[table["arm"] == "federated", "strategy"]})
     reference = reference_of(strategies, reference_strategy)
     pairs = contrasts_of(strategies, reference, contrasts)
     named = {*tests["tested_on"], *tests["trained_on"], *predicted, *sites, poor_site}
@@ -147,7 +149,7 @@ def summarize(
     classes = next((one.classes for one, *_ in predicted.values()), tuple(classes))
     each = any("." in metric for metric in tests["metric"])
     speed = training_speed(table, reach) if task == "generation" else {}
-    how = judged(task, classes, positive, each=each)
+    how = judged(task, classes, positive, each=each, attacked={*ATTACKED} <= {*tests["metric"]})
     keys = models_of(table)
 
     measured: Measured = {}
@@ -267,9 +269,9 @@ def _at_site(
             continue
         for metric in how.measures:
             values = by_seed(rows[rows["metric"] == metric])
-            resampled = {s: one[metric] for (k, s), one in samples.items() if k == key}
+            resampled = {s: o[metric] for (k, s), o in samples.items() if k == key and metric in o}
             told = metric in set(rows["metric"])
-            if not told and not found:
+            if not told and (not found or metric in ATTACKED):
                 continue
             few = dict.fromkeys(name for one in found for name in one.few(metric, positive))
             why = found[0].undefined(metric, positive) if found else ""
@@ -317,12 +319,13 @@ def _over_all(
                 one = Repeated.over_sites(parts)
             if one.values:
                 found[WHOLE, name_of_model(key), metric] = one
-    own = {key[2] for key in keys if key[0] == LOCAL} & set(places)
-    if len(own) > 1 and how.measures[how.leading[0]].pool == "mean":
+    own = Counter(own_name(key) for key in keys if key[0] == LOCAL and key[2] in places)
+    several = [n for n in own if own[n] > 1]
+    for name in several if how.measures[how.leading[0]].pool == "mean" else ():
         for metric in how.measures:
-            parts = {s: measured.get((s, LOCAL, metric)) or Repeated({}) for s in places}
+            parts = {s: measured.get((s, name, metric)) or Repeated({}) for s in places}
             if (one := Repeated.over_sites(parts)).values:
-                found[WHOLE, LOCAL, metric] = one
+                found[WHOLE, name, metric] = one
     return found
 
 

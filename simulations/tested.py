@@ -16,7 +16,7 @@ from common.errors import DataContractError
 from common.evaluation.classification import OF_POSITIVE
 from common.evaluation.statistics import LEAST_PERSONS, Repeated, Strata
 from common.predictions import PROBABILITY
-from simulations.contrasts import CENTRALIZED, LOCAL
+from simulations.contrasts import AT, CENTRALIZED, LOCAL
 from simulations.measures import measure
 from simulations.results import CHOSEN, NUMBERS, TEXTS
 
@@ -147,23 +147,28 @@ def models_of(table: pd.DataFrame) -> list[Key]:
 
 def name_of_model(key: Key) -> str:
     """Return a model's name anywhere: ``local at SITE`` of one that a site trained alone."""
-    arm, strategy, trained_on = key
-    if arm == LOCAL:
-        return f"{LOCAL} at {trained_on}"
+    arm, _, trained_on = key
+    return f"{own_name(key)}{AT}{trained_on}" if arm == LOCAL else own_name(key)
+
+
+def own_name(key: Key) -> str:
+    """Return a model's arm with its strategy or variant; of a site's own, its name there."""
+    arm, strategy, _ = key
     return f"{arm}/{strategy}" if strategy else arm
 
 
 def name_at(key: Key, place: str) -> str:
     """Return a model's name at a place: ``local`` where it is the site's own."""
-    return LOCAL if key[0] == LOCAL and key[2] == place else name_of_model(key)
+    return own_name(key) if key[0] == LOCAL and key[2] == place else name_of_model(key)
 
 
 def described(keys: list[Key], places: list[str]) -> dict[str, dict[str, str]]:
     """Return arm, strategy and trained_on of every model, by its name."""
     parts = ("arm", "strategy", "trained_on")
     found = {name_of_model(key): dict(zip(parts, key, strict=True)) for key in keys}
-    if any(key[0] == LOCAL and key[2] in places for key in keys):
-        found[LOCAL] = {"arm": LOCAL, "strategy": "", "trained_on": ""}
+    for key in keys:
+        if key[0] == LOCAL and key[2] in places:
+            found[own_name(key)] = {"arm": LOCAL, "strategy": key[1], "trained_on": ""}
     return found
 
 

@@ -35,6 +35,8 @@ class Work:
         Seconds after which it is ended.
     in_place : bool
         A federation trains site after site in the cell's own process, without messages.
+    membership : bool
+        Whether its released models are attacked by the loss.
     """
 
     cell: Cell
@@ -49,6 +51,7 @@ class Work:
     gpus: float
     timeout: float
     in_place: bool = False
+    membership: bool = False
 
     @property
     def config(self) -> RunConfig:

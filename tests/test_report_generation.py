@@ -595,6 +595,7 @@ def test_no_two_models_of_a_comparison_look_alike(preset):
     models = [("centralized", ""), ("local", "")]
     models += [("federated", name) for name in {*plan.strategies, *plan.variants}]
     models += [("centralized", name) for name in plan.pooled]
+    models += [("local", name) for name in plan.alone]
     found = [looks.series(*model) for model in models]
     assert len({(one.colour, one.marker, one.dash) for one in found}) == len(found)
     assert len({(one.marker, one.dash) for one in found}) == len(found)  # in grey, too

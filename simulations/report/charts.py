@@ -286,6 +286,8 @@ def legend_key(one: Series) -> Markup:
         "*": '<path d="M17 1L18.6 5.3H23L19.5 8.2L20.8 13L17 10L13.2 13L14.5 8.2L11 5.3H15.4Z"/>',
         "p": '<path d="M17 2L22 5.6L20 12H14L12 5.6Z"/>',
         "h": '<path d="M17 2L21.5 4.5V9.5L17 12L12.5 9.5V4.5Z"/>',
+        "H": '<path d="M12 7L14.5 2.5H19.5L22 7L19.5 11.5H14.5Z"/>',
+        ".": '<circle cx="17" cy="7" r="2.5"/>',
         "8": '<path d="M15 2H19L22 5V9L19 12H15L12 9V5Z"/>',
         "d": '<path d="M17 1L20 7L17 13L14 7Z"/>',
     }[one.marker]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.evaluation.classification import OF_EACH_CLASS
 from common.evaluation.curves import GRID
-from simulations.measures import CLASSIFICATION
+from simulations.measures import ATTACKED, CLASSIFICATION
 from simulations.report import charts, figures, pictures, tables, words
 from simulations.report.blocks import Section, figure_blocks
 from simulations.report.charts import Line
@@ -36,7 +36,8 @@ class ClassificationBlocks:
         summary = content.summary
         self.classes = tuple(map(str, summary.get("classes") or content.nouns.classes))
         self.positive = str(summary.get("positive") or "")
-        self.shown = [m for m in CLASSIFICATION if m in (summary.get("measures") or ())]
+        known = (*CLASSIFICATION, *ATTACKED)
+        self.shown = [m for m in known if m in (summary.get("measures") or ())]
         k = len(self.classes) or 2
         self._chance = {LEADING: 1 / k, "auroc": 0.5, "loss": math.log(k)}
         self.curves = {name: self._chance[name] for name in ("loss", LEADING)}

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from simulations.measures import CLASSIFICATION, measure
-from simulations.report import brief, provenance, words
+from simulations.report import brief, privacy_blocks, provenance, words
 from simulations.report.blocks import Block, Section, figure_blocks
 from simulations.report.figures import curve_figures
 from simulations.report.run_content import RunContent, attendance_table, messages_table
@@ -95,6 +95,7 @@ class ClassificationRun(RunContent):
         if self.attendance:
             shown = attendance_table(self.attendance)
             yield Section("attendance", "Who took part", "", [("table", shown), *self._away()])
+        yield from privacy_blocks.of_run(self.summary)
         title = f"{sentence(nouns.images)} at every site"
         left_out = ("run.output-dir",)
         yield provenance.section(self.manifest, self.counts, "", title, left_out=left_out)

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from common.metrics_log import WHOLE
-from simulations.contrasts import QUESTIONS
+from simulations.contrasts import QUESTIONS, at_home, is_home
 from simulations.measures import measure
-from simulations.report import charts, figures, provenance, tables, words
+from simulations.report import charts, figures, privacy_blocks, provenance, tables, words
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
 from simulations.report.looks import Series, look_of, series_of
 from simulations.report.pictures import Trained
@@ -142,15 +142,14 @@ class Content:
     def looks(self, where: str) -> dict[str, Series]:
         """Return the models of a place: a site's own model stands for all local ones, if any."""
         here = self.scores.get(where, {})
-        own = "local" in here or (where != WHOLE and "local" in self._looks and self._own(where))
+        own = {one for one in self._looks if is_home(one)}
+        own &= {*here, *(at_home(m) for m, one in self.described.items()
+                         if one.get("trained_on") == where != WHOLE)}  # fmt: skip
         return {
             name: look
             for name, look in self._looks.items()
-            if (name != "local" or own) and not (own and name.startswith("local at "))
+            if (name in own or not is_home(name)) and at_home(name) not in own - {name}
         }
-
-    def _own(self, where: str) -> bool:
-        return any(one.get("trained_on") == where for one in self.described.values())
 
     @property
     def all_looks(self) -> dict[str, Series]:
@@ -246,6 +245,7 @@ class Content:
                 *self._result_tables(),
             ],
         )
+        yield from privacy_blocks.of_comparison(self)
         yield from self.blocks.before_curves()
         band = "; bands: their range" if self.repetitions > 1 else ""
         curves = figures.curve_figures(

@@ -109,6 +109,15 @@ _CROSSED = (
     *(f"fedavg-{one}" for one in ("dropout", "late", "slow", "label-noise", "scanner-change")),
     "bulyan-f1",
 )
+_PRIVATE = ("no-noise", *(f"epsilon-{one}" for one in (16, 8, 4, 2, 1)))
+_LOOKS |= {
+    (arm, name): (label, name, colour, marker, dash)
+    for arm, label, colour, marker in (
+        ("federated", "Federated", "fedavg", "."),
+        ("local", "Local only", "local", "H"),
+    )
+    for name, dash in zip(_PRIVATE, DASHES, strict=True)
+}
 _LOOKS |= {
     ("federated", name): ("Federated", name, colour, marker, dash)
     for names, markers in (((*_OTHERS, *_VARIANTS), "vPX*<>"), (_CROSSED, "ph8d"))
@@ -135,4 +144,6 @@ def look_of(model: Mapping[str, Any]) -> Series:
     """Return how a summary's model is drawn; another site's own model says whose it is."""
     arm, strategy, trained_on = (str(model.get(k, "")) for k in ("arm", "strategy", "trained_on"))
     found = series(arm, strategy)
-    return replace(found, note=f"of {trained_on}") if arm == "local" and trained_on else found
+    if arm != "local" or not trained_on:
+        return found
+    return replace(found, note=", ".join(filter(None, (found.note, f"of {trained_on}"))))

@@ -12,7 +12,7 @@ from common.metrics_log import WHOLE
 from common.participation import Attendance, Outcome
 from simulations.attendance import count_outcomes, ranges, reasons
 from simulations.measures import DISTANCES, measure
-from simulations.report import charts, pictures, provenance, words
+from simulations.report import charts, pictures, privacy_blocks, provenance, words
 from simulations.report import generation_words as says
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
 from simulations.report.figures import curve_figures
@@ -162,6 +162,7 @@ class RunContent:
         if self.attendance:
             shown = attendance_table(self.attendance)
             yield Section("attendance", "Who took part", "", [("table", shown), *self._away()])
+        yield from privacy_blocks.of_run(self.summary)
         yield provenance.section(
             self.manifest,
             self.counts,

@@ -11,6 +11,7 @@ import pandas as pd
 
 from common.evaluation.statistics import NO_INTERVAL, WITHOUT
 from common.metrics_log import WHOLE
+from simulations.contrasts import at_home, is_elsewhere, is_home
 from simulations.measures import measure
 from simulations.report.looks import Series, series, series_of
 from simulations.report.words import is_number, mapping, place, sentence, whole
@@ -196,12 +197,13 @@ def matrix_table(
     """
     rows = {
         model: [
-            mapping(here.get("local" if own == site and "local" in here else model)).get(name)
+            mapping(here.get(home if own == site and home in here else model)).get(name)
             for site in sites
             for here, own in [(mapping(scores.get(site)), models[model].get("trained_on"))]
+            for home in [at_home(model)]
         ]
-        for model in sorted(looks, key=lambda one: not one.startswith("local at "))
-        if model != "local"
+        for model in sorted(looks, key=lambda one: not is_elsewhere(one))
+        if not is_home(model)
     }
     means = {m: [mapping(one).get("mean") for one in found] for m, found in rows.items()}
     known = [value for found in means.values() for value in found if is_number(value)]
