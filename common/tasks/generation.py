@@ -41,7 +41,8 @@ from common.data.dataset import Dataset
 from common.data.site_data import open_planes, plane_heights_mm
 from common.data.unlabelled import UnlabelledError, nothing_to_judge_by
 from common.errors import ConfigError, DataContractError, FedscanError
-from common.privacy.guarantee import dp_sgd_of, guarantee_of
+from common.privacy.guarantee import dp_sgd_of
+from common.privacy.statement import told
 from common.studies.sections import SITE
 from common.tasks import generation_quality
 from common.tasks.generation_grids import illustrate
@@ -240,8 +241,8 @@ class Generation(Task):
         -------
         Fit
             Metrics as of ``gan.fit``; with differential privacy those alone that tell nothing of
-            real images but by D, and ``epsilon``, spent so far. Private: Adam's moments, p and the
-            mean path length.
+            real images but by D, with what :func:`common.privacy.statement.told` returns. Private:
+            Adam's moments, p and the mean path length.
         """
         del hooks
         if private:
@@ -251,11 +252,10 @@ class Generation(Task):
         # One seed for all rounds: the order of slices goes on where the last round stopped.
         seed = place.seed(config.run.seed, purpose="fit")
         steps = config.training.local_steps
-        mechanism, told = None, {}
+        mechanism = None
         if config.privacy.is_on:
             own = place.seed(config.run.seed, round=round_number, purpose="private people")
             mechanism = dp_sgd_of(config, data.people, own)
-            told = {"epsilon": guarantee_of(config, data.people).spent(round_number)}
         done = gan.fit(
             model,
             data,
@@ -267,7 +267,8 @@ class Generation(Task):
         )
         known = self.reports(config).training
         metrics = {name: value for name, value in done.metrics.items() if name in known}
-        return Fit(metrics | told, model.export("private"))
+        metrics |= told(config, data.people, round_number, secret_noise=bool(place.secret))
+        return Fit(metrics, model.export("private"))
 
     def save(
         self,

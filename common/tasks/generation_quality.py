@@ -30,6 +30,7 @@ from common.evaluation.memorization import judge_copying, strongest, write_look_
 from common.evaluation.of_site import Evaluation, Reports
 from common.models.stylegan2 import Generator, build
 from common.paths import cache_dir
+from common.privacy.statement import TOLD as PROMISED
 from common.seeding import derive_seed
 from common.studies.vocabulary import normalise
 from common.tasks import generation_classes
@@ -143,7 +144,7 @@ def reports(config: RunConfig) -> Reports:
     training = metric_names(stylegan2(config), private=private)
     copying = () if private else COPYING
     return Reports(
-        training=frozenset([*training, *["epsilon"] * private]),
+        training=frozenset([*training, *(PROMISED if private else ())]),
         evaluation=frozenset((*COUNTS, *MEASURES, *copying, *of_classes)),
         statistics={f"{kind}.{name}": shape for kind in SAMPLE for name, shape in shapes.items()},
         words={
