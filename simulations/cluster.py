@@ -7,11 +7,13 @@ process of its own, since Ray takes over the signals of one that joins a cluster
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 
 from common.errors import ConfigError
+from common.processes.environment import python_path
 
 CONNECT_SECONDS, JOIN_SECONDS = 10.0, 60.0
 
@@ -53,7 +55,12 @@ def _nodes(address: str) -> list[dict[str, float]]:
     command = [sys.executable, "-m", "simulations.cluster", address]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=JOIN_SECONDS, check=False
+            command,
+            env={**os.environ, "PYTHONPATH": python_path()},
+            capture_output=True,
+            text=True,
+            timeout=JOIN_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         why = f"it did not answer within {JOIN_SECONDS:.0f} seconds"

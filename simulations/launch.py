@@ -19,7 +19,7 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.files import write_atomically, write_json
 from common.machine import usable_cpus
-from common.processes.environment import free_port, neutral_home, offline_environment, toml
+from common.processes.environment import APP, free_port, neutral_home, offline_environment, toml
 from common.processes.group import ProcessGroup, process_group
 from common.sites import PHANTOM_FOLDERS
 from simulations.cluster import require_cluster
@@ -27,7 +27,6 @@ from simulations.cluster import require_cluster
 SIMULATION = "flwr-simulation"  # the process that a run lives in
 TOO_SLOW = "Failed to start local SuperLink within"  # what `flwr run` then says
 RAY_TOO_SLOW = "current node timed out during startup"  # the same of Ray
-ROOT = Path(__file__).parents[1]
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -171,12 +170,8 @@ def flower_run(
     Raises
     ------
     ConfigError
-        If fedscan was not installed from its folder, or the machine lacks what is asked for.
+        If the machine lacks what is asked for.
     """
-    if not (ROOT / "pyproject.toml").is_file():
-        raise ConfigError(
-            "Flower runs fedscan from its folder. Install it with `pip install -e .` there"
-        )
     resources.check()
     with neutral_home() as home:
         port = free_port()
@@ -191,7 +186,7 @@ def flower_run(
             write_json(home / "phantoms.json", {name: str(at) for name, at in phantoms.items()})
         overrides = home / "run-config.toml"
         write_atomically(overrides, toml(config.to_flower()).encode())
-        command = [sys.executable, "-m", "simulations.flower_command", "run", str(ROOT)]
+        command = [sys.executable, "-m", "simulations.flower_command", "run", str(APP)]
         command += ["--stream", "--run-config", str(overrides)]
         command += ["--federation-config", resources.federation_config()]
         log_path = home / "flower.log"

@@ -29,6 +29,7 @@ from common.evaluation.extractor import DEFAULTS
 from common.files import make_folder, write_atomically, write_json
 from common.fingerprint import fingerprint
 from common.processes.environment import (
+    APP,
     free_port,
     neutral_home,
     offline_environment,
@@ -40,7 +41,7 @@ from common.reading import read_json
 from common.rounds import begin, first_order
 from common.run_folder import GATES, SUMMARY
 from common.tasks.task import SiteContext
-from simulations.launch import ROOT, FlowerRun
+from simulations.launch import FlowerRun
 
 RUN_CONFIG = "run-config.toml"
 CONNECTION = "hospitals"  # name of the SuperLink in Flower's configuration
@@ -165,7 +166,7 @@ class _Machine:
         make_authority(self.tls)
         make_server_certificate(self.tls, ["localhost"])
         self._start_server()
-        approved = hashlib.sha256(build_fab_from_disk(ROOT)).hexdigest()
+        approved = hashlib.sha256(build_fab_from_disk(APP)).hexdigest()
         for site in self.federation.sites:
             make_node_key(self.keys, site)
         nodes = self._register()
@@ -178,7 +179,7 @@ class _Machine:
         write_atomically(
             self.home / RUN_CONFIG, toml(flatten(overrides) | {"run.site-nodes": bound}).encode()
         )
-        command = [sys.executable, "-m", "simulations.flower_command", "run", str(ROOT)]
+        command = [sys.executable, "-m", "simulations.flower_command", "run", str(APP)]
         command += [CONNECTION, "--stream", "--run-config", str(self.home / RUN_CONFIG)]
         return subprocess.run(command, check=False).returncode
 

@@ -36,6 +36,7 @@ SERIAL = (
     "test_simulations_generation.py",
     "test_simulations_run.py",
     "test_studies_own.py",
+    "test_wheel.py",
 )
 # A deployed site's, by which it answers as a simulated one: with few people, and from seeds alone.
 OPEN_POLICY = """

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.errors import ConfigError
-from common.provenance import PACKAGES, sources
+from common.provenance import sources
 from common.reading import parse_toml, read_bytes
 
 LARGEST_FILE = 10 * 2**20  # bytes of a bundle; Flower builds none that is larger
@@ -22,7 +22,6 @@ LARGEST_CONTENT = 64 * 2**20
 LARGEST_PROJECT = 2**18
 MOST_FILES = 5000
 PROJECT = "pyproject.toml"
-SHIPPED = "clients/gateway/app"  # where a wheel has it, and the license
 ABOUT = frozenset({PROJECT, "LICENSE", ".info/CONTENT"})  # what is no source
 COMPONENTS = {"serverapp": "server.app:app", "clientapp": "clients.app:app"}
 # Names that Flower makes a path of.
@@ -162,8 +161,7 @@ def _identity(project: Mapping[str, Any]) -> tuple[str, str, str]:
 def _is_ours(project: Mapping[str, Any], root: Path | None) -> bool:
     """Tell whether a bundle's configuration is the installation's, as far as that is there.
 
-    An installation that is not editable holds no such file: then Flower must at least start the
-    same two objects.
+    Where it is not, Flower must at least start the same two objects.
     """
     installed = project_folder(root) / PROJECT
     if not installed.is_file():
@@ -205,22 +203,17 @@ def build_installed(root: Path | None = None) -> bytes:
         The installation is not one to build from.
     """
     folder = project_folder(root)
-    shipped = folder / SHIPPED
-    if not (folder / PROJECT).is_file() and not (shipped / PROJECT).is_file():
+    if not (folder / PROJECT).is_file():
         raise ConfigError(
             f"the fedscan that is installed in {folder} has no {PROJECT}, and without it no bundle "
             "can be built: ask for the bundle (flwr build, in the folder of the sources of this "
             "version), then fedscan gate approve FILE.fab; it tells whether the files are those "
             "installed here"
         )
-    from flwr.cli.build import build_fab_from_disk, build_fab_from_files
+    from flwr.cli.build import build_fab_from_disk
     from flwr.cli.utils import AppPathDepthError
 
     try:
-        if (folder / PROJECT).is_file():
-            return build_fab_from_disk(folder)
-        files = [path for package in PACKAGES for path in (folder / package).rglob("*.*")]
-        given = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
-        return build_fab_from_files(given | {path.name: path for path in shipped.iterdir()})[0]
+        return build_fab_from_disk(folder)
     except (ValueError, AppPathDepthError) as error:
         raise ConfigError(f"{folder}: no bundle can be built of it: {error}") from error

@@ -29,7 +29,7 @@ from clients.gateway.output import Output
 from clients.gateway.view import BOX, Mount, View, devices, layout, make_etc
 from clients.gateway.watch import Limits, Watch
 from common.errors import ConfigError, FedscanError
-from common.processes.environment import OFFLINE, neutral_home, scripts
+from common.processes.environment import OFFLINE, neutral_home, python_path, scripts
 from common.processes.group import ProcessGroup, process_group
 
 BOX_FILE = BOX / "box.py"
@@ -324,8 +324,7 @@ def _first_environment() -> Mapping[str, str]:
 
 def _launcher_environment() -> dict[str, str]:
     """Return the variables of the processes around the box, which import fedscan."""
-    found = {k: v for k, v in os.environ.items() if k == "PYTHONPATH"}
-    return {**_first_environment(), **found}
+    return {**_first_environment(), "PYTHONPATH": python_path()}
 
 
 def _kernel() -> tuple[int, ...]:

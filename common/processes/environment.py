@@ -16,6 +16,8 @@ from pathlib import Path
 from common.errors import ConfigError
 from common.paths import cache_dir, site_records
 
+APP = Path(__file__).parents[2]  # what Flower runs, and what holds the packages: a wheel's is no
+# folder that Python looks in by itself
 OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else `uv sync` before every run
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -55,6 +57,7 @@ def offline_environment(home: Path, ray_address: str = "") -> dict[str, str]:
         "PATH": f"{scripts()}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "RAY_DEDUP_LOGS": "0",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": python_path(),
         **(_cluster(ray_address) if ray_address else _own_ray(home)),
     }
 
@@ -77,9 +80,15 @@ def _cluster(address: str) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if name.startswith("FEDSCAN_")},
         "FEDSCAN_CACHE": str(cache_dir()),
         "FEDSCAN_RECORDS": str(site_records("any").parent),
+        "PYTHONPATH": python_path(),
     }
     job = {"runtime_env": {"env_vars": ours}}  # Ray adds what a program asks for
     return {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+
+
+def python_path() -> str:
+    """Return ``PYTHONPATH`` of processes that import this very fedscan."""
+    return os.pathsep.join(filter(None, (str(APP), os.environ.get("PYTHONPATH"))))
 
 
 def scripts() -> Path:
