@@ -26,11 +26,12 @@ from common.data.unlabelled import UnlabelledError
 from common.errors import ConfigError, FedscanError
 from common.evaluation.extractor import DEFAULTS
 from common.evaluation.of_site import Evaluation
+from common.extensions import allow_only
 from common.local_round import judge_at_site, train_one_round
 from common.paths import cache_dir, site_records
 from common.privacy.guarantee import Guarantee, guarantee_of
 from common.site_names import require_sites
-from common.sites import Site, locate_site
+from common.sites import Site, is_simulated, locate_site
 from common.strategies.strategy import load_strategy, with_prefix
 from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey
 from common.transport import encode_update
@@ -56,6 +57,8 @@ class SiteClient:
 
     def __init__(self, context: Context) -> None:
         node_config = declared(context.node_config)
+        if not is_simulated(node_config):  # its own policy says what may be imported here
+            allow_only(SitePolicy.of_site(simulated=False).allowed_extensions)
         self.config = read_run_config(context.run_config)
         self.site: Site = locate_site(node_config, self.config, cache_dir())
         self.policy = SitePolicy.of_site(simulated=self.site.simulated)

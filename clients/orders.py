@@ -198,7 +198,7 @@ class Orders:
             reference,
             largest,
             rounds * self.policy.max_movement,
-            exempt={*self.task.statistics, *statistics},
+            exempt={*self.task.statistics_of(self.config), *statistics},
             untrained=untrained or self._without_labels(),
         )
 

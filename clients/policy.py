@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
-from common.config.run_config import RunConfig
+from common.config.run_config import RunConfig, extensions_of
 from common.disclosure import EVERYTHING, MIN_PARTICIPANTS, Disclosure
 from common.errors import ConfigError, DataContractError
+from common.extensions import is_extension
 from common.reading import parse_toml
 from common.settings import NonNegative, Positive, Settings
 from common.strategies.strategy import load_strategy
@@ -105,6 +106,13 @@ class SitePolicy(PolicySettings):
         False, description="whether moments of features leave however few people they are over"
     )
 
+    allowed_extensions: tuple[str, ...] = Field(
+        (),
+        description="code of packages that the site has installed, which a run may name and the "
+        "site then imports",
+        json_schema_extra={"accepted": "a list of names, each package.module:attribute"},
+    )
+
     max_epsilon: NonNegative = Field(
         0.0,
         description="ε that all runs together may spend over the life of the site's data; runs "
@@ -123,6 +131,14 @@ class SitePolicy(PolicySettings):
     def _fingerprints(cls, value: object) -> object:
         if not isinstance(value, list | tuple) or not all(map(_is_fingerprint, value)):
             raise ValueError("no fingerprints")  # put into words by accepted_values
+        return tuple(value)
+
+    @field_validator("allowed_extensions", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        texts = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+        if not texts or not all(map(is_extension, value)):
+            raise ValueError("no names")  # put into words by accepted_values
         return tuple(value)
 
     @classmethod
@@ -217,6 +233,12 @@ class SitePolicy(PolicySettings):
                 f"privacy.epsilon = {config.privacy.epsilon:g}, accepted is above 0 up to "
                 f"{self.max_epsilon:g} (max-epsilon)"
             )
+        if self is not SIMULATED:
+            found += [
+                f"{key} = {name}, an extension that is not among allowed-extensions"
+                for key, name in extensions_of(config).items()
+                if name not in self.allowed_extensions
+            ]
         if config.trouble.is_on and self is not SIMULATED:
             found.append("trouble.* is for simulations: leave it out")
         if config.data.classes and self is not SIMULATED:

@@ -102,7 +102,7 @@ def aggregate_round(
     state.incidents.share(number, over, config.strategy.most_share)
 
     # No step is taken in statistics over people: they are put together, whatever the strategy.
-    statistics = state.shared.keys() & set(task.statistics)
+    statistics = state.shared.keys() & task.statistics_of(config)
 
     def seen_of(name: str) -> SiteUpdate:
         whole = weights[name]

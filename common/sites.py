@@ -66,6 +66,11 @@ def site_name(node_config: Mapping[str, object], config: RunConfig) -> str:
     return names[number]
 
 
+def is_simulated(node_config: Mapping[str, object]) -> bool:
+    """Tell whether a client is one of a simulation, and no hospital's."""
+    return not {"site", "data-dir"} & node_config.keys()
+
+
 def locate_site(node_config: Mapping[str, object], config: RunConfig, cache: Path) -> Site:
     """Find a client's site and its folder.
 
@@ -83,7 +88,7 @@ def locate_site(node_config: Mapping[str, object], config: RunConfig, cache: Pat
         As :func:`site_name`, or if the folder that a deployed site names cannot be used.
     """
     name = site_name(node_config, config)
-    if "site" in node_config or "data-dir" in node_config:
+    if not is_simulated(node_config):
         return deployed_site(node_config)
     if config.data.cohort_dir:
         return Site(name, _cohort(config)[name], simulated=True)

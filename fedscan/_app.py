@@ -30,8 +30,10 @@ def put_on_path() -> None:
     if loaded is None:
         if str(APP) not in sys.path:
             sys.path.insert(0, str(APP))
-    elif not any((Path(folder) / "provenance.py").is_file() for folder in loaded.__path__):
+        return
+    folders = [Path(folder) for folder in getattr(loaded, "__path__", ())]
+    if not any((folder / "provenance.py").is_file() for folder in folders):
         raise ImportError(
-            f"fedscan needs its own package 'common', and another one is loaded from "
-            f"{next(iter(loaded.__path__))}: rename that, or use fedscan in a process of its own"
+            f"fedscan needs its own package 'common', and another one is loaded: {loaded!r}. "
+            "Rename that, or use fedscan in a process of its own"
         )

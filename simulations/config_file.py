@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config.run_config import flatten
+from common.config.run_config import RunConfig, flatten
 from common.errors import ConfigError
 from common.reading import parse_toml, read_bytes
+from simulations.options import allow_named
 
 LARGEST = 2**20  # bytes
 WANTED = "Accepted is a TOML file; `fedscan config --out FILE.toml` writes one with all keys"
@@ -50,7 +52,60 @@ def read_config_file(path: Path | None) -> ConfigFile:
     out = _path(values, here, "out", "run.output-dir")
     if isinstance(study := values.get("study"), str) and "\n" not in study:
         values["study"] = _study(study, here)
+    allow_named(values)
     return ConfigFile(values, cohort, out)
+
+
+def asked_run(
+    file: Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    cohort: Path | None,
+    sites: int | None,
+    out: Path | None,
+    test_scans: int | None,
+) -> tuple[RunConfig, int]:
+    """Put together what a run is asked for; return the number of its sites, too.
+
+    Parameters
+    ----------
+    file : Path, optional
+        As of :func:`read_config_file`, absolute.
+    overrides : mapping
+        Keys of the run config, which win over the file's.
+    cohort, out : Path, optional
+        Absolute; of the file by default, else simulated hospitals and ``runs``.
+    sites : int, optional
+        Simulated hospitals.
+    test_scans : int, optional
+        Of each.
+
+    Raises
+    ------
+    ConfigError, DataContractError
+        As of :func:`read_config_file`, :func:`simulations.hospitals.count_sites` and
+        :func:`common.tasks.task.read_run_config`.
+    """
+    from common.tasks.task import read_run_config
+    from simulations.hospitals import count_sites
+
+    told = read_config_file(file)
+    cohort = cohort or told.cohort
+    number = count_sites(cohort, sites, test_scans)
+    config = read_run_config(
+        {
+            "run.min-sites": number,
+            **told.values,
+            **overrides,
+            "data.cohort-dir": str(cohort or ""),
+            "run.output-dir": str(out or told.out or Path("runs").absolute()),
+        }
+    )
+    if config.run.min_sites > number:
+        raise ConfigError(
+            f"--set run.min-sites={config.run.min_sites}, but {number} sites are simulated"
+        )
+    return config, number
 
 
 def read_toml(path: Path, wanted: str) -> dict[str, Any]:

@@ -208,10 +208,13 @@ def explain(
     """
     from clients.gateway.explain import explain as explain_run
     from clients.gateway.policy import read_policies
+    from common.extensions import allow_only
     from common.tasks.task import read_run_config
 
     of_site, of_gate = read_policies(absolute(policy))
-    config = read_run_config(run_overrides(set_, study))
+    overrides = run_overrides(set_, study)
+    allow_only(of_site.allowed_extensions)
+    config = read_run_config(overrides)
     told = explain_run(config, of_site, of_gate, site=site, data_dir=absolute(data_dir))
     if output_format is Format.json:
         typer.echo(json.dumps(asdict(told)))

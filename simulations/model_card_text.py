@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from common.config.run_config import OF_SLICES
+from common.extensions import is_extension
 from common.metrics_log import WHOLE
 from simulations.measures import measure
 from simulations.model_card import SPLITS, Facts, printable
@@ -301,7 +302,8 @@ def _loading(facts: Facts) -> list[str]:
             "```",
         ]
     about = facts.about
-    strict = "strict=False" if about.get("at-sites") else "strict=True"
+    apart = about.get("at-sites") or is_extension(str(about.get("classifier")))  # its constants
+    strict = "strict=False" if apart else "strict=True"
     values = ['"study": about["study"]', '"model.classifier": about["classifier"]']
     if about.get("classifier") in OF_SLICES:
         values += [

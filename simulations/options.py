@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -136,12 +136,14 @@ def study_override(study: str | None) -> dict[str, str]:
         The study cannot be used, also for want of a reader of its storage.
     """
     from common.data.site_data import reader_of
+    from common.extensions import allow
     from common.studies.run_text import run_config_study
     from common.studies.study import read_study
 
     if not study:
         return {}
     text = run_config_study(study)
+    allow([read_study(text).images.storage])
     reader_of(read_study(text))
     return {"study": text}
 
@@ -159,7 +161,21 @@ def run_overrides(
     given, chosen = parse_set(assignments or []), study_override(study)
     if chosen.keys() & given.keys():
         raise ConfigError("--study and --set study: give one of them")
+    allow_named(given | chosen)
     return given | chosen
+
+
+def allow_named(values: Mapping[str, Any]) -> None:
+    """Let the extensions be loaded that a user has named, by key of the run config or in a study.
+
+    Whoever types a name means it; that of a folder of results may be anybody's.
+    """
+    from common.extensions import allow
+    from common.studies.study import read_study
+
+    allow(str(values[key]) for key in ("strategy.name", "model.classifier") if key in values)
+    if "study" in values:
+        allow([read_study(str(values["study"])).images.storage])
 
 
 @contextlib.contextmanager

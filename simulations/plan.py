@@ -15,6 +15,7 @@ from common.config.renamed import OF_COMPARISONS
 from common.config.run_config import OF_CLASSIFICATION, OF_SLICES, RunConfig, flatten
 from common.data.phantoms.cohorts import PHANTOM_SEED
 from common.errors import ConfigError
+from common.extensions import allow, is_extension
 from common.settings import did_you_mean
 from common.strategies.strategy import strategy_names
 from common.studies.study import read_study
@@ -22,6 +23,7 @@ from common.tasks.task import read_run_config
 from common.training.gan_presets import stylegan2
 from simulations.config_file import read_toml
 from simulations.contrasts import reference_of
+from simulations.options import allow_named
 from simulations.placeholders import fill_in
 from simulations.scenarios import crossed
 from simulations.strategy_options import options_of, own_options
@@ -151,7 +153,8 @@ class Plan(BaseModel):
             if name in (*strategies, *ARMS):
                 raise ValueError(f"variant '{name}': that name is taken. Give it one of its own")
         known = [*strategies, *self.variants]
-        if unknown := [name for name in self.strategies if name not in known]:
+        given = [name for name in self.strategies if not is_extension(name)]
+        if unknown := [name for name in given if name not in known]:
             raise ValueError(f"strategy '{unknown[0]}': accepted are {', '.join(known)}")
         for key in ("pretrained", "pooled", "alone"):
             names = getattr(self, key)
@@ -236,9 +239,9 @@ class Plan(BaseModel):
             # Of a key given twice the last holds.
             own["model.gan-changes"] = f"{values['model.gan-changes']} {own['model.gan-changes']}"
         name = own.get("strategy.name", cell.strategy)
-        name = name if name in strategy_names() else "fedavg"
+        name = name if name in strategy_names() or is_extension(name) else "fedavg"
         # What concerns some strategies alone is left to their cells.
-        others = own_options().keys() - set(options_of(name))
+        others = own_options(self.strategies).keys() - set(options_of(name))
         values = {key: value for key, value in values.items() if key not in others}
         values |= {**own, "strategy.name": name}
         if cell.strategy in self.pretrained:
@@ -335,6 +338,9 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     if run.get("task", task) != task:  # the preset's classifiers are not what is asked for
         preset_run = {k: v for k, v in preset_run.items() if k not in OF_CLASSIFICATION}
     values["run"] = {**preset_run, **run}
+    for named in (values["run"], *values["variants"].values()):
+        allow_named(named)  # the user's, or a preset's that the user has named
+    allow(values.get("strategies", []))
     usual = read_run_config({"study": study_text, "task": values["run"].get("task", task)})
     values["strategies"] = [
         usual.strategy.name if one == "auto" else one for one in values.get("strategies", ["auto"])

@@ -227,33 +227,22 @@ def _config(
     set_: list[str] | None,
 ) -> tuple[RunConfig, int]:
     """Read the run config of a federation from the options; return the number of sites, too."""
-    from common.tasks.task import read_run_config
-    from simulations.config_file import read_config_file
-    from simulations.hospitals import count_sites
+    from simulations.config_file import asked_run
 
-    told = read_config_file(file and absolute(file))
-    cohort = absolute(cohort) if cohort else told.cohort
     overrides = run_overrides(set_, study)
     if (
         clash := {"data.cohort-dir": "--cohort", "run.output-dir": "--out"}.keys()
         & overrides.keys()
     ):
         raise ConfigError(f"--set {min(clash)}: use --cohort and --out, which take any path")
-    number = count_sites(cohort, sites, test_scans)
-    config = read_run_config(
-        {
-            "run.min-sites": number,
-            **told.values,
-            **overrides,
-            "data.cohort-dir": str(cohort or ""),
-            "run.output-dir": str(absolute(out or told.out or Path("runs"))),
-        }
+    return asked_run(
+        file and absolute(file),
+        overrides,
+        cohort=cohort and absolute(cohort),
+        sites=sites,
+        out=out and absolute(out),
+        test_scans=test_scans,
     )
-    if config.run.min_sites > number:
-        raise ConfigError(
-            f"--set run.min-sites={config.run.min_sites}, but {number} sites are simulated"
-        )
-    return config, number
 
 
 def _show(config: RunConfig, output_format: Format, **how: Any) -> None:
@@ -269,14 +258,14 @@ def _show(config: RunConfig, output_format: Format, **how: Any) -> None:
 
         show_run(summary)
         show_promise(summary.get("privacy") or {})
-    report = _write_report(folder, files=config.task == "generation")
+    report = write_run_report(folder, files=config.task == "generation")
     if output_format is Format.text:
         if report:
             typer.echo(f"Report: {report}")
         typer.echo(str(folder))
 
 
-def _write_report(folder: Path, *, files: bool) -> Path | None:
+def write_run_report(folder: Path, *, files: bool) -> Path | None:
     """Draw a run's report; without one, a warning, since the run itself is whole."""
     from simulations.console import err
     from simulations.report.document import write_report

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clients.gateway.policy import open_policy_text
-from common.config.run_config import RunConfig, flatten
+from common.config.run_config import RunConfig, extensions_of, flatten
 from common.errors import FedscanError
 from common.evaluation.extractor import DEFAULTS
 from common.files import make_folder, write_atomically, write_json
@@ -96,7 +96,8 @@ def separate_run(
     if policy:
         text = policy.read_text(encoding="utf-8")
     else:
-        text = open_policy_text(_first_weights(config, tuple(sorted(sites))))
+        named = sorted(set(extensions_of(config).values()))
+        text = open_policy_text(_first_weights(config, tuple(sorted(sites))), named)
     with neutral_home() as home:
         own = "" if config.model.extractor in DEFAULTS else config.model.extractor
         folders, gates = {name: str(path) for name, path in sites.items()}, folder / GATES

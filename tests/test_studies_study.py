@@ -227,7 +227,7 @@ def test_classes_that_cannot_be_told_apart_are_refused(classes):
         ({"images": {"channels": "1"}}, "channels = '1': accepted"),
         ({"images": {"size": 64.0}}, "size = 64.0: accepted is a whole number from 16 up to 512"),
         ({"images": {"size": 2}}, "size = 2"),
-        ({"images": {"storage": "../x"}}, "a module of common/data/readers, as 'bids' or 'table'"),
+        ({"images": {"storage": "../x"}}, "bids, table, dicom, or a reader of your own"),
         ({"images": {"storage": "bids"}}, "table has no effect with storage 'bids'"),
         ({"images": {"file": None}}, "storage 'table' needs the key file"),
         ({"images": {"table": "../x.csv"}}, "not a path relative to the site's folder"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,6 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 from processes import ROOT, SCRIPTS, environment, flower_processes, wait_until_gone
+from test_extensions import EXAMPLE, hospital
 
 pytestmark = pytest.mark.simulation
 PACKAGES = ("common", "server", "clients", "simulations")
@@ -28,27 +33,39 @@ class Installation:
     empty: Path
     cache: Path
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run one of its commands in an empty folder."""
+    def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run one of its commands, in an empty folder unless one is named."""
         own = environment(self.cache)
         own.pop("PYTHONPATH", None)
         words = [str(self.scripts / command[0]), *command[1:]]
         return subprocess.run(
-            words, cwd=self.empty, env=own, capture_output=True, text=True, timeout=240, check=False
+            words,
+            cwd=cwd or self.empty,
+            env=own,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
+
+
+def install(source: Path, scripts: Path, folder: Path) -> Path:
+    """Build a wheel of a folder and install it, without what it depends on; return the wheel."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=source, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    command = [sys.executable, "-m", "pip", "-q", "--python", str(scripts / "python")]
+    command += ["install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    return wheel
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Installation:
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
     venv.create(folder / "environment", symlinks=True)
     scripts = folder / "environment" / "bin"
-    command = [sys.executable, "-m", "pip", "-q", "--python", str(scripts / "python")]
-    command += ["install", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(command, check=True, capture_output=True)
+    wheel = install(ROOT, scripts, folder)
     # A .pth file that is found through another one is not read, so fedscan's own does nothing here.
     (packages,) = folder.glob("environment/lib/python*/site-packages")
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
@@ -105,3 +122,20 @@ def test_a_federation_runs_from_an_empty_folder(installed: Installation, tiny_co
     assert os.listdir(installed.empty) == ["runs"]  # noqa: PTH208
     assert (Path(done.stdout.splitlines()[-1]) / "model.safetensors").is_file()
     assert not wait_until_gone(before)
+
+
+def test_an_extension_runs_as_documented(installed: Installation, tmp_path: Path) -> None:
+    example = tmp_path / "ward7"
+    shutil.copytree(EXAMPLE, example, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "built").mkdir()
+    install(example, installed.scripts, tmp_path / "built")
+    for seed, name in enumerate(("north", "south")):
+        hospital(tmp_path / "hospitals" / name, 30, seed)
+    shutil.copy(EXAMPLE / "study.toml", tmp_path)
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (block,) = re.findall(r"^```bash\n(fedscan run .*?)```", page, flags=re.M | re.S)
+    words = shlex.split(block)
+    settings = [word for assignment in TINY for word in ("--set", assignment)]
+    done = installed.run(*words, *settings, "--format", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["sites"]) == {"north", "south"}

@@ -173,7 +173,8 @@ def _update(
     update = _arrays(content, form)
     reference = {n: run.received[n] for n in form.arrays if n in run.received}
     if gate.max_update_norm:
-        apart = {*run.task.statistics, *(n for n in reference if n.startswith(FURTHER))}
+        apart = {n for n in reference if n.startswith(FURTHER)}
+        apart |= run.task.statistics_of(run.config)
         update = clipped(update, reference, gate.max_update_norm, encoding, apart)
     bits = gate.mantissa_bits
     update = {n: torch.from_numpy(rounded(t.numpy(), bits)) for n, t in update.items()}

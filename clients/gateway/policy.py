@@ -138,15 +138,22 @@ def default_policy_text(site: str) -> str:
     )
 
 
-def open_policy_text(approved_weights: Sequence[str] = ()) -> str:
+def open_policy_text(
+    approved_weights: Sequence[str] = (), allowed_extensions: Sequence[str] = ()
+) -> str:
     """Return the policy of sites that the researcher owns: it changes nothing of what they say.
 
     Parameters
     ----------
     approved_weights : sequence of str
         Fingerprints of first weights that are not a run's own random ones.
+    allowed_extensions : sequence of str
+        What the run names of other packages.
     """
-    own = SIMULATED.to_mapping() | {"approved-weights": list(approved_weights)}
+    own = SIMULATED.to_mapping() | {
+        "approved-weights": list(approved_weights),
+        "allowed-extensions": list(allowed_extensions),
+    }
     return f"{toml(own)}\n[{GATE}]\n{toml(OPEN.to_mapping())}"
 
 

@@ -24,6 +24,7 @@ from clients.policy import SitePolicy
 from clients.state import SiteState
 from common import messages
 from common.config.run_config import RunConfig
+from common.extensions import allow_only
 from common.files import write_atomically
 from common.site_names import require_sites
 from common.sites import Site
@@ -134,6 +135,7 @@ class SiteRun:
     ) -> None:
         self.id, self.site, self.policy = order.run.run_id, site, policy
         self.app = order.given.fab.hash_str
+        allow_only(policy.allowed_extensions)
         config = read_run_config(order.context.run_config)
         self.config: RunConfig = with_own_extractor(config, site, order.context.node_config)
         if self.config.data.cohort_dir:

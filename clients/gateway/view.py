@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.processes.environment import APP
 
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")  # programs and libraries, the same everywhere
 PROCESSORS = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # which PyTorch counts
@@ -127,6 +128,7 @@ def devices() -> list[str]:
 def _python() -> Iterable[Path]:
     """Paths that a Python of this environment needs."""
     named = [*SYSTEM, *PROCESSORS, sys.base_prefix, sys.prefix, sys.executable]
+    named.append(APP / "fedscan")  # of an editable installation, for extensions that import it
     return [path for path in map(Path, named) if path.exists()]
 
 

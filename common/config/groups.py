@@ -11,9 +11,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from common.extensions import ACCEPTED, LONGEST, NAME
 from common.settings import NonNegative, Settings
 from common.site_names import SITE_NAME
 
+CLASSIFIERS = ("auto", "small", "efficientnet-b0", "efficientnet-b2", "slices", "gan-features")
 _ABSOLUTE = {
     "accepted": "an absolute path or nothing, since Flower runs the app in the folder where its "
     "SuperLink was started, not in yours"
@@ -206,13 +208,17 @@ class Model(Group):
 
     prefix: ClassVar[str] = "model."
 
-    classifier: Literal[
-        "auto", "small", "efficientnet-b0", "efficientnet-b2", "slices", "gan-features"
-    ] = Field(
+    classifier: str = Field(
         "auto",
+        max_length=LONGEST,
+        pattern=f"^({'|'.join(CLASSIFIERS)}|{NAME.pattern})$",
         description="small: GroupNorm CNN for CPUs; efficientnet-…: MONAI's; slices: CNN of axial "
         "slices; gan-features: a discriminator's features, then a linear layer; auto: small, or "
-        "slices where the study's view is slices",
+        "slices where the study's view is slices; or a function of your own, "
+        "package.module:function",
+        json_schema_extra={
+            "accepted": f"one of {', '.join(map(repr, CLASSIFIERS))}, or {ACCEPTED}"
+        },
     )
     warm_start: str = Field(
         "",
@@ -337,9 +343,9 @@ class Strategy(Group):
     name: str = Field(
         "auto",
         min_length=1,
-        max_length=64,
-        description="how sites learn together: a module of common/strategies; auto: as the study "
-        "says, in generation fedavg",
+        max_length=LONGEST,
+        description="how sites learn together: one of `fedscan strategies`, or a class of your "
+        "own, package.module:Class; auto: as the study says, in generation fedavg",
     )
     options: str = Field(
         "",

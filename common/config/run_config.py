@@ -20,6 +20,7 @@ from common.config.privacy import Privacy
 from common.config.renamed import hint
 from common.config.trouble import Trouble
 from common.errors import ConfigError
+from common.extensions import is_extension
 from common.settings import MOST_FAULTS, Settings, as_words
 from common.site_files import plain
 from common.studies.study import LARGEST_FILE, Study, read_study
@@ -350,6 +351,16 @@ def _likeness(key: str, known: str) -> float:
     """Say how alike two keys are, 0 to 1, with or without their groups."""
     pairs = [(key, known), (key.rpartition(".")[2], known.rpartition(".")[2])]
     return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+
+def extensions_of(config: RunConfig) -> dict[str, str]:
+    """Name the code of other packages that a run loads, by the key that names it."""
+    named = {
+        "strategy.name": config.strategy.name,
+        "model.classifier": config.model.classifier,
+        "the study's storage": config.read_study().images.storage,
+    }
+    return {key: name for key, name in named.items() if is_extension(name)}
 
 
 def default_extractor(study: Study) -> str:

@@ -1,7 +1,7 @@
 """A site's data under a study, whatever their storage: its table, and the images of a split.
 
-A storage is one module of `common.data.readers` with the functions of :class:`Reader`; nothing else
-knows it.
+A storage is one module of `common.data.readers` with the functions of :class:`Reader`, or an object
+with them from a package outside (`common.extensions`); nothing else knows it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from common.data.harmonization import Harmonized, learn_map
 from common.data.image_table import NO_CLASS, UNKNOWN, ImageTable
 from common.data.unlabelled import ALL, UnlabelledError, UseOfLabels, nothing_to_judge_by
 from common.errors import ConfigError
+from common.extensions import is_extension, load_extension
 from common.imaging.slices import LEVELS_MM
 from common.studies.sections import SITE
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
 log = logging.getLogger("flwr.fedscan")
+NEEDED = ("read_table", "open_images", "read_image")  # of a reader; the others are for checks
 
 
 class FileImages(Pixels, Protocol):
@@ -148,7 +150,12 @@ def reader_of(study: Study) -> Reader:
     ConfigError
         There is none.
     """
-    if (storage := study.images.storage) not in storages():
+    if is_extension(storage := study.images.storage):
+        found: Reader = load_extension(storage, "[images] storage")
+        if lacking := [name for name in NEEDED if not callable(getattr(found, name, None))]:
+            raise ConfigError(f"[images] storage = '{storage}': it has no {', '.join(lacking)}")
+        return found
+    if storage not in storages():
         raise ConfigError(
             f"[images] storage '{storage}': accepted is one of {', '.join(storages())}"
         )

@@ -101,7 +101,8 @@ def _begin_with_run(model: nn.Module, folder: Path, config: RunConfig) -> list[s
             hint = f"; a pretrained network's file ends in {FILES}, a model of fedscan is a folder"
         raise ConfigError(f"model.warm-start: {error}{hint}") from None
     _require_same_network(description, folder, config)
-    state = model.state_dict()
+    whole = model.state_dict()
+    state = {name: one for name, one in whole.items() if one.is_floating_point()}
     head, notes = _head(given, model, description, folder, config)
     given = {**given, **head}
     missing = [name for name in state if name not in given]
@@ -119,7 +120,7 @@ def _begin_with_run(model: nn.Module, folder: Path, config: RunConfig) -> list[s
             )
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise _unlike(folder, f"{name} holds what is no finite weight")
-    model.load_state_dict({**state, **{name: one.float() for name, one in given.items()}})
+    model.load_state_dict({**whole, **{name: one.float() for name, one in given.items()}})
     if missing:
         notes.append(
             f"{len(missing)} tensors begin anew, such as {missing[0]}: the sites of that run have "

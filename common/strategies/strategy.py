@@ -2,8 +2,9 @@
 
 A strategy is one module of this package with an object ``STRATEGY``, and ``strategy.name`` is the
 module's name, ``-`` for ``_``; nothing else knows it. A module whose name begins with ``_`` holds
-what several strategies share. Whatever the strategy, the loop of rounds bounds how far one site may
-pull and how many votes it may have (:mod:`common.bounds`).
+what several strategies share. Or it is a class of a package outside fedscan, by its name
+``package.module:Class`` (:mod:`common.extensions`). Whatever the strategy, the loop of rounds
+bounds how far one site may pull and how many votes it may have (:mod:`common.bounds`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from common import strategies
 from common.averages import State, weighted_mean
 from common.errors import ConfigError
+from common.extensions import is_extension, load_class, name_of
 from common.lazy import Lazy
 from common.settings import Settings, as_words, did_you_mean
 from common.training.hooks import Hooks
@@ -157,8 +159,9 @@ class Strategy(ABC):
 
     @property
     def name(self) -> str:
-        """The name in the run config: that of the module, with ``-`` for ``_``."""
-        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+        """The name in the run config: of the module, with ``-`` for ``_``; or of the class."""
+        package, _, name = type(self).__module__.rpartition(".")
+        return name.replace("_", "-") if package == strategies.__name__ else name_of(type(self))
 
     @property
     def summary(self) -> str:
@@ -389,8 +392,10 @@ def load_strategy(name: str) -> Strategy:
     Raises
     ------
     ConfigError
-        There is none of that name.
+        There is none of that name, or it may not be loaded here.
     """
+    if is_extension(name):
+        return load_class(name, "run config: strategy.name", Strategy)()
     if name not in strategy_names():
         raise ConfigError(
             f"run config: strategy.name = {name!r}: accepted is one of "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from common.extensions import ACCEPTED, LONGEST, is_extension
 from common.settings import Settings
 from common.studies import vocabulary
 from common.studies.vocabulary import Vocabulary, normalise, read_texts, read_vocabulary
@@ -40,10 +42,10 @@ class Images(Section):
     what: ClassVar[str] = "[images]"
 
     storage: str = Field(
-        pattern="^[a-z][a-z0-9_]{0,63}$",
+        max_length=LONGEST,
         description="bids: a BIDS data set; table: pictures that a table lists; dicom: DICOM files "
         "that a table lists",
-        json_schema_extra={"accepted": "a module of common/data/readers, as 'bids' or 'table'"},
+        json_schema_extra={"accepted": "bids, table, dicom, or a reader of your own, " + ACCEPTED},
     )
     table: Text = Field(
         "",
@@ -98,6 +100,13 @@ class Images(Section):
             raise ValueError("the first is not the smaller")
         return (float(value[0]), float(value[1]))
 
+    @field_validator("storage")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not re.fullmatch("[a-z][a-z0-9_]{0,63}", value) and not is_extension(value):
+            raise ValueError(f"'{value[:80]}' cannot name a storage")
+        return value
+
     @field_validator("table", "folder")
     @classmethod
     def _inside(cls, value: str) -> str:
@@ -133,10 +142,11 @@ class Images(Section):
             for key in ("table", "file"):
                 if not getattr(self, key).strip():
                     raise ValueError(f"storage '{self.storage}' needs the key {key}")
-        if self.storage != "bids" and self.view != "picture":
+        own = is_extension(self.storage)
+        if self.storage != "bids" and self.view != "picture" and not own:
             way = ", or make volumes by `fedscan prepare dicom`" if self.storage == "dicom" else ""
             raise ValueError(f"storage '{self.storage}' holds pictures: leave view out{way}")
-        if self.intensity == "window" and self.storage != "dicom":
+        if self.intensity == "window" and self.storage != "dicom" and not own:
             raise ValueError("intensity 'window' needs storage 'dicom'")
         if self.intensity == "head" and self.view == "picture":
             raise ValueError("intensity 'head' needs view 'volume' or 'slices'")

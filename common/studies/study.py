@@ -114,6 +114,16 @@ class Study(Section):
             raise ConfigError("\n".join(faults))
         return super().from_mapping(built)
 
+    @classmethod
+    def read(cls, study: str | Path) -> Study:
+        """Read a built-in study by its name, or a TOML file: :func:`load_study`."""
+        return load_study(study)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Names of the built-in studies, sorted."""
+        return built_in_studies()
+
     @property
     def condition_columns(self) -> tuple[tuple[str, Vocabulary], ...]:
         """Columns that a generator is conditioned on, and what they may hold."""

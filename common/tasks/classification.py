@@ -18,16 +18,17 @@ from common.config.run_config import OF_SLICES, RunConfig
 from common.data.dataset import Dataset
 from common.data.site_data import open_split
 from common.errors import AnswerError, ConfigError, DataContractError
-from common.evaluation.classification import classification_metrics, metric_names
+from common.evaluation.classification import metric_names
 from common.evaluation.of_site import Evaluation, Reports
+from common.extensions import is_extension
 from common.models.parts import freeze_body, layers_of, parts_of
 from common.models.warm_start import begin_with, check_start, has_frozen_norms
 from common.predictions import save_predictions
 from common.privacy.statement import TOLD, told
 from common.provenance import source_hash
 from common.strategies.strategy import load_strategy
-from common.studies.study import Study
-from common.tasks.classifier_networks import build, heights_mm
+from common.tasks.classifier_networks import build, check_network, heights_mm, network_statistics
+from common.tasks.classifier_scores import score, told_of
 from common.tasks.task import (
     Fit,
     Load,
@@ -77,6 +78,12 @@ class Classification(Task):
             )
         if name in OF_SLICES:
             stylegan2(config)
+        if is_extension(name):
+            check_network(config)
+
+    def statistics_of(self, config: RunConfig) -> frozenset[str]:
+        """Name what is shared and is a statistic: variances of features, means of BatchNorms."""
+        return super().statistics_of(config) | network_statistics(config)
 
     def check_labels(self, site: str, labels: Sequence[int], config: RunConfig) -> None:
         """Refuse to center a site that lacks a class.
@@ -132,8 +139,9 @@ class Classification(Task):
         return begin_with(model, config) if config.model.warm_start else []
 
     def parameters(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the model's state: all of it, in every classifier."""
-        return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        """Return the model's state, but for whole numbers and truth values, which are constants."""
+        state = model.state_dict()
+        return {n: t.detach().clone() for n, t in state.items() if t.is_floating_point()}
 
     def parts(self, model: nn.Module) -> dict[str, str]:
         """Tell head and normalizations from the body."""
@@ -141,7 +149,8 @@ class Classification(Task):
 
     def load_shared(self, model: nn.Module, state: State) -> None:
         """Take over weights, strictly."""
-        model.load_state_dict(dict(state), strict=True)
+        constants = {n: t for n, t in model.state_dict().items() if not t.is_floating_point()}
+        model.load_state_dict({**constants, **state}, strict=True)
 
     def open_split(
         self, site: str, data_dir: Path, split: str, config: RunConfig, cache: Path
@@ -207,6 +216,9 @@ class Classification(Task):
         self.check_labels(place.site, data.labels, config)
         received = getattr(model, "log_variance", None)
         received = None if received is None else received.clone()
+        few = data.people < place.disclosure.min_participants
+        statistics = self.statistics_of(config) if few else ()
+        sent = {n: t.clone() for n, t in model.state_dict().items() if n in statistics}
         loss, moments = train(
             model,
             data,
@@ -222,6 +234,8 @@ class Classification(Task):
             model.log_variance.copy_(
                 place.disclosure.log_variance(model.log_variance, received, data.people)
             )
+        elif sent:  # statistics over so few people do not leave
+            model.load_state_dict(sent, strict=False)
         seen = float(config.local_steps(len(data)) * config.training.batch_size)
         if config.privacy.is_on:  # a loss without noise is not accounted for
             promised = told(config, data.people, round_number, secret_noise=bool(place.secret))
@@ -280,7 +294,7 @@ class Classification(Task):
 
     def reports(self, config: RunConfig) -> Reports:
         """Name the metrics, those of single classes included where they are told."""
-        names = metric_names(*_told_of(config.read_study()))
+        names = metric_names(*told_of(config.read_study()))
         own = TOLD if config.privacy.is_on else ("loss",)
         return Reports(frozenset({*own, "images-seen"}), frozenset(names))
 
@@ -379,19 +393,6 @@ class Classification(Task):
     def without_augmentation(self, config: RunConfig) -> str:
         """Say whether augmentation is off."""
         return "training.augment is off" if config.training.augment == "none" else ""
-
-
-def score(study: Study, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Return the metrics of predictions; those of single classes where there are more than two."""
-    return classification_metrics(labels, predictions, *_told_of(study)[1:])
-
-
-def _told_of(study: Study) -> tuple[int, tuple[str, ...] | None, str | None]:
-    """Return how many classes there are, those told of by name, and the one to be found."""
-    names = study.label.classes.names
-    if len(names) == 2 and not study.label.positive:
-        return 2, None, None
-    return len(names), names, study.label.positive or None
 
 
 TASK = Classification()

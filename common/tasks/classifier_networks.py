@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 
 from common.config.run_config import OF_SLICES, RunConfig
+from common.errors import ConfigError
+from common.extensions import is_extension
 from common.imaging.slices import LEVELS_MM, WHOLE_HEAD_MM
 from common.models.site_statistics import take_site_statistics
 from common.models.warm_start import has_frozen_norms
@@ -20,13 +24,18 @@ def build(config: RunConfig, sites: tuple[str, ...]) -> nn.Module:
     Raises
     ------
     ConfigError
-        If the networks of ``model.gan`` and ``model.gan-changes`` cannot be.
+        If the networks of ``model.gan`` and ``model.gan-changes`` cannot be, or an extension's.
     """
     study, name = config.read_study(), config.model.classifier
     classes = len(study.label.classes.names)
     seed = derive_seed(config.run.seed, purpose="initial weights")
     model: nn.Module
-    if name in OF_SLICES:
+    if is_extension(name):
+        from common.models.outside import build_outside
+
+        channels, size = study.images.channels, config.data.size
+        model = build_outside(name, channels=channels, classes=classes, size=size, seed=seed)
+    elif name in OF_SLICES:
         model = _of_slices(config, classes, seed, sites)
     elif study.images.view == "picture":
         from common.models.picture_classifier import build_picture_classifier
@@ -62,3 +71,32 @@ def heights_mm(config: RunConfig) -> tuple[float, ...]:
     if not volumes or config.model.classifier not in OF_SLICES:
         return ()
     return {"generated": LEVELS_MM, "whole-head": WHOLE_HEAD_MM}[config.model.heights]
+
+
+def check_network(config: RunConfig) -> None:
+    """Refuse an extension's network that is none of the study's images, or not with DP-SGD.
+
+    Raises
+    ------
+    ConfigError
+    """
+    from common.models.outside import check_outside
+
+    study, name = config.read_study(), config.model.classifier
+    classes, dimensions = len(study.label.classes.names), 2 if study.images.view == "picture" else 3
+    check_outside(name, study.images.channels, classes, config.data.size, dimensions)
+    if config.privacy.is_on and network_statistics(config):
+        raise ConfigError(
+            f"model.classifier '{name}' has batch normalization, by which images of a batch change "
+            "one another, and privacy.epsilon bounds what each does: use GroupNorm"
+        )
+
+
+@lru_cache(maxsize=4)
+def network_statistics(config: RunConfig) -> frozenset[str]:
+    """Name the statistics of images that an extension's network has; none of fedscan's own."""
+    if not is_extension(config.model.classifier):
+        return frozenset()
+    from common.models.outside import running_statistics
+
+    return running_statistics(build(config, ()))

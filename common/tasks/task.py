@@ -105,6 +105,11 @@ class Task(ABC):
     aligns = False  # whether it has an :meth:`align`
     takes_hooks = True  # whether a strategy can step into its training
 
+    def statistics_of(self, config: RunConfig) -> frozenset[str]:
+        """Name what a run shares that is no weight, but a statistic over people."""
+        del config
+        return frozenset(self.statistics)
+
     def check(self, config: RunConfig) -> None:  # noqa: B027
         """Refuse a run config that the task's networks do not accept.
 

@@ -1,0 +1,1 @@
+"""Extensions of fedscan: what a hospital group installs beside it."""
