@@ -96,6 +96,9 @@ def _show(report: CohortReport) -> None:
             line = f"site '{site.site}': {site.without_person} images name no person"
             out.print(line, markup=False)
         _tell(site.problems)
+        if site.odd:
+            out.print(f"[bold yellow]odd[/]: {len(site.odd)} of the heads; look at these scans:")
+        _tell(site.odd)
         _tell(site.incomplete)
     _show_identities(report)
     _tell(report.problems)

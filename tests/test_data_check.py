@@ -15,7 +15,7 @@ from processes import fedscan
 from common.data.check import check_cohort
 from common.data.image_table import NO_LABEL
 from common.data.leaks import NEAR, SAME_FILE, SAME_PIXELS
-from common.data.photographs import DAMAGED, EMPTY
+from common.data.photographs import DAMAGED, EMPTY, SHOWS_NOTHING
 from common.studies.study import Study
 
 VALUES = {
@@ -189,15 +189,30 @@ def test_lesion_at_two_hospitals_is_told_and_no_problem(north):
 
 
 def test_pictures_without_contrast_are_one_only_where_their_files_are_equal(tmp_path):
-    """Dark ones of 16 bits, each another, of which the declared range leaves nothing."""
+    """Dark ones of 16 bits, each another, of which the declared range leaves next to nothing."""
     root = write_site(tmp_path / "north")
     for k in range(6):
-        noise = np.random.default_rng(k).integers(0, 100, (64, 64)).astype(np.uint16)
+        noise = np.random.default_rng(k).integers(0, 900, (64, 64)).astype(np.uint16)
         Image.fromarray(noise).save(root / f"{k}.png")
     assert check(root).leaks == []
     shutil.copyfile(root / "0.png", root / "5.png")
     (leak,) = check(root).leaks
     assert (leak.what, leak.splits) == (SAME_FILE, ["train", "test"])
+
+
+def test_pictures_that_show_nothing_are_named_and_left_out(north):
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(north / "0.png")
+    (report,) = check(north).sites
+    assert report.left_out == {SHOWS_NOTHING: 1}
+    assert "0.png: a picture shows nothing" in report.problems[0]
+
+
+def test_pointers_are_told_in_one_line_with_what_fetches_them(north):
+    for k in range(4):
+        (north / f"{k}.png").write_text("version https://git-lfs.github.com/spec/v1\noid 7\n")
+    told = [line for line in check(north).sites[0].problems if "git-LFS" in line]
+    assert len(told) == 1
+    assert "4 × a file is a pointer of git-LFS" in told[0] and "git lfs pull" in told[0]
 
 
 def test_lesion_of_one_name_in_another_case_is_one_at_two_hospitals(north):

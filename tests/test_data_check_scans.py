@@ -82,7 +82,7 @@ def test_site_without_a_split_column_is_usable(tmp_path):
 
 def test_every_bad_scan_is_named_and_the_others_still_count(north):
     (north / "sub-2/anat/sub-2_T1w.nii.gz").write_bytes(b"")
-    nan = np.ones((4, 4, 4), np.float32)
+    nan = np.ones((5, 5, 5), np.float32)
     nan[1, 2, 3] = np.nan
     nib.save(nib.Nifti1Image(nan, np.eye(4)), north / "sub-4/anat/sub-4_T1w.nii.gz")
     report = check_site(north)

@@ -73,6 +73,34 @@ def refusal(folder: Path, study: Study = STUDY) -> DataContractError:
 # What is read
 
 
+@pytest.mark.parametrize(
+    ("header", "cell"),
+    [
+        (("age", "age"), ("7", "8")),
+        (("note",), ('"never closed',)),
+        (("note",), ('5" long',)),
+        (("caf\xe9",), ("M\xfcller",)),
+        (("note", "more"), ("short",)),
+        (("note",), ("long", "", "")),
+    ],
+    ids=["twice", "open-quote", "inch", "latin-1", "short-row", "long-row"],
+)
+def test_columns_that_nobody_uses_are_not_judged(tmp_path, header, cell):
+    rows = [("1.png", "0", "anna", "l1", "OD"), ("2.png", "1", "bert", "l2", "OS")]
+    put(tmp_path, [(*row, *cell) for row in rows], header=(*HEADER, *header))
+    path = tmp_path / "findings.csv"
+    path.write_bytes(path.read_text().encode("latin-1"))
+    assert read(tmp_path).files == ("1.png", "2.png")
+
+
+def test_value_that_is_none_of_the_classes_is_left_out_and_counted(tmp_path):
+    study = STUDY.model_copy(update={"label": STUDY.label.model_copy(update={"other": ("veil",)})})
+    put(tmp_path, [("1.png", "0", "a", "", ""), ("2.png", "Veil", "b", "", "")])
+    table = read(tmp_path, study)
+    assert table.left_out == {"neither none nor mild": 1}
+    assert table.unlabelled is None
+
+
 def test_rows_have_person_label_conditions_and_file_sorted_by_file(tmp_path):
     put(
         tmp_path,
@@ -209,7 +237,7 @@ def test_rows_without_a_person_are_kept_and_counted(tmp_path, nobody):
         ([("/SECRET.png", "mild", "p", "", "")], "line 2"),
         ([("x/../../SECRET.png", "mild", "p", "", "")], "line 2"),
         ([("C:\\SECRET.png", "mild", "p", "", "")], "line 2"),
-        ([("SECRET.png", "mild", "p", "", "", "")], "line 2: a row of the table does not fit"),
+        ([("SECRET.png", "mild", "p", "", "", "x")], "line 2: a row of the table does not fit"),
         ([("SECRET.png", label, "p", "", "") for label in ("mild", "1", "0")], "lines 2 and 4"),
         ([("", "", "SECRET", "", "")], "no label: 1"),
         ([('"SECRET.png', "mild", "p", "", "")], "cannot be read as rows of cells"),

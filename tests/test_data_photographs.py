@@ -30,6 +30,7 @@ from common.data.photographs import (
     UNKNOWN_FORMAT,
     load_photographs,
     read_photograph,
+    require_content,
 )
 from common.errors import DataContractError
 from common.site_files import ESCAPES
@@ -452,6 +453,14 @@ def test_as_many_pixels_as_the_limit_are_read(tmp_path, monkeypatch):
     assert "12" not in error.public
 
 
+@pytest.mark.parametrize("colour", [(0, 0, 0, 255), (255, 0, 0, 255), (9, 9, 9, 0)])
+def test_a_picture_of_one_colour_shows_nothing(tmp_path, colour):
+    path = put(tmp_path / "a.png", np.full((20, 20, 4), colour, np.uint8))
+    picture = read_photograph(path, size=8, channels=3)
+    with pytest.raises(DataContractError, match="shows nothing"):
+        require_content(picture, path, root=tmp_path, site="north")
+
+
 def test_file_that_is_too_long(tmp_path, monkeypatch):
     path = put(tmp_path / "anna.png", scene())
     monkeypatch.setattr(photographs, "MOST_BYTES", path.stat().st_size - 1)
@@ -506,7 +515,9 @@ def test_pictures_of_a_split_belong_to_their_rows(tmp_path):
     site.mkdir()
     lines = ["f,y,split"]
     for i in range(6):
-        put(site / f"{i}.png", np.full((10, 12, 3), 40 * i, np.uint8))
+        pixels = np.full((10, 12, 3), 40 * i, np.uint8)
+        pixels[-3:] += 20  # a picture of one colour shows nothing
+        put(site / f"{i}.png", pixels)
         lines.append(f"{i}.png,{'ab'[i % 2]},{'train' if i < 4 else 'test'}")
     (site / "2.png").write_bytes(b"")
     (site / "t.csv").write_text("\n".join(lines))

@@ -234,7 +234,7 @@ class TestRefused:
         assert "age" in str(error)
         assert "age" not in error.public
 
-    @pytest.mark.parametrize("value", ["X", "other", "1", "2", "0", "unknown", "男", "m f", "NaN"])
+    @pytest.mark.parametrize("value", ["X", "1", "2", "0", "男", "m f", "NaN"])
     def test_unknown_label_value(self, make_site, value):
         error = refusal(make_site(f"participant_id\tsex\nsub-01\tM\nsub-02\t{value}\n"))
         assert "participants.tsv, line 3, column sex" in str(error)
@@ -248,6 +248,8 @@ class TestRefused:
         [
             {"gender": {"Levels": {"1": "male"}}},
             {"sex": {"Levels": {"1": "not female"}}},
+            {"sex": {"Levels": {"1": "male or female"}}},
+            {"sex": {"Levels": {"1": {"Description": ""}}}},
             {"sex": {"Levels": ["female", "male"]}},
             {"sex": {"Levels": {"1": None}}},
             {"sex": "1 is male"},
@@ -311,6 +313,45 @@ class TestRefused:
         assert "participants.tsv, line 2" in str(error)
         assert "does not fit the header" in str(error)
 
+    @pytest.mark.parametrize(
+        ("header", "row"),
+        [
+            ("age\tage", "7\t8"),
+            ("\t", "\t"),
+            ("note", 'a 5" scar'),
+            ("note", '"never closed'),
+            ("note\tmore", "x"),
+            ("note", "x\t\t"),
+            ("caf\xe9", "M\xfcller"),
+        ],
+        ids=["twice", "no-name", "inch", "open-quote", "short-row", "long-row", "latin-1"],
+    )
+    def test_columns_that_nobody_uses_are_not_judged(self, make_site, tmp_path, header, row):
+        put_scan(tmp_path, "sub-01/anat/sub-01_T1w.nii")
+        text = f"participant_id\tsex\t{header}\nsub-01\tM\t{row}\n"
+        index = read_site(make_site(text.encode("latin-1")), "north")
+        assert [one.id for one in index.participants] == ["sub-01"]
+
+    @pytest.mark.parametrize("value", ["other", "O", "o", "OTHER", "Other"])
+    def test_sex_that_bids_defines_and_the_study_has_no_class_for(self, make_site, value):
+        table = f"participant_id\tsex\nsub-01\tM\nsub-02\tF\nsub-03\t{value}\n"
+        index = read_site(make_site(table), "north")
+        assert index.left_out == {"neither female nor male": 1}
+        assert index.unlabelled == ()  # it is no image whose class is not known
+
+    @pytest.mark.parametrize("told", ["diverse", {"Description": "intersex."}, "Other"])
+    def test_code_that_the_sidecar_explains_as_neither(self, make_site, told):
+        table = "participant_id\tsex\nsub-01\tM\nsub-02\tF\nsub-03\tD\n"
+        root = make_site(table, sidecar={"sex": {"Levels": {"F": "female", "D": told}}})
+        assert read_site(root, "north").left_out == {"neither female nor male": 1}
+
+    @pytest.mark.parametrize("value", ["n/a", "", "unknown", "9", "X"])
+    def test_label_that_is_not_known(self, make_site, value):
+        table = f"participant_id\tsex\nsub-01\tM\nsub-02\tF\nsub-03\t{value}\n"
+        levels = {"9": "unknown", "X": "n/a", "n/a": "not available"}
+        root = make_site(table, sidecar={"sex": {"Levels": levels}})
+        assert read_site(root, "north").left_out == {"no label": 1}
+
     def test_column_that_stands_twice(self, make_site):
         error = refusal(make_site("participant_id\tsex\tSex\nsub-01\tM\tF\n"))
         assert "stands twice" in str(error)
@@ -321,7 +362,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
     def test_other_encodings(self, make_site, encoding):
-        error = refusal(make_site("participant_id\tsex\té\n".encode(encoding)))
+        error = refusal(make_site("participant_id\tsex\nsub-01\té\n".encode(encoding)))
         assert "not UTF-8" in str(error)
         assert "byte" in str(error)
 
@@ -377,11 +418,45 @@ class TestRefused:
         assert "Permission" not in error.public
 
 
+class TestIgnored:
+    SCANS = ("sub-01/anat/sub-01_T1w.nii", "sub-02/anat/sub-02_T1w.nii", "sub-09/anat/x.nii")
+
+    def read(self, make_site, patterns):
+        table = "participant_id\tsex\nsub-01\tM\nsub-02\tF\n"
+        root = make_site(table, scans=list(self.SCANS))
+        put_scan(root, "sub-02/anat/sub-02_run-2_T1w.nii")
+        (root / ".bidsignore").write_text("# a comment\n\n" + patterns)
+        return read_site(root, "north")
+
+    @pytest.mark.parametrize(
+        "pattern", ["sub-09", "sub-09/", "/sub-09/", "sub-0[3-9]*", "**/sub-09"]
+    )
+    def test_folder(self, make_site, pattern):
+        assert self.read(make_site, pattern).left_out == {}
+
+    @pytest.mark.parametrize(
+        "pattern", ["*_run-2_T1w.nii", "sub-02/anat/*run-2*", "/sub-02/**/*run-2*", "**/*run-2*"]
+    )
+    def test_scan(self, make_site, pattern):
+        index = self.read(make_site, f"{pattern}\nsub-09\n")
+        assert [one.scan.name for one in index.participants] == [
+            "sub-01_T1w.nii",
+            "sub-02_T1w.nii",
+        ]
+
+    def test_taken_back_in(self, make_site):
+        index = self.read(make_site, "sub-0*\n!sub-01\n!sub-02\n")
+        assert [one.id for one in index.participants] == ["sub-01", "sub-02"]
+        assert index.left_out == {}
+
+
 class TestSites:
     def test_one_folder_a_site_sorted(self, tmp_path):
         for name in ("south", "north", "ward.2_b-c", ".hidden"):
             (tmp_path / name).mkdir()
         (tmp_path / "README").write_text("no site")
+        for name in ("__MACOSX", "derivatives", "$RECYCLE.BIN", "System Volume Information"):
+            (tmp_path / name).mkdir()  # which no hospital is called
         assert list_sites(tmp_path) == {
             name: tmp_path / name for name in ("north", "south", "ward.2_b-c")
         }

@@ -115,7 +115,7 @@ def test_each_key_in_a_comment_loads_as_it_stands_there(tmp_path):
     text = study_text("x", survey_folder(chest(tmp_path)))
     found = re.findall(r"^# ([a-z-]+) = .+$", text, flags=re.M)
     of_images = {"folder", "suffix", "fit", "intensity", "intensity-range"}
-    of_labels = {"positive", "missing", "also"}
+    of_labels = {"positive", "missing", "other", "also"}
     assert set(found) == of_images | of_labels | {"strategy", "adapt", "rounds"}
     for key in found:
         values = tomllib.loads(text.replace(f"\n# {key} = ", f"\n{key} = "))

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +31,21 @@ from common.data.leaks import (
     copies_in_several_places,
     things_in_several_places,
 )
-from common.data.photographs import picture_settings
+from common.data.likely import likely, likely_cohort
+from common.data.photographs import picture_settings, require_content
 from common.data.site_data import read_table, reader_of
+from common.data.tables import NO_TABLE
 from common.errors import DataContractError, FedscanError
 from common.imaging.bids import is_dataset, list_sites, site_name
+from common.imaging.head import oddities
 from common.imaging.nifti import scan_header
+from common.imaging.participants import NO_PARTICIPANTS
 from common.imaging.splits import SPLITS
-from common.site_files import ESCAPES, UNREADABLE, open_inside, plain, relative
+from common.site_files import ESCAPES, REMEDIES, UNREADABLE, open_inside, plain, relative
 from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
+MISSING_TABLES = (NO_PARTICIPANTS, NO_TABLE)
 Progress = Callable[[str, int, int], None]
 
 
@@ -66,6 +71,9 @@ class SiteReport:
         One line each: who of a BIDS data set has no label or no scan.
     problems : list of str
         One line each: unreadable images, and why the site is not usable.
+    odd : list of str
+        One line each: usable scans of which the head is no adult's whole head, and why. A warning,
+        and no problem.
     identities : list of Identities
         What seems to tell who people are, in headers and names. A warning, and no problem.
     voxel_sizes_mm, orientations : dict of str to int
@@ -82,6 +90,7 @@ class SiteReport:
     left_out: dict[str, int] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
     identities: list[Identities] = field(default_factory=list)
     voxel_sizes_mm: dict[str, int] = field(default_factory=dict)
     orientations: dict[str, int] = field(default_factory=dict)
@@ -116,6 +125,15 @@ class CohortReport:
         return asdict(self) | {"leaks": [leak.to_dict() for leak in self.leaks]}
 
 
+class _Look(NamedTuple):
+    """One image: its description, a hash of its pixels, of a volume its geometry, and oddities."""
+
+    described: NDArray[np.float32]
+    key: bytes
+    geometry: Sequence[tuple[str, str]] = ()  # voxel size and stored orientation
+    odd: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class _Opened:
     """A table's images that could be read: their rows, descriptions and hashes of pixels."""
@@ -145,13 +163,16 @@ def check_cohort(folder: Path, study: Study, *, progress: Progress | None = None
         try:
             sites = list_sites(folder)
         except FedscanError as error:
-            return CohortReport(usable=False, problems=[str(error)])
+            guess = likely(folder) if folder.is_dir() else ""
+            return CohortReport(usable=False, problems=[str(error), *filter(None, [guess])])
     reports, opened = [], []
     for site, path in sites.items():
         report, images = _check_site(path, site, study, progress)
         reports.append(report)
         opened += [images] if images is not None else []
     leaks, copies, problems = _find_leaks(opened)
+    if not opened and (guess := likely_cohort(folder)):
+        problems.append(guess)
     return CohortReport(
         usable=all(report.usable for report in reports)
         and not any(leak.is_problem for leak in leaks),
@@ -175,6 +196,8 @@ def _check_site(
         table = read_table(study, site, folder)
     except DataContractError as error:
         told = [conceal(str(error), error.where, error.got)]
+        if error.problem in MISSING_TABLES and (guess := likely(folder)):
+            told.append(f"site '{site}': {guess}")
         found = identities.result()
         return SiteReport(site, usable=False, n=n, problems=told, identities=found), None
     _find_identities(table, study, identities)
@@ -190,21 +213,30 @@ def _check_site(
     pixels: list[bytes] = []
     left_out = Counter(table.left_out)
     geometries: list[tuple[str, str]] = []
+    odd: list[str] = []
     for row, file in enumerate(table.files):
         try:
-            seen, key, geometry = look(table.root / file, table, study)
+            found = look(table.root / file, table, study)
         except DataContractError as error:
             told = str(error).replace(plain(file), shown(file, row + 1))
-            problems.append(conceal(told, error.got))
+            if error.problem not in REMEDIES:  # of which one line tells, below
+                problems.append(conceal(told, error.got))
             left_out[error.problem] += 1
         else:
-            described[len(rows)] = seen
-            pixels.append(key)
+            described[len(rows)] = found.described
+            pixels.append(found.key)
             rows.append(row)
-            geometries += geometry
+            geometries += found.geometry
+            if found.odd:
+                odd.append(f"site '{site}': {shown(file, row + 1)}: {'; '.join(found.odd)}")
             n[table.splits[row]][classes[table.labels[row]]] += 1
         if progress is not None:
             progress(site, row + 1, len(table))
+    problems += [
+        f"site '{site}': {n} × a file {why}. {REMEDIES[why]}"
+        for why, n in left_out.items()
+        if why in REMEDIES
+    ]
     persons = [table.persons[row] for row in rows]
     reasons = _unusable(site, n, "picture" if study.images.view == "picture" else "scan")
     report = SiteReport(
@@ -218,6 +250,7 @@ def _check_site(
         left_out=dict(sorted(left_out.items())),
         incomplete=[line for line, _ in lines if line not in problems],
         problems=problems + reasons,
+        odd=odd,
         identities=identities.result(),
         voxel_sizes_mm=dict(sorted(Counter(size for size, _ in geometries).items())),
         orientations=dict(sorted(Counter(axes for _, axes in geometries).items())),
@@ -247,9 +280,7 @@ def _find_identities(table: ImageTable, study: Study, found: Tally) -> None:
             )
 
 
-def _look_at_picture(
-    path: Path, table: ImageTable, study: Study
-) -> tuple[NDArray[np.float32], bytes, list[tuple[str, str]]]:
+def _look_at_picture(path: Path, table: ImageTable, study: Study) -> _Look:
     """Description of a picture, and a hash of its pixels."""
     picture = reader_of(study).read_picture(
         path,
@@ -257,21 +288,23 @@ def _look_at_picture(
         root=table.root,
         site=table.site,
     )
-    # Black pictures, such as those under a wrong range, are not all one picture.
+    require_content(picture, path, root=table.root, site=table.site)
+    # Pictures of almost one colour, such as those under a wrong range, are not all one picture.
     key = _hash_file(path, table) if is_empty(picture) else _hash(picture)
-    return describe(picture), key, []
+    return _Look(describe(picture), key)
 
 
-def _look_at_volume(
-    path: Path, table: ImageTable, study: Study
-) -> tuple[NDArray[np.float32], bytes, list[tuple[str, str]]]:
-    """Description of a volume, a hash of its voxels, and their size and stored orientation."""
+def _look_at_volume(path: Path, table: ImageTable, study: Study) -> _Look:
+    """Look at a volume, as :class:`_Look` has it."""
     # Whether a head is found hardly depends on the size.
-    cube = reader_of(study).read_volume(path, size=READ_SIZE, root=table.root, site=table.site)
+    cube, found = reader_of(study).measured_volume(
+        path, size=READ_SIZE, root=table.root, site=table.site
+    )
     header = scan_header(path, site=table.site, root=table.root)
     middle = np.rint(255 * cube[:, :, READ_SIZE // 2, None]).astype(np.uint8)
     size = " × ".join(f"{zoom:.2f}" for zoom in header.zooms_mm)
-    return describe(middle), _hash(cube), [(size, header.orientation)]
+    odd = oddities(found, cube)
+    return _Look(describe(middle), _hash(cube), [(size, header.orientation)], odd)
 
 
 def _hash(pixels: NDArray) -> bytes:

@@ -111,6 +111,7 @@ class _Row:
     label: int
     conditions: list[int]
     split: str | None
+    other: bool = False  # a value that is none of the classes
     person: str = ""
     target: Path | None = None  # the file without links
     fault: str = ""  # why there is none
@@ -217,8 +218,7 @@ def _understand(table: SiteTable, study: Study, site: str) -> list[_Row]:
         unknown.setdefault(column, []).append((line, text))
 
     for line, cells in table.rows:
-        label = split = None
-        text = cells[at[study.label.column]]
+        label, split, text = None, None, cells[at[study.label.column]]
         try:
             label = study.label.read(text)
         except ValueError:
@@ -238,7 +238,9 @@ def _understand(table: SiteTable, study: Study, site: str) -> list[_Row]:
         ids = [(c, cells[place[normalise(c)]]) for c in joined]
         keys = [(c, value) for c, value in ids if normalise(value) not in NOT_TOLD]
         file = _file(cells[at[study.images.file]], study, site, line)
-        rows.append(_Row(line, file, keys, -1 if label is None else label, told, split))
+        row = _Row(line, file, keys, -1 if label is None else label, told, split)
+        row.other = label is None and study.label.is_other(text)
+        rows.append(row)
     for column, found in unknown.items():
         _refuse_values(column, found, study, site)
     _spell_alike(rows, study.groups.person)
@@ -319,6 +321,7 @@ def _choose(
     for row in sorted(rows, key=lambda row: (row.file, row.line)):
         if row.label < 0 or not row.file or (split_given and row.split is None):
             reason = NO_LABEL if row.label < 0 else NO_FILE if not row.file else NO_SPLIT
+            reason = study.label.none_of_them if row.other else reason
             skipped.append((f"line {row.line}", reason))
             continue
         if row.target is None:
@@ -343,7 +346,7 @@ def _without_label(rows: list[_Row], kept: list[_Row], splits: list, given: bool
     found = {row.target: None for row in kept}
     for row in sorted(rows, key=lambda row: (row.file, row.line)):
         split = row.split if given else drawn.get(row.group, "train")
-        if row.label < 0 and row.target is not None and split == "train":
+        if row.label < 0 and not row.other and row.target is not None and split == "train":
             found.setdefault(row.target, row)
     return [row for row in found.values() if row is not None]
 

@@ -76,6 +76,7 @@ def study_text(name: str, survey: Survey) -> str:
     default = Label.model_fields["missing"].default
     missing = {normalise(text): text for text in (*survey.missing, *default)}
     lines += _key(Label, "missing", _list(missing.values()), active=len(missing) > len(default))
+    lines += _key(Label, "other", '["other"]', active=False)
     lines += ["", "[groups]"]
     if survey.is_bids:
         lines += _comment("Of a BIDS data set, each participant is a person.")

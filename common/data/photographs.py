@@ -57,6 +57,7 @@ TOO_LONG = "a picture's file is too large"
 DAMAGED = "a picture cannot be decoded"
 SEVERAL = "a file holds several pictures"
 NO_RANGE = "a picture's numbers have no fixed range"
+SHOWS_NOTHING = "a picture shows nothing: all its pixels are alike"
 NOT_FINITE = "a picture holds NaN or infinite numbers"
 
 PERCENTILES = (0.5, 99.5)  # of a picture that is scaled by its own range
@@ -150,6 +151,22 @@ def read_photograph(
     return to_bytes(pixels, low, high, inverted=scaling["inverted"])
 
 
+def require_content(
+    picture: NDArray[np.uint8], path: Path, *, root: Path, site: str
+) -> NDArray[np.uint8]:
+    """Return a picture (S, S, C), and refuse one of a single colour.
+
+    That is what is left of a picture which is transparent all over, or lies beyond its range.
+
+    Raises
+    ------
+    DataContractError
+    """
+    if not np.ptp(picture, axis=(0, 1)).any():
+        raise DataContractError(site, SHOWS_NOTHING, where=relative(path, root))
+    return picture
+
+
 def picture_settings(study: Study, size: int = 0) -> dict[str, Any]:
     """Return how a study's pictures are read, as `read_photograph` takes it; 0: its own size."""
     keys = ("channels", "fit", "intensity", "intensity_range")
@@ -198,9 +215,14 @@ def load_photographs(
     import PIL
 
     settings = picture_settings(study, size)
+    here = {"root": table.root, "site": table.site}
+
+    def prepared(path: Path) -> NDArray[np.uint8]:
+        return require_content(read(path, **settings, **here), path, **here).transpose(2, 0, 1)
+
     return cached_pictures(
         [table.files[row] for row in rows],
-        lambda path: read(path, **settings, root=table.root, site=table.site).transpose(2, 0, 1),
+        prepared,
         root=table.root,
         site=table.site,
         name=name,

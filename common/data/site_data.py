@@ -24,6 +24,7 @@ from common.data.image_table import NO_CLASS, UNKNOWN, ImageTable
 from common.data.unlabelled import ALL, UnlabelledError, UseOfLabels, nothing_to_judge_by
 from common.errors import ConfigError
 from common.extensions import is_extension, load_extension
+from common.imaging.head import HeadMeasures
 from common.imaging.slices import LEVELS_MM
 from common.studies.sections import SITE
 from common.studies.study import Study
@@ -127,8 +128,10 @@ class PictureReader(Reader, Protocol):
 class VolumeReader(Reader, Protocol):
     """What the module of a storage of volumes has."""
 
-    def read_volume(self, path: Path, *, size: int, root: Path, site: str) -> NDArray[np.float32]:
-        """Read one file as a cube (S, S, S) in [0, 1].
+    def measured_volume(
+        self, path: Path, *, size: int, root: Path, site: str
+    ) -> tuple[NDArray[np.float32], HeadMeasures]:
+        """Read one file as a cube (S, S, S) in [0, 1], and measure the head in it.
 
         Raises
         ------

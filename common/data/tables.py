@@ -1,6 +1,7 @@
 """A hospital's table as it lies there: comma, semicolon or tab, with or without a byte order mark.
 
-Only the columns that are asked for are kept. The file is not trusted: bytes, lines, columns and
+Only the columns that are asked for are kept, and judged: others may stand twice, or hold other
+encodings and quotes. The file is not trusted: bytes, lines, columns and
 rows are bounded.
 """
 
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DataContractError
-from common.site_files import plain, read_text
+from common.imaging.participants import has_whole_quotes
+from common.site_files import is_utf8, plain, read_text, require_utf8
 from common.studies.sections import check_relative
 from common.studies.site_mapping import SiteMapping
 from common.studies.study import Study
@@ -28,6 +30,9 @@ LONGEST_LINE = 2**16  # characters
 MOST_YEARS = 130  # of a person's age
 # Normalised cells that name no person and no value: rows that hold one do not belong together.
 NOT_TOLD = frozenset({"", "n/a", "na", "nan", "none", "null", "unk", "unknown"})
+
+NO_TABLE = "the study's table is missing"
+NO_ROWS = "the table cannot be read as rows of cells"
 
 _SEPARATORS = ",;\t"
 
@@ -91,11 +96,11 @@ def read_site_table(
     if not os.path.lexists(path):
         raise DataContractError(
             site,
-            "the study's table is missing",
+            NO_TABLE,
             where=plain(name),
             remedy="It must lie in the site's folder, under the name in the study's [images] table",
         )
-    text = read_text(path, MOST_BYTES, root=root, site=site)
+    text = read_text(path, MOST_BYTES, root=root, site=site, strict=False)
     mapping = mapping or SiteMapping()
     return parse_table(
         text,
@@ -133,12 +138,14 @@ def parse_table(
     stands_for = {normalise(name): normalise(to) for name, to in (aliases or {}).items()}
     wanted = {normalise(column) for column in (*required, *optional)}
     separator = _separator(text[:LONGEST_LINE], wanted | stands_for.keys(), mapping)
-    lines = _parse(text, separator, site, name)
+    plainly = not has_whole_quotes(text, separator)
+    lines = _parse(text, separator, site, name, csv.QUOTE_NONE if plainly else csv.QUOTE_MINIMAL)
     _, first = next(lines, (0, []))
     header = [mapping.column(cell) for cell in first]
     header = [to if (to := stands_for.get(name, name)) not in header else name for name in header]
     missing = sorted({normalise(column) for column in required} - set(header))
     if missing:
+        require_utf8(text, name, site=site)
         raise DataContractError(
             site,
             f"the table lacks a {column}: {', '.join(missing)}",
@@ -157,7 +164,7 @@ def parse_table(
     columns = tuple(header[place] for place in kept)
     rows: list[tuple[int, tuple[str, ...]]] = []
     for line, cells in lines:
-        if len(cells) != len(header):
+        if any(place >= len(cells) for place in kept) or any(cells[len(header) :]):
             raise DataContractError(
                 site,
                 "a row of the table does not fit its header",
@@ -168,6 +175,12 @@ def parse_table(
         if len(rows) == MOST_ROWS:
             problem = f"the table has more than {MOST_ROWS} rows"
             raise DataContractError(site, problem, where=name)
+        for place in kept:
+            if not is_utf8(cells[place]):
+                require_utf8(text, name, site=site)
+            if plainly and '"' in cells[place]:
+                where = f"{name}, line {line}"
+                raise DataContractError(site, NO_ROWS, where=where, got="an open quotation mark")
         chosen = (mapping.value(one, cells[at]) for one, at in zip(columns, kept, strict=True))
         rows.append((line, tuple(chosen)))
     return SiteTable(columns, tuple(rows), tuple(header))
@@ -186,7 +199,9 @@ def _separator(text: str, wanted: Collection[str], mapping: SiteMapping) -> str:
     return max(_SEPARATORS, key=score)
 
 
-def _parse(text: str, separator: str, site: str, name: str) -> Iterator[tuple[int, list[str]]]:
+def _parse(
+    text: str, separator: str, site: str, name: str, quoting: int
+) -> Iterator[tuple[int, list[str]]]:
     """Stripped cells of each line that holds any, with its number."""
 
     def refuse(problem: str, got: str = "") -> DataContractError:
@@ -200,7 +215,7 @@ def _parse(text: str, separator: str, site: str, name: str) -> Iterator[tuple[in
                 raise refuse(f"a line of the table has more than {LONGEST_LINE} characters")
             yield line
 
-    reader = csv.reader(bounded(), delimiter=separator, strict=True)
+    reader = csv.reader(bounded(), delimiter=separator, strict=True, quoting=quoting)
     try:
         for cells in reader:
             if len(cells) > MOST_COLUMNS:
@@ -208,7 +223,7 @@ def _parse(text: str, separator: str, site: str, name: str) -> Iterator[tuple[in
             if any(cell.strip() for cell in cells):
                 yield reader.line_num, [cell.strip() for cell in cells]
     except csv.Error as error:
-        raise refuse("the table cannot be read as rows of cells", plain(str(error))) from error
+        raise refuse(NO_ROWS, plain(str(error))) from error
 
 
 def listed_file(cell: str, study: Study) -> str:

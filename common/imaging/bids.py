@@ -16,12 +16,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import ConfigError, DataContractError
+from common.imaging.bids_ignore import read_ignored
 from common.imaging.participants import (
+    OTHER,
     PARTICIPANT,
     check_participant,
     label_column,
@@ -31,7 +33,7 @@ from common.imaging.participants import (
     read_table,
 )
 from common.imaging.splits import assign_splits
-from common.site_files import ESCAPES, UNREADABLE, plain, resolve_inside
+from common.site_files import ESCAPES, UNREADABLE, is_no_data, plain, resolve_inside
 from common.site_names import ACCEPTED_SITE_NAME, SITE_NAME
 from common.studies.site_mapping import load_site_mapping
 from common.studies.study import Study, load_study
@@ -135,10 +137,14 @@ def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteInde
         raise DataContractError(site, "the data folder does not exist", where=plain(str(data_dir)))
     study = study or load_study("brain-sex")
     mapping = load_site_mapping(root, site)
-    header, rows = read_table(root, site, mapping)
-    column = label_column(header, site, study.label)
-    meaning = read_levels(root, site, column, study.label, mapping)
-    folders = _folders(root, site)
+    label = study.label
+    used = [label.column, *label.aliases, *study.groups.also]
+    used += [column for column, _ in study.condition_columns]
+    header, rows = read_table(root, site, mapping, used)
+    column = label_column(header, site, label)
+    meaning = read_levels(root, site, column, label, mapping)
+    ignored = read_ignored(root, site)
+    folders = {name for name in _folders(root, site) if not ignored(name)}
     found: dict[str, Participant] = {}
     unlabelled: dict[str, Participant] = {}
     skipped: list[Skipped] = []
@@ -147,12 +153,14 @@ def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteInde
         name = row["participant_id"]
         check_participant(name, listed, line, site)
         listed.add(name)
-        value = read_label(row[column], meaning, study.label, site, f"line {line}, column {column}")
+        value = read_label(row[column], meaning, label, site, f"line {line}, column {column}")
         split = read_split(row["split"], site, line) if "split" in row else None
         scan, reason = None, NO_SCAN
         if name in folders:
-            scan, reason = find_scan(root, name, study.images.contrast)
-        if value is None:
+            scan, reason = find_scan(root, name, study.images.contrast, ignored)
+        if value == OTHER:
+            skipped.append(Skipped(name, label.none_of_them))
+        elif value is None:
             skipped.append(Skipped(name, NO_LABEL))
             if scan is not None and ("split" not in row or split == "train"):
                 unlabelled[name] = Participant(name, -1, "train", scan, row)
@@ -179,7 +187,7 @@ def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteInde
 
 
 def list_sites(cohort_dir: Path) -> dict[str, Path]:
-    """Sites of a cohort: one folder each, sorted by name, hidden ones ignored.
+    """Sites of a cohort: one folder each, sorted by name; hidden ones and those of no data ignored.
 
     Raises
     ------
@@ -197,7 +205,7 @@ def list_sites(cohort_dir: Path) -> dict[str, Path]:
         )
     sites: dict[str, Path] = {}
     for folder in sorted(root.iterdir()):
-        if folder.name.startswith(".") or not folder.is_dir():
+        if folder.name.startswith(".") or not folder.is_dir() or is_no_data(folder.name):
             continue
         if not SITE_NAME.fullmatch(folder.name):
             rule = ACCEPTED_SITE_NAME
@@ -267,7 +275,12 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def find_scan(root: Path, name: str, contrast: str) -> tuple[Path | None, str]:
+def find_scan(
+    root: Path,
+    name: str,
+    contrast: str,
+    ignored: Callable[[str], bool] = lambda path: False,
+) -> tuple[Path | None, str]:
     """First image of that contrast of a participant, or the reason why there is none."""
     folder = root / name
     try:
@@ -275,7 +288,9 @@ def find_scan(root: Path, name: str, contrast: str) -> tuple[Path | None, str]:
         for place in (folder / "anat", *(folder / ses / "anat" for ses in sessions)):
             for file in _names(place, root):
                 found = _ENTITIES.fullmatch(file[len(name) :]) if file.startswith(name) else None
-                if found and found["contrast"] == contrast:
+                if not found or found["contrast"] != contrast:
+                    continue
+                if not ignored((place / file).relative_to(root).as_posix()):
                     return place / file, ""
     except DataContractError:
         return None, ESCAPES

@@ -27,6 +27,8 @@ VOXEL_SIZE_MM = (0.05, 30.0)  # accepted range
 _SLACK_BYTES = 2**20  # tolerated behind the last voxel
 _MAX_OFFSET = 16 * 2**20  # header extensions
 _MAX_DEFLATE_RATIO = 1032  # of the format: https://www.zlib.net/zlib_tech.html
+_PIECE_BYTES = 2**16  # unpacked at once
+_EXTENDER_BYTES = 4  # behind the header
 _HEADER_BYTES = 540  # of NIfTI-2, the longer one
 _UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micrometre
 _GZIP = b"\x1f\x8b"
@@ -121,11 +123,10 @@ def read_scan(path: Path, *, site: str, root: Path) -> bytes:
             header = _read_header(stream, site, where)
             # Deflate adds a few bytes in a thousand at the most.
             limit = header.n_bytes + header.n_bytes // 256 + _SLACK_BYTES
-            if n_bytes > limit:
-                raise _too_long(site, where)
             stream.seek(0)
-            # Not up to the limit: a read takes all the memory that it asks for.
-            return stream.read(n_bytes)
+            # Not up to the limit: a read takes all the memory that it asks for. What lies behind a
+            # whole file has no effect.
+            return stream.read(min(n_bytes, limit))
         except OSError as error:
             raise DataContractError(site, UNREADABLE, where=where) from error
 
@@ -159,7 +160,7 @@ def decode_scan(raw: bytes, *, site: str, where: str) -> tuple[np.ndarray, np.nd
         if header.slope is not None:
             stored = nib.volumeutils.apply_read_scaling(stored, header.slope, header.inter)
         volume = stored.astype(np.float32)
-    _check_voxels(volume, site, where)
+    volume = _check_voxels(_with_air(volume), site, where)
     turn = nib.io_orientation(header.affine)
     affine = header.affine @ nib.orientations.inv_ornt_aff(turn, header.shape)
     return nib.apply_orientation(volume, turn), affine
@@ -192,9 +193,46 @@ def take(packed: gzip.GzipFile, n: int, site: str, where: str) -> bytes:
     except EOFError as error:
         raise _truncated(site, where) from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataContractError(
-            site, "a scan's compression is corrupted", where=where, remedy="Copy the file again"
-        ) from error
+        raise _corrupted(site, where) from error
+
+
+def _inflate(raw: bytes, size: int) -> bytes:
+    """Unpack ``size`` bytes, and go on to the end of their member, where the checksum stands.
+
+    What follows it is no part of the scan, as what is unpacked beyond the voxels: of that at most
+    ``_SLACK_BYTES`` are, after which the checksum is left unread.
+
+    Raises
+    ------
+    EOFError
+        The packed bytes end before.
+    zlib.error
+        They are damaged.
+    """
+    parts: list[bytes] = []
+    left, beyond, place = size, 0, 0
+    packed = None
+    # By pieces, since what follows a member is copied at its end, and there may be many members.
+    while place < len(raw):
+        if packed is None:
+            if raw[place : place + 2] != _GZIP:
+                break
+            packed = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        piece = raw[place : place + _PIECE_BYTES]
+        out = packed.decompress(piece, left or _PIECE_BYTES)
+        place += len(piece) - len(packed.unconsumed_tail) - len(packed.unused_data)
+        if left:
+            parts.append(out)
+            left -= len(out)
+        else:
+            beyond += len(out)
+        if not left and (packed.eof or beyond > _SLACK_BYTES):
+            return b"".join(parts)
+        if packed.eof:
+            packed = None
+    if packed is not None:
+        raise EOFError
+    return b"".join(parts)
 
 
 def unpack(raw: bytes, header: ScanHeader, site: str, where: str) -> bytes:
@@ -205,11 +243,12 @@ def unpack(raw: bytes, header: ScanHeader, site: str, where: str) -> bytes:
     elif size > _MAX_DEFLATE_RATIO * len(raw):
         raise _truncated(site, where)  # known before memory is taken
     else:
-        with gzip.GzipFile(fileobj=io.BytesIO(raw), mode="rb") as packed:
-            unpacked = take(packed, size, site, where)
-            # On to the end, where the checksum stands.
-            if len(take(packed, _SLACK_BYTES + 1, site, where)) > _SLACK_BYTES:
-                raise _too_long(site, where)
+        try:
+            unpacked = _inflate(raw, size)
+        except EOFError as error:
+            raise _truncated(site, where) from error
+        except zlib.error as error:
+            raise _corrupted(site, where) from error
     if len(unpacked) < size:
         raise _truncated(site, where, f"{len(unpacked)} of {size} bytes")
     return unpacked
@@ -240,15 +279,18 @@ def _parse_header(block: bytes, site: str, where: str) -> ScanHeader:
             " × ".join(map(str, shape)) + f" of {dtype}",
             f"At most {MAX_BYTES // 2**20} MiB",
         )
-    pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
-    if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        raise refuse("a scan's voxel size is not positive", pixdim.tolist())
+    if not int(header["sform_code"]) > 0:  # the affine is made of it then, and else without it
+        pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
+        if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
+            remedy = "Set pixdim[1] to pixdim[3] to the voxel size in mm, or write an sform"
+            raise refuse("a scan's voxel size is not positive", pixdim.tolist(), remedy)
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1  # as the standard has it: qfac 0 means 1
     try:
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), dtype=float)
-        offset = int(header.get_data_offset())
+        # 0: the first byte that a file of this kind has for voxels, as other readers take it.
+        offset = int(header.get_data_offset()) or int(header["sizeof_hdr"]) + _EXTENDER_BYTES
         slope, inter = header.get_slope_inter()
     except Exception as error:  # nibabel raises several kinds for bad quaternions and factors
         raise refuse("a scan's header contradicts itself", error) from error
@@ -304,7 +346,24 @@ def _shape(header: Any, refuse: Any) -> tuple[int, int, int]:
     return tuple(sides)
 
 
-def _check_voxels(volume: np.ndarray, site: str, where: str) -> None:
+def _with_air(volume: np.ndarray) -> np.ndarray:
+    """Volume whose border of NaN, as SPM writes it beyond the field of view, is its darkest value.
+
+    That are voxels of NaN which hang together up to a face of the volume; others stay.
+    """
+    from scipy import ndimage
+
+    unknown = np.isnan(volume)
+    if not unknown.any() or unknown.all():
+        return volume
+    parts, _ = ndimage.label(unknown)
+    faces = [np.take(parts, end, axis=axis) for axis in range(3) for end in (0, -1)]
+    border = np.isin(parts, np.setdiff1d(np.concatenate([f.ravel() for f in faces]), 0))
+    volume[border] = volume[~unknown].min()
+    return volume
+
+
+def _check_voxels(volume: np.ndarray, site: str, where: str) -> np.ndarray:
     low, high = volume.min(), volume.max()  # a NaN makes both NaN
     if not (np.isfinite(low) and np.isfinite(high)):
         voxel = np.unravel_index(np.argmin(np.isfinite(volume)), volume.shape)
@@ -319,6 +378,7 @@ def _check_voxels(volume: np.ndarray, site: str, where: str) -> None:
     if low == high:
         problem = "a scan's voxels are all zero" if low == 0 else "a scan's voxels are all equal"
         raise DataContractError(site, problem, where=where)
+    return volume
 
 
 def _truncated(site: str, where: str, got: str = "") -> DataContractError:
@@ -327,5 +387,7 @@ def _truncated(site: str, where: str, got: str = "") -> DataContractError:
     )
 
 
-def _too_long(site: str, where: str) -> DataContractError:
-    return DataContractError(site, "a scan holds more than its header promises", where=where)
+def _corrupted(site: str, where: str) -> DataContractError:
+    return DataContractError(
+        site, "a scan's compression is corrupted", where=where, remedy="Copy the file again"
+    )

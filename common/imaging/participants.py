@@ -12,19 +12,22 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataContractError
 from common.imaging.splits import ACCEPTED_SPLITS, parse_split
-from common.site_files import plain, read_text
+from common.site_files import is_utf8, plain, read_text, require_utf8
 from common.studies.sections import Label
 from common.studies.site_mapping import SiteMapping
 from common.studies.vocabulary import normalise
 
 PARTICIPANT = re.compile(r"sub-[A-Za-z0-9][A-Za-z0-9._+-]*")
 
+PARTICIPANT_ID, SPLIT = "participant_id", "split"  # columns
+OTHER, NOT_KNOWN = -2, -1  # in place of a class's index: none of the classes, no label
+NO_PARTICIPANTS = "there is no participants.tsv"
 MOST_COLUMNS = 1000
 LONGEST_LINE = 2**16  # characters
 
@@ -33,11 +36,20 @@ _MAX_SIDECAR_BYTES = 2**20
 
 
 def read_table(
-    root: Path, site: str, mapping: SiteMapping
+    root: Path, site: str, mapping: SiteMapping, used: Collection[str]
 ) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     """Header of participants.tsv, normalised, and its rows with their line numbers.
 
-    Columns and codes are the study's, as the site's own mapping translates them.
+    Columns and codes are the study's, as the site's own mapping translates them. Columns that are
+    not used are not judged: they may stand twice, have no name, or hold other encodings and quotes.
+
+    Parameters
+    ----------
+    root : Path
+    site : str
+    mapping : SiteMapping
+    used : collection of str
+        The columns that rows hold, where the table has them.
 
     Raises
     ------
@@ -48,24 +60,29 @@ def read_table(
     path = root / "participants.tsv"
     if not os.path.lexists(path):
         raise DataContractError(
-            site, "there is no participants.tsv", remedy="It must lie at the top of the data set"
+            site, NO_PARTICIPANTS, remedy="It must lie at the top of the data set"
         )
-    lines = _lines(read_text(path, _MAX_TABLE_BYTES, root=root, site=site), site)
+    text = read_text(path, _MAX_TABLE_BYTES, root=root, site=site, strict=False)
+    plainly = not has_whole_quotes(text, "\t")
+    lines = _lines(text, site, csv.QUOTE_NONE if plainly else csv.QUOTE_MINIMAL)
     header = [mapping.column(name) for name in next(lines, (0, []))[1]]
     if "participant_id" not in header:
+        require_utf8(text, path.name, site=site)
         raise DataContractError(
             site,
             "participants.tsv has no column participant_id",
             got=plain(", ".join(header)),
             remedy="Its first line must name the columns, separated by tabs",
         )
-    if twice := [name for name, n in Counter(header).items() if n > 1]:
+    wanted = {normalise(name) for name in (PARTICIPANT_ID, SPLIT, *used)}
+    if twice := [name for name, n in Counter(header).items() if n > 1 and name in wanted]:
         raise DataContractError(
             site, "a column stands twice in participants.tsv", got=plain(", ".join(twice))
         )
+    kept = {name: place for place, name in enumerate(header) if name in wanted}
 
     def row(line: int, cells: list[str]) -> dict[str, str]:
-        if len(cells) != len(header):
+        if len(cells) <= max(kept.values()) or any(cells[len(header) :]):
             raise DataContractError(
                 site,
                 "a row of participants.tsv does not fit the header",
@@ -73,12 +90,30 @@ def read_table(
                 got=f"{len(cells)} cells where the header has {len(header)}",
                 remedy="Cells are separated by tabs, and an unknown one is n/a",
             )
-        return {name: mapping.value(name, cell) for name, cell in zip(header, cells, strict=True)}
+        found = {name: cells[place] for name, place in kept.items()}
+        for cell in found.values():
+            if not is_utf8(cell):
+                require_utf8(text, path.name, site=site)
+            if plainly and '"' in cell:
+                raise _no_table(site, line, "a quotation mark that is not closed")
+        return {name: mapping.value(name, cell) for name, cell in found.items()}
 
     return header, ((line, row(line, cells)) for line, cells in lines)
 
 
-def _lines(text: str, site: str) -> Iterator[tuple[int, list[str]]]:
+def has_whole_quotes(text: str, separator: str) -> bool:
+    """Tell whether the quotation marks of a table are those of quoted cells, all of them closed."""
+    if '"' not in text or any(len(line) > LONGEST_LINE for line in io.StringIO(text)):
+        return True  # a line that is too long is refused before it is parsed
+    try:
+        for _ in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
+            pass
+    except csv.Error:
+        return False
+    return True
+
+
+def _lines(text: str, site: str, quoting: int) -> Iterator[tuple[int, list[str]]]:
     """Stripped cells of each line that holds any, with its number; one after the other."""
 
     def bounded(line: str) -> str:
@@ -86,7 +121,8 @@ def _lines(text: str, site: str) -> Iterator[tuple[int, list[str]]]:
             raise csv.Error(f"a line of more than {LONGEST_LINE} characters")
         return line
 
-    reader = csv.reader(map(bounded, io.StringIO(text, newline="")), delimiter="\t", strict=True)
+    lines = map(bounded, io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter="\t", strict=True, quoting=quoting)
     try:
         for cells in reader:
             if len(cells) > MOST_COLUMNS:
@@ -94,12 +130,12 @@ def _lines(text: str, site: str) -> Iterator[tuple[int, list[str]]]:
             if any(cell.strip() for cell in cells):
                 yield reader.line_num, [cell.strip() for cell in cells]
     except csv.Error as error:
-        raise DataContractError(
-            site,
-            "participants.tsv is not a table",
-            where=f"participants.tsv, line {max(1, reader.line_num)}",
-            got=plain(str(error)),
-        ) from error
+        raise _no_table(site, max(1, reader.line_num), str(error)) from error
+
+
+def _no_table(site: str, line: int, got: str) -> DataContractError:
+    where = f"participants.tsv, line {line}"
+    return DataContractError(site, "participants.tsv is not a table", where=where, got=plain(got))
 
 
 def label_column(header: list[str], site: str, label: Label) -> str:
@@ -125,9 +161,10 @@ def label_column(header: list[str], site: str, label: Label) -> str:
 def read_levels(
     root: Path, site: str, column: str, label: Label, mapping: SiteMapping
 ) -> dict[str, int]:
-    """Codes of the label column that participants.json explains as a class, by their index.
+    """Codes of the label column that participants.json explains, each with a class's index.
 
-    Only the bare word is understood: what a longer description means would be a guess. Columns and
+    Of a class only the bare word is understood: what a longer description means would be a guess.
+    A description without the name of any class is none of them: :data:`OTHER`. Columns and
     codes are the site's own there too, and translated as those of participants.tsv.
 
     Raises
@@ -152,16 +189,27 @@ def read_levels(
     for code, told in levels.items() if isinstance(levels, dict) else ():
         if isinstance(told, dict):  # BIDS also allows {"Description": ..., "TermURL": ...}
             told = told.get("Description", "")
-        index = label.classes.index(str(told).strip().rstrip("."))
+        index = _explained(told, label) if isinstance(told, str) else None
         if index is not None:
             meaning[normalise(mapping.value(column, code))] = index
     return meaning
 
 
+def _explained(told: str, label: Label) -> int | None:
+    """Index of the class that a description names; None where that would be a guess."""
+    words = told.strip().rstrip(".")
+    if (index := label.classes.index(words)) is not None or not words:
+        return index
+    if label.is_missing(words):
+        return NOT_KNOWN
+    named = any(label.classes.index(word) is not None for word in re.findall(r"\w+", words))
+    return None if named else OTHER
+
+
 def read_label(
     text: str, meaning: dict[str, int], label: Label, site: str, where: str
 ) -> int | None:
-    """Index of the class in a cell, None where it is not known.
+    """Index of the class in a cell, :data:`OTHER` for none of them, None where it is not known.
 
     Parameters
     ----------
@@ -183,7 +231,9 @@ def read_label(
     told = meaning.get(key, meaning.get(key.removesuffix(".0")))
     try:
         usual = label.read(text)
-        if told is None and usual is None:
+        if usual is None and label.is_other(text):
+            usual = OTHER
+        if usual is None and (told is None or told < 0):
             return None
     except ValueError:
         usual = None
@@ -192,7 +242,8 @@ def read_label(
     elif None not in (told, usual) and told != usual:
         problem = "participants.json contradicts a label"
     else:
-        return usual if told is None else told
+        found = usual if told is None else told
+        return None if found == NOT_KNOWN else found
     raise DataContractError(
         site,
         problem,

@@ -12,10 +12,15 @@ from common.errors import DataContractError
 
 FIELD_OF_VIEW_MM = 216.0  # an adult head, neck apart, with room to spare
 PREPARE_VERSION = 1  # raise it with any change that alters a prepared volume
+CENTRE_VERSION = 2  # the same of where the cube lies; the phantoms' heads lie as in version 1
 HEAD_VERSION = 1  # the same of what prepare_head alone does
 SMALLEST_IMAGE = 4
 HEAD = 0.05  # prepared intensity above which a voxel counts as the head's
 LEAST_PART = 0.5  # of a voxel, from which on it counts as the head's
+CROWN_TO_BASE_MM = 150.0  # of an adult's skull; what lies lower is jaw, neck or shoulders
+LEAST_SECTION_MM2 = 1000.0  # of a head, 3 mm below its crown: a smaller patch is noise, or an ear
+SECTIONS_OVER_MM = 10.0  # sections are averaged over so much of the height
+RISE = 0.1  # of the widest section, by which a lower one is larger than one above it
 LARGEST_AVERAGED = 128  # voxels a side; half of 1.7 mm is finer than scans are
 
 _BINS = 256
@@ -25,9 +30,11 @@ def prepare_volume(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -
     """Resample a head to a standard cube and scale its intensities.
 
     The cube has sides of ``FIELD_OF_VIEW_MM``, parallel to the RAS axes, and its centre is the
-    head's centre of mass. Voxels beyond the 0.1st and 99.9th percentile are clipped to these, so
-    that no spike spreads. Before linear interpolation, each axis that loses resolution is smoothed
-    so that its point spread function matches the new spacing [1]_. The head is what lies above
+    centre of mass of the head from its crown to ``CROWN_TO_BASE_MM`` below, so that it does not
+    depend on how much of the neck was scanned. Voxels beyond the 0.1st and 99.9th percentile are
+    clipped to these, so that no spike spreads. Before linear interpolation, each axis that loses
+    resolution is smoothed so that its point spread function matches the new spacing [1]_. The head
+    is what lies above
     Otsu's threshold [2]_, with its holes filled. Intensities are scaled so that the background is
     0 and the head's 99th percentile 1, and clipped to [0, 1]; beyond one voxel from the head they
     are set to 0.
@@ -60,7 +67,8 @@ def prepare_volume(volume: np.ndarray, affine: np.ndarray, *, image_size: int) -
     spacing = FIELD_OF_VIEW_MM / image_size  # mm
     smooth = _antialias(_without_spikes(volume), np.linalg.norm(affine[:3, :3], axis=0), spacing)
     threshold, background = otsu(smooth)
-    centre = affine[:3, :3] @ _centre_of_mass(smooth > threshold) + affine[:3, 3]  # mm
+    above_neck = _above_neck(smooth > threshold, affine)
+    centre = affine[:3, :3] @ _centre_of_mass(above_neck) + affine[:3, 3]  # mm
     # Output index i lies at centre + spacing (i − (S − 1)/2); pulled back into the volume.
     inverse = np.linalg.inv(affine[:3, :3])
     corner = centre - spacing * (image_size - 1) / 2 - affine[:3, 3]
@@ -192,6 +200,38 @@ def _antialias(volume: np.ndarray, zooms: np.ndarray, spacing: float) -> np.ndar
                 volume, sigma, axis=axis, mode="nearest", truncate=3.0
             )
     return volume
+
+
+def _above_neck(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return a mask without what lies below the head.
+
+    That is what lies more than ``CROWN_TO_BASE_MM`` below the crown, or lower than where sections,
+    which get smaller below the widest one, get larger again, as where a neck or shoulders begin.
+    """
+    # Height of each voxel in mm, whatever way the volume lies.
+    height = sum(
+        step * np.arange(side, dtype=np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
+        for axis, (step, side) in enumerate(zip(affine[2, :3], mask.shape, strict=True))
+    )
+    of_head = height[mask]
+    if not of_head.size:
+        return mask
+    slab = float(np.abs(affine[2, :3]).max())  # mm: one layer of voxels of an upright volume
+    low = float(of_head.min())
+    layers = np.rint((of_head - low) / slab).astype(np.int64)
+    areas = np.bincount(layers) * abs(np.linalg.det(affine[:3, :3])) / slab
+    wide = np.flatnonzero(areas >= LEAST_SECTION_MM2)
+    if not len(wide):
+        return mask
+    crown = int(wide[-1])
+    base = max(0, crown - round(CROWN_TO_BASE_MM / slab))
+    window = max(1, round(SECTIONS_OVER_MM / slab))  # of a tilted volume single ones are uneven
+    smooth = np.convolve(areas, np.ones(window) / window, mode="same")[base : crown + 1][::-1]
+    below = smooth[(widest := int(smooth.argmax())) :]
+    rises = np.flatnonzero(below > np.minimum.accumulate(below) + RISE * below[0])
+    if len(rises):
+        base = crown - widest - int(below[: rises[0]].argmin())
+    return mask if not base else mask & (height >= low + (base - 0.5) * slab)
 
 
 def _centre_of_mass(mask: np.ndarray) -> np.ndarray:

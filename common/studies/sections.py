@@ -178,12 +178,18 @@ class Label(Section):
         json_schema_extra={"accepted": "a list of texts; such rows are left out and counted"},
     )
 
+    other: tuple[str, ...] = Field(
+        (),
+        description="what stands in the column for what is none of the classes",
+        json_schema_extra={"accepted": "a list of texts; such rows are left out and counted"},
+    )
+
     @field_validator("classes", mode="before")
     @classmethod
     def _read_classes(cls, value: object) -> Vocabulary:
         return read_vocabulary(value)
 
-    @field_validator("missing", "aliases", mode="before")
+    @field_validator("missing", "aliases", "other", mode="before")
     @classmethod
     def _read_missing(cls, value: object) -> object:
         return read_texts(value)
@@ -199,10 +205,27 @@ class Label(Section):
             for text in self.missing:
                 if self.classes.index(text) is not None:
                     raise ValueError(f"'{text}' means a class and, in missing, none")
+        for text in self.other:
+            if self.classes.index(text) is not None:
+                raise ValueError(f"'{text}' means a class and, in other, none of them")
         return self
 
+    @property
+    def none_of_them(self) -> str:
+        """Why a row is left out that holds a value other than the classes, in words."""
+        names = self.classes.names
+        return f"neither {names[0]} nor {names[1]}" if len(names) == 2 else "none of the classes"
+
+    def is_other(self, text: str) -> bool:
+        """Tell whether a cell holds what is known and is none of the classes."""
+        return normalise(text) in map(normalise, self.other)
+
+    def is_missing(self, text: str) -> bool:
+        """Tell whether a cell says that the label is not known."""
+        return normalise(text) in ("", *map(normalise, self.missing))
+
     def read(self, text: str) -> int | None:
-        """Index of the class in a cell, None where the label is not known.
+        """Index of the class in a cell, None where it holds none, see the two methods before.
 
         Raises
         ------
@@ -210,7 +233,7 @@ class Label(Section):
             The cell holds something else. The message does not.
         """
         found = self.classes.index(text)
-        if found is None and normalise(text) not in ("", *map(normalise, self.missing)):
+        if found is None and not self.is_missing(text) and not self.is_other(text):
             raise ValueError("unknown label")
         return found
 

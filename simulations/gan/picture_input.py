@@ -12,13 +12,16 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from common.errors import ConfigError, DataContractError
 from common.imaging import nifti
 from common.site_files import open_inside
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MAX_SIDE = 4096  # pixels of a picture
 MAX_BYTES = (
@@ -40,9 +43,10 @@ def read_picture(path: Path, *, channels: int, resolution: int, height_mm: float
     Parameters
     ----------
     path : Path
-        A square PNG or JPEG, 0 to 255 (or 65535) for -1 to 1; a ``.npy`` of (R, R) or (C, R, R),
-        floats in [-1, 1] or 8-bit; a NIfTI slice as ``fedscan generate --nifti`` writes them, 0 to
-        1; or a whole NIfTI scan, of which one slice is prepared as for training.
+        A square PNG or JPEG, 0 to 255 (or 65535) for -1 to 1, black where it is transparent; a
+        ``.npy`` of (R, R) or (C, R, R), floats in [-1, 1] or 8-bit; a NIfTI slice as ``fedscan
+        generate --nifti`` writes them, 0 to 1; or a whole NIfTI scan, of which one slice is
+        prepared as for training.
     channels, resolution : int
         C and R. A square of another size is resampled.
     height_mm : float
@@ -86,6 +90,8 @@ def read_picture(path: Path, *, channels: int, resolution: int, height_mm: float
         sides = " × ".join(map(str, picture.shape[1:]))
         remedy = "stretching would change the anatomy. Crop it to a square"
         raise _refuse(path, f"not square; {remedy}", f"{sides} pixels; {remedy}")
+    if not np.ptp(picture, axis=(1, 2)).any():
+        raise _refuse(path, "it shows nothing: all its pixels are alike")
     return _resampled(picture, resolution)
 
 
@@ -138,7 +144,8 @@ def _pixels(path: Path, kind: str, channels: int) -> np.ndarray:
                 grey = np.asarray(image, dtype=np.float32)[None] / np.float32(65535)
                 return np.repeat(grey, channels, axis=0) * 2 - 1
             upright = ImageOps.exif_transpose(image)
-            pixels = np.asarray(upright.convert("RGB" if channels == 3 else "L"), np.float32)
+            opaque = over_black(upright)
+            pixels = np.asarray(opaque.convert("RGB" if channels == 3 else "L"), np.float32)
     # Pillow raises whichever of these a broken stream runs it into.
     except (UnidentifiedImageError, SyntaxError, ValueError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -148,6 +155,16 @@ def _pixels(path: Path, kind: str, channels: int) -> np.ndarray:
         raise _refuse(path, f"too many pixels; accepted are 2 to {MAX_SIDE} a side") from None
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return planes / np.float32(127.5) - 1
+
+
+def over_black(image: Image.Image) -> Image.Image:
+    """Lay what is transparent over black, which is air; the colour hidden in it may be any."""
+    from PIL import Image
+
+    if not (image.has_transparency_data or image.mode in ("La", "RGBa")):
+        return image
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "black"), seen)
 
 
 def _npy(path: Path) -> np.ndarray:

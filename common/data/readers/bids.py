@@ -19,6 +19,7 @@ from common.data.image_table import UNKNOWN, ImageTable
 from common.data.tables import NOT_TOLD
 from common.errors import DataContractError
 from common.imaging.bids import Participant, SiteIndex, read_site
+from common.imaging.head import HeadMeasures, measure_head, require_head
 from common.imaging.splits import assign_splits
 from common.site_files import plain, relative
 from common.studies.study import Study
@@ -127,13 +128,23 @@ def read_volume(
     DataContractError
         The file cannot be used.
     """
+    return measured_volume(path, size=size, root=root, site=site, whole=whole)[0]
+
+
+def measured_volume(
+    path: Path, *, size: int, root: Path, site: str, whole: bool = False
+) -> tuple[NDArray[np.float32], HeadMeasures]:
+    """Read one scan as :func:`read_volume`, and measure the head that it shows."""
     from common.imaging.nifti import load_scan
     from common.imaging.prepare import check_head, prepare_head, prepare_volume
 
     volume, affine = load_scan(path, site=site, root=root)
+    where = relative(path, root)
     cube = (prepare_head if whole else prepare_volume)(volume, affine, image_size=size)
-    check_head(cube, site=site, where=relative(path, root))
-    return cube
+    check_head(cube, site=site, where=where)
+    found = measure_head(volume, affine)
+    require_head(found, site=site, where=where)
+    return cube, found
 
 
 def read_image(
@@ -162,7 +173,12 @@ def open_images(
     (1, S, S, S), or with heights stacks (1, L, S, S) of axial slices, from the lowest: rows from
     front to back, so the nose is up; columns from the participant's left to right.
     """
-    from common.imaging.prepare import FIELD_OF_VIEW_MM, HEAD_VERSION, PREPARE_VERSION
+    from common.imaging.prepare import (
+        CENTRE_VERSION,
+        FIELD_OF_VIEW_MM,
+        HEAD_VERSION,
+        PREPARE_VERSION,
+    )
     from common.imaging.slices import check_levels
 
     levels = check_levels(size, heights_mm) if heights_mm else ()
@@ -176,7 +192,13 @@ def open_images(
         name=name,
         variant=f"{size} {list(levels)}",
         settings=json.dumps(
-            [PREPARE_VERSION, FIELD_OF_VIEW_MM, size, list(levels) or HEAD_VERSION]
+            [
+                PREPARE_VERSION,
+                CENTRE_VERSION,
+                FIELD_OF_VIEW_MM,
+                size,
+                list(levels) or HEAD_VERSION,
+            ]
         ),
         shape=(1, len(levels), size, size) if levels else (1, size, size, size),
         dtype="float16",

@@ -16,7 +16,7 @@ from common.data.identities import in_table
 from common.data.identity_headers import in_dicom as header_identities
 from common.data.image_table import ImageTable
 from common.data.image_table import read_image_table as read_table
-from common.data.photographs import load_photographs, picture_settings
+from common.data.photographs import load_photographs, picture_settings, require_content
 from common.studies.study import Study
 
 __all__ = [
@@ -40,7 +40,8 @@ def read_image(
     """Read one picture as `open_images` prepares it, uint8 (C, S, S)."""
     del heights_mm  # of volumes alone
     settings = picture_settings(study, size)
-    return read_picture(path, **settings, root=root, site=site).transpose(2, 0, 1)
+    picture = read_picture(path, **settings, root=root, site=site)
+    return require_content(picture, path, root=root, site=site).transpose(2, 0, 1)
 
 
 def open_images(
