@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -11,19 +12,35 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.errors import ConfigError
 from common.site_files import plain
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 _SHOWN = 1000  # characters of a refused value
 _LONGEST = 4 * _SHOWN  # of a line of a refusal
 MOST_FAULTS = 20  # that a refusal tells
+MOST_LISTED, NEAREST = 12, 5  # keys that a refusal names
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Ask whether the known word that is most alike was meant; empty where none is."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def few_known(words: Iterable[str], known: Iterable[str]) -> str:
+    """Name known words: all of a few, of many the :data:`NEAREST` most like those asked for."""
+    every, asked = sorted(known), list(words)
+    if len(every) <= MOST_LISTED:
+        return f"known keys: {', '.join(every)}"
+    near = heapq.nlargest(NEAREST, every, key=lambda one: max(likeness(w, one) for w in asked))
+    return f"nearest of {len(every)} known keys: {', '.join(near)}"
+
+
+def likeness(key: str, known: str) -> float:
+    """Say how alike two keys are, 0 to 1, with or without their groups."""
+    pairs = [(key, known), (key.rpartition(".")[2], known.rpartition(".")[2])]
+    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
 
 def _to_key(field_name: str) -> str:
@@ -56,7 +73,12 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=_to_key, populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,  # NaN passes every bound, since each comparison with it is false
+        alias_generator=_to_key,
+        populate_by_name=True,
     )
 
     what: ClassVar[str] = "settings"  # begins every line of a refusal
@@ -147,8 +169,9 @@ class Settings(BaseModel):
         lines = [cls._explain(fault) for fault in faults[:MOST_FAULTS]]
         if len(faults) > MOST_FAULTS:
             lines.append(f"and {len(faults) - MOST_FAULTS} more faults")
-        if any(fault["type"] == "extra_forbidden" for fault in faults):
-            lines.append(f"known keys: {', '.join(sorted(cls._keys()))}")
+        unknown = [str(f["loc"][0]) for f in faults if f["type"] == "extra_forbidden"]
+        if unknown:
+            lines.append(few_known(unknown[:MOST_FAULTS], cls._keys()))
         return "\n".join(plain(f"{cls.what}: {line}", _LONGEST) for line in lines)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +29,18 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse NaN, which passes every range since each comparison with it is false, and infinity.
+
+    Raises
+    ------
+    typer.BadParameter
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not accepted: give a finite number")
+    return value
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="json: for machines, on stdout.")]
@@ -74,10 +87,14 @@ RayAddressOption = Annotated[
 ]
 # Of commands that run many trainings.
 GpusPerCellOption = Annotated[
-    float, typer.Option(min=0.0, help="Share of a GPU for each training, for example 0.5.")
+    float,
+    typer.Option(
+        min=0.0, callback=finite, help="Share of a GPU for each training, for example 0.5."
+    ),
 ]
 CellTimeoutOption = Annotated[
-    float, typer.Option(min=1.0, help="Seconds after which one training is ended.")
+    float,
+    typer.Option(min=1.0, callback=finite, help="Seconds after which one training is ended."),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Run only what is missing.")]
 DryRunOption = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,6 +73,11 @@ def phantom(
                 "brains: give one or the other"
             )
         _small_sites(folder, sites_count, pictures or 20, seed)
+        console.err.print(
+            f"Pictures of the study skin-lesions: fedscan run --study skin-lesions --cohort {out}",
+            markup=False,
+            soft_wrap=True,
+        )
     elif pictures is not None:
         raise ConfigError("--pictures: goes with --sites-count alone")
     else:
@@ -273,7 +279,7 @@ def _shares(text: str) -> dict[str, float]:
             share = float(number)
         except ValueError:
             share = -1.0
-        if share <= 0 or name in found:
+        if not 0 < share < math.inf or name in found:
             raise ConfigError(
                 f"--sites {text}: accepted is name=PART,name=PART,… with positive numbers, "
                 "of which the sum is the whole, and each name once"

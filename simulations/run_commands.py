@@ -21,6 +21,7 @@ from simulations.options import (
     StudyOption,
     TestScansOption,
     absolute,
+    finite,
     run_overrides,
 )
 
@@ -52,7 +53,8 @@ AcceptOption = Annotated[
     ),
 ]
 GpusOption = Annotated[
-    float, typer.Option(min=0.0, help="Share of a GPU for each site, for example 0.33.")
+    float,
+    typer.Option(min=0.0, callback=finite, help="Share of a GPU for each site, for example 0.33."),
 ]
 
 

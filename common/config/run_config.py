@@ -7,7 +7,6 @@ int, float or str. This module is its only reader: everything behind it works wi
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from common.config.renamed import hint
 from common.config.trouble import Trouble
 from common.errors import ConfigError
 from common.extensions import is_extension
-from common.settings import MOST_FAULTS, Settings, as_words
+from common.settings import MOST_FAULTS, Settings, as_words, few_known, likeness
 from common.site_files import plain
 from common.studies.study import LARGEST_FILE, Study, read_study
 
@@ -140,7 +139,10 @@ class RunConfig(Settings):
             is nearest.
         """
         top, parts, unknown = _by_group(flatten(run_config))
-        faults = [f"{cls.what}: {line}" for line in unknown]
+        known = known_keys()
+        faults = [f"{cls.what}: {_unknown(key, known)}" for key in unknown[:MOST_FAULTS]]
+        if len(unknown) > MOST_FAULTS:
+            faults.append(f"{cls.what}: and {len(unknown) - MOST_FAULTS} more unknown keys")
         try:
             chosen = cls.from_mapping(top)
             study = chosen.read_study()
@@ -173,7 +175,8 @@ class RunConfig(Settings):
             except ConfigError as error:
                 faults.append(str(error))
         if unknown:
-            faults.append(f"{cls.what}: known keys: {', '.join(sorted(known_keys()))}")
+            near = few_known(unknown[:MOST_FAULTS], known)
+            faults.append(f"{cls.what}: {near}; `fedscan config` lists all")
         if faults:
             raise ConfigError("\n".join(faults))
         config = chosen.model_copy(update=built)
@@ -316,7 +319,7 @@ def known_keys() -> list[str]:
 def _by_group(
     flat: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[str]]:
-    """Divide a flat run config into what has no group, each group's, and words on unknown keys."""
+    """Divide a flat run config into what has no group, each group's, and unknown keys."""
     known = known_keys()
     top: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
@@ -335,22 +338,13 @@ def _by_group(
     if options:
         words = [str(parts["strategy"].get("options", "")), as_words(options)]
         parts["strategy"]["options"] = " ".join(filter(None, words))
-    faults = [_unknown(plain(key), known) for key in unknown[:MOST_FAULTS]]
-    if len(unknown) > MOST_FAULTS:
-        faults.append(f"and {len(unknown) - MOST_FAULTS} more unknown keys")
-    return top, parts, faults
+    return top, parts, [plain(key) for key in unknown]
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    near = max(known, key=lambda one: _likeness(key, one))
-    nearest = f"; did you mean '{near}'?" if _likeness(key, near) >= 0.6 else ""
+    near = max(known, key=lambda one: likeness(key, one))
+    nearest = f"; did you mean '{near}'?" if likeness(key, near) >= 0.6 else ""
     return f"unknown key '{key}'{hint(key) or nearest}"
-
-
-def _likeness(key: str, known: str) -> float:
-    """Say how alike two keys are, 0 to 1, with or without their groups."""
-    pairs = [(key, known), (key.rpartition(".")[2], known.rpartition(".")[2])]
-    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
 
 def extensions_of(config: RunConfig) -> dict[str, str]:

@@ -18,6 +18,7 @@ from simulations.options import (
     StudyOption,
     absolute,
     computing_with,
+    finite,
     parse_set,
     study_override,
 )
@@ -81,7 +82,9 @@ def train_gan(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Stop training after this time, even before the preset's kimg."),
+        typer.Option(
+            callback=finite, help="Stop training after this time, even before the preset's kimg."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
@@ -153,7 +156,12 @@ def generate(
     label: LabelOption = None,
     truncation: Annotated[
         float,
-        typer.Option(min=0.0, max=2.0, help="ψ: below 1 for more typical, less varied pictures."),
+        typer.Option(
+            min=0.0,
+            max=2.0,
+            callback=finite,
+            help="ψ: below 1 for more typical, less varied pictures.",
+        ),
     ] = 1.0,
     seed: SeedOption = 0,
     nifti: Annotated[
@@ -232,8 +240,9 @@ def project(
     height: Annotated[
         float | None,
         typer.Option(
+            callback=finite,
             help="Slice of a whole scan: mm above the head's centre of mass, 0 by default; also "
-            "its height label."
+            "its height label.",
         ),
     ] = None,
     extractor: ExtractorOption = "auto",
