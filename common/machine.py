@@ -1,4 +1,4 @@
-"""The machine this process runs on: how many CPUs it may use, and what they are called."""
+"""The machine this process runs on: its CPUs, and whether its memory was too little."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "memory pressure",  # of Ray
+    "alloc_failed",  # of cuBLAS and cuDNN
+)
 Given, Made = TypeVar("Given"), TypeVar("Made")
 
 
@@ -26,6 +35,23 @@ def processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error, or what it was raised from, says that memory was not to be had.
+
+    PyTorch raises a RuntimeError for that, of which only the words tell; on a GPU one of a kind of
+    its own, or whatever its libraries say.
+    """
+    told: BaseException | None = error
+    while told is not None:
+        words = str(told).lower()
+        if isinstance(told, MemoryError) or type(told).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(told, RuntimeError | OSError) and any(one in words for one in _NO_MEMORY):
+            return True
+        told = told.__cause__
+    return False
 
 
 def one_thread() -> None:

@@ -17,13 +17,13 @@ def cache_dir() -> Path:
     Raises
     ------
     ConfigError
-        If ``FEDSCAN_CACHE`` is a relative path.
+        If ``FEDSCAN_CACHE`` is a relative path, or is not set and the user has no home.
     """
     if named := _named_by("FEDSCAN_CACHE"):
         return named
     from platformdirs import user_cache_path
 
-    return user_cache_path("fedscan")
+    return _of_user(user_cache_path("fedscan"), "FEDSCAN_CACHE")
 
 
 def site_records(site: str) -> Path:
@@ -34,13 +34,13 @@ def site_records(site: str) -> Path:
     Raises
     ------
     ConfigError
-        If ``FEDSCAN_RECORDS`` is a relative path.
+        If ``FEDSCAN_RECORDS`` is a relative path, or is not set and the user has no home.
     """
     if named := _named_by("FEDSCAN_RECORDS"):
         return named / site
     from platformdirs import user_data_path
 
-    return user_data_path("fedscan") / "sites" / site
+    return _of_user(user_data_path("fedscan"), "FEDSCAN_RECORDS") / "sites" / site
 
 
 def expanded(path: Path) -> Path:
@@ -48,6 +48,19 @@ def expanded(path: Path) -> Path:
     with contextlib.suppress(RuntimeError):
         return path.expanduser()
     return path
+
+
+def _of_user(folder: Path, variable: str) -> Path:
+    """Return the platform's folder of a user, who may have no home, as in some containers.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not folder.is_absolute():
+        rule = f"this user has no home: set HOME, or name a folder by {variable}"
+        raise ConfigError(f"{folder}: {rule}", public=rule)
+    return folder
 
 
 def _named_by(variable: str) -> Path | None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError, DataContractError, FedscanError
+from common.machine import is_out_of_memory
 from simulations import (
     attendance_command,
     authenticity_command,
@@ -52,7 +53,14 @@ from simulations.options import (
     run_overrides,
 )
 from simulations.stopping import STOP, tell_at_once
+from simulations.streams import BROKEN_PIPE, prepare_streams, written_out
 from simulations.transfer import command as transfer_command
+
+NO_HOME = "~ stands for no folder: this user has no home, or there is no such user. Set HOME"
+OUT_OF_MEMORY = (
+    "out of memory. Lower the batch size (training.batch-size), the size of the images (data.size) "
+    "or --count, or give the machine to this command alone; what is written is kept"
+)
 
 app = typer.Typer(
     name="fedscan",
@@ -269,10 +277,14 @@ def main() -> None:
             signal.signal(number, _interrupt)
     # Ours say their modes themselves: this is for files of Flower, Ray and other libraries.
     os.umask(0o077)
+    prepare_streams()
     from simulations.console import err
 
     try:
-        app()
+        with written_out():
+            app()
+    except BrokenPipeError:  # whoever reads the results has seen enough
+        sys.exit(BROKEN_PIPE)
     except OSError as error:  # a full or broken disk: nothing that a traceback would explain
         where = f": {error.filename}" if error.filename else ""
         err.print("[bold red]Error:[/] ", end="")
@@ -285,6 +297,12 @@ def main() -> None:
         err.print(told, markup=False, soft_wrap=True)
         # 2: what was asked for, or the data, cannot be; 1: it was tried and failed.
         sys.exit(2 if isinstance(error, ConfigError | DataContractError) else 1)
+    except (MemoryError, RuntimeError) as error:
+        homeless = "home directory" in str(error)  # of Path.expanduser
+        if not homeless and not is_out_of_memory(error):
+            raise
+        err.print(f"[bold red]Error:[/] {NO_HOME if homeless else OUT_OF_MEMORY}", soft_wrap=True)
+        sys.exit(2 if homeless else 1)
 
 
 if __name__ == "__main__":

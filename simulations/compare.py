@@ -13,6 +13,7 @@ from common.evaluation.statistics import NO_INTERVAL, WITHOUT
 from common.machine import usable_cpus
 from common.metrics_log import WHOLE
 from common.paths import cache_dir
+from common.processes.environment import require_plain_path
 from common.rounds import require_sites
 from simulations import console
 from simulations.arms import pooled_config
@@ -86,6 +87,7 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
                 raise ConfigError(f"arm 'centralized', {count} × {more}: {error}") from None
     for config in {c.model.extractor: c for c in configs if c.task == "generation"}.values():
         check_extractor(config)
+    require_plain_path()
     Resources(count, threads, request.gpus_per_cell, ray_address=request.ray_address).check("cell")
     survey_cohort(configs[0])  # all ask the same study
     if dry_run:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clients.policy import VARIABLE, SitePolicy
 from common.config.run_config import RunConfig
@@ -18,17 +18,15 @@ from common.errors import ConfigError, DataContractError, FedscanError
 from common.files import make_folder
 from common.metrics_log import WHOLE, MetricsTail, Row
 from common.paths import cache_dir, site_records
+from common.processes.environment import require_plain_path
 from common.reading import read_json
 from common.rounds import require_number, require_sites
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY, cut_logs
 from common.selection import due
 from simulations import console
-from simulations.flower_command import START_SECONDS
 from simulations.hospitals import prepare_phantoms, site_names
 from simulations.launch import (
-    RAY_TOO_SLOW,
     SHARED_NETWORK,
-    TOO_SLOW,
     FlowerRun,
     Resources,
     flower_run,
@@ -37,10 +35,14 @@ from simulations.private_state import clean_up_after_killed, looked_after, mark_
 from simulations.resume import Launch, way_on
 from simulations.run_name import claim_name
 from simulations.separate import keep_ledgers, separate_run
+from simulations.why import why
 
-LOG = "flower.log"
+if TYPE_CHECKING:
+    from common.data.image_table import ImageTable
+
 POLL_SECONDS = 0.5
 MOST_NAMED = 10  # sites of which a line of progress tells each by its name
+MOST_OPENED, SEEN = 20, 32  # images of a split before a run, and their pixels or voxels a side
 CLOSING_SECONDS = 60.0  # in which Flower and Ray may end by themselves, once the run is decided
 
 
@@ -51,16 +53,19 @@ class RunFailed(FedscanError):
 def survey_cohort(config: RunConfig, *, quiet: bool = False) -> None:
     """Read every hospital's table, which its owner may, before anything is started.
 
-    Unless it is to be quiet, it warns of hospitals whose given split parts persons.
+    Of each split some images are opened, until one can be used. Unless it is to be quiet, it warns
+    of hospitals whose given split parts persons.
 
     Raises
     ------
     ConfigError
-        A table cannot be used under the run's study, the sites are too few for the strategy, or the
-        run names one that there is not.
+        A table cannot be used under the run's study, none of a split's images that were opened can
+        be, the sites are too few for the strategy, or the run names one that there is not.
     """
     if not config.data.cohort_dir:
         return
+    from common.data.check import MISSING_TABLES
+    from common.data.likely import likely
     from common.data.site_data import parted_groups, read_table
     from common.imaging.bids import list_sites
     from common.tasks.task import survey_table
@@ -71,14 +76,45 @@ def survey_cohort(config: RunConfig, *, quiet: bool = False) -> None:
         try:
             table = read_table(config.read_study(), site, folder)
             survey_table(table, config)
+            _require_readable(table, config)
         except DataContractError as error:
             study = config.read_study().name
+            guess = likely(folder) if error.problem in MISSING_TABLES else ""
             raise ConfigError(
                 f"{error}\nThat is under study '{study}': --study names another, and `fedscan "
-                "check` tells of every file"
+                "check` tells of every file" + (guess and f". By the looks of it, {guess}")
             ) from None
         if not quiet and (parted := parted_groups(table)):
             console.err.print(f"Warning: {parted}", markup=False, soft_wrap=True)
+
+
+def _require_readable(table: ImageTable, config: RunConfig) -> None:
+    """Open images of each split until one can be used.
+
+    Raises
+    ------
+    DataContractError
+        None of the first few can, nor are there others.
+    """
+    from common.data.site_data import reader_of
+    from common.imaging.splits import SPLITS
+
+    study = config.read_study()
+    read = reader_of(study).read_image
+    for split in SPLITS:
+        rows = table.rows(split)
+        fault: DataContractError | None = None
+        for row in rows[:MOST_OPENED]:
+            path = table.root / table.files[row]
+            try:
+                read(path, study, size=SEEN, heights_mm=(), root=table.root, site=table.site)
+            except DataContractError as error:
+                fault = fault or error
+            else:
+                break
+        else:
+            if fault is not None and len(rows) <= MOST_OPENED:
+                raise fault
 
 
 def check_checkpoint(config: RunConfig, sites: int) -> None:
@@ -182,6 +218,8 @@ def federate(
     from common.imaging.bids import list_sites
     from common.tasks.task import survey
 
+    if not separate:
+        require_plain_path()
     resources.check()
     require_number(config, resources.sites)
     own = SitePolicy.read(policy) if policy else SitePolicy.of_site(simulated=True)
@@ -224,7 +262,7 @@ def federate(
     # It writes one of the two as its last; with neither, its process has died.
     if (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
-    raise RunFailed("\n".join(filter(None, (_why(folder, log), way_on(folder)))))
+    raise RunFailed("\n".join(filter(None, (why(folder, log), way_on(folder)))))
 
 
 def _through_flower(
@@ -359,22 +397,3 @@ def _validation(rows: list[Row]) -> str:
     if "frechet_distance" in whole:
         return f"Fréchet distance {whole['frechet_distance']:.4g}; kernel distance {sites}"
     return f"kernel distance {sites}"
-
-
-def _why(folder: Path, log: str) -> str:
-    if (folder / FAILURE).is_file():
-        failure = read_json(folder / FAILURE)
-        who = f"site '{failure['site']}'" if failure["site"] else "the server"
-        return (
-            f"{who} failed in {failure['phase']}: {failure['error']}\n{failure['traceback']}"
-            f"Run folder: {folder}"
-        )
-    where = f"\nFlower's whole log: {folder / LOG}"
-    for mark, late in (
-        (TOO_SLOW, f"Flower's server did not start within {START_SECONDS:.0f} seconds"),
-        (RAY_TOO_SLOW, "Ray did not start in time"),
-    ):
-        if mark in log:
-            return f"{late}: this machine is too busy. Try again when it is less so{where}"
-    end = "\n".join(log.splitlines()[-25:])
-    return f"the run ended without a result. The end of Flower's log:\n{end}{where}"

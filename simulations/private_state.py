@@ -101,7 +101,10 @@ def forget(run_id: str) -> None:
 def mark_interrupted(folder: Path) -> None:
     """Say in the folder of a run without a summary that it was interrupted."""
     if folder.is_dir() and not (folder / SUMMARY).is_file():
+        from simulations.resume import way_on
+
         why = {"site": "", "phase": "the launcher", "error": "interrupted", "traceback": ""}
+        why["go_on"] = way_on(folder) or "No round was whole: begin the run anew"
         with contextlib.suppress(OSError):
             write_json(folder / FAILURE, why)
 

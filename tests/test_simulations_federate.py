@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from common.config.run_config import RunConfig, flatten
@@ -57,6 +58,12 @@ def attempts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @pytest.fixture
+def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take images for readable that are not."""
+    monkeypatch.setattr(module, "_require_readable", lambda table, config: None)
+
+
+@pytest.fixture
 def without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take any folder for a cohort."""
     monkeypatch.setattr(module, "survey_cohort", lambda config, **_: None)
@@ -98,6 +105,7 @@ def test_a_server_that_another_process_has_started_is_not_taken() -> None:
         child.stdin.close()
 
 
+@pytest.mark.usefixtures("unopened")
 def test_hospitals_whose_given_split_parts_a_family_are_named_before_the_start(
     attempts, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -222,7 +230,9 @@ def test_a_run_whose_launcher_was_killed_is_kept_until_its_folder_is_gone(
     subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
     clean_up_after_killed()
     assert records.is_dir()
-    assert json.loads((folder / "failure.json").read_text())["error"] == "interrupted"
+    told = json.loads((folder / "failure.json").read_text())
+    assert told["error"] == "interrupted"
+    assert told["go_on"] == "No round was whole: begin the run anew"
     shutil.rmtree(folder)
     clean_up_after_killed()
     assert not records.exists() and other.is_dir()
@@ -239,6 +249,31 @@ def test_tables_that_cannot_be_used_are_refused_before_flower_starts(
         survey_cohort(settings)
     with pytest.raises(ConfigError, match="--study names another"):
         federate(settings, Resources(2))
+
+
+@pytest.mark.parametrize("kind", ["pointer", "damaged", "noise"])
+def test_scans_of_which_none_can_be_used_are_refused_before_flower_starts(
+    tiny_cohort: Path, tmp_path: Path, kind: str
+) -> None:
+    cohort = shutil.copytree(tiny_cohort, tmp_path / "cohort")
+    for scan in sorted((cohort / "north").glob("sub-*/anat/*.nii.gz"))[1:]:
+        if kind == "noise":
+            import nibabel as nib
+
+            noise = np.random.default_rng(0).rayleigh(30, (40, 44, 40)).astype(np.float32)
+            nib.save(nib.Nifti1Image(noise, np.diag([5, 5, 5, 1])), scan)
+        else:
+            scan.write_bytes(b"/annex/objects/KEY" if kind == "pointer" else b"no scan")
+    settings = config(tmp_path, **{"data.cohort-dir": str(cohort)})
+    with pytest.raises(ConfigError, match="fedscan check"):
+        survey_cohort(settings)
+
+
+def test_what_a_folder_probably_holds_is_told_before_flower_starts(tmp_path: Path) -> None:
+    (tmp_path / "north").mkdir()
+    (tmp_path / "north" / "IM000001").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(ConfigError, match="these are DICOM files: `fedscan prepare dicom"):
+        survey_cohort(config(tmp_path))
 
 
 def test_flowers_log_has_no_colours(tmp_path: Path) -> None:
@@ -390,6 +425,7 @@ label = { column = "grade", classes = ["none", "mild"] }
 """
 
 
+@pytest.mark.usefixtures("unopened")
 @pytest.mark.parametrize("adapt", ["center", "none"])
 def test_a_site_that_lacks_a_class_is_not_centered_before_anything_is_started(
     attempts, tmp_path: Path, adapt: str

@@ -30,6 +30,7 @@ from common.processes.environment import (
     free_port,
     neutral_home,
     offline_environment,
+    pass_proxies_by,
     toml,
 )
 from common.processes.group import ProcessGroup, process_group
@@ -193,6 +194,7 @@ def serve(node: SuperNode) -> None:
 
     node.check()
     _warn(node)
+    pass_proxies_by()
     port, password = node.port or free_port(), secrets.token_bytes(32)
     site = deployed_site(node.node_config())
     with contextlib.ExitStack() as stack:
@@ -200,7 +202,8 @@ def serve(node: SuperNode) -> None:
         home = stack.enter_context(neutral_home())
         secret = _private_file(home / "superexec-secret", password)
         config = _private_file(home / "node-config.toml", toml(node.node_config()).encode())
-        environment = offline_environment(home) | {"FLWR_HOME": str(home / "flwr")}
+        environment = offline_environment(home, proxies=True)
+        environment["FLWR_HOME"] = str(home / "flwr")
         command = node.command(port, config, secret)
         log.info("Site %s: starting, on %s:%s", node.site, LOOPBACK, port)
         stderr, connected = stack.enter_context(_lines_watched_for(CONNECTED))

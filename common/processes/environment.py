@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -23,31 +24,48 @@ OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
 }
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Of a Unix socket's 107 bytes, Ray's own part has 68, with a process number of seven digits, and
+# the folder's name 17.
+LONGEST_TEMPORARY = 22
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_DIRECT = ("no_proxy", "NO_PROXY")
+_PROXY = re.compile(r"(https?|all|grpc|ftp)_proxy", re.IGNORECASE)
+_NOT_PLAIN = re.compile(r"[^\w@%+=:,./~-]")  # what a shell may take for more than a letter
 
 
 @contextlib.contextmanager
 def neutral_home() -> Iterator[Path]:
-    """Make a folder for what Flower and Ray leave on disk, and remove it with all of that."""
-    # Short: Ray keeps Unix sockets below it, and their paths may have 107 characters.
-    home = Path(tempfile.mkdtemp(prefix="fedscan-"))
+    """Make a folder for what Flower and Ray leave on disk, and remove it with all of that.
+
+    Raises
+    ------
+    ConfigError
+        No folder for temporary files has a path that is short enough for Ray's sockets.
+    """
+    home = Path(tempfile.mkdtemp(prefix="fedscan-", dir=_short_folder()))
     try:
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def offline_environment(home: Path, ray_address: str = "") -> dict[str, str]:
+def offline_environment(
+    home: Path, ray_address: str = "", *, proxies: bool = False
+) -> dict[str, str]:
     """Return the environment for Flower and Ray.
 
-    Offline, with this Python's commands, disk at home, and Ray on the loopback interface alone,
-    with a new password, which every process that is to join has in its environment; or with the
-    Ray cluster that the user has started at ``ray_address``, and its password.
+    Offline, without a proxy between processes of this machine unless ``proxies`` keeps them, with
+    this Python's commands, disk at home, and Ray on the loopback interface alone, with a new
+    password, which every process that is to join has in its environment; or with the Ray cluster
+    that the user has started at ``ray_address``, and its password.
     """
     # Within a Ray worker (a benchmark's cell), what that Ray tells its workers is not for ours.
     inherited = {
         key: value
         for key, value in os.environ.items()
         if key != "RAY_ADDRESS"  # a cluster that the user has elsewhere is not ours to use
+        and (proxies or not _PROXY.fullmatch(key))
         and ("RAY_JOB_ID" not in os.environ or not key.startswith("RAY_"))
     }
     return {
@@ -60,6 +78,52 @@ def offline_environment(home: Path, ray_address: str = "") -> dict[str, str]:
         "PYTHONPATH": python_path(),
         **(_cluster(ray_address) if ray_address else _own_ray(home)),
     }
+
+
+def pass_proxies_by() -> None:
+    """Let this process, and what it starts, reach its own machine directly, and others as before.
+
+    A SOCKS proxy is left out where the package that it needs is missing: Flower would stop at it,
+    also where no address goes through it.
+    """
+    from importlib.util import find_spec
+
+    names = {name: value for name, value in os.environ.items() if _PROXY.fullmatch(name)}
+    for name, value in names.items():
+        if value.lower().startswith("socks") and find_spec("socksio") is None:
+            del os.environ[name]
+    told = [os.environ.get(key, "") for key in _DIRECT]
+    hosts = [host.strip() for text in told for host in text.split(",") if host.strip()]
+    os.environ.update(dict.fromkeys(_DIRECT, ",".join(dict.fromkeys([*hosts, *LOOPBACK]))))
+
+
+def require_plain_path() -> None:
+    """Refuse an installation whose path Ray would not hand to its workers in one piece.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if found := _NOT_PLAIN.search(sys.executable):
+        what = "a space" if found[0].isspace() else f"the character {found[0]}"
+        raise ConfigError(
+            f"Ray cannot start workers from an environment whose path holds {what}: "
+            f"{sys.executable}. Install fedscan in an environment with another path",
+            public="Ray cannot start workers from an environment of such a path",
+        )
+
+
+def _short_folder() -> str:
+    """Folder for temporary files, or another one where its path is too long for Ray's sockets."""
+    usual = tempfile.gettempdir()
+    for folder in (usual, *SHORT_FOLDERS):
+        if len(os.fsencode(folder)) <= LONGEST_TEMPORARY and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise ConfigError(
+        f"TMPDIR={usual}: too long for Ray's sockets, and neither {', '.join(SHORT_FOLDERS)} can "
+        f"be written to. Accepted is a path of at most {LONGEST_TEMPORARY} bytes",
+        public="TMPDIR is too long for Ray's sockets",
+    )
 
 
 def _own_ray(home: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from common.errors import ConfigError, DivergedError, FedscanError
 from common.files import write_atomically, write_json
+from common.machine import is_out_of_memory
 from common.metrics_log import MetricsLog, Row, read_rows
 from common.provenance import PACKAGES, source_hash, versions
 from common.reading import LARGEST_TABLE, read_bytes
@@ -69,7 +70,13 @@ def train(request: Request) -> dict[str, Any]:
     with locked(request.out), computing_with(plan.config.threads):
         if not request.resume:
             require_empty(request.out)  # again: another may have begun in the meantime
-        return _Run(plan, request).run()
+        run = _Run(plan, request)
+        try:
+            return run.run()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FedscanError(run.too_large()) from None
 
 
 class _Enough(Exception):
@@ -133,6 +140,20 @@ class _Run:
         with self._disk():
             write_json(self.folder / SUMMARY, summary)
         return summary
+
+    def too_large(self) -> str:
+        """Say what of this training takes the memory that was not to be had, and what is kept."""
+        config, preset = self.config, self.plan.preset
+        kept = (
+            "No checkpoint was written yet; begin anew in another --out"
+            if self.saved is None
+            else f"The checkpoint of iteration {self.saved} is kept"
+        )
+        return (
+            f"out of memory: batch-size {config.batch_size}, resolution {config.resolution} "
+            f"(preset {preset}). Lower --set batch-size, or choose a preset of a lower resolution. "
+            f"{kept}"
+        )
 
     def _tell_saved(self, training: GanTraining) -> None:
         with contextlib.suppress(OSError):  # nobody may be there to read it

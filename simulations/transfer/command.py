@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import ConfigError, FedscanError
+from common.processes.environment import require_plain_path
 from simulations.options import (
     CellTimeoutOption,
     CohortOption,
@@ -103,6 +104,7 @@ def transfer(
         for cell in stage
     ]  # every fault of the configuration is met before anything starts
     config = configs[0]
+    require_plain_path()
     Resources(count, config.run.threads, gpus_per_cell, ray_address=ray_address).check("cell")
     if cohort is None:
         from common.data.phantoms.cohorts import phantom_cohort
