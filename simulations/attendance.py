@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import FileError
-from common.participation import Attendance, Outcome
+from common.participation import Attendance, Outcome, Standing
 from common.reading import LARGEST_TABLE, parse_json, read_bytes
 from common.run_folder import ATTENDANCE
 
@@ -55,6 +55,29 @@ def reasons(found: Iterable[Attendance]) -> dict[tuple[str, str, Outcome, str], 
             key = (one.site, one.order, one.outcome, one.why)
             rounds.setdefault(key, []).append(one.round)
     return rounds
+
+
+def suspended_sites(folder: Path) -> list[str]:
+    """Name the sites of a run that are not asked any more, sorted, as its log tells.
+
+    Raises
+    ------
+    FileError
+        As :func:`read_attendance`.
+    """
+    standing = Standing()
+    last: dict[str, Outcome] = {}
+    try:
+        found = read_attendance(folder)
+    except FileNotFoundError:
+        return []
+    for one in found:
+        if one.outcome is not Outcome.SUSPENDED and one.site in standing.suspended:
+            standing.readmit(one.site)  # it was asked again
+        standing.note(one)
+        last[one.site] = one.outcome
+    told = {site for site, outcome in last.items() if outcome is Outcome.SUSPENDED}
+    return sorted(told | standing.suspended.keys())
 
 
 def ranges(rounds: Iterable[int]) -> str:

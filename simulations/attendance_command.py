@@ -45,6 +45,7 @@ def attendance(run: RunArgument, output_format: FormatOption = Format.text) -> N
             )
         )
         return
+    from rich.box import SIMPLE  # its narrow columns fit into 80
     from rich.markup import escape
     from rich.table import Table
 
@@ -52,7 +53,7 @@ def attendance(run: RunArgument, output_format: FormatOption = Format.text) -> N
     from simulations.console import out
 
     shown = [kind for kind in Outcome if any(number[kind] for number in counts.values())]
-    table = Table(title="Answers of each site to orders", title_justify="left")
+    table = Table(title="Answers of each site to orders", title_justify="left", box=SIMPLE)
     for heading in ("site", "order"):
         table.add_column(heading)
     for kind in shown:
@@ -76,6 +77,7 @@ def readmit(
     from common.files import make_folder, write_atomically
     from common.reading import read_json
     from common.run_folder import MANIFEST, READMITTED, SUMMARY
+    from simulations.attendance import suspended_sites
 
     folder = absolute(run)
     try:
@@ -86,5 +88,8 @@ def readmit(
         raise ConfigError(f"{folder}: this run is whole, no site is asked any more")
     if site not in known:
         raise ConfigError(f"site '{site}': accepted is one of {', '.join(sorted(known))}")
+    if site not in (suspended := suspended_sites(folder)):
+        others = f"; suspended are {', '.join(suspended)}" if suspended else "; no site is"
+        raise ConfigError(f"site '{site}' is not suspended: it is asked already{others}")
     write_atomically(make_folder(folder / READMITTED) / site, b"")
     typer.echo(f"Site '{site}' is asked again from the next order on")

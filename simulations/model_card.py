@@ -16,13 +16,14 @@ from common.checkpoints import MODEL
 from common.errors import ConfigError, FedscanError
 from common.metrics_log import WHOLE
 from common.reading import read_json
-from common.run_folder import MANIFEST, SUMMARY
+from common.run_folder import LAUNCH, MANIFEST, SUMMARY
 from common.studies.study import Study, read_study
 from simulations.folders import in_words
 from simulations.measures import ATTACKED, CLASSIFICATION, GENERATION, measure
 from simulations.report.provenance import simulated
 from simulations.report.words import is_number, mapping, sentence
 from simulations.results import read_table
+from simulations.resume import way_on
 
 AUTHENTICITY = "authenticity.json"
 REMEDY = "Copy the folder again, or name another"
@@ -162,8 +163,12 @@ def read_facts(folder: Path, authenticity: Path | None = None) -> Facts:
         summary, manifest = _read(folder / SUMMARY), _read(folder / MANIFEST)
         of_comparison = folder.parent.parent.name == "cells"
         if not summary or not (manifest or of_comparison):
-            inside = sorted(one.parent for one in folder.glob(f"*/{SUMMARY}"))
+            inside = sorted(
+                one.parent for at in ("*", "cells/*/all") for one in folder.glob(f"{at}/{SUMMARY}")
+            )
             hint = f" There is one in {inside[-1]}" if inside else ""
+            if not summary and (folder / LAUNCH).is_file():
+                hint = f" This run has not ended. {way_on(folder) or 'Begin it anew'}"
             missing = SUMMARY if not summary else MANIFEST
             raise ConfigError(f"{folder}: {missing} is missing. {WANTED}.{hint}")
         about = _read(folder / ("model.json" if (folder / MODEL).is_file() else "gan.json"))

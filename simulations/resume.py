@@ -110,7 +110,12 @@ def resumed(
         pairs = {key: tuple(repr(value)[:SHOWN] for value in changed[key]) for key in refused}
         told = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in pairs.items())
         harmless = [key for key in refused if key in OF_CIRCUMSTANCES]
-        way_out = f". --accept-change {harmless[0]} accepts it" if harmless else ""
+        way_out = (
+            f". --accept-change {harmless[0]} accepts it"
+            if harmless
+            else f". Leave {refused[0]} out to go on as it was begun, or --resume to begin another "
+            "run"
+        )
         raise ConfigError(f"{folder}: the run was begun otherwise: {told}{way_out}")
     if costly := sorted(key for key in changed if key not in OF_CIRCUMSTANCES):
         raise ConfigError(

@@ -18,8 +18,10 @@ from common.data.phantoms.lesion_cohorts import write_hospital
 from common.errors import ConfigError, FedscanError
 from common.imaging.bids import list_sites
 from common.tasks.task import SiteContext
+from simulations import console
 from simulations.arms import train_in_place
 from simulations.cli import app
+from simulations.explain import commands, figures
 from simulations.explain.run import SiteMaps, _draw, _table, choose
 
 TINY = {
@@ -262,9 +264,32 @@ def test_an_image_of_the_site_is_its_own_nearest_case(skin: Path, hospitals, tmp
     first, second, third = found["neighbours"]
     assert first["distance"] == pytest.approx(0, abs=1e-5)
     assert (first["scan"], first["label"]) == (4, train.loc[4, "diagnosis"])
+    assert (hospitals["north"] / first["file"]).samefile(image)
     assert 0 < second["distance"] <= third["distance"]
     assert (out / "similar.png").is_file()
     assert json.loads((out / "similar.json").read_text()) == found
+
+
+def test_averages_are_in_the_sites_order_and_without_empty_classes(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "write_grid", lambda path, rows, **names: drawn.update(names))
+    pixels = np.zeros((4, 4, 3))
+    cells = {("south", "MEL"): pixels, ("north", "NV"): pixels, ("south", "NV"): pixels}
+    figures.write_averages(Path("x"), cells, ["north", "south"], ["MEL", "BCC", "NV"])
+    assert drawn == {"names": ["north", "south"], "captions": ["MEL", "NV"]}
+
+
+def test_the_table_of_attention_fits_80_columns(monkeypatch, capsys):
+    monkeypatch.setattr(console, "out", type(console.out)(highlight=False, width=80))
+    wide = {"mean": -10.123, "low": -10.123, "high": 12.345}
+    one = {"images": 1000, "ratio": wide, "influence": wide, "shortcut": True}
+    sites = {"hospital-1": {"gradcam": {"bubbles": one}, "occlusion": {"bubbles": one}}}
+    methods = ["gradcam", "occlusion"]
+    about = {"split": "test", "methods": methods, "tests": 2, "left_out": []}
+    commands.show_attention({**about, "sites": sites})
+    rows = [line for line in capsys.readouterr().out.splitlines() if "hospital-1" in line]
+    assert len(rows) == 2
+    assert all("bubbles" in row and "SHORTCUT" in row and len(row) <= 80 for row in rows)
 
 
 def test_a_query_is_harmonized_as_the_sites_images_are(hospitals, tmp_path: Path):

@@ -78,7 +78,8 @@ def explain(
     """Show where a classifier looks, and measure how much of it is lesion, hair, ruler or frame.
 
     Writes a grid of images and maps for each class, averages by class and hospital, attention.csv
-    and attention.json. Simulated images have known masks; real ones take those of --masks.
+    and attention.json into the folder of --out, by default explanation. Simulated images have known
+    masks; real ones take those of --masks.
 
     **Grids and averages of real images are pictures of patients.** Run this at the hospital that
     has them, write to its own disk, and leave them there.
@@ -128,7 +129,8 @@ def similar(
 ) -> None:
     """Show the training cases of one site that a classifier sees as it sees an image.
 
-    Writes similar.png, the image and its nearest cases, and similar.json. No other site's images
+    Writes similar.png, the image and its nearest cases, and similar.json, with the cases' files,
+    into the folder of --out, by default similar. No other site's images
     are opened. Precision at 5 says how far to trust it: how often the five nearest training cases
     of the site's test images have their label.
 
@@ -162,33 +164,39 @@ def similar(
 
 def show_attention(summary: dict[str, Any]) -> None:
     """Print ratio and influence of each site, method and mask, and what is flagged."""
+    from rich.box import SIMPLE
     from rich.markup import escape
     from rich.table import Table
 
     from simulations.console import out
 
-    table = Table(
-        title=f"Attention of the classifier, {summary['split']} images",
-        caption="ratio: attention in the mask over its area, 1 is no preference; influence: "
-        "log-odds it changes when covered, beyond covering as much elsewhere; 95 % CI over "
-        f"persons. Tests for shortcuts: {summary['tests']}, of all images together",
-        title_justify="left",
-        caption_justify="left",
-    )
-    for heading in ("site", "method", "mask"):
-        table.add_column(heading)
-    for heading in ("images", "ratio", "influence"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    for site, told in summary["sites"].items():
-        for method in summary["methods"]:
-            for mask, one in told[method].items():
+    told = False
+    for method in summary["methods"]:
+        table = Table(
+            title=f"Attention of the classifier by {method}, {summary['split']} images",
+            title_justify="left",
+            box=SIMPLE,  # its narrow columns fit into 80
+        )
+        for heading in ("site", "mask"):
+            table.add_column(heading)
+        for heading in ("images", "ratio", "influence"):
+            table.add_column(heading, justify="right")
+        table.add_column("")
+        for site, of_site in summary["sites"].items():
+            for mask, one in of_site[method].items():
                 if one["images"]:
                     flag = "[bold]SHORTCUT[/]" if one["shortcut"] else ""
                     numbers = (_interval(one["ratio"]), _interval(one["influence"]))
-                    table.add_row(escape(site), method, mask, str(one["images"]), *numbers, flag)
-    if table.row_count:
-        out.print(table)
+                    table.add_row(escape(site), mask, str(one["images"]), *numbers, flag)
+        if table.row_count:
+            out.print(table)
+            told = True
+    if told:
+        out.print(
+            "ratio: attention in the mask over its area, 1 is no preference; influence: log-odds "
+            "it changes when covered, beyond covering as much elsewhere; 95 % CI over persons. "
+            f"Tests for shortcuts: {summary['tests']}, of all images together"
+        )
     else:
         out.print("No masks of these images are known: --masks names a folder of them")
     if left_out := summary["left_out"]:
@@ -209,11 +217,12 @@ def show_neighbours(summary: dict[str, Any]) -> None:
         title_justify="left",
     )
     table.add_column("label")
-    for heading in ("distance", "image", "person"):
+    for heading in ("distance", "person"):
         table.add_column(heading, justify="right")
+    table.add_column("file in the site's folder", overflow="fold")
     for one in summary["neighbours"]:
         far = f"{one['distance']:.3f}"
-        table.add_row(escape(one["label"]), far, str(one["scan"]), str(one["person"]))
+        table.add_row(escape(one["label"]), far, str(one["person"]), escape(one["file"]))
     out.print(table)
     if (found := summary["precision"]) is None:
         out.print("The site has no test image with a label, so that precision is not known")

@@ -101,10 +101,16 @@ def write_class_grid(path: Path, sites: Mapping[str, Sequence[tuple[Pixels, ...]
 
 
 def write_averages(
-    path: Path, cells: Mapping[tuple[str, str], Pixels], classes: Sequence[str]
+    path: Path,
+    cells: Mapping[tuple[str, str], Pixels],
+    sites: Sequence[str],
+    classes: Sequence[str],
 ) -> None:
-    """Write averages as rows of sites and columns of classes; a pair without images is white."""
-    sites = list(dict.fromkeys(site for site, _ in cells))
+    """Write averages as rows of sites and columns of classes, in their order.
+
+    A pair without images is white; a class without any has no column.
+    """
+    classes = [name for name in classes if any(name == of for _, of in cells)]
     blank = np.ones_like(next(iter(cells.values())))
     rows = [_as_images([cells.get((site, name), blank) for name in classes]) for site in sites]
     write_grid(path, rows, names=sites, captions=list(classes))

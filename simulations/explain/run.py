@@ -322,6 +322,7 @@ def _draw(out: Path, found: Mapping[str, SiteMaps], classes: Sequence[str]) -> N
                 key: figures.overlaid(picture, heat, float(heat.max()))
                 for key, (picture, heat) in cells.items()
             },
+            list(found),
             classes,
         )
 

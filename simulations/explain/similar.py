@@ -90,7 +90,8 @@ def similar(request: Request) -> dict[str, Any]:
 
     reference = Reference(np.concatenate([seen(x) for x in _batches(train)]), train.labels)
     order, distance = (found[0] for found in reference.nearest(seen(query), request.count))
-    persons = trained.rows(site, "train")["person"].to_numpy()
+    told = trained.rows(site, "train")
+    persons, files = told["person"].to_numpy(), told["image"].tolist()
     rows = np.flatnonzero(trained.open(site, "train").labels >= 0)[order]
     with torch.no_grad():
         own = torch.stack([model(v) for v in views(torch.from_numpy(query).to(trained.device))])
@@ -103,6 +104,7 @@ def similar(request: Request) -> dict[str, Any]:
         "neighbours": [
             {
                 "scan": int(row),
+                "file": str(files[row]),
                 "person": int(persons[row]),
                 "label": classes[train.labels[k]],
                 "distance": float(far),
