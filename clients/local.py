@@ -6,17 +6,18 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
 
 from clients.budget import Budget
 from clients.digests import CONFIG, ROSTER
 from clients.orders import Orders, digest_of_order, require_round
-from clients.policy import SitePolicy
+from clients.policy import GATED, SitePolicy
 from clients.resources import compute_device, declared, granted
 from clients.secret import site_secret
 from clients.state import SiteState
@@ -32,9 +33,13 @@ from common.paths import cache_dir, site_records
 from common.privacy.guarantee import Guarantee, guarantee_of
 from common.site_names import require_sites
 from common.sites import Site, is_simulated, locate_site
-from common.strategies.strategy import load_strategy, with_prefix
+from common.strategies.strategy import State, load_strategy, with_prefix
+from common.summed import Change
 from common.tasks.task import SiteContext, Task, load_task, read_run_config, roster, survey
-from common.transport import encode_update
+from common.transport import decode_update, encode_update
+
+if TYPE_CHECKING:
+    from clients.sums import StageAtSite
 
 log = logging.getLogger("flwr.fedscan")
 
@@ -114,6 +119,8 @@ class SiteClient:
             extractor = self.task.extractor_hash(self.config)
             if not self.state.ended:
                 self.state.require_same_data(digests | self._config_digest, begins=True)
+            if self.config.privacy.secure_sums:
+                counts = {}
             return messages.identity_reply(message, self.site.name, counts, str(device), extractor)
 
     def train(self, message: Message) -> Message:
@@ -124,9 +131,23 @@ class SiteClient:
         gets an order again goes on from the last step that was kept there.
         """
         order = message.content[messages.CONFIG]
-        config, number, best = self.config, int(order["round"]), int(order["best"])
-        require_round(config, number)
+        require_round(self.config, int(order["round"]))
         self.state.require_open()
+        if self._masks:
+            return self._masked(message, lambda: self._update(message))
+        count, metrics, update, _ = self._train(message)
+        return messages.update_reply(message, count, metrics, update)
+
+    def _update(self, message: Message) -> Change:
+        """Return an update as the server would decode it."""
+        count, metrics, update, reference = self._train(message)
+        trained = decode_update(update, reference, self.config.transport)
+        return Change(count, metrics, trained, reference)
+
+    def _train(self, message: Message) -> tuple[int, dict[str, float], State, State]:
+        """Return scans trained on, numbers and the encoded update; and what it is added to."""
+        order = message.content[messages.CONFIG]
+        config, number, best = self.config, int(order["round"]), int(order["best"])
         before = self.state.load(last := self.state.last(number - 1))
         self.state.require_same_data(self._config_digest)
         sent = messages.unpack(message.content[messages.ARRAYS])
@@ -162,8 +183,8 @@ class SiteClient:
         self.state.save(number, done.private | kept, keep=best)
         seen = config.local_steps(len(data)) * config.training.batch_size
         shown = min((data.labelled() or data).people, seen // self.task.images_per_file(config))
-        metrics = self.policy.disclosure.training(done.metrics, shown)
-        return messages.update_reply(message, data.files, metrics, update)
+        metrics = self.policy.told(self.config).training(done.metrics, shown)
+        return data.files, metrics, update, reference
 
     def evaluate(self, message: Message) -> Message:
         """Judge the released model that came with the message on one split.
@@ -172,15 +193,30 @@ class SiteClient:
         ends, and with it the site's private state.
         """
         order = message.content[messages.CONFIG]
-        split, number = str(order["split"]), int(order["round"])
+        split = str(order["split"])
         if split not in ("val", "test"):
             raise ConfigError("a model is judged on 'val' or 'test', nothing else")
-        require_round(self.config, number)
+        require_round(self.config, int(order["round"]))
+        if self._masks:
+            return self._masked(message, lambda: self._evaluate(message))
         sent = messages.unpack(message.content[messages.ARRAYS])
-        sites = tuple(map(str, order["sites"]))
-        asked = digest_of_order(sent, sites)
+        asked = digest_of_order(sent, tuple(map(str, order["sites"])))
         if split == "test" and (answer := self.state.answer_to(asked)) is not None:
             return messages.evaluation_reply(message, Evaluation.from_bytes(answer))
+        told = self._evaluate(message)
+        if split == "test":
+            try:
+                self.state.end(asked, told.to_bytes())
+            except FedscanError as error:  # the test cannot be repeated: its answer comes first
+                log.warning("%s", error)
+        return messages.evaluation_reply(message, told)
+
+    def _evaluate(self, message: Message) -> Evaluation:
+        """Return what may be told of a model."""
+        order = message.content[messages.CONFIG]
+        split, number = str(order["split"]), int(order["round"])
+        sent = messages.unpack(message.content[messages.ARRAYS])
+        sites = tuple(map(str, order["sites"]))
         self.state.require_open()
         self.state.require_same_data(self._config_digest)
         records = site_records(self.site.name) / self.state.run_id if split == "test" else None
@@ -201,13 +237,41 @@ class SiteClient:
                 round_number=number,
                 records=records,
             )
-        told = self.policy.disclosure.evaluation(found)
-        if split == "test":
-            try:
-                self.state.end(asked, told.to_bytes())
-            except FedscanError as error:  # the test cannot be repeated: its answer comes first
-                log.warning("%s", error)
-        return messages.evaluation_reply(message, told)
+        return self.policy.told(self.config).evaluation(found)
+
+    def take_part(self, message: Message) -> Message:
+        """Answer a stage of a secure sum before masked vectors are sent, or after."""
+        return messages.stage_reply(message, self._in_sum(message).answer())
+
+    def _masked(self, message: Message, told: Callable[[], Change | Evaluation]) -> Message:
+        """Answer an order by a masked vector; for the same order it is made once."""
+        return messages.masked_reply(message, self._in_sum(message).answer(told))
+
+    @property
+    def _masks(self) -> bool:
+        """Whether what leaves this process leaves the site, and only in a secure sum."""
+        return self.config.privacy.secure_sums and not os.environ.get(GATED)
+
+    def _in_sum(self, message: Message) -> StageAtSite:
+        if not self.site.simulated:
+            raise ConfigError(
+                f"site '{self.site.name}': a hospital takes part in secure sums by its gate, which "
+                "has its key: start it with fedscan supernode"
+            )
+        from clients.sums import StageAtSite, Summand, simulated_keys
+
+        if not self.state.ended:
+            self.state.require_same_data(self._config_digest)
+        keys = simulated_keys(self.config.run.seed, self._sites_of(message))
+        known = {site: key.public_key() for site, key in keys.items()}
+        summand = Summand(self.state, keys[self.site.name], known)
+        return StageAtSite(message, self.config, summand)
+
+    @staticmethod
+    def _sites_of(message: Message) -> tuple[str, ...]:
+        sites = tuple(map(str, message.content[messages.CONFIG]["sites"]))
+        require_sites(sites)
+        return sites
 
     @property
     def _config_digest(self) -> dict[str, str]:
@@ -221,8 +285,7 @@ class SiteClient:
 
     @contextlib.contextmanager
     def _place(self, message: Message) -> Iterator[SiteContext]:
-        sites = tuple(map(str, message.content[messages.CONFIG]["sites"]))
-        require_sites(sites)
+        sites = self._sites_of(message)
         if self.site.name not in sites:
             raise ConfigError("the order's list of sites does not name this one")
         with compute_device(self.config, granted()) as device:

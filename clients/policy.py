@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
+from common.config.privacy import FEWEST_SITES
 from common.config.run_config import RunConfig, extensions_of
 from common.disclosure import EVERYTHING, MIN_PARTICIPANTS, Disclosure
 from common.errors import ConfigError, DataContractError
@@ -25,7 +26,8 @@ from common.strategies.strategy import load_strategy
 from common.tasks.task import load_task
 
 VARIABLE = "FEDSCAN_POLICY"
-GATE = "gate"  # the file's table for the site's gate: clients/gateway/policy.py
+GATE, SUMS = "gate", "secure-sums"  # the file's tables for the gate: clients/gateway/policy.py
+GATED = "FEDSCAN_GATED"  # set where the gate judges what this process answers
 LARGEST_FILE = 100_000  # bytes
 HASH_DIGITS = 64
 
@@ -170,7 +172,7 @@ class SitePolicy(PolicySettings):
     def read(cls, path: Path) -> SitePolicy:
         """Read a TOML file of kebab-case keys; what it leaves out has the default.
 
-        The table of the site's gate is passed over: this code may come with a run.
+        The tables of the site's gate are passed over: this code may come with a run.
 
         Raises
         ------
@@ -178,14 +180,20 @@ class SitePolicy(PolicySettings):
             Its public words name the key, never the path.
         """
         values = read_file(path)
-        if isinstance(values.get(GATE), dict):
-            del values[GATE]
+        for table in (GATE, SUMS):
+            if isinstance(values.get(table), dict):
+                del values[table]
         return cls.of_file(path, values)
 
     @property
     def disclosure(self) -> Disclosure:
         """What the site tells of its people."""
         return Disclosure(self.min_participants, self.share_moments)
+
+    def told(self, config: RunConfig) -> Disclosure:
+        """Return what the site tells in a run: more where it is in sums over sites alone."""
+        own = self.disclosure
+        return own.in_sum(FEWEST_SITES) if config.privacy.secure_sums else own
 
     def objections(self, config: RunConfig) -> list[str]:
         """Say what in a run's configuration the site does not accept, in a line each."""

@@ -10,7 +10,7 @@ import torch
 
 from common.bounds import bounded_votes, longest_norms, outlying, shortened, update_norms
 from common.lazy import Lazy
-from common.metrics_log import UPDATE_NORM
+from common.metrics_log import UPDATE_NORM, WHOLE
 from common.participation import sites_in_training
 from common.privacy.central import moving, noisy_mean
 from common.privacy.guarantee import central_guarantee_of
@@ -49,9 +49,9 @@ def aggregate_round(
     own = strategy.arrays(state.strategy)
     updates = sites.train(number, join(state.shared, own), state)
     learning = [name for name in sites.names if strategy.trains_at(name, config)]
-    # What a site that may not learn has sent is no update.
+    # What a site that may not learn has sent is no update. A secure sum has one, of all sites.
     answered = updates
-    updates = {name: update for name, update in answered.items() if name in learning}
+    updates = {name: u for name, u in answered.items() if name in learning or name == WHOLE}
     state.fits = {name: update.metrics for name, update in updates.items()}
     # Of many sites the updates are on the disk: none is held longer than it is needed.
     sent = Lazy(updates, lambda name: split(updates[name].state))

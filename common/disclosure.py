@@ -77,6 +77,13 @@ class Disclosure:
     min_participants: int = MIN_PARTICIPANTS
     moments: bool = False
 
+    def in_sum(self, sites: int) -> Disclosure:
+        """Return what a site tells in a secure sum over so many sites or more.
+
+        Where each of them is about at least m / n people, rounded up, the sum over n is about m.
+        """
+        return replace(self, min_participants=math.ceil(self.min_participants / sites))
+
     def evaluation(self, found: Evaluation) -> Evaluation:
         """Return what of an evaluation may leave: all, all but the moments, or nothing."""
         if WITHHELD in found.words:

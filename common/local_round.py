@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from common import trouble
 from common.data.unlabelled import UnlabelledError
@@ -28,13 +30,14 @@ from common.strategies.strategy import (
     split,
     with_prefix,
 )
+from common.tasks.task import SiteContext, load_task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from common.config.run_config import RunConfig
     from common.data.dataset import Dataset
-    from common.tasks.task import Load, SiteContext, Task
+    from common.tasks.task import Load, Task
     from common.training.hooks import Hooks
     from common.training.progress import Progress
 
@@ -68,6 +71,16 @@ def first_weights(task: Task, model: Any, config: RunConfig, sites: tuple[str, .
     weights = task.shared_state(model, config)
     arrays = strategy.arrays(strategy.first_state(weights, config, sites))
     return join({**unshared(task, model, config), **weights}, arrays)
+
+
+@lru_cache(maxsize=4)
+def shapes_sent(config: RunConfig, sites: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of what comes back of a round, from a model with random weights."""
+    task = load_task(config.task)
+    model = task.build_model(config, SiteContext("", sites, torch.device("cpu")))
+    kept = unshared(task, model, config)
+    arrays = first_weights(task, model, config, sites)
+    return {name: tuple(array.shape) for name, array in arrays.items() if name not in kept}
 
 
 def unshared(task: Task, model: Any, config: RunConfig) -> dict[str, Tensor]:

@@ -5,8 +5,10 @@ mostly the global ``arrays``. A reply holds ``metrics`` and, after training, ``a
 evaluation also statistics (as ``arrays``) and ``words``; or a ``failure`` record, with the site,
 the phase and what may be told about the error. A site may withhold what it has measured, as when
 it is of few people: then a training's metrics are left out, and an evaluation is a count of 0 with
-a word ``withheld`` that says why. Flower's own error messages are a last resort: they
-hold an exception's text, which may hold a path or a participant.
+a word ``withheld`` that says why. In a secure sum (:mod:`common.summed`) a request
+also holds a ``sum`` record, and the reply is that record, or a masked vector as the only array.
+Flower's own error messages are a last resort: they hold an exception's text, which may hold a path
+or a participant.
 """
 
 from __future__ import annotations
@@ -35,12 +37,13 @@ if TYPE_CHECKING:
 HELLO = "query.hello"  # who are you, how many scans have you, which code do you run?
 TRAIN = MessageType.TRAIN
 EVALUATE = MessageType.EVALUATE
+SUM = "query.sum"  # a stage of a secure sum before or after that of masked vectors
 
 WEIGHT = "num-examples"  # the metric that weights a reply in an average
 LONGEST_TEXT = 20_000  # characters of a failure's words that are passed on
 HALF = LONGEST_TEXT // 2
 ARRAYS, CONFIG, METRICS, WORDS = "arrays", "config", "metrics", "words"
-IDENTITY, FAILURE = "identity", "failure"
+IDENTITY, FAILURE, OF_SUM = "identity", "failure", "sum"
 WEIGHTS, FORMAT = "weights", "safetensors"  # the one array of a record of arrays
 MOST_HEADER_BYTES = 2 * 2**20  # of the names, types and shapes of all tensors of a message
 FLOATS, WHOLE = ("float16", "float32", "float64"), ("int8", "uint8", "int16", "int32", "int64")
@@ -62,6 +65,31 @@ class Failure:
     kind: str = ""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a secure sum, as a site is asked for it.
+
+    Parameters
+    ----------
+    stage : str
+        One of :data:`common.secure_sums.protocol.STAGES`.
+    attempt : str
+        Names the attempt at the sum.
+    asked : tuple of str
+        The sites that the sum is to be over.
+    least : int
+        Over how many of them it must be.
+    message : bytes
+        The protocol's.
+    """
+
+    stage: str
+    attempt: str
+    asked: tuple[str, ...]
+    least: int
+    message: bytes
+
+
 def request(
     kind: str,
     node_id: int,
@@ -72,6 +100,7 @@ def request(
     best: int = 0,
     arrays: ArrayRecord | None = None,
     timeout: float = 0.0,
+    stage: Stage | None = None,
 ) -> Message:
     """Compose a request to one site; ``sites`` are all that take part, sorted.
 
@@ -82,6 +111,8 @@ def request(
     content = RecordDict({CONFIG: ConfigRecord({**order, "source-hash": source_hash()})})
     if arrays is not None:
         content[ARRAYS] = arrays
+    if stage is not None:
+        content[OF_SUM] = ConfigRecord({**vars(stage), "asked": list(stage.asked)})
     return Message(
         content=content,
         message_type=kind,
@@ -111,15 +142,85 @@ def evaluation_reply(message: Message, evaluation: Evaluation) -> Message:
 
 def evaluation_in(message: Message) -> Evaluation:
     """Read what :func:`evaluation_reply` composed."""
-    metrics = dict(message.content[METRICS])
-    arrays = message.content.array_records.get(ARRAYS)
-    words = message.content.config_records.get(WORDS, {})
+    return evaluation_of(message.content)
+
+
+def evaluation_of(content: RecordDict) -> Evaluation:
+    """Read the content of what :func:`evaluation_reply` composed."""
+    metrics = dict(content[METRICS])
+    arrays = content.array_records.get(ARRAYS)
+    words = content.config_records.get(WORDS, {})
     return Evaluation(
         int(metrics.pop(WEIGHT)),
         {name: float(value) for name, value in metrics.items()},
         {} if arrays is None else unpack(arrays),
         {name: str(word) for name, word in words.items()},
     )
+
+
+def stage_in(message: Message) -> Stage | None:
+    """Return the stage of a secure sum that a request asks for; None where it asks for none.
+
+    Raises
+    ------
+    ValueError
+        If it is not as :func:`request` composes it.
+    """
+    if OF_SUM not in message.content:
+        return None
+    told = message.content[OF_SUM]
+    if not isinstance(told, ConfigRecord) or told.keys() != Stage.__dataclass_fields__.keys():
+        raise ValueError("a stage of a secure sum of another form")
+    if not isinstance(told["message"], bytes) or not isinstance(told["asked"], list):
+        raise ValueError("a stage of a secure sum of another form")
+    return Stage(
+        str(told["stage"]),
+        str(told["attempt"]),
+        tuple(map(str, told["asked"])),
+        int(told["least"]),
+        told["message"],
+    )
+
+
+def stage_reply(message: Message, answer: bytes) -> Message:
+    """Compose a site's answer to :data:`SUM`."""
+    return Message(content=stage_content(answer), reply_to=message)
+
+
+def stage_content(answer: bytes) -> RecordDict:
+    """Compose what an answer to :data:`SUM` holds."""
+    return RecordDict({OF_SUM: ConfigRecord({"message": answer})})
+
+
+def masked_reply(message: Message, masked: bytes) -> Message:
+    """Compose a site's answer to an order that is part of a secure sum: its masked vector."""
+    return Message(content=masked_content(masked), reply_to=message)
+
+
+def masked_content(masked: bytes) -> RecordDict:
+    """Compose what :func:`masked_reply` holds."""
+    array = Array("uint8", (len(masked),), FORMAT, masked)
+    return RecordDict({ARRAYS: ArrayRecord({WEIGHTS: array})})
+
+
+def answer_in(message: Message) -> bytes:
+    """Read what :func:`stage_reply` or :func:`masked_reply` composed.
+
+    Raises
+    ------
+    ValueError
+        If it holds anything else.
+    """
+    content = message.content
+    if list(content) == [OF_SUM] and list(content.config_records) == [OF_SUM]:
+        told = content[OF_SUM]
+        if list(told) == ["message"] and isinstance(told["message"], bytes):
+            return told["message"]
+    if list(content) == [ARRAYS] and list(content.array_records) == [ARRAYS]:
+        arrays = content[ARRAYS]
+        if list(arrays) == [WEIGHTS] and arrays[WEIGHTS].stype == FORMAT:
+            return bytes(arrays[WEIGHTS].data)
+    raise ValueError("it must hold one message of a secure sum, and nothing else")
 
 
 def identity_reply(
@@ -220,10 +321,14 @@ def unpack(arrays: ArrayRecord) -> dict[str, Tensor]:
 
 
 def payload_bytes(message: Message) -> int:
-    """Bytes of weights that a message carries; names and metrics are a few hundred more."""
+    """Bytes of weights that a message carries, and of a secure sum's messages.
+
+    Names and metrics are a few hundred more.
+    """
     if message.has_error():
         return 0
-    return sum(
+    of_sum = message.content.config_records.get(OF_SUM, {})
+    return len(of_sum.get("message", b"")) + sum(
         len(array.data)
         for record in message.content.array_records.values()
         for array in record.values()

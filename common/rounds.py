@@ -24,6 +24,7 @@ from common.privacy.guarantee import central_guarantee_of
 from common.run_state import Best, Fits, RunState, Sites
 from common.selection import Judged, due, is_better
 from common.strategies.strategy import State, join, load_strategy
+from common.summed import require_sums
 from common.tasks.task import SiteContext, ValidationResult, load_task
 
 # A child of Flower's logger, so that lines reach its console and `flwr run --stream`.
@@ -68,6 +69,8 @@ def require_number(config: RunConfig, sites: int) -> None:
             f"run.min-replies = {config.run.min_replies}, and strategy '{config.strategy.name}' "
             f"needs {needed} sites in each round: raise it"
         )
+    if config.privacy.secure_sums:
+        require_sums(config, training)
 
 
 def require_sites(config: RunConfig, sites: Collection[str]) -> None:

@@ -35,6 +35,7 @@ LAUNCH = "launch.json"  # how `fedscan run` and `federate` have started it
 ATTENDANCE = "attendance.jsonl"
 CHECKPOINT = "checkpoint"  # a folder
 GATES = "gates"  # a folder: what the gates of separate processes keep
+TOGETHER = "together"  # of a summary: what all sites' test images say, where no site's are told
 READMITTED = "readmitted"  # a folder: an empty file for each site that is to be asked again
 
 

@@ -99,7 +99,8 @@ class Participants:
             self.sites[name] = Participant(node, counts, device)
         require_one_extractor(dict(sorted(self._extractors.items())))
         self.sites = dict(sorted(self.sites.items()))
-        scans = {name: site.counts[TRAINING] for name, site in self.sites.items()}
+        told = {name: site.counts for name, site in self.sites.items() if site.counts}
+        scans = {name: counts[TRAINING] for name, counts in told.items()}
         for name, usual in outsized(scans).items():
             log.warning(
                 "Site '%s' says that it has %d training scans, more than %d times the others' "
@@ -226,7 +227,8 @@ class Participants:
             named = SITE_NAME.fullmatch(failure.site)
             return SiteFailure(failure if named else replace(failure, site=label))
         try:
-            said = read_identity(answer, label, phase)
+            secret = self._config.privacy.secure_sums
+            said = read_identity(answer, label, phase, counts=not secret)
         except SiteFailure as failure:
             return failure
         except ProvenanceError as error:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MetricRecord
 
 from common import messages
+from common.config.run_config import RunConfig
 from common.disclosure import WITHHELD
 from common.errors import FedscanError
+from common.evaluation.extractor import DEFAULTS, MOST_FEATURES
 from common.evaluation.of_site import Evaluation
 from common.messages import Failure
 from common.metrics_log import BYTES, UNUSABLE, UPDATE_NORM
@@ -53,7 +55,7 @@ LONGEST_NAME = 200
 LONGEST_REASON = 1000  # characters
 
 
-def read_identity(reply: Message, label: str, phase: str) -> Identity:
+def read_identity(reply: Message, label: str, phase: str, *, counts: bool = True) -> Identity:
     """Read the answer to the question who a site is.
 
     Parameters
@@ -62,6 +64,8 @@ def read_identity(reply: Message, label: str, phase: str) -> Identity:
     label : str
         What a refusal calls the site as long as it has not said its name.
     phase : str
+    counts : bool
+        Whether it tells numbers of scans: with secure sums it does not.
 
     Raises
     ------
@@ -77,11 +81,25 @@ def read_identity(reply: Message, label: str, phase: str) -> Identity:
     require_same_source(sources, f"site '{site}'")
     with _blamed(site, phase):
         numbers = _numbers(reply.content[messages.METRICS])
-        counts = {name: _whole(name, value, least=0) for name, value in numbers.items()}
-        if missing := COUNTS - counts.keys():
+        told = {name: _whole(name, value, least=0) for name, value in numbers.items()}
+        if counts and (missing := COUNTS - told.keys()):
             raise FedscanError(f"{min(missing)} is missing")
+        if told and not counts:
+            raise FedscanError("it tells numbers of scans, which secure sums are to hide")
         device, extractor = (_text(identity, key) for key in ("device", "extractor-hash"))
-        return Identity(site, device, extractor, counts)
+        return Identity(site, device, extractor, told)
+
+
+def read_stage(reply: Message, site: str, phase: str) -> bytes:
+    """Read the answer to a stage of a secure sum.
+
+    Raises
+    ------
+    SiteFailure
+        It holds anything else.
+    """
+    with _blamed(site, phase):
+        return messages.answer_in(reply)
 
 
 def read_update(
@@ -169,6 +187,43 @@ def unusable(site: str, phase: str, error: Exception | str) -> SiteFailure:
     why = error if isinstance(error, str | FedscanError) else f"{type(error).__name__}: {error}"
     reason = messages.printable(str(why)[:LONGEST_REASON])
     return SiteFailure(Failure(site, phase, f"its answer is not usable: {reason}", ""))
+
+
+def phase_of(kind: str, number: int, split: str) -> str:
+    """Name what sites are asked for, as a failure tells it."""
+    return (
+        f"{kind}, round {number}" if kind == messages.TRAIN else f"{kind} ({split}), round {number}"
+    )
+
+
+def require_same_count(name: str, phase: str, one: Evaluation, judged_on: dict[str, int]) -> None:
+    """Refuse a site that judges on other images than before: losses would not compare."""
+    if not one.count:
+        return
+    before = judged_on.setdefault(name, one.count)
+    if one.count != before:
+        raise unusable(name, phase, f"judged on {one.count} images, of {before} before")
+
+
+def all_unusable(phase: str, failures: Mapping[str, SiteFailure]) -> SiteFailure:
+    """Name all sites, of which none has answered in a way that can be used."""
+    first = next(iter(failures.values())).failure
+    if len(failures) == 1:
+        return SiteFailure(first)
+    reasons = "; ".join(f"{name}: {one.failure.error}" for name, one in sorted(failures.items()))
+    return SiteFailure(Failure(", ".join(sorted(failures)), phase, reasons, ""))
+
+
+def statistics_bytes(config: RunConfig) -> int:
+    """Return at most how many bytes of statistics a site may tell of features.
+
+    Of real and of generated pictures a count, a mean and a covariance, in float64.
+    """
+    if config.task != "generation":
+        return 0
+    own = config.model.extractor not in DEFAULTS
+    features = MOST_FEATURES if own else 2048
+    return 2 * 8 * (features + 1) ** 2 + 2**20
 
 
 @contextlib.contextmanager

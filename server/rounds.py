@@ -14,16 +14,18 @@ from flwr.serverapp import Grid
 from common.config.run_config import RunConfig
 from common.evaluation.of_site import counts_of_use
 from common.fingerprint import fingerprint
+from common.metrics_log import WHOLE
 from common.participation import learning_sites
 from common.privacy.promises import central_statement
 from common.privacy.statement import statement
 from common.rounds import Result, begin, first_order, log, run_rounds
-from common.run_folder import RunFolder, require_same_sites
+from common.run_folder import TOGETHER, RunFolder, require_same_sites
 from common.run_state import RunState
 from common.tasks.task import SiteContext, load_task
 from server.participants import Participants
 from server.replies import SiteFailure
 from server.sites import RemoteSites
+from server.sums import SummedSites
 
 
 def federate(grid: Grid, config: RunConfig, *, run_id: str) -> None:
@@ -71,11 +73,13 @@ def _federate(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
         folder.write_manifest(found, fingerprint(first_order(state, config)))
     state.secret_noise = not participants.mail.is_simulated
     log.info("Sites: %s. Run folder: %s", ", ".join(participants.sites), folder.path)
-    sites = RemoteSites(participants, config, folder, began)
+    kind = SummedSites if config.privacy.secure_sums else RemoteSites
+    sites = kind(participants, config, folder, began)
     result = run_rounds(state, config, sites, place=place, folder=folder.path)
     folder.write_summary(
         {"run_id": folder.run_id, **_summary(result, state, config, participants, began)}
     )
+    sites.close()
     log.info("Tested the model of round %d. Done: %s", result.round, folder.path)
 
 
@@ -88,15 +92,19 @@ def _summary(
     counts = {name: site.counts for name, site in participants.sites.items()}
     for name, one in result.test.evaluations.items():  # only now were its test files opened
         tested = one.count // task.images_per_file(config)
-        counts[name] = counts_of_use(counts[name], {"n_test": tested})
+        if name == WHOLE:  # of a secure sum there is nothing of single sites
+            whole[TOGETHER] = {"n_test": tested, **one.metrics}
+        else:
+            counts[name] = counts_of_use(counts[name], {"n_test": tested})
     if result.test.merged:
-        whole, found = task.summary(
+        told, found = task.summary(
             result.test.evaluations,
             result.test.merged,
             result.fits,
             config,
             round_number=result.round,
         )
+        whole |= told
     return {
         "arm": "federated",
         "strategy": config.strategy.name,

@@ -14,9 +14,8 @@ from flwr.app import ArrayRecord, Message
 from common import messages
 from common.config.run_config import RunConfig
 from common.errors import FedscanError
-from common.evaluation.extractor import DEFAULTS, MOST_FEATURES
 from common.evaluation.of_site import Evaluation
-from common.messages import Failure
+from common.messages import Stage
 from common.metrics_log import BYTES, SERVER_MEMORY, UNUSABLE, WHOLE, Row
 from common.participation import (
     MOST_UNUSABLE,
@@ -34,7 +33,17 @@ from common.tasks.task import ValidationResult, load_task
 from common.transport import broadcast, received, to_keep
 from server.exchange import Deadline
 from server.participants import Participants
-from server.replies import TRAINING, SiteFailure, read_evaluation, read_update, unusable
+from server.replies import (
+    TRAINING,
+    SiteFailure,
+    all_unusable,
+    phase_of,
+    read_evaluation,
+    read_update,
+    require_same_count,
+    statistics_bytes,
+    unusable,
+)
 from server.update_store import StoredUpdate, UpdateStore
 
 Answer = TypeVar("Answer")
@@ -73,6 +82,27 @@ class RemoteSites:
         SiteFailure
             Too few sites have answered.
         """
+        self._updates.clear()
+        self._readmit(state)
+        names = in_training(number, self._asked(state), self.config)
+        order = self._orders(number, weights, state)
+
+        def read(name: str, reply: Message, phase: str) -> Update | StoredUpdate:
+            state.standing.trained[name] = number
+            scans = self.participants.sites[name].counts[TRAINING]
+            update = read_update(
+                *(reply, name, phase, weights, self.config.transport, scans),
+                self.reports.training,
+            )
+            learns = self.strategy.trains_at(name, self.config)
+            if learns and all(torch.equal(update.state[n], t) for n, t in weights.items()):
+                raise unusable(name, phase, "it has sent the weights back unchanged")
+            return self._updates.keep(update)
+
+        return self._gather(messages.TRAIN, number, "train", names, order, read, state)
+
+    def _orders(self, number: int, weights: State, state: RunState) -> Callable[[str], ArrayRecord]:
+        """Return what composes each site's weights, by what it lacks as the round begins."""
         encoding = self.config.transport
         message = broadcast(weights, encoding, state.reference)
         known = received(message, state.reference)
@@ -90,7 +120,6 @@ class RemoteSites:
             own = broadcast(state.unshared, "float32" if number > 1 else encoding)
             return messages.pack({**own, **(known if number > 1 else message)})
 
-        # By what each lacks as the round begins: it gets one order, however often it is asked.
         trained = {name: state.standing.trained.get(name, 0) for name in self.names}
 
         def order(name: str) -> ArrayRecord:
@@ -98,21 +127,7 @@ class RemoteSites:
                 return first()
             return common if trained[name] == number - 1 else whole()
 
-        def read(name: str, reply: Message, phase: str) -> Update | StoredUpdate:
-            state.standing.trained[name] = number
-            scans = self.participants.sites[name].counts[TRAINING]
-            update = read_update(
-                *(reply, name, phase, weights, encoding, scans), self.reports.training
-            )
-            learns = self.strategy.trains_at(name, self.config)
-            if learns and all(torch.equal(update.state[n], t) for n, t in weights.items()):
-                raise unusable(name, phase, "it has sent the weights back unchanged")
-            return self._updates.keep(update)
-
-        self._updates.clear()
-        self._readmit(state)
-        names = in_training(number, self._asked(state), self.config)
-        return self._gather(messages.TRAIN, number, "train", names, order, read, state)
+        return order
 
     def evaluate(self, number: int, released: State, split: str, state: RunState) -> Judged:
         """Have the sites judge what is released, and put together what of it can be used.
@@ -128,7 +143,7 @@ class RemoteSites:
             counts = self.participants.sites[name].counts
             most = counts[f"n_{split}"] * self.task.images_per_file(self.config)
             one = read_evaluation(reply, name, phase, self.reports.evaluation, most)
-            _require_same_count(name, phase, one, state.judged_on.setdefault(split, {}))
+            require_same_count(name, phase, one, state.judged_on.setdefault(split, {}))
             return one
 
         self._readmit(state)
@@ -138,7 +153,7 @@ class RemoteSites:
         used = found.keys() - judged.refused.keys()
         failures = self._settle(messages.EVALUATE, number, split, used, judged.refused, state)
         if not used and not judged.disagree:
-            raise _all_unusable(_phase(messages.EVALUATE, number, split), failures)
+            raise all_unusable(phase_of(messages.EVALUATE, number, split), failures)
         state.incidents.withhold(split, {n: e.words for n, e in found.items() if not e.count})
         return judged
 
@@ -157,7 +172,7 @@ class RemoteSites:
         refused: Mapping[str, str],
         state: RunState,
     ) -> dict[str, SiteFailure]:
-        phase = _phase(kind, number, split)
+        phase = phase_of(kind, number, split)
         failures = {name: unusable(name, phase, why) for name, why in sorted(refused.items())}
         for name, failure in failures.items():
             self._lose(number, split, name, Outcome.UNUSABLE, failure, state)
@@ -185,6 +200,10 @@ class RemoteSites:
         self._updates.clear()
         self.folder.save_checkpoint(state, self._seconds)
 
+    def close(self) -> None:
+        """Forget what the rounds needed."""
+        self._updates.clear()
+
     @property
     def _seconds(self) -> float:
         return round(time.monotonic() - self.began, 3)
@@ -203,15 +222,20 @@ class RemoteSites:
         state: RunState,
     ) -> dict[str, Answer]:
         """Ask sites, again where too few answer, and read what they send; in order of name."""
-        run, phase = self.config.run, _phase(kind, number, split)
-        for site in sorted(state.standing.suspended):
-            self.folder.attendance.append(Attendance(number, split, site, Outcome.SUSPENDED))
+        run, phase = self.config.run, phase_of(kind, number, split)
+        statistics = statistics_bytes(self.config) if kind == messages.EVALUATE else 0
+        of_all = self._counting(kind, self.names)
+        self._note_suspended(number, split, state)
         if not (counting := self._counting(kind, names)) or len(counting) < run.min_replies:
             suspended = ", ".join(sorted(state.standing.suspended))
             raise FedscanError(
                 f"{phase}: {len(counting)} sites can be asked, since others are suspended "
                 f"({suspended}). `fedscan readmit` has one asked again"
             )
+
+        def compose(name: str, node: int) -> Message:
+            return self._request(kind, number, split, node, state, arrays(name))
+
         found: dict[str, Answer] = {}
         failures: dict[str, tuple[Outcome, SiteFailure]] = {}
         traffic: dict[str, tuple[int, int]] = {}
@@ -223,7 +247,12 @@ class RemoteSites:
                 self.participants.wait_for(run.min_replies)
             missing = [name for name in names if name not in found]
             failures = {}
-            answers = self._ask(kind, number, split, missing, arrays, read, traffic, state)
+            answers = self._ask(
+                *(phase, missing, compose, read, traffic),
+                of_all,
+                run.min_replies if split != "test" else 0,
+                statistics,
+            )
             for name, answer in answers:
                 if isinstance(answer, tuple):
                     failures[name] = answer
@@ -241,42 +270,57 @@ class RemoteSites:
         for name, (outcome, failure) in sorted(failures.items()):
             self._lose(number, split, name, outcome, failure, state)
         if not found.keys() & counting or len(found.keys() & counting) < run.min_replies:
-            raise _all_unusable(phase, {name: failure for name, (_, failure) in failures.items()})
+            raise all_unusable(phase, {name: failure for name, (_, failure) in failures.items()})
         self._record_traffic(kind, number, split, traffic, state)
         return {name: found[name] for name in sorted(found)}
 
-    def _ask(
+    def _request(
         self,
         kind: str,
         number: int,
         split: str,
-        names: list[str],
-        arrays: Callable[[str], ArrayRecord],
+        node: int,
+        state: RunState,
+        arrays: ArrayRecord | None,
+        stage: Stage | None = None,
+    ) -> Message:
+        return messages.request(
+            *(kind, node),
+            round_number=number,
+            split=split,
+            sites=self.names,
+            best=state.best.round if state.best else 0,
+            arrays=arrays,
+            timeout=self.config.run.round_timeout,
+            stage=stage,
+        )
+
+    def _ask(
+        self,
+        phase: str,
+        names: Collection[str],
+        compose: Callable[[str, int], Message],
         read: Callable[[str, Message, str], Answer],
         traffic: dict[str, tuple[int, int]],
-        state: RunState,
+        counting: Collection[str],
+        enough: int,
+        statistics: int = 0,
     ) -> Iterator[tuple[str, Answer | tuple[Outcome, SiteFailure]]]:
-        """Ask sites once, and read each reply as it comes, so that few are in memory at once."""
-        run, phase = self.config.run, _phase(kind, number, split)
-        usable, counting = 0, self._counting(kind, tuple(self.names))
+        """Ask sites once, and read each reply as it comes, so that few are in memory at once.
 
-        def compose(name: str, node: int) -> Message:
-            weights = arrays(name)
+        With ``enough`` usable answers of those that count, the others have some seconds left; 0:
+        all are waited for.
+        """
+        run, usable = self.config.run, 0
+
+        def measured(name: str, node: int) -> Message:
+            request = compose(name, node)
             down, up = traffic.get(name, (0, 0))
-            traffic[name] = down + sum(len(array.data) for array in weights.values()), up
-            return messages.request(
-                *(kind, node),
-                round_number=number,
-                split=split,
-                sites=self.names,
-                best=state.best.round if state.best else 0,
-                arrays=weights,
-                timeout=run.round_timeout,
-            )
+            traffic[name] = down + messages.payload_bytes(request), up
+            return request
 
         deadline = Deadline(run.round_timeout)
-        statistics = _statistics_bytes(self.config) if kind == messages.EVALUATE else 0
-        asked = self.participants.ask(phase, names, compose, deadline, statistics)
+        asked = self.participants.ask(phase, names, measured, deadline, statistics)
         for name, answer in asked:
             if isinstance(answer, tuple):
                 yield name, answer
@@ -289,13 +333,16 @@ class RemoteSites:
                 yield name, (Outcome.UNUSABLE, failure)
                 continue
             usable += name in counting
-            enough = run.min_replies and usable >= run.min_replies and split != "test"
             # In a simulation every site answers; how soon is a matter of this machine.
-            if enough and not self.participants.mail.is_simulated:
+            if 0 < enough <= usable and not self.participants.mail.is_simulated:
                 deadline.within(run.grace_seconds)
         for name in self.participants.mail.late:
             log.info("A late answer of site '%s' was dropped", name)
         self.participants.mail.late.clear()
+
+    def _note_suspended(self, number: int, split: str, state: RunState) -> None:
+        for site in sorted(state.standing.suspended):
+            self.folder.attendance.append(Attendance(number, split, site, Outcome.SUSPENDED))
 
     def _asked(self, state: RunState) -> tuple[str, ...]:
         return tuple(name for name in self.names if name not in state.standing.suspended)
@@ -351,39 +398,3 @@ class RemoteSites:
         for site in self.folder.readmitted():
             log.info("Site '%s' is readmitted", site)
             state.standing.readmit(site)
-
-
-def _phase(kind: str, number: int, split: str) -> str:
-    return (
-        f"{kind}, round {number}" if kind == messages.TRAIN else f"{kind} ({split}), round {number}"
-    )
-
-
-def _require_same_count(name: str, phase: str, one: Evaluation, judged_on: dict[str, int]) -> None:
-    """Refuse a site that judges on other images than before: losses would not compare."""
-    if not one.count:
-        return
-    before = judged_on.setdefault(name, one.count)
-    if one.count != before:
-        raise unusable(name, phase, f"judged on {one.count} images, of {before} before")
-
-
-def _all_unusable(phase: str, failures: Mapping[str, SiteFailure]) -> SiteFailure:
-    """Name all sites, of which none has answered in a way that can be used."""
-    first = next(iter(failures.values())).failure
-    if len(failures) == 1:
-        return SiteFailure(first)
-    reasons = "; ".join(f"{name}: {one.failure.error}" for name, one in sorted(failures.items()))
-    return SiteFailure(Failure(", ".join(sorted(failures)), phase, reasons, ""))
-
-
-def _statistics_bytes(config: RunConfig) -> int:
-    """Return at most how many bytes of statistics a site may tell of features.
-
-    Of real and of generated pictures a count, a mean and a covariance, in float64.
-    """
-    if config.task != "generation":
-        return 0
-    own = config.model.extractor not in DEFAULTS
-    features = MOST_FEATURES if own else 2048
-    return 2 * 8 * (features + 1) ** 2 + 2**20

@@ -77,6 +77,11 @@ def compare(request: Request, *, resume: bool, dry_run: bool) -> Path | None:
             raise ConfigError(
                 f"trouble.* is of sites in a federation: leave {cell.arm} out of --arms"
             )
+        if config.privacy.secure_sums:
+            raise ConfigError(
+                "a comparison is of each site's own test results, which privacy.secure-sums hides: "
+                "leave it out, or see it in one run with fedscan run"
+            )
         if cell.arm == "centralized":
             try:
                 pooled_config(config, count, plan.centralized_batch)

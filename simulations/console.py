@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from common.run_folder import TOGETHER
+
 
 class _Plain(Console):
     """Shows what others wrote, in names and in words of failures, without obeying it.
@@ -196,19 +198,22 @@ def show_run(summary: Mapping[str, Any]) -> None:
     """Print each site's test result of a run, whatever its task."""
     generation = "generation" in summary
     what = "generator" if generation else "model"
+    secret = TOGETHER in summary
+    sites = {"all": summary[TOGETHER]} if secret else summary["sites"]
+    whose = "All sites'" if secret else "Each site's"
     table = Table(
-        title=f"Each site's test images, {what} of round {summary['best_round']} "
+        title=f"{whose} test images, {what} of round {summary['best_round']} "
         f"of {summary['rounds']}, {summary['seconds']:.0f} s after the start-up",
         title_justify="left",
     )
     columns = GENERATION if generation else CLASSIFICATION
     if not generation:  # of more than two classes, sensitivity is measured where one is positive
-        told = {m for site in summary["sites"].values() for m in columns if m in site}
+        told = {m for site in sites.values() for m in columns if m in site}
         columns = {m: words for m, words in columns.items() if m in (told or columns)}
     table.add_column("site")
     for heading in ("train", "test", *columns.values()):
         table.add_column(heading, justify="right")
-    rows = [(escape(name), site) for name, site in summary["sites"].items()]
+    rows = [(escape(name), site) for name, site in sites.items()]
     if generation:
         counts = {
             key: sum(site[key] for site in summary["sites"].values())
@@ -221,9 +226,12 @@ def show_run(summary: Mapping[str, Any]) -> None:
             "–" if (v := found.get(m)) is None else f"{v:.{2 if m == 'frechet_distance' else 3}f}"
             for m in columns
         ]
-        table.add_row(name, str(site["n_train"]), str(site["n_test"]), *numbers)
+        counted = (str(site.get(key, "–")) for key in ("n_train", "n_test"))
+        table.add_row(name, *counted, *numbers)
     out.print(table)
-    if lacking := _lacking(summary, columns):
+    if secret:
+        out.print("Secure sums tell nothing of single sites.")
+    elif lacking := _lacking(summary, columns):
         out.print(f"–: {lacking}", soft_wrap=True)
     if summary.get("selected_by") == "last round":
         out.print("No site told how well any round fared: the model is that of the last round.")

@@ -334,7 +334,7 @@ def _follow(run: FlowerRun, config: RunConfig, folder: Path, bar: console.Steps)
             sites = read_json(folder / MANIFEST)["sites"]
             bar.say(f"training at {_images(sites)}")
             for name, site in sites.items():
-                if site["left_out"]:
+                if site.get("left_out"):
                     bar.tell(
                         f"site '{name}': {site['left_out']} left out before the test; fedscan "
                         "check tells why"
@@ -350,7 +350,9 @@ def _follow(run: FlowerRun, config: RunConfig, folder: Path, bar: console.Steps)
 
 def _images(sites: Mapping[str, Mapping[str, int]]) -> str:
     """Say how many images the sites train on."""
-    counts = {name: site["n_train"] for name, site in sites.items()}
+    counts = {name: site["n_train"] for name, site in sites.items() if "n_train" in site}
+    if not counts:  # secure sums hide them
+        return f"{len(sites)} sites"
     if len(counts) > MOST_NAMED:
         return f"{len(counts)} sites ({sum(counts.values())})"
     return ", ".join(f"{name} ({count})" for name, count in counts.items())

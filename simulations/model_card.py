@@ -16,7 +16,7 @@ from common.checkpoints import MODEL
 from common.errors import ConfigError, FedscanError
 from common.metrics_log import WHOLE
 from common.reading import read_json
-from common.run_folder import LAUNCH, MANIFEST, SUMMARY
+from common.run_folder import LAUNCH, MANIFEST, SUMMARY, TOGETHER
 from common.studies.study import Study, read_study
 from simulations.folders import in_words
 from simulations.measures import ATTACKED, CLASSIFICATION, GENERATION, measure
@@ -372,7 +372,7 @@ def _own_scores(summary: Mapping[str, Any], task: str, study: Study | None) -> I
         places = {WHOLE: summary.get("generation")}
         places |= {s: mapping(one).get("generation") for s, one in _sites(summary)}
     else:
-        places = dict(_sites(summary))
+        places = {**dict(_sites(summary)), WHOLE: summary.get(TOGETHER)}  # of secure sums
     names = _measures(task, study)
     for place, found in places.items():
         one = mapping(found)

@@ -170,6 +170,7 @@ class _Machine:
         approved = hashlib.sha256(build_fab_from_disk(APP)).hexdigest()
         for site in self.federation.sites:
             make_node_key(self.keys, site)
+        self._sums = self._make_sums_keys()
         nodes = self._register()
         for site in self.federation.sites:
             self._start_site(site, approved)
@@ -253,11 +254,24 @@ class _Machine:
                 for site in self.federation.sites
             }
 
+    def _make_sums_keys(self) -> str:
+        """Make each site's key for secure sums, once; return the part of the policies on them."""
+        from clients.gateway.policy import SUMS
+        from simulations.deploy.sums_keys import make_sums_key, sums_key
+
+        named = []
+        for site in self.federation.sites:
+            folder = make_folder(Path(self.federation.gates) / site)
+            if not (folder / f"{site}-sums.key").exists():  # a run that goes on has it
+                make_sums_key(folder, site)
+            named.append(f"{site}:{sums_key(folder, site)}")
+        return f"\n[{SUMS}]\n{toml({'sites': named})}"
+
     def _start_site(self, site: str, approved: str) -> None:
         from clients.gateway.approvals import Approvals
 
         policy = make_folder(Path(self.federation.gates) / site) / "policy.toml"
-        write_atomically(policy, self.federation.policy.encode())
+        write_atomically(policy, (self.federation.policy + self._sums).encode())
         Approvals.beside(policy).approve(approved)
         self._start(
             site,

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from clients.policy import SitePolicy
 from common.errors import ConfigError
-from simulations.deploy import admission, commands, keys
+from simulations.deploy import admission, commands, keys, sums_keys
 from simulations.deploy.folders import (
     Federation,
     read_federation,
@@ -186,7 +186,12 @@ def test_keys_are_made_all_or_none(tmp_path) -> None:
 def test_what_travels_is_told_with_its_fingerprints(tmp_path) -> None:
     told = deploy("keys", "--site", "north", "--out", str(tmp_path))
     assert {Path(one).name for one in told["public"]} == {"north.pub", "north.csr"}
-    assert {Path(one).name for one in told["private"]} == {"north.key", "north-tls.key"}
+    assert {Path(one).name for one in told["private"]} == {
+        "north.key",
+        "north-tls.key",
+        "north-sums.key",
+    }
+    assert told["secure_sums"] == f"north:{sums_keys.sums_key(tmp_path, 'north')}"
     assert told["request_fingerprint"] == keys.request_fingerprint(tmp_path / "north.csr")
 
 

@@ -10,9 +10,11 @@ import pytest
 from clients.gateway.policy import (
     OPEN,
     GatePolicy,
+    SumsPolicy,
     default_policy_text,
     open_policy_text,
     read_policies,
+    read_sums,
 )
 from clients.policy import SIMULATED, SitePolicy
 from common.errors import ConfigError
@@ -69,8 +71,10 @@ def test_text_to_edit_changes_nothing_and_names_every_key_with_its_default(read)
     text = default_policy_text("north")
     assert read(text) == (SitePolicy(), GatePolicy())
     lines = [line[1:] for line in text.splitlines() if line[:2] not in ("# ", "")]
-    values = tomllib.loads("\n".join(lines).replace("gate]", "[gate]"))
+    text = "\n".join(lines).replace("gate]", "[gate]").replace("secure-sums]", "[secure-sums]")
+    values = tomllib.loads(text)
     gate = values.pop("gate")
+    assert SumsPolicy.from_mapping(values.pop("secure-sums")) == SumsPolicy()
     assert SitePolicy.from_mapping(values) == SitePolicy()
     assert gate == GatePolicy().to_mapping()
     assert values.keys() == SitePolicy().to_mapping().keys()
@@ -93,6 +97,17 @@ def test_open_policy_is_a_simulations_and_keeps_the_sandbox(read):
     assert read(open_policy_text()) == (SIMULATED, OPEN)
     assert OPEN.sandbox == "required"
     assert (OPEN.metric_digits, OPEN.mantissa_bits, OPEN.max_update_norm) == (0, 23, 0)
+
+
+def test_with_whom_a_site_sums_is_read_from_a_table_of_its_own(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text('min-participants = 5\n[secure-sums]\nsites = ["north:00"]\nfewest = 4\n')
+    assert read_sums(path) == SumsPolicy(sites=("north:00",), fewest=4)
+    assert read_policies(path) == (SitePolicy(min_participants=5), GatePolicy())
+    assert SitePolicy.read(path) == SitePolicy(min_participants=5)
+    path.write_text("[secure-sums]\nfewest = 2\n")
+    with pytest.raises(ConfigError, match=r"secure-sums\.fewest = 2"):
+        read_sums(path)
 
 
 def test_every_key_of_the_gate_is_documented():

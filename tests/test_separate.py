@@ -18,7 +18,11 @@ pytestmark = [
     pytest.mark.federation,
     pytest.mark.skipif(not sandbox.kind(), reason="needs a sandbox"),
 ]
-TASKS = {"classification": TINY, "generation": GENERATION}
+TASKS = {
+    "classification": TINY,
+    "secure sums": [*TINY, "privacy.secure-sums=true"],
+    "generation": GENERATION,
+}
 
 
 @pytest.fixture(scope="module")

@@ -161,12 +161,17 @@ def explain(
         gate.metric_digits,
         gate.error_words,
         total,
-        list(_changes(gate)),
+        list(_changes(gate, config)),
     )
 
 
-def _changes(gate: GatePolicy) -> Iterator[str]:
+def _changes(gate: GatePolicy, config: RunConfig) -> Iterator[str]:
     """Say what the gate changes of an update."""
+    if config.privacy.secure_sums:
+        yield (
+            "Updates and evaluations leave masked, in secure sums: the server learns a sum over "
+            "sites, and of this site none of the numbers above"
+        )
     if gate.mantissa_bits < FULL_MANTISSA:
         yield f"Weights leave with {gate.mantissa_bits} bits of their mantissas (mantissa-bits)"
     if gate.max_update_norm:
@@ -185,8 +190,9 @@ def _training(config: RunConfig, policy: SitePolicy, site: str, facts: SplitFact
     steps = config.local_steps(facts.images)
     files = load_task(config.task).images_per_file(config)
     shown = min(facts.people, steps * config.training.batch_size // files)
-    told = policy.disclosure.training(dict.fromkeys(form.metrics, 0.0), shown)
-    least = policy.min_participants
+    disclosure = policy.told(config)
+    told = disclosure.training(dict.fromkeys(form.metrics, 0.0), shown)
+    least = disclosure.min_participants
     why = (
         f"a round is about {shown} people, and the policy wants {least}"
         if shown < least
@@ -203,17 +209,19 @@ def _evaluation(
     people, fewest = facts[split].people, facts[split].fewest
     if split == "test" and config.task == "generation":  # what copies training scans is told, too
         people = fewest = min(people, facts["train"].people)
-    told = policy.disclosure.evaluation(
+    disclosure = policy.told(config)
+    least = disclosure.min_participants
+    told = disclosure.evaluation(
         Evaluation(
             *(people, dict.fromkeys(form.metrics, 0.0)),
             **{"people": people, "fewest": fewest, "classes": facts[split].classes},
         )
     )
-    arrays = _statistics(form, policy.disclosure, people) if told.metrics else {}
+    arrays = _statistics(form, disclosure, people) if told.metrics else {}
     rounds, every = config.run.rounds, config.run.evaluate_every
     times = sum(due(number, every, rounds) for number in range(1, rounds + 1))
-    few, of = (people, "it") if people < policy.min_participants else (fewest, "its smallest class")
-    why = f"{of} has {few} people, and the policy wants {policy.min_participants}"
+    few, of = (people, "it") if people < least else (fewest, "its smallest class")
+    why = f"{of} has {few} people, and the policy wants {least}"
     what = f"{OF_SPLIT[split]} of the model"
     return _leaving(what, 1 if split == "test" else times, form, told.metrics, why, arrays)
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-
-import torch
 
 from clients.policy import SitePolicy
 from common import messages
@@ -21,9 +18,9 @@ from common.disclosure import WITHHELD, too_few
 from common.errors import ConfigError
 from common.evaluation.extractor import DEFAULTS
 from common.imaging.splits import SPLITS
-from common.local_round import first_weights, unshared
+from common.local_round import shapes_sent
 from common.site_names import require_sites
-from common.tasks.task import SiteContext, load_task
+from common.tasks.task import load_task
 from common.transport import SCALE, Encoding
 
 Shape = tuple[int, ...]
@@ -137,16 +134,18 @@ def form_of_hello(site: str, config: RunConfig) -> Form:
         "device": re.compile(DEVICE),
         "extractor-hash": re.compile(SHA256 if judges else ""),
     }
-    return Form(messages.HELLO, COUNTS, identity=identity)
+    counts = frozenset() if config.privacy.secure_sums else COUNTS
+    return Form(messages.HELLO, counts, identity=identity)
 
 
 def form_of_training(config: RunConfig, sites: tuple[str, ...]) -> Form:
     """Return the form of a round's update."""
+    require_sites(sites)
     return Form(
         messages.TRAIN,
         frozenset({messages.WEIGHT}),
         load_task(config.task).reports(config).training,
-        encoded(_shared(config, sites), config.transport),
+        encoded(shapes_sent(config, sites), config.transport),
         whole=True,
     )
 
@@ -155,7 +154,8 @@ def form_of_evaluation(config: RunConfig, policy: SitePolicy, split: str) -> For
     """Return the form of what is found of a model on one split."""
     reports, own = load_task(config.task).reports(config), config.model.extractor not in DEFAULTS
     texts = {name: _one_of(one) if one else SHA256 for name, one in reports.words.items()}
-    texts[WITHHELD] = _one_of({too_few(policy.min_participants), nothing_to_judge_by(split)})
+    least = policy.told(config).min_participants
+    texts[WITHHELD] = _one_of({too_few(least), nothing_to_judge_by(split)})
     return Form(
         messages.EVALUATE,
         frozenset({messages.WEIGHT}),
@@ -171,18 +171,6 @@ def encoded(shapes: Mapping[str, Shape], transport: Encoding) -> dict[str, Array
     if transport == "int8":
         forms |= {name + SCALE: ArrayForm((), "float32") for name in shapes}
     return forms
-
-
-@lru_cache(maxsize=4)
-def _shared(config: RunConfig, sites: tuple[str, ...]) -> dict[str, Shape]:
-    """Return names and shapes of what comes back of a round, from a model with random weights."""
-    require_sites(sites)
-    task = load_task(config.task)
-    place = SiteContext("gate", sites, torch.device("cpu"))
-    model = task.build_model(config, place)
-    kept = unshared(task, model, config)
-    arrays = first_weights(task, model, config, sites)
-    return {name: tuple(array.shape) for name, array in arrays.items() if name not in kept}
 
 
 def _one_of(texts: frozenset[str] | set[str]) -> str:

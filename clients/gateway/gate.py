@@ -25,12 +25,14 @@ from clients.gateway.approvals import Approvals
 from clients.gateway.form import form_of
 from clients.gateway.judge import Composed, compose, failure_content
 from clients.gateway.ledger import Entry, Ledger
-from clients.gateway.policy import read_policies
+from clients.gateway.policy import read_policies, read_sums
 from clients.gateway.run import ORDERS, Asked, SiteRun, require_approved
 from clients.gateway.runtime_api import Exchange, Refused, RuntimeApi
 from clients.gateway.view import View
 from clients.gateway.watch import GIB, Limits, bytes_below
-from clients.policy import VARIABLE
+from clients.policy import GATED, VARIABLE
+from clients.state import SiteState
+from common import messages
 from common.errors import ConfigError, FedscanError
 from common.files import make_folder, write_atomically
 from common.incoming import Bounds
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
 
     from clients.gateway.sandbox import Box
     from clients.gateway.upstream import Order, SuperNodeTask
+    from clients.sums import Summand
+    from common.evaluation.of_site import Evaluation
+    from common.summed import Change
 
 log = logging.getLogger("flwr.fedscan")
 
@@ -152,13 +157,8 @@ class Gate:
                 raise Refused(order.problem)
             run = self._open(order)
             asked = run.accept(order)
-            given = run.given(asked)
-            composed = Composed(given) if given else self._ask(order, asked, run)
-            self._require_bytes(run, composed.size)
-            if not given and not composed.failure:
-                run.keep(asked, composed.trained, composed.digest, composed.content)
-            decision, why = "sent", composed.failure and f"the app failed: {composed.failure}"
-            why = "the answer that was given before" if given else why
+            composed, why = self._answer(order, asked, run)
+            decision = "sent"
         except Exception as error:  # an app may make anything raise anything
             decision, why = "refused", _reason(error)
             if not isinstance(error, FedscanError):
@@ -171,6 +171,43 @@ class Gate:
             *(time.monotonic() - began, f": {why}" if why else ""),
         )
         return composed.content
+
+    def _answer(self, order: Order, asked: Asked, run: SiteRun) -> tuple[Composed, str]:
+        """Return what may leave, and what is to be said of it."""
+        if asked.stage is None:
+            return self._of_app(order, asked, run)
+        in_sum, why, failed = run.in_sum(order.message), "", None
+
+        def told() -> Change | Evaluation:
+            nonlocal why, failed
+            plain, why = self._of_app(order, asked, run)
+            if plain.failure:
+                failed = plain
+                raise Refused(why)
+            return run.told(asked, plain.content)
+
+        if asked.kind == messages.SUM:
+            composed = Composed(messages.stage_content(in_sum.answer()))
+        else:
+            try:
+                masked = in_sum.answer(told)
+            except Refused:
+                if failed is None:
+                    raise
+                return failed, why
+            composed = Composed(messages.masked_content(masked), masked=in_sum.plan.length)
+        self._require_bytes(run, composed.size)
+        return composed, why
+
+    def _of_app(self, order: Order, asked: Asked, run: SiteRun) -> tuple[Composed, str]:
+        """Return what the app answers, as it may leave."""
+        given = run.given(asked)
+        composed = Composed(given) if given else self._ask(order, asked, run)
+        self._require_bytes(run, composed.size)
+        if not given and not composed.failure:
+            run.keep(asked, composed.trained, composed.digest, composed.content)
+        why = composed.failure and f"the app failed: {composed.failure}"
+        return composed, "the answer that was given before" if given else why
 
     def _write_down(
         self,
@@ -199,9 +236,16 @@ class Gate:
                 self._end_box()  # and with it what the run before has left there
             self._read_policy()
             self._require_approved(order)
-            self._run = SiteRun(self.site, order, self.policy, self.folder)
+            self._run = SiteRun(self.site, order, self.policy, self.folder, self._summand)
         self._require_approved(order)
         return self._run
+
+    def _summand(self, state: SiteState) -> Summand:
+        """Read anew with each run by which keys the site is in its secure sums."""
+        from clients.gateway.sums import key_file, summand_of
+
+        policy = read_sums(self.policy_file)
+        return summand_of(state, policy, key_file(self.site.name, self.policy_file))
 
     def _require_approved(self, order: Order) -> None:
         """Look at the list with every order: an approval may have been taken back."""
@@ -305,7 +349,7 @@ class Gate:
         rules = self.folder / "policy.toml"  # a copy: the file may lie where a box has its own
         write_atomically(rules, self._policy_text)
         environment |= {VARIABLE: str(rules), "FEDSCAN_RECORDS": str(records.parent)}
-        environment["FEDSCAN_CACHE"] = str(cache)
+        environment |= {"FEDSCAN_CACHE": str(cache), GATED: "1"}
         shown = (self.site.data_dir, rules, self.extractor)
         writable = (records, cache)
         if self._held is None:  # once: what boxes write counts, however many there are

@@ -56,11 +56,14 @@ class Composed:
         Of an answer to an order to train: whole weights, for the next order's decision.
     failure : str
         Of an app that could not do it: the kind of error.
+    masked : int
+        Numbers in a masked vector, where that is all.
     """
 
     content: RecordDict
     trained: dict[str, Tensor] = field(default_factory=dict)
     failure: str = ""
+    masked: int = 0
 
     @property
     def digest(self) -> str:
@@ -74,6 +77,8 @@ class Composed:
 
     def names(self) -> tuple[dict[str, tuple[tuple[int, ...], str]], list[str]]:
         """Return the arrays' shapes and types, and the metrics' names."""
+        if self.masked:
+            return {"masked": ((self.masked,), "unsigned")}, []
         record = self.content.array_records.get(messages.ARRAYS)
         arrays = {} if record is None else messages.unpack(record)
         metrics = self.content.metric_records.get(messages.METRICS, {})
@@ -169,7 +174,7 @@ def _update(
     metrics = _metrics(numbers, form.metrics, gate)
     steps = run.config.local_steps(int(count)) * run.config.training.batch_size
     shown = min(facts.people, steps // run.task.images_per_file(run.config))
-    metrics = run.policy.disclosure.training(metrics, shown)  # as the app should have done
+    metrics = run.policy.told(run.config).training(metrics, shown)  # as the app should have done
     update = _arrays(content, form)
     reference = {n: run.received[n] for n in form.arrays if n in run.received}
     if gate.max_update_norm:
@@ -206,7 +211,7 @@ def _evaluation(
     if WITHHELD in words and (count or metrics or statistics):
         raise Refused("an evaluation that is withheld and told")
     _require_moments(statistics, run, facts)
-    may = run.policy.disclosure.evaluation(found)  # as the app should have done
+    may = run.policy.told(run.config).evaluation(found)  # as the app should have done
     numbers = MetricRecord({messages.WEIGHT: may.count, **may.metrics})
     out = RecordDict({messages.METRICS: numbers})
     if may.statistics:

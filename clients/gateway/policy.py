@@ -11,9 +11,10 @@ from pathlib import Path
 from textwrap import wrap
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from clients.policy import GATE, SIMULATED, PolicySettings, SitePolicy, read_file
+from clients.policy import GATE, SIMULATED, SUMS, PolicySettings, SitePolicy, read_file
+from common.config.privacy import FEWEST_SITES
 from common.errors import ConfigError
 from common.processes.environment import toml
 from common.settings import NonNegative, Positive
@@ -73,6 +74,32 @@ class GatePolicy(PolicySettings):
     max_disk_gib: Positive = Field(20.0, description="GiB of temporary files that a task may write")
 
 
+class SumsPolicy(PolicySettings):
+    """With whom a site sums, the table ``[secure-sums]``: without one it is in no secure sum.
+
+    Read it with :func:`read_sums`. The site's own private key is not in it, but in a file.
+    """
+
+    prefix: ClassVar[str] = f"{SUMS}."
+
+    sites: tuple[str, ...] = Field(
+        (),
+        description="of every site, this one too, its name and public key, as it has told them "
+        "itself and not by way of the server",
+        json_schema_extra={"accepted": "a list of texts NAME:KEY, as `fedscan deploy keys` says"},
+    )
+    fewest: int = Field(
+        FEWEST_SITES,
+        ge=FEWEST_SITES,
+        description="sites over which a sum must be for this one to take part",
+    )
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
 # The researcher owns every site: the gate passes on what fedscan answers as it is.
 OPEN = GatePolicy(
     max_message_bytes=MOST_BYTES,
@@ -107,11 +134,27 @@ def read_policies(path: Path) -> tuple[SitePolicy, GatePolicy]:
         do not name the file.
     """
     values = read_file(path)
+    values.pop(SUMS, None)
     table = values.pop(GATE, {})
     if not isinstance(table, dict):
         problem = f"site policy: {GATE}: accepted is a table, [{GATE}]"
         raise ConfigError(f"{path}: {problem}", public=problem)
     return SitePolicy.of_file(path, values), GatePolicy.of_file(path, table)
+
+
+def read_sums(path: Path) -> SumsPolicy:
+    """Read with whom a site sums; nobody, without a table ``[secure-sums]``.
+
+    Raises
+    ------
+    ConfigError
+        As of :func:`read_policies`.
+    """
+    table = read_file(path).get(SUMS, {})
+    if not isinstance(table, dict):
+        problem = f"site policy: {SUMS}: accepted is a table, [{SUMS}]"
+        raise ConfigError(f"{path}: {problem}", public=problem)
+    return SumsPolicy.of_file(path, table)
 
 
 def default_policy_text(site: str) -> str:
@@ -134,6 +177,10 @@ def default_policy_text(site: str) -> str:
             f"[{GATE}]",
             "",
             *_explained(GatePolicy()),
+            "# With whom the site sums in secret, where a run asks for it (privacy.secure-sums).",
+            f"[{SUMS}]",
+            "",
+            *_explained(SumsPolicy()),
         ]
     )
 

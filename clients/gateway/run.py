@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,17 @@ from clients.local import with_own_extractor
 from clients.orders import Orders, digest_of_order, require_round
 from clients.policy import SitePolicy
 from clients.state import SiteState
+from clients.sums import StageAtSite, Summand
 from common import messages
 from common.config.run_config import RunConfig
+from common.evaluation.of_site import Evaluation
 from common.extensions import allow_only
 from common.files import write_atomically
 from common.site_names import require_sites
 from common.sites import Site
+from common.summed import Change
 from common.tasks.task import SiteContext, load_task, read_run_config
+from common.transport import decode_update
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -42,7 +46,8 @@ APP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[a-z0-9][a-z0-9_-]{0,63}")
 APP_VERSION = re.compile(r"[0-9A-Za-z]+([.+-][0-9A-Za-z]+){0,7}")
 ANSWERS = "answers"  # a folder in that of the run's state
 KEYS = {"round", "split", "sites", "best", "source-hash"}
-ORDERS = (messages.HELLO, messages.TRAIN, messages.EVALUATE)
+ORDERS = (messages.HELLO, messages.TRAIN, messages.EVALUATE, messages.SUM)
+WITH_WEIGHTS = (messages.TRAIN, messages.EVALUATE)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Asked:
 
     Parameters
     ----------
-    kind : {"query.hello", "train", "evaluate"}
+    kind : {"query.hello", "train", "evaluate", "query.sum"}
     round : int
         0 where none is meant.
     split : str
@@ -62,6 +67,8 @@ class Asked:
         Hash of the server's sources.
     weights : dict of str to Tensor
         As they came, encoded.
+    stage : Stage, optional
+        Of a secure sum.
     """
 
     kind: str
@@ -71,6 +78,7 @@ class Asked:
     best: int
     source: str
     weights: dict[str, Tensor]
+    stage: messages.Stage | None = None
 
     @classmethod
     def of(cls, message: Message) -> Asked:
@@ -84,7 +92,9 @@ class Asked:
         kind, content = message.metadata.message_type, message.content
         if kind not in ORDERS:
             raise Refused("an order of a kind that fedscan does not have")
-        records = {messages.CONFIG} | ({messages.ARRAYS} if kind != messages.HELLO else set())
+        records = {messages.CONFIG} | ({messages.ARRAYS} if kind in WITH_WEIGHTS else set())
+        if kind == messages.SUM or (kind in WITH_WEIGHTS and messages.OF_SUM in content):
+            records.add(messages.OF_SUM)
         if set(content) != records or set(order := content[messages.CONFIG]) != KEYS:
             raise Refused("an order that is not as fedscan's server gives it")
         try:
@@ -95,7 +105,8 @@ class Asked:
                 tuple(map(str, order["sites"])),
                 int(order["best"]),
                 str(order["source-hash"]),
-                messages.unpack(content[messages.ARRAYS]) if kind != messages.HELLO else {},
+                messages.unpack(content[messages.ARRAYS]) if kind in WITH_WEIGHTS else {},
+                messages.stage_in(message),
             )
         except (TypeError, ValueError) as error:
             raise Refused("an order that cannot be read") from error
@@ -105,7 +116,10 @@ class Asked:
         """What it is called in the ledger, and among the orders of a run."""
         if self.kind == messages.HELLO:
             return self.kind
-        return f"{self.kind}{f' ({self.split})' if self.split else ''}, round {self.round}"
+        told = self.split
+        if self.stage and self.kind == messages.SUM:
+            told += f", {self.stage.stage}"
+        return f"{self.kind}{f' ({told})' if told else ''}, round {self.round}"
 
 
 class SiteRun:
@@ -119,6 +133,8 @@ class SiteRun:
     policy : SitePolicy
     records : Path
         The gate's own folder, which no app sees.
+    summand : callable, optional
+        Makes the site in the run's secure sums, given the gate's state of the run.
 
     Raises
     ------
@@ -132,6 +148,7 @@ class SiteRun:
         order: Order,
         policy: SitePolicy,
         records: Path,
+        summand: Callable[[SiteState], Summand] | None = None,
     ) -> None:
         self.id, self.site, self.policy = order.run.run_id, site, policy
         self.app = order.given.fab.hash_str
@@ -149,6 +166,11 @@ class SiteRun:
         policy.require_training(site.name, train.people, train.images, self.config)
         self.name = self.config.run.id or str(self.id)
         self.state = SiteState(site.name, self.name, records)
+        self._summand = None
+        if self.config.privacy.secure_sums:
+            if summand is None:
+                raise Refused("the run asks for secure sums, and the site has no key for them")
+            self._summand = summand(self.state)
         self._orders = Orders(
             *(site.name, self.task, self.config, policy, self.state),
             lambda: not self.facts.labelled,
@@ -167,13 +189,17 @@ class SiteRun:
         if order.given.fab.hash_str != self.app:
             raise Refused("the app has changed since the run began")
         asked = Asked.of(order.message)
+        if asked.kind != messages.HELLO and bool(asked.stage) != bool(self._summand):
+            raise Refused("an order for more than a secure sum, or for one that the run has not")
+        if asked.kind == messages.SUM and self.state.ended:
+            return asked  # the answer to the last one may come again
         begins = asked.kind == messages.HELLO
         tested = asked.split == "test" and self.state.answer_to(self._digest_of(asked))
         if self.state.ended and (begins or tested):
             return asked  # the answer is the one that was given before
         self.state.require_open()
         self.state.require_same_data({CONFIG: self._digest}, begins=begins)
-        if begins:
+        if begins or asked.kind == messages.SUM:
             return asked
         require_sites(sites := asked.sites)
         if self.site.name not in sites:
@@ -228,12 +254,14 @@ class SiteRun:
             If the order was answered before in another way.
         """
         if self.state.ended:
+            if self._summand:
+                return  # a hello tells no count
             kept = json.loads(self.state.last_answer())
             if kept.get(asked.kind) != digest:
                 raise Refused("another answer than was given before")
             return
         answer = f"answer to {asked.name}"
-        if asked.split == "test":
+        if asked.split == "test" and not self._summand:
             hello = self.state.digest_of(f"answer to {messages.HELLO}")
             answers = {messages.EVALUATE: digest, messages.HELLO: hello}
             self.state.end(self._digest_of(asked), json.dumps(answers).encode())
@@ -244,6 +272,30 @@ class SiteRun:
             reference = {name: self.received[name] for name in trained}
             kept = self._orders.to_keep(trained, reference, self._before)
             self.state.save(asked.round, kept, keep=asked.best)
+
+    def in_sum(self, message: Message) -> StageAtSite:
+        """Return the stage of a secure sum that an order asks for.
+
+        Raises
+        ------
+        FedscanError
+            It is of no sum that can be.
+        """
+        try:
+            return StageAtSite(message, self.config, self._summand)
+        except (TypeError, ValueError) as error:
+            raise Refused("a stage of a secure sum that cannot be read") from error
+
+    def told(self, asked: Asked, content: RecordDict) -> Change | Evaluation:
+        """Return what is summed: what would leave otherwise."""
+        if asked.kind == messages.EVALUATE:
+            return messages.evaluation_of(content)
+        metrics = dict(content[messages.METRICS])
+        images = int(metrics.pop(messages.WEIGHT))
+        update = messages.unpack(content[messages.ARRAYS])
+        reference = {name: self.received[name] for name in update}
+        trained = decode_update(update, reference, self.config.transport)
+        return Change(images, metrics, trained, reference)
 
     def _answer(self, asked: Asked) -> Path:
         name = hashlib.sha256(f"{asked.name} {self._digest_of(asked)}".encode()).hexdigest()

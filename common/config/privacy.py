@@ -1,6 +1,6 @@
 """The group ``privacy``: what a run promises of a person and of a hospital, by default nothing.
 
-What it means, and against whom it helps: docs/privacy.md.
+What it means, and against whom it helps: docs/privacy.md and docs/secure-sums.md.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from pydantic import Field
 from common.config.groups import Data, Group, Model, Run, Strategy, Training
 from common.settings import NonNegative
 
+FEWEST_SITES = 3  # in a secure sum: of two, each knows the other's part when it sees the sum
+
 
 class Privacy(Group):
-    """Differential privacy: of people, by DP-SGD at each site; of sites, by noise at the server."""
+    """Differential privacy, of people and of sites, and secure sums over sites."""
 
     prefix: ClassVar[str] = "privacy."
 
@@ -54,6 +56,24 @@ class Privacy(Group):
         le=1e6,
         description="length to which the server clips a site's update of a round, where it adds "
         "noise",
+    )
+    secure_sums: bool = Field(
+        False,
+        description="whether updates, losses and metrics leave sites in secure sums alone: the "
+        "server learns the sum over sites, and no site's part in it",
+    )
+    max_change: float = Field(
+        0.5,
+        gt=0,
+        le=1e6,
+        description="with secure sums: largest change of a weight in a round; a site whose change "
+        "is larger sends nothing",
+    )
+    max_images: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="with secure sums: most images of a site, which everybody knows",
     )
 
     @property
@@ -149,6 +169,52 @@ class Privacy(Group):
             ),
         )
         return [f"privacy.central-epsilon: {why}" for is_so, why in refused if is_so]
+
+    def faults_of_sums(
+        self, task: str, transport: str, run: Run, data: Data, strategy: Strategy
+    ) -> list[str]:
+        """Say what in a run's configuration does not go with secure sums."""
+
+        def changed(group: Group, *keys: str) -> list[str]:
+            known = type(group).model_fields
+            return [
+                f"{group.prefix}{key.replace('_', '-')}"
+                for key in keys
+                if getattr(group, key) != known[key].default
+            ]
+
+        if not self.secure_sums:
+            return [
+                f"{key} has no effect without privacy.secure-sums: leave it out"
+                for key in changed(self, "max_change", "max_images")
+            ]
+        found = [
+            f"{key} looks at the updates of single sites, which privacy.secure-sums hides: leave "
+            "it out"
+            for key in changed(strategy, "most_share", "most_norm")
+        ]
+        if task != "classification":
+            found.append("privacy.secure-sums is for task 'classification' so far: leave it out")
+        if transport == "int8":
+            found.append(
+                "privacy.secure-sums sends 32 bits a weight, and transport = 'int8' rounds an "
+                "update by its site's own largest change: accepted is 'float32' or 'float16'"
+            )
+        if self.central_epsilon:
+            found.append(
+                "privacy.central-epsilon clips each site's update at the server, which "
+                "privacy.secure-sums hides: leave one of them out"
+            )
+        if data.unlabelled:
+            found.append(
+                "privacy.secure-sums is for sites that all learn: leave data.unlabelled out"
+            )
+        if 0 < run.min_replies < FEWEST_SITES:
+            found.append(
+                f"run.min-replies = {run.min_replies}: a secure sum is over {FEWEST_SITES} sites "
+                f"or more: accepted is 0 (all sites) or {FEWEST_SITES} and more"
+            )
+        return found
 
 
 def _key(field: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,6 +20,7 @@ from common.secure_sums.primitives import (
     self_seed,
 )
 from common.secure_sums.protocol import (
+    OVER,
     Plan,
     digest,
     named,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Read = TypeVar("Read")
+KEPT = ("turn", "context", "survivors", "unusable", "_roster", "_sharing")
 
 
 class Server:
@@ -61,6 +65,38 @@ class Server:
         self._roster: dict[str, list[str]] = {}
         self._sharing: tuple[str, ...] = ()
         self._masked = np.zeros(plan.length, UNSIGNED[plan.bits])
+
+    def take(self, answers: Mapping[str, bytes]) -> Any:
+        """Take the answers of the stage whose turn it is; return what its method returns."""
+        takes = (self.roster, self.forward, self.add, self.signatures, self.total)
+        if self.turn == OVER:
+            raise SecureSumError("this sum is over")
+        return takes[self.turn](answers)
+
+    def save(self) -> bytes:
+        """Return what another process goes on from: masked vectors in sum, or the total."""
+        from safetensors.numpy import save
+
+        kept = {name: getattr(self, name) for name in KEPT}
+        return save({"masked": self._masked}, {"sum": json.dumps([asdict(self.plan), kept])})
+
+    @classmethod
+    def load(cls, saved: bytes) -> Server:
+        """Go on from what :meth:`save` returned; a sum that is over is :attr:`sum`."""
+        from safetensors.numpy import load
+
+        header = json.loads(saved[8 : 8 + int.from_bytes(saved[:8], "little")])
+        plan, kept = json.loads(header["__metadata__"]["sum"])
+        server = cls(Plan(**{**plan, "sites": tuple(plan["sites"])}))
+        for name, value in kept.items():
+            setattr(server, name, tuple(value) if isinstance(value, list) else value)
+        server._masked = load(saved)["masked"]
+        return server
+
+    @property
+    def sum(self) -> NDArray[np.unsignedinteger[Any]]:
+        """The sum of the survivors' vectors, once it is unmasked; before, what is masked."""
+        return self._masked
 
     @stage("advertise")
     def roster(self, answers: Mapping[str, bytes]) -> dict[str, bytes]:

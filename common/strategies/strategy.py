@@ -1,10 +1,10 @@
 """How sites learn together: what is shared, what a site does in a round, what the server does.
 
 A strategy is one module of this package with an object ``STRATEGY``, and ``strategy.name`` is the
-module's name, ``-`` for ``_``; nothing else knows it. A module whose name begins with ``_`` holds
-what several strategies share. Or it is a class of a package outside fedscan, by its name
-``package.module:Class`` (:mod:`common.extensions`). Whatever the strategy, the loop of rounds
-bounds how far one site may pull and how many votes it may have (:mod:`common.bounds`).
+module's name, ``-`` for ``_``; nothing else knows it. What several share is in modules whose names
+begin with ``_``. Or it is a class of a package outside fedscan, by its name
+``package.module:Class`` (:mod:`common.extensions`). The loop of rounds bounds what one site can do
+(:mod:`common.bounds`).
 """
 
 from __future__ import annotations
@@ -224,10 +224,13 @@ class Strategy(ABC):
         if config.privacy.is_central and not self.secure_sums:
             what = f"run config: strategy '{self.name}' needs more than the mean of sites' weights"
             raise ConfigError(f"{what}, to which privacy.central-epsilon adds noise: try fedavg")
+        if config.privacy.secure_sums and not self.secure_sums:
+            able = ", ".join(name for name in strategy_names() if load_strategy(name).secure_sums)
+            what = f"run config: strategy '{self.name}' needs more than the mean of sites' weights"
+            raise ConfigError(f"{what}, all that privacy.secure-sums tells: accepted is {able}")
 
     def sites_needed(self, config: RunConfig) -> int:
         """Return how many sites must take part for the server half to have a meaning."""
-        del config
         return 1
 
     def trains_at(self, site: str, config: RunConfig) -> bool:

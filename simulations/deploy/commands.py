@@ -77,22 +77,26 @@ def make_keys(
     """Make a hospital's keys, at the hospital; only SITE.pub and SITE.csr are for others.
 
     SITE.key proves to the SuperLink which node speaks, SITE-tls.key to the proxy that it is a
-    hospital's machine. Neither ever leaves this folder.
+    hospital's machine, and SITE-sums.key to the other hospitals that it is the one that it says, in
+    secure sums. None ever leaves this folder.
 
     Example: `sudo fedscan deploy keys --site north --out /etc/fedscan`
     """
-    from simulations.deploy import keys
+    from simulations.deploy import keys, sums_keys
 
     folder = absolute(out)
-    keys.require_free(folder, f"{keys.check_site(site)}-tls.key", f"{site}.csr")
+    own = (f"{keys.check_site(site)}-tls.key", f"{site}.csr", f"{site}-sums.key")
+    keys.require_free(folder, *own)
     private, request = keys.make_node_key(folder, site), keys.make_client_request(folder, site)
+    of_sums = sums_keys.make_sums_key(folder, site)
     public = private.with_suffix(".pub")
     facts = {
         "site": site,
-        "private": [str(private), str(folder / f"{site}-tls.key")],
+        "private": [str(private), str(folder / f"{site}-tls.key"), str(of_sums)],
         "public": [str(public), str(request)],
         "key_fingerprint": keys.key_fingerprint(public),
         "request_fingerprint": keys.request_fingerprint(request),
+        "secure_sums": f"{site}:{sums_keys.sums_key(folder, site)}",
     }
     _tell(
         output_format,
@@ -102,6 +106,8 @@ def make_keys(
             f"  {public}  {facts['key_fingerprint']}",
             f"  {request}  SHA256 {facts['request_fingerprint']}",
             "Read the fingerprints to the coordinator on the telephone",
+            "For secure sums, tell this to the other hospitals themselves, for their policies:",
+            f"  {facts['secure_sums']}",
         ],
     )
 

@@ -89,6 +89,8 @@ def trained(
         for key in ("n_train", "n_test")
     )
     of = f" of {words.people(people)}" if people else ""
+    if not train + test:  # secure sums hide the numbers of each site
+        return f"{what}, at {plural(len(counts), 'site')}{_few(tuple(counts))}."
     return (
         f"{what}, at {plural(len(counts), 'site')}{_few(tuple(counts))}, on {whole(train)} "
         f"{nouns.images}; tested on {whole(test)} others{of}."

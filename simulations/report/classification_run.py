@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
+from common.metrics_log import WHOLE
+from common.run_folder import TOGETHER
 from simulations.measures import CLASSIFICATION, measure
 from simulations.report import brief, privacy_blocks, provenance, words
 from simulations.report.blocks import Block, Section, figure_blocks
@@ -38,14 +40,31 @@ class ClassificationRun(RunContent):
         """Names of the study's classes."""
         return self.nouns.classes
 
+    @property
+    def tested(self) -> list[str]:
+        """Where the model was tested; with secure sums all sites are one."""
+        return [WHOLE] if mapping(self.summary.get(TOGETHER)) else self.sites
+
+    def told(self, site: str) -> Mapping[str, Any]:
+        """Return what is told of a site's test, or of all sites'."""
+        if site == WHOLE:
+            return mapping(self.summary.get(TOGETHER))
+        return mapping(mapping(self.summary.get("sites")).get(site))
+
     def value(self, site: str, name: str) -> float | None:
         """Return a measure of a site's test images; None where it is not told."""
-        found = mapping(mapping(self.summary.get("sites")).get(site)).get(name)
+        found = self.told(site).get(name)
         return float(found) if is_number(found) else None
+
+    def meaning(self, count: int) -> str:
+        """Say over what :meth:`mean` is."""
+        if self.tested == [WHOLE]:
+            return "mean of all sites by their images (secure sums)"
+        return f"mean of {plural(count, 'site')}"
 
     def mean(self, name: str) -> tuple[float | None, int]:
         """Return the mean over the sites that tell a measure, and how many these are."""
-        values = [one for site in self.sites if (one := self.value(site, name)) is not None]
+        values = [one for site in self.tested if (one := self.value(site, name)) is not None]
         return (fmean(values) if values else None), len(values)
 
     def _headline(self) -> str:
@@ -53,7 +72,7 @@ class ClassificationRun(RunContent):
         if value is not None:
             return (
                 f"It tells {self.nouns.label} from test {self.nouns.images} with a balanced "
-                f"accuracy of {told(LEADING, value)}, mean of {plural(count, 'site')}; guessing "
+                f"accuracy of {told(LEADING, value)}, {self.meaning(count)}; guessing "
                 f"gives {1 / max(2, len(self.classes)):.2f}. It is the model of round "
                 f"{whole(self.summary.get('best_round'))} of {whole(self.summary.get('rounds'))}."
             )
@@ -65,7 +84,7 @@ class ClassificationRun(RunContent):
         for name in TILES:
             value, count = self.mean(name)
             if value is not None:
-                note = f"mean of {plural(count, 'site')}; {measure(name).better} is better"
+                note = f"{self.meaning(count)}; {measure(name).better} is better"
                 words_ = sentence(measure(name).words)
                 yield {"name": words_, "value": told(name, value), "note": note}
 
@@ -82,7 +101,7 @@ class ClassificationRun(RunContent):
         yield Section("results", "Results", f"Results on test {nouns.images}", results)
         chance = max(2, len(self.classes))
         curves = curve_figures(
-            *(self.metrics, lambda _: self.looks, self.described, self.sites),
+            *(self.metrics, lambda _: self.looks, self.described, self.tested),
             {"loss": math.log(chance), LEADING: 1 / chance},
             "The model is the one of the round with the lowest validation loss.",
             nouns.image,
@@ -107,9 +126,9 @@ class ClassificationRun(RunContent):
         if not names:
             return None
         rows = []
-        for site in self.sites:
-            counts = self.counts.get(site, {})
-            row = [Cell(site, kind="site", scope="row")]
+        for site in self.tested:
+            counts = self.counts.get(site, self.told(site))
+            row = [Cell(words.place(site), kind="site", scope="row")]
             row += [Cell(whole(counts.get(key))) for key in ("n_train", "n_test")]
             rows.append([*row, *(Cell(told(m, self.value(site, m))) for m in names)])
         heads = [Head("Site", n=False), Head("Training"), Head("Test")]
@@ -124,10 +143,10 @@ class ClassificationRun(RunContent):
             return
         rows = [
             [
-                Cell(site, kind="site", scope="row"),
+                Cell(words.place(site), kind="site", scope="row"),
                 *(Cell(told("recall", self.value(site, f"recall.{one}"))) for one in heads),
             ]
-            for site in self.sites
+            for site in self.tested
         ]
         caption = f"Of the test {self.nouns.images} of a class, the share that the model finds."
         columns = [Head("Site", n=False), *map(Head, heads)]
@@ -163,7 +182,7 @@ def first_page(content: ClassificationRun) -> Section:
     value, count = content.mean(LEADING)
     good = "It has not been tested yet."
     if value is not None:
-        good = f"Balanced accuracy {told(LEADING, value)}, mean of {plural(count, 'site')}."
+        good = f"Balanced accuracy {told(LEADING, value)}, {content.meaning(count)}."
         good += " One run has no interval."
     facts = [
         ("What was trained", brief.trained(content.nouns, content.counts, False, None)),
