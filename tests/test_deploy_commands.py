@@ -213,7 +213,7 @@ def test_one_of_host_and_coordinator_is_asked_for(tmp_path) -> None:
 def test_templates_are_part_of_the_installed_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert "simulations" in wheel["packages"] and wheel.keys() == {"packages", "force-include"}
+    assert "simulations" in wheel["only-include"]
     templates = [one for one in (ROOT / "simulations/deploy/templates").rglob("*") if one.is_file()]
     assert len(templates) >= 9
     told = subprocess.run(
