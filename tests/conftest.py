@@ -28,6 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SERIAL = (
     "test_deployment.py",
     "test_dermatology.py",
+    "test_docs_commands.py",
     "test_faults.py",
     "test_federation.py",
     "test_ray_cluster.py",
