@@ -1,7 +1,7 @@
 """Federated learning on medical images, from Python.
 
 What the command line does, as functions: each calls what the command of its name calls. A fault of
-the caller's is a :class:`ConfigError`, one of a site's data a :class:`DataContractError`.
+the caller's is a ``ConfigError``, one of a site's data a ``DataContractError``.
 
 >>> import fedscan
 >>> run = fedscan.run(study="skin-lesions", rounds=20)  # doctest: +SKIP

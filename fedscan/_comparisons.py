@@ -36,7 +36,7 @@ def benchmark(
     preset : str
         As ``fedscan benchmark --preset`` takes it.
     study, cohort, sites, test_scans, **settings
-        As of :func:`fedscan.run`.
+        As of ``fedscan.run``.
     strategies : sequence of str, optional
         The preset's by default.
     arms : sequence of {"centralized", "local", "federated"}, optional

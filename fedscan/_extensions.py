@@ -13,7 +13,7 @@ from common.extensions import allow, is_extension, name_of
 def allow_extensions(*names: str) -> None:
     """Let this process load extensions that a folder or a study names.
 
-    What is given to :func:`fedscan.run` or :func:`fedscan.register_model` is allowed by that. A
+    What is given to ``fedscan.run`` or ``fedscan.register_model`` is allowed by that. A
     folder that somebody else has made is not: to open it could be to execute any code that is
     installed here.
 

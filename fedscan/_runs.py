@@ -46,7 +46,7 @@ def run(
     Parameters
     ----------
     study : str or Path, optional
-        One of :meth:`Study.names`, or a TOML file.
+        One of ``Study.names``, or a TOML file.
     cohort : str or Path, optional
         Folder with one folder a hospital; without it, simulated hospitals.
     strategy : str or subclass of Strategy, optional
@@ -114,7 +114,7 @@ def load_run(path: str | Path, *, cohort: str | Path | None = None, device: str 
     ------
     ConfigError
         No model is there, or it needs an extension that is not allowed:
-        :func:`fedscan.allow_extensions`.
+        ``fedscan.allow_extensions``.
     """
     from simulations.trained import read_trained
 
@@ -124,7 +124,7 @@ def load_run(path: str | Path, *, cohort: str | Path | None = None, device: str 
 
 
 class Run:
-    """A run and its model; :func:`fedscan.run` and :func:`fedscan.load_run` return one.
+    """A run and its model; ``fedscan.run`` and ``fedscan.load_run`` return one.
 
     Attributes
     ----------
@@ -187,7 +187,7 @@ class Run:
         if rows.empty:
             return pd.DataFrame(columns=[*keys, "n"])
         table = rows.pivot_table("value", keys, "name", aggfunc="last", sort=False, dropna=False)
-        table = table.dropna(how="all")  # `dropna` makes every combination of keys
+        table = table.dropna(how="all")  # ``dropna`` makes every combination of keys
         table.insert(0, "n", rows.groupby(keys)["n"].max())
         return table.reset_index().rename_axis(columns=None)
 
@@ -198,7 +198,7 @@ class Run:
         Raises
         ------
         ConfigError
-            The run has a model for each site: :meth:`model_of`.
+            The run has a model for each site: ``model_of``.
         """
         if self._trained.task_name == "generation":
             return self._trained.generator()
@@ -273,7 +273,7 @@ class Run:
         Parameters
         ----------
         metric : str
-            A column of :attr:`metrics`; by default the task's first, as ``balanced_accuracy``.
+            A column of :attr:``metrics``; by default the task's first, as ``balanced_accuracy``.
         split : {"val", "train"}
 
         Returns
