@@ -29,6 +29,7 @@ SERIAL = (
     "test_deployment.py",
     "test_dermatology.py",
     "test_docs_commands.py",
+    "test_docs_notebooks.py",
     "test_faults.py",
     "test_federation.py",
     "test_ray_cluster.py",
