@@ -20,16 +20,8 @@ from common.data.unlabelled import UnlabelledError
 from common.disclosure import WITHHELD
 from common.errors import ConfigError
 from common.evaluation.of_site import Evaluation
-from common.strategies.strategy import (
-    COMMON,
-    SiteTraining,
-    SiteTuning,
-    State,
-    join,
-    load_strategy,
-    split,
-    with_prefix,
-)
+from common.site_training import COMMON, SiteTraining, SiteTuning
+from common.strategies.strategy import State, join, load_strategy, split, with_prefix
 from common.tasks.task import SiteContext, load_task
 
 if TYPE_CHECKING:
@@ -96,7 +88,7 @@ def unshared(task: Task, model: Any, config: RunConfig) -> dict[str, Tensor]:
 
 
 class _Training(SiteTraining):
-    """A site in one round; see :class:`~common.strategies.strategy.SiteTraining`."""
+    """A site in one round; see :class:`~common.site_training.SiteTraining`."""
 
     def __init__(
         self,
@@ -241,7 +233,7 @@ def _effective_people(data: Dataset) -> int:
 
 
 class _Tuning(SiteTuning):
-    """A site before its test; see :class:`~common.strategies.strategy.SiteTuning`."""
+    """A site before its test; see :class:`~common.site_training.SiteTuning`."""
 
     def __init__(
         self, task: Task, model: Any, load: Load, config: RunConfig, place: SiteContext

@@ -24,7 +24,8 @@ from simulations.federate import check_extractor, survey_cohort
 from simulations.hospitals import count_sites, prepare_phantoms, site_names
 from simulations.launch import Resources
 from simulations.measures import MEMBERSHIP, measure
-from simulations.plan import Plan, load_plan, presets
+from simulations.plan import Plan, load_plan
+from simulations.preset_files import presets
 from simulations.question import check_folder, differing, question, require_same, usual
 from simulations.schedule import STATUS, status_of
 from simulations.transfer.command import PRESET as TRANSFER

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,10 +19,10 @@ from common.strategies.strategy import strategy_names
 from common.studies.study import read_study
 from common.tasks.task import read_run_config
 from common.training.gan_presets import stylegan2
-from simulations.config_file import read_toml
 from simulations.contrasts import reference_of
 from simulations.options import allow_named
 from simulations.placeholders import fill_in
+from simulations.preset_files import read_preset
 from simulations.scenarios import crossed
 from simulations.strategy_options import options_of, own_options
 
@@ -33,7 +31,6 @@ Values = dict[str, bool | int | float | str]
 ARMS = ("centralized", "local", "federated")
 PRETRAINING, USE = "pretraining", "use"  # cells that are no arm: what goes before, and after
 VARIANT = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
-PRESETS = Path(__file__).parent / "presets"
 OPTIONS = {  # what a comparison decides for all cells alike
     "run.seed": "--repetitions and --first-repetition",
     "strategy.name": "--strategies",
@@ -286,25 +283,6 @@ def alone_name(variant: str) -> str:
     return f"local/{variant}"
 
 
-def presets() -> dict[str, Path]:
-    """Find the presets that come with fedscan, by name."""
-    return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
-
-
-def _read_preset(preset: str) -> dict[str, Any]:
-    """Read a preset by its name, or by the path of a file that ends in ``.toml``."""
-    found = presets()
-    if preset in found:
-        return tomllib.loads(found[preset].read_text())
-    if preset.endswith(".toml"):
-        return read_toml(Path(preset).expanduser(), "Accepted is a TOML file as the presets are")
-    meant = did_you_mean(preset, found)
-    raise ConfigError(
-        f"unknown preset '{preset}': accepted are {', '.join(found)}, or a file's path that ends "
-        f"in .toml{meant}"
-    )
-
-
 def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any]) -> Plan:
     """Build a plan from a preset, by name or file, command-line overrides and run-config overrides.
 
@@ -317,7 +295,7 @@ def load_plan(preset: str, overrides: Mapping[str, Any], run: Mapping[str, Any])
     ConfigError
         For an unknown preset, or a value that is not accepted.
     """
-    values = _read_preset(preset)
+    values = read_preset(preset)
     values.update({key: value for key, value in overrides.items() if value is not None})
     if unknown := [arm for arm in values.get("arms", ARMS) if arm not in ARMS]:
         meant = did_you_mean(unknown[0], ARMS, cutoff=0.4)

@@ -18,7 +18,8 @@ from common.config.run_config import RunConfig, known_keys
 from common.errors import ConfigError, FedscanError
 from common.fingerprint import fingerprint
 from common.messages import EVALUATE, HELLO, TRAIN
-from simulations.plan import load_plan, presets
+from simulations.plan import load_plan
+from simulations.preset_files import presets
 
 pytestmark = pytest.mark.usefixtures("one_thread", "task_identity")
 

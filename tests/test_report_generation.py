@@ -26,7 +26,8 @@ from common.files import write_json
 from common.metrics_log import Row
 from common.studies.study import load_study
 from simulations import benchmark, collect, compare, console, estimate, federate
-from simulations.plan import Plan, load_plan, presets
+from simulations.plan import Plan, load_plan
+from simulations.preset_files import presets
 from simulations.report import charts, document, generation_words, looks, pictures, samples
 from simulations.report.document import read_results, write_report
 from simulations.schedule import end_cell

@@ -14,7 +14,8 @@ from common.studies.study import built_in_studies, read_study
 from common.training.gan_presets import stylegan2
 from simulations import estimate
 from simulations.compare import Request, compare
-from simulations.plan import Cell, load_plan, presets
+from simulations.plan import Cell, load_plan
+from simulations.preset_files import presets
 
 WITH_HOOKS = [name for name in strategy_names() if load_strategy(name).of_classifiers]
 

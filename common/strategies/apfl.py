@@ -18,9 +18,10 @@ import torch
 from pydantic import Field
 from torch.func import functional_call
 
+from common.site_training import SiteTraining, Trained
 from common.strategies import strategy
 from common.strategies.fedavg import FedAvg
-from common.strategies.strategy import SiteTraining, State, Trained, with_prefix
+from common.strategies.strategy import State, with_prefix
 from common.training.hooks import Batch, Hooks
 
 if TYPE_CHECKING:

@@ -24,10 +24,11 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from common.seeding import derive_seed
+from common.site_training import SiteTraining, Trained
 from common.strategies import strategy
 from common.strategies._features import number_of_features, require_features
 from common.strategies.fedavg import FedAvg
-from common.strategies.strategy import SiteTraining, State, Trained, mean_of
+from common.strategies.strategy import State, mean_of
 from common.training.hooks import Arrays, Batch, Hooks
 
 if TYPE_CHECKING:

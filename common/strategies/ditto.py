@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from common.site_training import SiteTraining, Trained
 from common.strategies import strategy
 from common.strategies.fedavg import FedAvg
 from common.strategies.fedprox import ProximalTerm
-from common.strategies.strategy import SiteTraining, State, Trained
+from common.strategies.strategy import State
 from common.training.hooks import Hooks
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from common.errors import ConfigError
+from common.site_training import SiteTraining, Trained
 from common.strategies import strategy
 from common.strategies.fedper import FedPer
-from common.strategies.strategy import SiteTraining, Trained
 from common.training.hooks import Hooks, hold
 
 if TYPE_CHECKING:

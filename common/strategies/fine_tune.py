@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from common.errors import DivergedError
+from common.site_training import SiteTuning
 from common.strategies import strategy
 from common.strategies.fedavg import FedAvg
-from common.strategies.strategy import SiteTuning, State
+from common.strategies.strategy import State
 from common.training.hooks import Held, Hooks
 
 if TYPE_CHECKING:
