@@ -14,6 +14,7 @@ from common.metrics_log import UPDATE_NORM, WHOLE
 from common.participation import sites_in_training
 from common.privacy.central import moving, noisy_mean
 from common.privacy.guarantee import central_guarantee_of
+from common.privacy.noise import SECRET_BITS
 from common.seeding import derive_seed
 from common.strategies.strategy import SiteUpdate, State, join, load_strategy, split
 from common.tasks.task import load_task
@@ -125,7 +126,7 @@ def aggregate_round(
             norm=config.privacy.central_norm,
             noise_multiplier=central_guarantee_of(config, participants).noise_multiplier,
             sites=sites_in_training(participants, config),
-            seed=secrets.randbits(63) if state.secret_noise else of_run,
+            seed=secrets.randbits(SECRET_BITS) if state.secret_noise else of_run,
             names=moving(state.shared, head_alone=config.model.trains == "head"),
         )
         seen = {"all": SiteUpdate(mean, count=0, votes=1.0)}

@@ -22,6 +22,7 @@ from common.privacy import accounting, dp_sgd
 from common.privacy.accounting import epsilon_of, noise_for
 from common.privacy.dp_sgd import DPSGD, require_separate, sum_of_clipped
 from common.privacy.guarantee import dp_sgd_of, guarantee_of
+from common.privacy.noise import SECRET_BITS, noise_like
 from common.privacy.sampling import poisson_batches
 from common.strategies.strategy import load_strategy, strategy_names
 from common.tasks.task import load_task, read_run_config
@@ -352,3 +353,20 @@ def test_noise_differs_between_sites_rounds_and_secrets_and_repeats_in_a_simulat
     assert torch.equal(noise(NORTH), noise(NORTH))
     every = [noise(NORTH), noise(south), noise(secret), noise(NORTH, number=2)]
     assert len({tuple(one.flatten().tolist()) for one in every}) == 4
+
+
+def test_every_bit_of_a_seed_counts_so_that_noise_cannot_be_tried_out():
+    """PyTorch's generator on the CPU drops all but 32 bits."""
+    zeros = torch.zeros(8)
+    drawn = [noise_like(zeros, np.random.default_rng(5 + (1 << k))) for k in range(SECRET_BITS)]
+    assert len({tuple(one.tolist()) for one in drawn}) == SECRET_BITS
+
+
+def test_noise_is_standard_normal_and_of_its_tensors_shape_and_type():
+    from scipy.stats import kstest
+
+    generator = np.random.default_rng(0)
+    drawn = noise_like(torch.zeros(100, 200), generator)
+    assert (drawn.shape, drawn.dtype) == ((100, 200), torch.float32)
+    assert kstest(drawn.flatten().numpy(), "norm").pvalue > 0.001
+    assert noise_like(torch.zeros((), dtype=torch.float64), generator).dtype == torch.float64

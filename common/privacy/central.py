@@ -17,7 +17,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+
+from common.privacy.noise import noise_like
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,10 +95,9 @@ def noisy_mean(
         Whoever knows it knows the noise.
     """
     total = clipped_sum(updates, weights, norm, names)
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     mean = dict(weights)
     for name, tensor in total.items():
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        moved = (tensor + noise_multiplier * norm * noise) / sites
+        moved = (tensor + noise_multiplier * norm * noise_like(tensor, generator)) / sites
         mean[name] = (weights[name].double() + moved).to(weights[name].dtype)
     return mean

@@ -21,11 +21,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from common.privacy.noise import noise_like
 from common.privacy.sampling import poisson_batches
 from common.seeding import derive_seed
 
@@ -83,13 +85,10 @@ class DPSGD:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         seen: list[Tensor] = []
         total = sum_of_clipped(_kept(losses, seen), weights, self.max_norm)
-        generator = torch.Generator().manual_seed(
-            derive_seed(self.seed, purpose="noise", step=step)
-        )
+        generator = np.random.default_rng(derive_seed(self.seed, purpose="noise", step=step))
         for weight, gradient in zip(weights, total, strict=True):
             if self.noise_multiplier:
-                noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-                gradient += (self.noise_multiplier * self.max_norm * noise).to(weight.device)
+                gradient += self.noise_multiplier * self.max_norm * noise_like(weight, generator)
             weight.grad = gradient / self.people
         return torch.stack(seen).mean() if seen else torch.zeros((), device=weights[0].device)
 
