@@ -225,6 +225,7 @@ class RemoteSites:
         run, phase = self.config.run, phase_of(kind, number, split)
         statistics = statistics_bytes(self.config) if kind == messages.EVALUATE else 0
         of_all = self._counting(kind, self.names)
+        waits = self.config.privacy.is_central  # else one answer decides whether others count
         self._note_suspended(number, split, state)
         if not (counting := self._counting(kind, names)) or len(counting) < run.min_replies:
             suspended = ", ".join(sorted(state.standing.suspended))
@@ -239,18 +240,17 @@ class RemoteSites:
         found: dict[str, Answer] = {}
         failures: dict[str, tuple[Outcome, SiteFailure]] = {}
         traffic: dict[str, tuple[int, int]] = {}
-        for attempt in range(run.round_retries + 1 if run.min_replies else 1):
+        for attempt in range(run.round_retries + 1 if run.min_replies and not waits else 1):
             if attempt:
                 log.warning(
                     "%s: %d of %d answers; asking again", phase, len(found), run.min_replies
                 )
                 self.participants.wait_for(run.min_replies)
-            missing = [name for name in names if name not in found]
             failures = {}
             answers = self._ask(
-                *(phase, missing, compose, read, traffic),
+                *(phase, [n for n in names if n not in found], compose, read, traffic),
                 of_all,
-                run.min_replies if split != "test" else 0,
+                run.min_replies if split != "test" and not waits else 0,
                 statistics,
             )
             for name, answer in answers:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from conftest import TINY
 from processes import ROOT
 from tiny import run_config
+from torch import nn
 
 from clients.app import app
 from clients.policy import SIMULATED, SitePolicy
@@ -25,7 +28,9 @@ from common.disclosure import Disclosure
 from common.errors import ConfigError
 from common.extensions import allow, allow_only
 from common.imaging.bids import list_sites
+from common.models import outside
 from common.strategies.strategy import SiteUpdate, load_strategy
+from common.tasks import classifier_networks
 from common.tasks.task import SiteContext, load_task, read_run_config
 from simulations.arms import train_in_place
 from simulations.options import parse_set, run_overrides
@@ -249,14 +254,51 @@ def test_statistics_of_batch_normalization_leave_over_enough_people(
     assert not torch.equal(before["network.head.weight"], after["network.head.weight"])
 
 
-def test_batch_normalization_is_refused_with_differential_privacy() -> None:
-    allow([MODEL, READER])
+PRIVATE = {"privacy.epsilon": 5.0, "privacy.delta": 1e-3, "training.augment": "none"}
+CENTRAL = {"privacy.central-epsilon": 5.0, "run.evaluate-every": 0}
+
+
+def private(options: dict[str, object], build: Callable[..., nn.Module], monkeypatch):
+    """Read the config of a run with differential privacy whose network is built so."""
+    name = "ward7.nets:own"
+    allow([name, READER])
+    monkeypatch.setattr(importlib.import_module("ward7.nets"), "own", build, raising=False)
+    for cached in (outside._look, classifier_networks.network_statistics):
+        cached.cache_clear()
+    return read_run_config({**SMALL, "study": STUDY, "model.classifier": name, **options})
+
+
+def flat(*, buffer: bool = False, persistent: bool = True) -> Callable[..., nn.Module]:
+    """A linear network, perhaps with a buffer of numbers that it could change."""
+
+    def build(*, channels: int, classes: int, size: int) -> nn.Module:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))
+        if buffer:
+            network.register_buffer("seen", torch.zeros(3), persistent=persistent)
+        return network
+
+    return build
+
+
+@pytest.mark.parametrize("options", [PRIVATE, CENTRAL], ids=["people", "sites"])
+def test_what_would_travel_beside_the_weights_is_refused_with_differential_privacy(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nets = importlib.import_module("ward7.nets")
+    private(options, flat(), monkeypatch)
+    private(options, flat(buffer=True, persistent=False), monkeypatch)
     with pytest.raises(ConfigError, match="use GroupNorm"):
-        read_run_config(
-            SMALL
-            | {"study": STUDY, "model.classifier": MODEL, "privacy.epsilon": 5.0}
-            | {"privacy.delta": 1e-3, "training.augment": "none"}
-        )
+        private(options, nets.small, monkeypatch)
+    with pytest.raises(ConfigError, match=r"buffer 'network\.seen' would travel"):
+        private(options, flat(buffer=True), monkeypatch)
+
+
+def test_noise_for_the_head_alone_needs_a_head_that_the_server_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    private({"model.trains": "head"}, flat(), monkeypatch)
+    with pytest.raises(ConfigError, match=r"model\.trains = 'head'"):
+        private({**CENTRAL, "model.trains": "head"}, flat(), monkeypatch)
 
 
 def test_a_clipped_mean_is_the_mean_where_no_step_is_longer_than_the_bound() -> None:

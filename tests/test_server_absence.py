@@ -175,6 +175,26 @@ def test_grace_begins_when_enough_have_answered(tmp_path, monkeypatch):
     assert 20 <= clock.now < 40
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["enough", "too few"])
+def test_with_noise_at_the_server_no_sites_answer_decides_whose_are_waited_for(
+    tmp_path, monkeypatch, there
+):
+    """One more answer would otherwise cut off, or spare asking again, another site's."""
+    clock = Clock()
+    monkeypatch.setattr(exchange, "time", clock)
+    away = {(TRAIN, 1): absent}
+    east = ScriptedSite("east") if there else Troubled("east", trouble=away)
+    grid = grid_of(east, ScriptedSite("north"), Troubled("south", trouble=away))
+    options = {"rounds": 1, "min_replies": 2, "grace_seconds": 20.0, "round_timeout": 1000.0}
+    central = {"central_epsilon": 8.0, "evaluate_every": 1}
+    if there:
+        run(tmp_path, grid, **options, **central)
+    else:
+        fail(tmp_path, grid, SiteFailure, **options, **central)
+    asked = [m for m in grid.requests if m.metadata.message_type == TRAIN]
+    assert len(asked) == 3 and clock.now >= 1000
+
+
 def test_site_at_work_on_two_orders_is_not_asked_and_its_late_answers_are_dropped(tmp_path, caplog):
     """South's answers of round 1 are there when the others train for round 2."""
     south = Troubled("south", trouble={(TRAIN, 1): absent, (EVALUATE, 1): absent})

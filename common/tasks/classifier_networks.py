@@ -74,7 +74,7 @@ def heights_mm(config: RunConfig) -> tuple[float, ...]:
 
 
 def check_network(config: RunConfig) -> None:
-    """Refuse an extension's network that is none of the study's images, or not with DP-SGD.
+    """Refuse an extension's network that is none of the study's images, or tells more than noise.
 
     Raises
     ------
@@ -85,10 +85,26 @@ def check_network(config: RunConfig) -> None:
     study, name = config.read_study(), config.model.classifier
     classes, dimensions = len(study.label.classes.names), 2 if study.images.view == "picture" else 3
     check_outside(name, study.images.channels, classes, config.data.size, dimensions)
-    if config.privacy.is_on and network_statistics(config):
+    if not (config.privacy.is_on or config.privacy.is_central):
+        return
+    key = "privacy.epsilon" if config.privacy.is_on else "privacy.central-epsilon"
+    if network_statistics(config):
         raise ConfigError(
             f"model.classifier '{name}' has batch normalization, by which images of a batch change "
-            "one another, and privacy.epsilon bounds what each does: use GroupNorm"
+            f"one another and whose statistics travel, and {key} covers neither: use GroupNorm"
+        )
+    model = build(config, ())
+    weights = {name for name, _ in model.named_parameters()}
+    travelling = [n for n, tensor in model.state_dict().items() if tensor.is_floating_point()]
+    if beside := [one for one in travelling if one not in weights]:
+        raise ConfigError(
+            f"model.classifier '{name}': its buffer '{beside[0]}' would travel beside the weights, "
+            f"and {key} covers weights alone: register it with persistent=False"
+        )
+    if config.privacy.is_central and config.model.trains == "head":
+        raise ConfigError(
+            "model.trains = 'head' with privacy.central-epsilon: the server does not know which "
+            f"weights are the head of '{name}': set 'all', or choose a classifier of fedscan's"
         )
 
 
