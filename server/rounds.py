@@ -117,7 +117,11 @@ def _summary(
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
         **whole,
-        **central_statement(config, len(learning_sites(tuple(participants.sites), config))),
+        **central_statement(
+            config,
+            len(learning_sites(tuple(participants.sites), config)),
+            secret_noise=state.secret_noise,
+        ),
         **statement(config, result.fits, state.fits),
         "sites": {
             name: {

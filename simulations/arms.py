@@ -31,8 +31,9 @@ from common.files import make_folder, write_atomically, write_json
 from common.local_round import judge_at_site, train_one_round
 from common.machine import usable_cpus
 from common.metrics_log import BYTES, UNUSABLE, MetricsLog, Row, read_rows
-from common.participation import in_training
+from common.participation import in_training, learning_sites
 from common.paths import cache_dir
+from common.privacy.promises import central_statement
 from common.privacy.statement import statement
 from common.rounds import begin, run_rounds
 from common.run_folder import MANIFEST, METRICS, SUMMARY
@@ -172,7 +173,9 @@ def train_in_place(
         "trained_on": sorted({site for members in participants.values() for site in members}),
     }
     write_json(folder / MANIFEST, about)
-    promised = statement(config, result.fits, state.fits)
+    number = len(learning_sites(sites.names, config))
+    promised = central_statement(config, number, secret_noise=state.secret_noise)
+    promised |= statement(config, result.fits, state.fits)
     about_model = {"best_round": result.round, **whole, **promised, "sites": told}
     write_json(folder / SUMMARY, about_model)
     return sites.rows

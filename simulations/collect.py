@@ -17,6 +17,7 @@ from common.paths import cache_dir
 from common.reading import read_json
 from common.tasks.task import load_task
 from simulations.plan import Cell, Plan
+from simulations.report.ledger import PROMISES
 from simulations.results import USE_NUMBERS, USE_TEXTS, read_predictions, read_table
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def summarize_cells(
     )
     if new_cohorts:
         models = [(cell, told) for cell, told in models if cell.seed == plan.first_repetition]
-    if promised := _promises(models):
-        summary["privacy"] = promised
+    for key in PROMISES:
+        if promised := _promises(models, key):
+            summary[key] = promised
     summary["images"] = {site: _used(models, site, listed) for site, listed in counts.items()}
     (folder / "use.csv").unlink(missing_ok=True)
     columns = {"numbers": USE_NUMBERS, "texts": USE_TEXTS}
@@ -117,14 +119,15 @@ def _plain_bytes(models: Models) -> dict[tuple[str, int], float]:
     return plain
 
 
-def _promises(models: Models) -> dict[str, dict[str, Any]]:
-    """What models promised the people of their sites, by model; the first of each says it."""
+def _promises(models: Models, key: str) -> dict[str, dict[str, Any]]:
+    """What models promised people, or sites, by model; the first of each says it."""
     found: dict[str, dict[str, Any]] = {}
     for cell, summary in models:
-        if told := summary.get("privacy"):
+        if told := summary.get(key):
             name = f"{cell.arm}/{cell.strategy}" if cell.strategy else cell.arm
-            one = found.setdefault(name, {**told, "sites": {}})
-            one["sites"] = {**told["sites"], **one["sites"]}
+            one = found.setdefault(name, dict(told))
+            if isinstance(told["sites"], dict):  # a site that trains by itself has a model of it
+                one["sites"] = {**told["sites"], **one["sites"]}
     return found
 
 

@@ -14,10 +14,19 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError, FedscanError
 from common.files import write_json
 from common.metrics_log import read_rows
+from common.participation import learning_sites
+from common.privacy.promises import central_statement
 from common.privacy.statement import TOLD, statement
 from common.reading import read_json
 from common.run_folder import LAUNCH, MANIFEST, METRICS, SUMMARY
-from simulations.report.ledger import ATTACKS, FROM_SEED, NO_PRIVACY, promise
+from simulations.report.ledger import (
+    ATTACKS,
+    NO_PRIVACY,
+    PROMISES,
+    promises,
+    protection,
+    weaknesses,
+)
 from simulations.report.words import is_number, mapping
 
 BESIDE = f"*/{ATTACKS}.json"
@@ -64,10 +73,11 @@ def read_ledger(folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``run``; ``privacy``, as in its summary, or of a run that has not ended as its sites have
-        told so far; ``totals[site]``: ``epsilon``, ``delta`` and ``runs`` of all that a site's
-        ``budget.toml`` on this machine holds; ``protected_by`` and ``not_protected``, sentences;
-        ``attacks``: results of ``fedscan attack`` in the summary, in the folder or beside it.
+        ``run``; ``privacy`` and ``central_privacy``, as in its summary, or of a run that has not
+        ended as its sites have told so far, and as its configuration has it; ``totals[site]``:
+        ``epsilon``, ``delta`` and ``runs`` of all that a site's ``budget.toml`` on this machine
+        holds; ``protected_by`` and ``not_protected``, sentences; ``attacks``: results of
+        ``fedscan attack`` in the summary, in the folder or beside it.
 
     Raises
     ------
@@ -82,19 +92,18 @@ def read_ledger(folder: Path) -> dict[str, Any]:
         hint = f"Name a folder inside, such as {inside[-1]}" if inside else "Name a run's folder"
         raise ConfigError(f"{folder}: no {MANIFEST} is here, so this is no run. {hint}")
     config = mapping(manifest.get("config"))
-    privacy = mapping(summary.get("privacy"))
-    if not privacy and config.get("privacy.epsilon"):
-        privacy = _so_far(folder, config)
     told_of = manifest.get("sites")
     sites = mapping(summary.get("sites")) or mapping(told_of)
+    told = summary or _so_far(folder, config, tuple(sites))
+    given = promises(told)
     run = str(summary.get("run_id") or manifest.get("run_id") or folder.name)
     norm = _update_norm(folder)
     return {
         "run": run,
-        "privacy": dict(privacy),
+        **{key: dict(mapping(told.get(key))) for key in PROMISES},
         "totals": {site: found for site in sites if (found := _total(site, run))},
-        "protected_by": list(_protected(config, privacy, sites, norm)),
-        "not_protected": list(_not_protected(config, privacy, norm)),
+        "protected_by": list(_protected(config, given, sites, norm)),
+        "not_protected": list(_not_protected(config, given, norm)),
         ATTACKS: _attacks(folder, summary),
     }
 
@@ -106,14 +115,22 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _so_far(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what sites of a run without a summary have told of their guarantees."""
+def _so_far(
+    folder: Path, config: Mapping[str, Any], sites: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """Return what a run without a summary promises, and what its sites have told of it."""
+    if not any(config.get(key) for key in ("privacy.epsilon", "privacy.central-epsilon")):
+        return {}
+    run = RunConfig.from_flower(config)
     fits: dict[str, dict[str, float]] = {}
     with contextlib.suppress(FileNotFoundError):
         for row in read_rows(folder / METRICS):
             if row.split == "train" and row.name in TOLD:
                 fits.setdefault(row.site, {})[row.name] = row.value
-    return statement(RunConfig.from_flower(config), fits)["privacy"]
+    secret = _read(folder / LAUNCH).get("separate")  # not in one process with all of its sites
+    number = len(learning_sites(sites, run))  # not known of a model of a comparison
+    found = central_statement(run, number, secret_noise=secret) if number else {}
+    return {**statement(run, fits), **found}
 
 
 def _total(site: str, run: str) -> dict[str, Any]:
@@ -143,10 +160,13 @@ def _update_norm(folder: Path) -> float:
 
 
 def _protected(
-    config: Mapping[str, Any], privacy: Mapping[str, Any], sites: Mapping[str, Any], norm: float
+    config: Mapping[str, Any],
+    given: Sequence[Mapping[str, Any]],
+    sites: Mapping[str, Any],
+    norm: float,
 ) -> Iterator[str]:
     """Yield what bounds what the run tells."""
-    yield from promise(privacy)[: 1 if privacy.get("secret_noise") else 0]
+    yield from (protection(one) for one in given if one.get("secret_noise"))
     if config.get("privacy.secure-sums"):
         yield "Secure sums: the server has seen the sum of the sites' updates, and no single one"
     least = {
@@ -165,13 +185,12 @@ def _protected(
 
 
 def _not_protected(
-    config: Mapping[str, Any], privacy: Mapping[str, Any], norm: float
+    config: Mapping[str, Any], given: Sequence[Mapping[str, Any]], norm: float
 ) -> Iterator[str]:
     """Yield what does not."""
-    if not privacy:
+    if not given:
         yield NO_PRIVACY
-    elif not privacy.get("secret_noise"):
-        yield FROM_SEED
+    yield from weaknesses(given)
     if not config.get("privacy.secure-sums"):
         yield "No secure sums: the server has seen every site's update in every round"
     if not norm:

@@ -46,10 +46,10 @@ def privacy(
 def _show(found: Mapping[str, Any]) -> None:
     from simulations.console import out
     from simulations.ledger_tables import show_attacks, show_budgets
-    from simulations.report.ledger import told
+    from simulations.report.ledger import promises, told, unit_of
 
-    if found["privacy"]:
-        show_budgets(found["privacy"], found["totals"])
+    for one in promises(found):
+        show_budgets(one, found["totals"] if unit_of(one) == "person" else None)
     for title, key in (("Protected by", "protected_by"), ("Not protected", "not_protected")):
         out.print(f"{title}:" if found[key] else f"{title}: nothing", markup=False)
         for line in found[key]:

@@ -10,29 +10,38 @@ from rich.markup import escape
 from rich.table import Table
 
 from simulations.console import out
-from simulations.report.ledger import about_whom, budgets, promise, result, short, unit_of
+from simulations.report.ledger import (
+    about_whom,
+    budgets,
+    promises,
+    result,
+    short,
+    unit_of,
+    weaknesses,
+)
 
 
-def show_promise(privacy: Mapping[str, Any]) -> None:
+def show_promises(summary: Mapping[str, Any]) -> None:
     """Print what a run promised, where it did, as its closing lines."""
-    if lines := promise(privacy):
-        show_budgets(privacy)
-        for line in lines[1:]:
-            out.print(line, soft_wrap=True, markup=False)
+    given = promises(summary)
+    for one in given:
+        show_budgets(one)
+    for line in weaknesses(given):
+        out.print(line, soft_wrap=True, markup=False)
 
 
 def show_budgets(
-    privacy: Mapping[str, Any], totals: Mapping[str, Mapping[str, Any]] | None = None
+    promise: Mapping[str, Any], totals: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Print each site's budget as a table."""
-    table = Table(title=f"Differential privacy, unit: {unit_of(privacy)}", title_justify="left")
+    """Print a promise as a table, with the sum over all runs of each site where it is known."""
+    table = Table(title=f"Differential privacy, unit: {unit_of(promise)}", title_justify="left")
     table.add_column("site")
     for heading in ("ε spent", "of", "δ", "noise multiplier", "max-norm"):
         table.add_column(heading, justify="right")
     if totals:
         table.add_column("ε of all runs", justify="right")
-    whole, norm = short(privacy.get("epsilon")), short(privacy.get("max_norm"))
-    for site, spent, delta, noise in budgets(privacy):
+    whole, norm = short(promise.get("epsilon")), short(promise.get("max_norm"))
+    for site, spent, delta, noise in budgets(promise):
         row = [escape(site), spent, whole, delta, noise, norm]
         if totals:
             all_runs = totals.get(site, {})

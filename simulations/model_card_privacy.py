@@ -9,9 +9,13 @@ from simulations.report.ledger import (
     NO_PRIVACY,
     about_whom,
     budgets,
-    promise,
+    promises,
+    protection,
     result,
+    short,
     told,
+    unit_of,
+    weaknesses,
 )
 from simulations.report.words import mapping
 
@@ -23,10 +27,15 @@ CAVEAT = (
 
 def of_privacy(facts: Facts) -> list[str]:
     """Return the lines of the section."""
-    privacy = mapping(facts.summary.get("privacy"))
-    lines = promise(privacy) or [f"{NO_PRIVACY}."]
-    if rows := [[code(site), *numbers] for site, *numbers in budgets(privacy)]:
-        lines = [*lines, "", *table(["site", "ε spent", "δ", "noise multiplier"], rows)]
+    given = promises(facts.summary)
+    lines = [*map(protection, given), *weaknesses(given)] or [f"{NO_PRIVACY}."]
+    if rows := [
+        [unit_of(one), code(site), *numbers, short(one.get("max_norm"))]
+        for one in given
+        for site, *numbers in budgets(one)
+    ]:
+        heads = ["unit", "site", "ε spent", "δ", "noise multiplier", "clipping norm"]
+        lines = [*lines, "", *table(heads, rows)]
     attacks = facts.summary.get(ATTACKS)
     attacks = told([*map(mapping, attacks)]) if isinstance(attacks, list) else []
     rows = [

@@ -256,10 +256,10 @@ def _show(config: RunConfig, output_format: Format, **how: Any) -> None:
     if output_format is Format.json:
         typer.echo(json.dumps(summary))
     else:
-        from simulations.ledger_tables import show_promise
+        from simulations.ledger_tables import show_promises
 
         show_run(summary)
-        show_promise(summary.get("privacy") or {})
+        show_promises(summary)
     report = write_run_report(folder, files=config.task == "generation")
     if output_format is Format.text:
         if report:

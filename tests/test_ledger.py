@@ -18,25 +18,35 @@ from common.config.run_config import RunConfig
 from common.errors import ConfigError
 from common.imaging.bids import list_sites
 from common.metrics_log import MetricsLog, Row
-from common.privacy.guarantee import Guarantee, guarantee_of
+from common.privacy.guarantee import Guarantee, central_guarantee_of, guarantee_of
 from common.privacy.statement import statement, told
 from common.tasks.task import SiteContext
 from simulations.arms import train_in_place
 from simulations.attack import cell as attacked_cells
 from simulations.cli import app
 from simulations.ledger import keep, merged, read_ledger
-from simulations.ledger_tables import show_promise
+from simulations.ledger_tables import show_promises
 from simulations.measures import MEMBERSHIP
 from simulations.model_card import metadata, read_facts
 from simulations.model_card_text import render
-from simulations.report.ledger import FROM_SEED, NO_PRIVACY, promise, result
+from simulations.report.ledger import (
+    FROM_SEED,
+    NO_PRIVACY,
+    NOT_KNOWN,
+    PROMISES,
+    UNITS,
+    budgets,
+    promises,
+    result,
+    weaknesses,
+)
 from simulations.report.privacy_blocks import of_run
 from simulations.results import COLUMNS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = {"run.rounds": 2, "training.local-steps": 2, "training.batch-size": 4, "data.size": 16}
-PRIVATE = run_config(TINY, epsilon=8.0)
+PRIVATE = run_config(TINY, epsilon=8.0, central_epsilon=4.0)  # to people, and to sites
 ATTACK = {
     "kind": "membership",
     "method": "loss",
@@ -96,6 +106,27 @@ def test_a_summary_tells_of_each_site_what_its_guarantee_is(private: Path) -> No
         }
 
 
+def test_a_summary_tells_what_the_servers_noise_promises_each_site(private: Path) -> None:
+    found = json.loads((private / "summary.json").read_text())["central_privacy"]
+    expected = central_guarantee_of(PRIVATE, 2)
+    assert found == {
+        "unit": "site",
+        "epsilon": 4.0,
+        "delta": expected.delta,
+        "noise_multiplier": expected.noise_multiplier,
+        "max_norm": 1.0,
+        "rounds": 2,
+        "sites": 2,
+        "secret_noise": False,
+    }
+
+
+def test_of_two_promises_the_one_whose_noise_is_known_is_named() -> None:
+    person, site = ({"unit": unit, "secret_noise": True} for unit in UNITS)
+    assert weaknesses([person, site]) == []
+    assert weaknesses([person, {**site, "secret_noise": False}]) == [f"Unit site: {FROM_SEED}"]
+
+
 @pytest.mark.parametrize("people", [4, 40])
 def test_what_is_spent_grows_with_the_rounds_up_to_the_budget(people: int) -> None:
     spent = [told(PRIVATE, people, k, secret_noise=True)["epsilon"] for k in (1, 2)]
@@ -104,10 +135,14 @@ def test_what_is_spent_grows_with_the_rounds_up_to_the_budget(people: int) -> No
 
 def test_noise_is_called_secret_only_where_every_site_says_so() -> None:
     secret, known = (told(PRIVATE, 8, 1, secret_noise=one) for one in (True, False))
-    for fits, expected in (({"a": secret}, True), ({"a": secret, "b": known}, False), ({}, False)):
+    for fits, expected, words in (
+        ({"a": secret}, True, []),
+        ({"a": secret, "b": known}, False, [FROM_SEED]),
+        ({}, None, [NOT_KNOWN]),  # with secure sums no site tells
+    ):
         found = statement(PRIVATE, fits)["privacy"]
-        assert found["secret_noise"] is expected
-        assert (FROM_SEED in promise(found)) is not expected
+        assert found["secret_noise"] is expected and weaknesses([found]) == words
+    assert list(budgets(found)) == [("each", "–", "–", "–")]
 
 
 def test_of_a_site_that_was_away_in_the_last_round_an_earlier_one_tells() -> None:
@@ -119,16 +154,17 @@ def test_of_a_site_that_was_away_in_the_last_round_an_earlier_one_tells() -> Non
 def test_without_differential_privacy_nothing_is_promised() -> None:
     plain = run_config(TINY)
     assert statement(plain, {"a": {"loss": 1.0}}) == told(plain, 8, 1, secret_noise=True) == {}
-    assert promise({}) == [] and not list(of_run({}))
+    assert promises({}) == [] and not list(of_run({}))
 
 
 def test_the_closing_lines_of_a_run_tell_the_budget_and_that_the_noise_is_known(
     private: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show_promise(json.loads((private / "summary.json").read_text())["privacy"])
+    show_promises(json.loads((private / "summary.json").read_text()))
     said = capsys.readouterr().out
-    assert "unit: person" in said and "noise multiplier" in said and FROM_SEED in said
-    show_promise({})
+    assert "unit: person" in said and "unit: site" in said and "noise multiplier" in said
+    assert "each of 2" in said and said.count(FROM_SEED) == 1
+    show_promises({})
     assert not capsys.readouterr().out
 
 
@@ -136,10 +172,12 @@ def test_a_card_tells_the_promise_of_its_run_and_the_results_of_attacks(run: Pat
     keep(run, [ATTACK])
     facts = read_facts(_as_run(run))
     body = render(facts, metadata(facts))
-    assert FROM_SEED in body and "| `north` |" in body
+    assert body.count(FROM_SEED) == 1 and "| person | `north` |" in body
+    assert "| site | `each of 2` | 4 | 0.05 |" in body and "(privacy.central-norm)" in body
     assert "AUROC 0.75 (0.50 to 0.90)" in body and "no proof of privacy" in body
     summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps({**summary, "privacy": {}, "attacks": []}))
+    none = {key: {} for key in PROMISES}
+    (run / "summary.json").write_text(json.dumps({**summary, **none, "attacks": []}))
     facts = read_facts(run)
     assert f"{NO_PRIVACY}." in render(facts, metadata(facts))
 
@@ -154,8 +192,10 @@ def _as_run(folder: Path) -> Path:
 def test_a_report_of_a_run_has_a_section_of_its_budgets_and_attacks(run: Path) -> None:
     keep(run, [ATTACK])
     (section,) = of_run(json.loads((run / "summary.json").read_text()))
-    tables = [block.title for kind, block in section.blocks if kind == "table"]
-    assert tables == ["Budgets", "Attacks"]
+    shown, attacks = (block for kind, block in section.blocks if kind == "table")
+    assert (shown.title, attacks.title) == ("Budgets", "Attacks")
+    units = [(row[0].text, row[1].text) for group in shown.groups for row in group]
+    assert units == [("island", "person"), ("north", "person"), ("each of 2", "site")]
 
 
 def test_the_ledger_tells_this_run_and_the_sum_of_a_sites_runs(run: Path) -> None:
@@ -167,8 +207,10 @@ def test_the_ledger_tells_this_run_and_the_sum_of_a_sites_runs(run: Path) -> Non
     assert found["totals"] == {"north": {"epsilon": 16.0, "delta": 2e-3, "runs": 2}}
     assert FROM_SEED in found["not_protected"]
     assert any("secure sums" in line for line in found["not_protected"])
+    assert found["central_privacy"]["unit"] == "site"
     text = _said(run)
     assert "Not protected" in text and "16 (2)" in text and "fedscan attack" in text
+    assert "unit: site" in text and "each of 2" in text
 
 
 def test_what_protected_a_deployed_run_is_told(run: Path) -> None:
@@ -178,14 +220,16 @@ def test_what_protected_a_deployed_run_is_told(run: Path) -> None:
     ):
         values = json.loads((run / name).read_text())
         if name == "summary.json":
-            values["privacy"]["secret_noise"] = True
+            for key in PROMISES:
+                values[key]["secret_noise"] = True
             values["sites"]["north"] |= changes
         else:
             values["config"] |= changes
         (run / name).write_text(json.dumps(values))
     found = read_ledger(run)
-    first, sums, least = found["protected_by"]
-    assert "ε = 8" in first and sums.startswith("Secure sums") and "fewer than 10" in least
+    first, second, sums, least = found["protected_by"]
+    assert "ε = 8" in first and "each site as a whole" in second and "ε = 4" in second
+    assert sums.startswith("Secure sums") and "fewer than 10" in least
     assert FROM_SEED not in found["not_protected"]
 
 
@@ -212,8 +256,12 @@ def test_a_run_without_privacy_says_so_and_one_that_has_not_ended_what_is_spent(
         )
     found = read_ledger(run)["privacy"]
     assert found["sites"]["north"]["epsilon"] == site["epsilon"] and found["secret_noise"]
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["config"]["privacy.epsilon"] = 0.0
+    manifest = json.loads((_as_run(run) / "manifest.json").read_text())
+    for separate in (False, True):  # simulated sites in one engine, or processes of their own
+        (run / "launch.json").write_text(json.dumps({"separate": separate}))
+        central = read_ledger(run)["central_privacy"]
+        assert (central["sites"], central["secret_noise"]) == (2, separate)
+    manifest["config"] |= run_config(TINY).to_flower()
     (run / "manifest.json").write_text(json.dumps(manifest))
     assert NO_PRIVACY in read_ledger(run)["not_protected"]
 

@@ -199,6 +199,13 @@ def test_a_rounds_noise_is_calibrated_to_all_rounds(monkeypatch):
     assert given["noise_multiplier"] == central_guarantee_of(run, 4).noise_multiplier
 
 
+def test_the_noise_of_seeds_that_differ_in_a_high_bit_differs():
+    given = ({}, {"w": torch.zeros(4)})
+    about = {"norm": 1.0, "noise_multiplier": 1.0, "sites": 1, "names": ["w"]}
+    one, other = (noisy_mean(*given, **about, seed=seed)["w"] for seed in (5, 5 + (1 << 100)))
+    assert not torch.equal(one, other)
+
+
 def test_noise_follows_from_the_seed_in_a_simulation_and_from_nothing_elsewhere():
     def found(secret: bool) -> torch.Tensor:
         return one_round({SITES[0]: update(*[0.0] * 8)}, config(), secret=secret)[0]["body.weight"]
@@ -245,9 +252,10 @@ def test_a_run_lists_what_it_promises_to_people_and_to_sites():
 
 
 def test_the_summary_tells_the_servers_promise():
-    told = central_statement(config(), 4)["central_privacy"]
+    told = central_statement(config(), 4, secret_noise=True)["central_privacy"]
     assert (told["unit"], told["epsilon"], told["delta"], told["sites"]) == ("site", 8.0, 1 / 40, 4)
-    assert central_statement(read_run_config(TINY), 4) == {}
+    assert told["max_norm"] == 1.0 and told["secret_noise"] is True
+    assert central_statement(read_run_config(TINY), 4, secret_noise=True) == {}
 
 
 def test_a_delta_with_which_one_site_could_be_published_is_refused_before_the_run():

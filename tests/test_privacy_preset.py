@@ -97,8 +97,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table.to_csv(folder / "results.csv", index=False)
     summary = summarize(table, poor_site="island", contrasts=[["epsilon-8", "local/epsilon-8"]])
     site = {"epsilon": 7.5, "delta": 1e-3, "noise_multiplier": 2.25}
-    promised = {"unit": "person", "epsilon": 8.0, "max_norm": 1.0, "sites": {"north": site}}
+    promised = {
+        "unit": "person",
+        "epsilon": 8.0,
+        "max_norm": 1.0,
+        "sites": {"north": site},
+        "secret_noise": False,
+    }
     summary["privacy"] = {f"{arm}/epsilon-8": promised for arm in ("federated", "local")}
+    central = {"unit": "site", "epsilon": 4.5, "noise_multiplier": 3.25, "sites": 3}
+    summary["central_privacy"] = {"federated/no-noise": central}
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -136,8 +144,15 @@ def test_membership_is_not_resampled_by_the_test_images_of_one_cohort(folder: Pa
 
 def test_the_report_sets_accuracy_and_membership_against_epsilon(folder: Path) -> None:
     page = Page(write_report(folder).read_text())
-    for words in ("Accuracy and membership against ε", "AUROC of membership", "Budgets", "2.25"):
+    for words in (
+        "Accuracy and membership against ε",
+        "AUROC of membership",
+        "Budgets",
+        "2.25",
+        "3.25",
+    ):
         assert words in page.text
+    assert "4.5 (site)" in page.text and "each of 3" in page.text
     assert "whoever knows the seed can remove it" in page.text
 
 

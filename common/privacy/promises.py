@@ -91,7 +91,9 @@ def promises_of(config: RunConfig, people: Mapping[str, int | None]) -> list[Pro
     return found
 
 
-def central_statement(config: RunConfig, sites: int) -> dict[str, Any]:
+def central_statement(
+    config: RunConfig, sites: int, *, secret_noise: bool | None
+) -> dict[str, Any]:
     """Return what a run's summary says of the server's noise; nothing where there is none.
 
     Parameters
@@ -99,12 +101,16 @@ def central_statement(config: RunConfig, sites: int) -> dict[str, Any]:
     config : RunConfig
     sites : int
         That learn.
+    secret_noise : bool, optional
+        Whether the noise follows from nothing that anybody knows; else it follows from the run's
+        seed. None: that is not known.
 
     Returns
     -------
     dict
         ``central_privacy``: ``unit``, ``epsilon`` and ``delta`` of the whole run,
-        ``noise_multiplier``, ``norm``, ``rounds``, ``sites``.
+        ``noise_multiplier``, ``max_norm`` of a site's update, ``rounds``, ``sites``,
+        ``secret_noise``.
     """
     if not config.privacy.is_central:
         return {}
@@ -115,8 +121,9 @@ def central_statement(config: RunConfig, sites: int) -> dict[str, Any]:
             "epsilon": known.epsilon,
             "delta": known.delta,
             "noise_multiplier": known.noise_multiplier,
-            "norm": config.privacy.central_norm,
+            "max_norm": config.privacy.central_norm,
             "rounds": known.rounds,
             "sites": sites,
+            "secret_noise": secret_noise,
         }
     }

@@ -64,8 +64,9 @@ def statement(config: RunConfig, *fits: Mapping[str, Mapping[str, float]]) -> di
     -------
     dict
         ``privacy``: ``unit``, ``epsilon`` (the budget of the whole run), ``max_norm``,
-        ``images_a_person``, ``secret_noise`` (whether all sites say that theirs is) and
-        ``sites[site]``: ``epsilon`` spent, ``delta``, ``noise_multiplier``.
+        ``images_a_person``, ``secret_noise`` (whether all sites say that theirs is; None: none
+        has told, as with secure sums) and ``sites[site]``: ``epsilon`` spent, ``delta``,
+        ``noise_multiplier``.
     """
     if not config.privacy.is_on:
         return {}
@@ -76,7 +77,7 @@ def statement(config: RunConfig, *fits: Mapping[str, Mapping[str, float]]) -> di
             "epsilon": config.privacy.epsilon,
             "max_norm": config.privacy.max_norm,
             "images_a_person": config.privacy.images_a_person,
-            "secret_noise": bool(known) and all(one.get(SECRET) for one in known.values()),
+            "secret_noise": all(one.get(SECRET) for one in known.values()) if known else None,
             "sites": {
                 name: {key.replace("-", "_"): one.get(key) for key in (EPSILON, DELTA, NOISE)}
                 for name, one in sorted(known.items())

@@ -11,34 +11,62 @@ FROM_SEED = (
     "The noise follows from run.seed: whoever knows the seed can remove it. Such a simulation "
     "shows what privacy costs, and protects nobody."
 )
+NOT_KNOWN = (
+    "It is not known whether the noise follows from a secret: no site has told, and with secure "
+    "sums none does."
+)
 NO_PRIVACY = (
-    "No differential privacy: nothing bounds what the weights tell of one person (privacy.epsilon)"
+    "No differential privacy: nothing bounds what the weights tell of one person "
+    "(privacy.epsilon) or of one site (privacy.central-epsilon)"
 )
 ATTACKS = "attacks"  # in the summary of a model
+PROMISES = ("privacy", "central_privacy")  # in a summary: to people, and to sites
 UNITS = ("person", "site")  # of which a promise may be
 
 
-def promise(privacy: Mapping[str, Any]) -> list[str]:
-    """Say in sentences what a summary's ``privacy`` promises; nothing where there is none."""
-    if not is_number(privacy.get("epsilon")):
-        return []
-    unit = unit_of(privacy)
-    lines = [
-        f"Differential privacy for each {unit} whom a site trains on: ε = {privacy['epsilon']:g} "
-        f"for the whole run; the gradient of a {unit} is no longer than "
-        f"{short(privacy.get('max_norm'))} (privacy.max-norm)."
-    ]
-    return lines if privacy.get("secret_noise") else [*lines, FROM_SEED]
+def promises(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what a summary promises: to the people of each site, to the sites, or neither."""
+    found = (mapping(summary.get(key)) for key in PROMISES)
+    return [one for one in found if is_number(one.get("epsilon"))]
 
 
-def unit_of(privacy: Mapping[str, Any]) -> str:
+def protection(promise: Mapping[str, Any]) -> str:
+    """Say in a sentence what a promise bounds."""
+    epsilon, norm = short(promise.get("epsilon")), short(promise.get("max_norm"))
+    if unit_of(promise) == "site":
+        return (
+            "Differential privacy for each site as a whole, by noise at the server, which itself "
+            f"sees updates without noise: ε = {epsilon}, δ = {short(promise.get('delta'))} for the "
+            f"whole run; a site's update is no longer than {norm} (privacy.central-norm)."
+        )
+    return (
+        f"Differential privacy for each person whom a site trains on: ε = {epsilon} for the whole "
+        f"run; the gradient of a person is no longer than {norm} (privacy.max-norm)."
+    )
+
+
+def weaknesses(given: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what may make promises void: noise that others can compute, or may be able to."""
+    lines = []
+    for state, words in ((False, FROM_SEED), (None, NOT_KNOWN)):
+        weak = [one for one in given if one.get("secret_noise") is state]
+        units = " and ".join(dict.fromkeys(map(unit_of, weak)))
+        if weak:
+            lines.append(words if len(weak) == len(given) else f"Unit {units}: {words}")
+    return lines
+
+
+def unit_of(promise: Mapping[str, Any]) -> str:
     """Return of what a promise is; a file may say anything."""
-    return privacy["unit"] if privacy.get("unit") in UNITS else UNITS[0]
+    return promise["unit"] if promise.get("unit") in UNITS else UNITS[0]
 
 
-def budgets(privacy: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield site, ε spent, δ and noise multiplier of each site, as texts."""
-    for site, found in mapping(privacy.get("sites")).items():
+def budgets(promise: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield to whom, ε spent, δ and noise multiplier, as texts: each site's, or that of all."""
+    sites: Mapping[str, Any] = mapping(promise.get("sites")) or {"each": {}}  # none has told
+    if unit_of(promise) == "site":
+        sites = {f"each of {promise.get('sites')}": promise}
+    for site, found in sites.items():
         one = mapping(found)
         yield (site, *(short(one.get(key)) for key in ("epsilon", "delta", "noise_multiplier")))
 

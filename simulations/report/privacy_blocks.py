@@ -10,19 +10,26 @@ from simulations.measures import MEMBERSHIP, measure
 from simulations.report.blocks import Block, Section
 from simulations.report.ledger import (
     ATTACKS,
+    PROMISES,
     about_whom,
     budgets,
-    promise,
+    promises,
+    protection,
     result,
     short,
     told,
     unit_of,
+    weaknesses,
 )
 from simulations.report.looks import Series
 from simulations.report.pictures import Trained
 from simulations.report.tables import Cell, Head, Table, estimate, grouped, key_of
-from simulations.report.words import is_number, mapping, place, sentence
+from simulations.report.words import mapping, place, sentence
 
+BUDGETS = (
+    *(Head("Site", n=False), Head("Unit", n=False)),
+    *map(Head, ("ε of the run", "ε spent", "δ", "Noise multiplier", "Clipping norm")),
+)
 LEADING = ("balanced_accuracy", "auroc")
 CAVEAT = (
     "AUROC of membership: 0.5 is guessing. An interval that holds it is no proof of privacy: a "
@@ -51,7 +58,11 @@ class Compared(Protocol):
 
 def of_comparison(content: Compared) -> Iterator[Section]:
     """Yield the section of a comparison in which anything was promised or attacked."""
-    promised = {m: mapping(p) for m, p in mapping(content.summary.get("privacy")).items()}
+    of_models = {key: mapping(content.summary.get(key)) for key in PROMISES}
+    promised = {
+        model: promises({key: some.get(model) for key, some in of_models.items()})
+        for model in dict.fromkeys(model for some in of_models.values() for model in some)
+    }
     attacks = {
         f"{content.all_looks[name].name}, seed {one.seed}": found
         for one in content.models
@@ -63,8 +74,8 @@ def of_comparison(content: Compared) -> Iterator[Section]:
         return
     blocks: list[Block] = []
     if promised:
-        lines = promise(next(iter(promised.values())))
-        blocks.append(("text", " ".join([*lines[1:], CAVEAT])))
+        given = [one for some in promised.values() for one in some]
+        blocks.append(("text", " ".join([*weaknesses(given), CAVEAT])))
         blocks.append(("table", _cost(content, promised)))
         blocks.append(("table", _promised(content, promised)))
     if MEMBERSHIP in (content.summary.get("measures") or ()):  # the loss's means are above
@@ -76,11 +87,11 @@ def of_comparison(content: Compared) -> Iterator[Section]:
 
 def of_run(summary: Mapping[str, Any]) -> Iterator[Section]:
     """Yield the section of a run in which anything was promised or attacked."""
-    privacy, attacks = mapping(summary.get("privacy")), summary.get(ATTACKS)
-    blocks: list[Block] = [("text", line) for line in promise(privacy)]
-    if rows := [_row(Cell(site, kind="", scope="row"), *one) for site, *one in budgets(privacy)]:
-        heads = [Head("Site", n=False), *map(Head, ("ε spent", "δ", "Noise multiplier"))]
-        blocks.append(("table", Table("Budgets", "Of this run.", heads, [rows])))
+    given, attacks = promises(summary), summary.get(ATTACKS)
+    blocks: list[Block] = [("text", one) for one in map(protection, given)]
+    blocks += [("text", line) for line in weaknesses(given)]
+    if rows := _budgets(given):
+        blocks.append(("table", Table("Budgets", "Of this run.", BUDGETS, [rows])))
     if isinstance(attacks, list) and (shown := attacks_table({"": attacks})):
         blocks += [("table", shown), ("text", CAVEAT)]
     if blocks:
@@ -108,7 +119,7 @@ def attacks_table(attacks: Mapping[str, list[Mapping[str, Any]]]) -> Table | Non
     return Table("Attacks", "As fedscan attack has measured them.", heads, rows)
 
 
-def _cost(content: Compared, promised: Mapping[str, Mapping[str, Any]]) -> Table:
+def _cost(content: Compared, promised: Mapping[str, list[Mapping[str, Any]]]) -> Table:
     """Measures of every model against its ε: of all sites, and at the data-poor one."""
     places = [where for where in (WHOLE, content.poor) if where in content.scores]
     names = [m for m in (*LEADING, MEMBERSHIP) if m in (content.summary.get("measures") or ())]
@@ -117,11 +128,11 @@ def _cost(content: Compared, promised: Mapping[str, Mapping[str, Any]]) -> Table
         here = content.scores[where]
         models = [m for m in content.looks(where) if m in here]
         # Of each arm from no promise to the strictest.
-        models.sort(key=lambda m: (m.partition("/")[0], -_epsilon(promised.get(m, {}))))
+        models.sort(key=lambda m: (m.partition("/")[0], -_epsilon(promised.get(m, []))))
         groups[place(where)] = [
             [
                 key_of(content.all_looks[m]),
-                Cell(short(mapping(promised.get(m)).get("epsilon")) if m in promised else "none"),
+                Cell(", ".join(map(_worded, promised.get(m, []))) or "none"),
                 *(estimate(name, here[m].get(name)) for name in names),
             ]
             for m in models
@@ -133,21 +144,28 @@ def _cost(content: Compared, promised: Mapping[str, Mapping[str, Any]]) -> Table
     return Table("Accuracy and membership against ε", caption, heads, grouped(groups))
 
 
-def _promised(content: Compared, promised: Mapping[str, Mapping[str, Any]]) -> Table:
-    groups = {
-        _name(content, model): [
-            _row(Cell(site, kind="", scope="row"), short(one.get("epsilon")), *numbers)
-            for site, *numbers in budgets(one)
-        ]
-        for model, one in promised.items()
-        if one.get("sites")
-    }
-    heads = [Head("Model", n=False), Head("Site", n=False)]
-    heads += map(Head, ("ε of the run", "ε spent", "δ", "Noise multiplier"))
-    norms = {short(one.get("max_norm")) for one in promised.values()}
-    units = ", ".join({unit_of(one) for one in promised.values()})
-    caption = f"Of the first repetition. Unit: {units}. Max-norm: {', '.join(sorted(norms))}."
-    return Table("Budgets", caption, heads, grouped(groups))
+def _promised(content: Compared, promised: Mapping[str, list[Mapping[str, Any]]]) -> Table:
+    groups = {_name(content, model): _budgets(some) for model, some in promised.items()}
+    heads = [Head("Model", n=False), *BUDGETS]
+    return Table("Budgets", "Of the first repetition.", heads, grouped(groups))
+
+
+def _budgets(given: list[Mapping[str, Any]]) -> list[list[Cell]]:
+    """Rows of :data:`BUDGETS`."""
+    return [
+        _row(
+            Cell(site, kind="", scope="row"),
+            *(unit_of(one), short(one.get("epsilon")), *numbers, short(one.get("max_norm"))),
+        )
+        for one in given
+        for site, *numbers in budgets(one)
+    ]
+
+
+def _worded(promise: Mapping[str, Any]) -> str:
+    """Say ε, and of whom where it is not of people."""
+    words = short(promise.get("epsilon"))
+    return words if unit_of(promise) == "person" else f"{words} ({unit_of(promise)})"
 
 
 def _name(content: Compared, model: str) -> str:
@@ -155,8 +173,8 @@ def _name(content: Compared, model: str) -> str:
     return look.name if look else model
 
 
-def _epsilon(privacy: Mapping[str, Any]) -> float:
-    return float(privacy["epsilon"]) if is_number(privacy.get("epsilon")) else float("inf")
+def _epsilon(given: list[Mapping[str, Any]]) -> float:
+    return min((float(one["epsilon"]) for one in given), default=float("inf"))
 
 
 def _row(first: Cell, *texts: str) -> list[Cell]:
