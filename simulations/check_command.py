@@ -46,7 +46,7 @@ def check(
     from simulations.console import counting
 
     asked = load_study(study)
-    reader_of(asked)  # refuses a storage that there is none for
+    reader_of(asked, checks=True)  # refuses a storage that there is none for
     with counting("Opening images") as count:
         report = check_cohort(
             absolute(folder),

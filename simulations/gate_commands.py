@@ -212,8 +212,8 @@ def explain(
     from common.tasks.task import read_run_config
 
     of_site, of_gate = read_policies(absolute(policy))
-    overrides = run_overrides(set_, study)
     allow_only(of_site.allowed_extensions)
+    overrides = run_overrides(set_, study, allowing=False)  # the researcher's words
     config = read_run_config(overrides)
     told = explain_run(config, of_site, of_gate, site=site, data_dir=absolute(data_dir))
     if output_format is Format.json:

@@ -153,32 +153,44 @@ def study_override(study: str | None) -> dict[str, str]:
         The study cannot be used, also for want of a reader of its storage.
     """
     from common.data.site_data import reader_of
-    from common.extensions import allow
-    from common.studies.run_text import run_config_study
     from common.studies.study import read_study
 
-    if not study:
-        return {}
-    text = run_config_study(study)
-    allow([read_study(text).images.storage])
-    reader_of(read_study(text))
-    return {"study": text}
+    found = _study_text(study)
+    allow_named(found)
+    for text in found.values():
+        reader_of(read_study(text))
+    return found
+
+
+def _study_text(study: str | None) -> dict[str, str]:
+    from common.studies.run_text import run_config_study
+
+    return {"study": run_config_study(study)} if study else {}
 
 
 def run_overrides(
-    assignments: list[str] | None, study: str | None
+    assignments: list[str] | None, study: str | None, *, allowing: bool = True
 ) -> dict[str, bool | int | float | str]:
     """Return what ``--set`` and ``--study`` change of a run config.
+
+    Parameters
+    ----------
+    assignments : list of str, optional
+    study : str, optional
+    allowing : bool
+        Whether the extensions that they name may be loaded; not if they are somebody else's words.
 
     Raises
     ------
     ConfigError
         One of them cannot be used, or both name a study.
     """
-    given, chosen = parse_set(assignments or []), study_override(study)
+    given = parse_set(assignments or [])
+    chosen = study_override(study) if allowing else _study_text(study)
     if chosen.keys() & given.keys():
         raise ConfigError("--study and --set study: give one of them")
-    allow_named(given | chosen)
+    if allowing:
+        allow_named(given)
     return given | chosen
 
 

@@ -12,6 +12,7 @@ from common.errors import ConfigError
 from common.files import write_json
 from common.reading import read_json
 from common.run_folder import CHECKPOINT, GATES, LAUNCH, MANIFEST, SUMMARY
+from common.tasks.task import read_run_config
 from simulations.launch import Resources
 
 SHOWN = 80  # characters of a value that differs
@@ -95,7 +96,8 @@ def resumed(
     Raises
     ------
     ConfigError
-        It is whole, was not begun, or would go on otherwise than it began.
+        It is whole, was not begun, would go on otherwise than it began, or needs an extension that
+        is not allowed.
     """
     launch = Launch.read(folder)
     if (folder / SUMMARY).is_file():
@@ -127,7 +129,7 @@ def resumed(
         raise ConfigError(f"{gone[0]}: this folder of a site's data is gone: start the run anew")
     place: dict[str, Any] = {"run.output-dir": str(folder.parent), "run.id": folder.name}
     place["run.resume"] = (folder / MANIFEST).is_file()
-    config = RunConfig.from_flower({**wanted, **place})
+    config = read_run_config({**wanted, **place})  # an extension only if the user has allowed it
     return Launch(config, launch.resources, launch.folders, separate, launch.policy)
 
 

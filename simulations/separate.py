@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from clients.gateway.policy import open_policy_text
 from common.config.run_config import RunConfig, extensions_of, flatten
 from common.errors import FedscanError
 from common.evaluation.extractor import DEFAULTS
+from common.extensions import allowed
 from common.files import make_folder, write_atomically, write_json
 from common.fingerprint import fingerprint
 from common.processes.environment import (
@@ -93,11 +94,7 @@ def separate_run(
     FlowerRun
     """
     config = config.replace({"data.cohort-dir": ""})  # each site knows its own folder alone
-    if policy:
-        text = policy.read_text(encoding="utf-8")
-    else:
-        named = sorted(set(extensions_of(config).values()))
-        text = open_policy_text(_first_weights(config, tuple(sorted(sites))), named)
+    text = policy.read_text(encoding="utf-8") if policy else open_policy(config, sorted(sites))
     with neutral_home() as home:
         own = "" if config.model.extractor in DEFAULTS else config.model.extractor
         folders, gates = {name: str(path) for name, path in sites.items()}, folder / GATES
@@ -120,6 +117,12 @@ def keep_ledgers(folder: Path) -> None:
         write_atomically(folder / f"{path.parent.name}.ledger.jsonl", path.read_bytes())
     if (folder / SUMMARY).is_file():
         shutil.rmtree(folder / GATES, ignore_errors=True)
+
+
+def open_policy(config: RunConfig, sites: Sequence[str]) -> str:
+    """Return the policy of sites whose owner is the user, as far as extensions are allowed here."""
+    named = allowed() & set(extensions_of(config).values())
+    return open_policy_text(_first_weights(config, tuple(sites)), sorted(named))
 
 
 def _first_weights(config: RunConfig, sites: tuple[str, ...]) -> list[str]:

@@ -18,12 +18,14 @@ from conftest import TINY
 from processes import ROOT
 from tiny import run_config
 from torch import nn
+from typer.testing import CliRunner
 
 from clients.app import app
 from clients.policy import SIMULATED, SitePolicy
 from common import extensions, messages
 from common.averages import weighted_mean
 from common.config.run_config import extensions_of
+from common.data.site_data import reader_of
 from common.disclosure import Disclosure
 from common.errors import ConfigError
 from common.extensions import allow, allow_only
@@ -31,9 +33,14 @@ from common.imaging.bids import list_sites
 from common.models import outside
 from common.strategies.strategy import SiteUpdate, load_strategy
 from common.tasks import classifier_networks
+from common.studies.study import read_study
 from common.tasks.task import SiteContext, load_task, read_run_config
 from simulations.arms import train_in_place
+from simulations.cli import app as cli
+from simulations.launch import Resources
 from simulations.options import parse_set, run_overrides
+from simulations.resume import Launch, resumed
+from simulations.separate import open_policy
 from simulations.trained import read_trained
 
 EXAMPLE = ROOT / "docs" / "examples" / "ward7"
@@ -152,6 +159,39 @@ def test_a_folder_of_results_does_not_load_what_it_names(cohort: Path, tmp_path:
         read_trained(folder)
     allow([MODEL, READER])
     assert read_trained(folder).sites == ("north", "south")
+
+
+def test_a_resumed_run_does_not_load_what_its_folder_names(tmp_path: Path) -> None:
+    allow([MODEL])
+    config = run_config(SMALL, study="skin-lesions", classifier=MODEL)
+    folder = tmp_path / "7-run"
+    folder.mkdir()
+    Launch(config, Resources(2), {"north": tmp_path}, separate=True).write(folder)
+    assert f'allowed-extensions = ["{MODEL}"]' in open_policy(config, ["north"])
+    allow_only([])
+    with pytest.raises(ConfigError, match="FEDSCAN_EXTENSIONS names it"):
+        resumed(folder, {}, [], separate=True)
+    assert "allowed-extensions = []" in open_policy(config, ["north"])
+    resumed(folder, run_overrides([f"model.classifier={MODEL}"], None), [], separate=True)
+
+
+def test_a_gate_that_explains_a_run_imports_what_its_policy_allows_alone(tmp_path: Path) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ward7"]:
+        del sys.modules[name]
+    (tmp_path / "policy.toml").write_text("")
+    words = ["--policy", str(tmp_path / "policy.toml"), "--site", "north", "--data-dir", "data"]
+    words += ["--study", str(EXAMPLE / "study.toml"), "--set", f"model.classifier={MODEL}"]
+    allow([MODEL, READER])  # whatever its environment says
+    done = CliRunner().invoke(cli, ["gate", "explain", *words])
+    assert isinstance(done.exception, ConfigError) and "allowed-ext" in str(done.exception)
+    assert "ward7" not in sys.modules
+
+
+def test_what_a_reader_lacks_for_a_check_is_told() -> None:
+    allow([READER])
+    assert reader_of(read_study(STUDY))
+    with pytest.raises(ConfigError, match="header_identities, table_identities, read_picture"):
+        reader_of(read_study(STUDY), checks=True)
 
 
 @pytest.mark.parametrize(

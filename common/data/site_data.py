@@ -31,7 +31,8 @@ from common.studies.study import Study
 from common.studies.vocabulary import normalise
 
 log = logging.getLogger("flwr.fedscan")
-NEEDED = ("read_table", "open_images", "read_image")  # of a reader; the others are for checks
+NEEDED = ("read_table", "open_images", "read_image")  # of a reader
+FOR_CHECKS = ("header_identities", "table_identities")  # and a method for one image
 
 
 class FileImages(Pixels, Protocol):
@@ -145,8 +146,14 @@ def storages() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(readers.__path__))
 
 
-def reader_of(study: Study) -> Reader:
+def reader_of(study: Study, *, checks: bool = False) -> Reader:
     """Import the reader of a study's storage.
+
+    Parameters
+    ----------
+    study : Study
+    checks : bool
+        Whether it must have what `fedscan check` needs, too.
 
     Raises
     ------
@@ -155,7 +162,9 @@ def reader_of(study: Study) -> Reader:
     """
     if is_extension(storage := study.images.storage):
         found: Reader = load_extension(storage, "[images] storage")
-        if lacking := [name for name in NEEDED if not callable(getattr(found, name, None))]:
+        one = "read_picture" if study.images.view == "picture" else "measured_volume"
+        needed = (*NEEDED, *FOR_CHECKS, one) if checks else NEEDED
+        if lacking := [name for name in needed if not callable(getattr(found, name, None))]:
             raise ConfigError(f"[images] storage = '{storage}': it has no {', '.join(lacking)}")
         return found
     if storage not in storages():
