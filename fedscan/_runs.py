@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -236,13 +235,14 @@ class Run:
         ConfigError, DataContractError
             There is no such image or site; the model is a generator.
         """
+        from simulations.in_use import temporary_folder
         from simulations.predict import predict
 
         arrays, paths = _parted(images)
         if not arrays:
             return predict(self._trained, paths, site=site)
-        with tempfile.TemporaryDirectory() as folder:
-            files = self._written(arrays, Path(folder))
+        with temporary_folder() as folder:
+            files = self._written(arrays, folder)
             table = predict(self._trained, files, site=site)
         return table.assign(image=range(len(files)))
 

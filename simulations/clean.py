@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from pathlib import Path
 
 from common.files import PRIVATE_FILE
 from common.paths import cache_dir, site_records
+from common.processes.environment import temporary_folders
 from common.reading import read_json
 from common.run_folder import CHECKPOINT, SUMMARY
 from common.site_names import SITE_NAME
-from simulations.private_state import RUNNING, forget
+from simulations.in_use import LOCK, PREFIX, is_cache_in_use, is_held
+from simulations.private_state import RUNNING, forget, note_of
 
 PREPARED, HOSPITALS, EXTRACTORS, RECORDS, STOPPED, TEMPORARY = (
     "prepared images",
@@ -31,7 +32,6 @@ PREPARED, HOSPITALS, EXTRACTORS, RECORDS, STOPPED, TEMPORARY = (
     "temporary files",
 )
 ON_REQUEST = (HOSPITALS, EXTRACTORS, RECORDS)  # what finished runs refer to, or takes minutes
-PREFIX = "fedscan-"  # of temporary folders
 YOUNG_SECONDS = 600.0  # of a temporary folder that a process may be about to use
 RECORDED = ("predictions.csv", "model.safetensors", "look-alikes.png")
 
@@ -59,13 +59,14 @@ class Leftover:
 
 def find() -> list[Leftover]:
     """Find what is there, of all kinds."""
-    busy = any(in_use for *_, in_use in _notes())
+    needed = is_cache_in_use()
+    busy = needed or any(in_use for *_, in_use in _notes())
     found = [
         *_folder(PREPARED, cache_dir() / "pictures", busy),
         *_folder(HOSPITALS, cache_dir() / "phantoms", busy),
         *_folder(EXTRACTORS, cache_dir() / "extractors", busy),
         *(
-            Leftover(RECORDS, path, size_of(path), _is_running(path.name))
+            Leftover(RECORDS, path, size_of(path), needed or _is_running(path.name))
             for path in _recorded_runs()
         ),
     ]
@@ -82,7 +83,8 @@ def remove(one: Leftover) -> bool:
     Of a stopped run, what its sites keep and its checkpoint go: it cannot be resumed any more. Its
     folder, with the log and the best model so far, stays.
     """
-    if one.in_use:
+    began = one.what not in (STOPPED, TEMPORARY) and is_cache_in_use()  # since it was found
+    if one.in_use or began or (one.what == TEMPORARY and is_held(one.path / LOCK)):
         return False
     if one.what == PREPARED:
         return _remove_prepared(one.path)
@@ -130,16 +132,7 @@ def _notes() -> list[tuple[Path, Path, bool]]:
 
 def _is_running(name: str) -> bool:
     """Tell whether a process looks after a simulated run."""
-    from filelock import FileLock, Timeout
-
-    lock = site_records("any").parent / RUNNING / f"{name}.lock"
-    if not lock.is_file():
-        return False
-    try:
-        with FileLock(lock, timeout=0, mode=PRIVATE_FILE):
-            return False
-    except (Timeout, OSError):
-        return True
+    return is_held(note_of(name).with_suffix(".lock"))
 
 
 def _states(name: str) -> list[Path]:
@@ -149,7 +142,7 @@ def _states(name: str) -> list[Path]:
 def _remove_stopped(folder: Path) -> bool:
     from filelock import FileLock, Timeout
 
-    note = site_records("any").parent / RUNNING / f"{folder.name}.json"
+    note = note_of(folder.name)
     lock = note.with_suffix(".lock")
     try:
         with FileLock(lock, timeout=0, mode=PRIVATE_FILE):  # nobody resumes it meanwhile
@@ -176,13 +169,14 @@ def _remove_prepared(folder: Path) -> bool:
 def _temporary() -> list[tuple[Path, bool]]:
     """Temporary folders of fedscan of this user, and whether a process may use each."""
     found = []
-    for path in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
+    for path in sorted(one for above in temporary_folders() for one in above.glob(f"{PREFIX}*")):
         with contextlib.suppress(OSError):
             status = path.lstat()
             if path.is_dir() and not path.is_symlink() and status.st_uid == os.getuid():
-                found.append((path, time.time() - status.st_mtime < YOUNG_SECONDS))
+                young = time.time() - status.st_mtime < YOUNG_SECONDS
+                found.append((path, young or is_held(path / LOCK)))
     named = _named_by_processes([path for path, _ in found])
-    return [(path, young or path in named) for path, young in found]
+    return [(path, used or path in named) for path, used in found]
 
 
 def _named_by_processes(folders: list[Path]) -> set[Path]:

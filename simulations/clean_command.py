@@ -35,7 +35,7 @@ def clean(
     """Show caches, records and leftovers with their sizes, and remove them with --yes.
 
     Leftovers are what interrupted runs could be resumed from, and temporary folders that no process
-    uses. Folders of finished runs, cohorts and what a running run uses are never touched.
+    uses. Folders of finished runs, cohorts and what a running command uses are never touched.
 
     For example:
 

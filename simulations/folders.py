@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.errors import ConfigError, FedscanError
 from common.files import PRIVATE_FILE
+from simulations.in_use import cache_in_use
 
 LOCK = ".lock"
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def require_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of a folder, which exists, while the block runs.
+    """Keep others out of a folder, which exists, and `fedscan clean` out of the cache, meanwhile.
 
     Raises
     ------
@@ -70,6 +71,7 @@ def locked(folder: Path) -> Iterator[None]:
         busy = "is being worked on by another process"
         raise ConfigError(f"{folder} {busy}", public=f"--out {busy}") from None
     try:
-        yield
+        with cache_in_use():
+            yield
     finally:
         lock.release()

@@ -10,6 +10,7 @@ from common.errors import ConfigError
 from common.machine import usable_cpus
 from common.paths import cache_dir
 from simulations import console
+from simulations.in_use import cache_in_use
 
 
 def count_sites(cohort: Path | None, sites: int | None, test_scans: int | None = None) -> int:
@@ -53,6 +54,7 @@ def site_names(cohort: Path | None, study: str, count: int) -> list[str]:
     return sorted(list_sites(cohort))
 
 
+@cache_in_use()
 def prepare_phantoms(
     study: str,
     sites: Sequence[str],

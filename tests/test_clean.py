@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from common.processes import environment
 from simulations.clean import EXTRACTORS, HOSPITALS, PREPARED, RECORDS, STOPPED, TEMPORARY, find
 from simulations.cli import app
+from simulations.folders import locked
+from simulations.in_use import temporary_folder
 from simulations.private_state import looked_after, note_of
 
 KEPT_AT_SITES = ("secret", "privacy-budget.json", "state/7.ended")
@@ -25,6 +28,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FEDSCAN_RECORDS", str(tmp_path / "records"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(environment, "SHORT_FOLDERS", ())  # /tmp has other processes' folders
     for name in (
         "cache/pictures/ab.json",
         "cache/pictures/ab-x.pixels",
@@ -98,6 +102,31 @@ def test_a_running_run_keeps_its_state_and_its_caches(disk: Path) -> None:
         assert kinds[STOPPED] == kinds[PREPARED] == kinds[HOSPITALS] == "in use"
         gone = before - files(disk)
     assert gone == {"tmp/fedscan-old/flower.log"}
+
+
+def test_a_command_in_progress_keeps_the_cache_the_records_and_its_temporary_folder(
+    disk: Path,
+) -> None:
+    (disk / "benchmark").mkdir()
+    with locked(disk / "benchmark"), temporary_folder() as folder:
+        os.utime(folder, (0, 0))
+        told = {one.path.name: one.in_use for one in find()}
+        assert told["pictures"] and told["phantoms"] and told["1-finished"] and told[folder.name]
+        assert not told["fedscan-old"]
+    assert not any(one.in_use for one in find())
+    assert not list((disk / "cache" / ".in-use").iterdir()) and not folder.exists()
+
+
+def test_folders_of_runs_are_found_where_a_long_tmpdir_cannot_hold_them(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = disk / "short"
+    (other / "fedscan-left").mkdir(parents=True)
+    os.utime(other / "fedscan-left", (0, 0))
+    monkeypatch.setattr(environment, "SHORT_FOLDERS", (str(other),))
+    monkeypatch.setattr(environment, "LONGEST_TEMPORARY", len(str(other)))
+    monkeypatch.setattr("tempfile.tempdir", f"{other}-and-much-longer")
+    assert [one.path for one in find() if one.what == TEMPORARY] == [other / "fedscan-left"]
 
 
 def test_a_temporary_folder_that_a_process_names_is_in_use(disk: Path) -> None:

@@ -113,6 +113,14 @@ def require_plain_path() -> None:
         )
 
 
+def temporary_folders() -> list[Path]:
+    """Folders in which :func:`neutral_home`, and others by default, make theirs."""
+    found = [tempfile.gettempdir()]
+    with contextlib.suppress(ConfigError):
+        found.append(_short_folder())
+    return list(map(Path, dict.fromkeys(found)))
+
+
 def _short_folder() -> str:
     """Folder for temporary files, or another one where its path is too long for Ray's sockets."""
     usual = tempfile.gettempdir()

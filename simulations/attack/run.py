@@ -20,6 +20,7 @@ from simulations.attack.members import membership
 from simulations.attack.people import People, choose_people
 from simulations.attack.request import ATTRIBUTES, INVERSION, KINDS, MEMBERSHIP, Request
 from simulations.gan.generate import new_folder
+from simulations.in_use import cache_in_use
 from simulations.ledger import keep
 from simulations.trained import Trained, read_trained
 from simulations.trained_sites import chosen_sites, open_if_any
@@ -47,6 +48,7 @@ class _Found:
     pictures: list[tuple[str, NDArray, NDArray]] = field(default_factory=list)
 
 
+@cache_in_use()
 def attack(request: Request) -> dict[str, Any]:
     """Attack a trained model, and write what came of it.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from common.training.classifier import predict, survey_site
 from simulations.arms import SitesInPlace
 from simulations.attack.people import People, classes_of, participants_of
 from simulations.console import Steps
+from simulations.in_use import temporary_folder
 from simulations.trained import Trained
 
 NAME = "shadow"
@@ -78,8 +78,7 @@ def _shadow(trained: Trained, people: People, half: Dataset, number: int) -> NDA
     config = trained.config.replace({"run.seed": trained.config.run.seed + 1 + number})
     task, site = load_task(config.task), people.site
     place = SiteContext(NAME, trained.sites, trained.device)
-    with tempfile.TemporaryDirectory(prefix="fedscan-shadow-") as temporary, _quiet():
-        folder = Path(temporary)
+    with temporary_folder() as folder, _quiet():
         sites = _Halved(
             *(site, half, participants_of(trained), trained.folders, config),
             place=place,
