@@ -89,6 +89,9 @@ def asked_run(
     from common.tasks.task import read_run_config
     from simulations.hospitals import count_sites
 
+    for key, path in {"data.cohort-dir": "cohort", "run.output-dir": "out"}.items():
+        if key in overrides:
+            raise ConfigError(f"{key}: give {path} instead (--{path}), which takes any path")
     told = read_config_file(file)
     cohort = cohort or told.cohort
     number = count_sites(cohort, sites, test_scans)

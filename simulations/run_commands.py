@@ -231,15 +231,9 @@ def _config(
     """Read the run config of a federation from the options; return the number of sites, too."""
     from simulations.config_file import asked_run
 
-    overrides = run_overrides(set_, study)
-    if (
-        clash := {"data.cohort-dir": "--cohort", "run.output-dir": "--out"}.keys()
-        & overrides.keys()
-    ):
-        raise ConfigError(f"--set {min(clash)}: use --cohort and --out, which take any path")
     return asked_run(
         file and absolute(file),
-        overrides,
+        run_overrides(set_, study),
         cohort=cohort and absolute(cohort),
         sites=sites,
         out=out and absolute(out),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from common.config.run_config import GROUPS, RunConfig, flatten, known_keys
 from common.errors import ConfigError
 from simulations.cli import app
-from simulations.config_file import ConfigFile, read_config_file
+from simulations.config_file import ConfigFile, asked_run, read_config_file
 from simulations.config_keys import list_keys, markdown, template
 from simulations.run_commands import _config
 
@@ -111,3 +111,11 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_keys_are_told_as_json() -> None:
     told = json.loads(CliRunner().invoke(app, ["config", "run.seed", "--format", "json"]).stdout)
     assert [one["name"] for one in told] == ["run.seed"]
+
+
+@pytest.mark.parametrize(
+    ("key", "instead"), [("data.cohort-dir", "cohort"), ("run.output-dir", "out")]
+)
+def test_a_path_that_has_an_option_is_not_taken_as_a_key(key: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=f"give {instead} instead"):
+        asked_run(None, {key: "/there"}, cohort=None, sites=None, out=None, test_scans=None)

@@ -26,7 +26,7 @@ from simulations.launch import Resources
         (["--set", "run.seed"], "accepted is key=value"),
         (["--set", "run.seed=-1"], "run.seed = -1"),
         (["--set", "training.learning-rate=fast"], "training.learning-rate = 'fast'"),
-        (["--set", "run.output-dir=/tmp"], "use --cohort and --out"),
+        (["--set", "run.output-dir=/tmp"], "give out instead (--out)"),
         (["--set", "run.threads=4096"], "run.threads = 4096"),
         (["--set", "run.threads=256", "--cpus", "1"], "256 CPUs a site cannot be had: 1"),
         (["--cpus", "100000"], "100000 CPUs cannot be had"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -429,3 +430,19 @@ def test_a_preset_may_be_a_file(tmp_path: Path) -> None:
     own = tmp_path / "plan.toml"
     own.write_text(presets()["smoke"].read_text())
     assert load_plan(str(own), {}, {}) == load_plan("smoke", {}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("strategies = [3]", "strategies = [3]: accepted is a list of texts"),
+        ('arms = "local"', "arms = 'local': accepted is a list of texts"),
+        ("run = 3", "run = 3: accepted is a table, [run]"),
+        ("variants = { a = 3 }", "variants.a = 3: accepted is a table, [variants.a]"),
+        ("[run]\nstudy = 3", "run.study = 3: accepted is a text"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_in_words(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_plan(str(tmp_path / "plan.toml"), {}, {})
