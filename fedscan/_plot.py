@@ -28,7 +28,7 @@ def over_rounds(values: pd.DataFrame, words: str) -> Figure:
     """Draw columns over the index, the rounds; the numbers of all sites together are dashed."""
     figure = _Figure(figsize=(6.4, 3.6), layout="constrained")
     ax = figure.subplots()
-    for site, colour, marker in zip(values, cycle(_COLOURS), cycle("osD^v"), strict=False):
+    for site, colour, marker in zip(values, cycle(_COLOURS), cycle("osD^"), strict=False):
         told = values[site].dropna()
         line = "--" if site == WHOLE else "-"
         ax.plot(told.index, told, line, color=colour, marker=marker, markersize=4, label=str(site))

@@ -56,6 +56,14 @@ def test_the_container_runs_fedscan_as_a_user_without_rights() -> None:
     assert dict(orders)["ENTRYPOINT"] == '["fedscan"]' and "fedscan" in PROJECT["scripts"]
 
 
+def test_a_containers_image_holds_what_is_installed_and_nothing_else() -> None:
+    first, *rules = [line for line in read(".containerignore").splitlines() if line[0] != "#"]
+    assert first == "*"  # whatever lies beside the sources, such as hospitals' data
+    wheel = tomllib.loads(read("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*wheel["only-include"], *wheel["force-include"], PROJECT["readme"]}
+    assert {rule[1:] for rule in rules if rule[0] == "!"} == needed
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_no_file_names_a_machine_or_a_registrys_host(name: str) -> None:
     assert not re.search(r"/work|/tmp|index-url|https?://|\d+\.\d+\.\d+\.\d+", read(name))
