@@ -32,8 +32,8 @@ from common.extensions import allow, allow_only
 from common.imaging.bids import list_sites
 from common.models import outside
 from common.strategies.strategy import SiteUpdate, load_strategy
-from common.tasks import classifier_networks
 from common.studies.study import read_study
+from common.tasks import classifier_networks
 from common.tasks.task import SiteContext, load_task, read_run_config
 from simulations.arms import train_in_place
 from simulations.cli import app as cli
