@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import heapq
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -20,17 +21,18 @@ _SHOWN = 1000  # characters of a refused value
 _LONGEST = 4 * _SHOWN  # of a line of a refusal
 MOST_FAULTS = 20  # that a refusal tells
 MOST_LISTED, NEAREST = 12, 5  # keys that a refusal names
+_COMPARED = 100  # characters of a word that are compared, as the time grows by their square
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Ask whether the known word that is most alike was meant; empty where none is."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(word[:_COMPARED], list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def few_known(words: Iterable[str], known: Iterable[str]) -> str:
     """Name known words: all of a few, of many the :data:`NEAREST` most like those asked for."""
-    every, asked = sorted(known), list(words)
+    every, asked = sorted(known), list(itertools.islice(words, MOST_FAULTS))
     if len(every) <= MOST_LISTED:
         return f"known keys: {', '.join(every)}"
     near = heapq.nlargest(NEAREST, every, key=lambda one: max(likeness(w, one) for w in asked))
@@ -39,6 +41,7 @@ def few_known(words: Iterable[str], known: Iterable[str]) -> str:
 
 def likeness(key: str, known: str) -> float:
     """Say how alike two keys are, 0 to 1, with or without their groups."""
+    key = key[:_COMPARED]
     pairs = [(key, known), (key.rpartition(".")[2], known.rpartition(".")[2])]
     return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pandas as pd
 import psutil
 
 from common.processes import namespaces
+from simulations.federate import MOST_OPENED
 
 SCRIPTS = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
@@ -52,6 +54,20 @@ def fedscan(
         timeout=timeout,
         check=False,
     )
+
+
+def break_split(site: Path, split: str, content: bytes) -> None:
+    """Break all scans of a split, of which there are more than a command opens beforehand."""
+    path = site / "participants.tsv"
+    table = pd.read_csv(path, sep="\t", dtype=str)
+    more = table.query("split == @split").iloc[[0] * (MOST_OPENED + 1)]
+    more = more.assign(participant_id=[f"sub-more{k}" for k in range(len(more))])
+    table = pd.concat([table, more])
+    table.to_csv(path, sep="\t", index=False)
+    for name in table.query("split == @split").participant_id:
+        scan = site / name / "anat" / f"{name}_T1w.nii.gz"
+        scan.parent.mkdir(parents=True, exist_ok=True)
+        scan.write_bytes(content)
 
 
 def flower_processes() -> set[int]:

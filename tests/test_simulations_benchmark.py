@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from processes import (
     SCRIPTS,
+    break_split,
     environment,
     fedscan,
     flower_processes,
@@ -128,9 +129,7 @@ def test_one_bad_cell_does_not_stop_the_others(
     """Island's test scans are gone: its own model cannot be tested, nor can any other there."""
     cohort = tmp_path / "cohort"
     shutil.copytree(tiny_cohort, cohort)
-    table = pd.read_csv(cohort / "island" / "participants.tsv", sep="\t")
-    for name in table.query("split == 'test'").participant_id:
-        (cohort / "island" / name / "anat" / f"{name}_T1w.nii.gz").write_bytes(b"")
+    break_split(cohort / "island", "test", b"")
     out = tmp_path / "out"
     arms = ("--arms", "local,centralized")
     done = fedscan(*words(cohort, out, *arms), cwd=tmp_path, cache=session_cache)

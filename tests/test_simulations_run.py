@@ -24,6 +24,7 @@ from processes import (
     ROOT,
     SCRIPTS,
     WITHOUT_NAMESPACES,
+    break_split,
     environment,
     fedscan,
     flower_processes,
@@ -155,20 +156,22 @@ def test_flwr_run_works_from_the_root_with_flowers_defaults(
     assert not wait_until_gone(before)
 
 
-def test_a_failing_site_ends_the_run_by_name_phase_and_traceback(
+def test_a_failing_site_ends_the_run_by_name_phase_and_cause(
     tiny_cohort: Path, session_cache: Path, tmp_path: Path
 ) -> None:
     cohort = tmp_path / "cohort"
     shutil.copytree(tiny_cohort, cohort)
-    for scan in (cohort / "island").rglob("*.nii.gz"):
-        scan.write_bytes(gzip.compress(np.zeros(10).tobytes()))
+    break_split(cohort / "island", "train", gzip.compress(np.zeros(10).tobytes()))
     before = flower_processes()
     done = fedscan("run", "--cohort", str(cohort), *SET, cwd=tmp_path, cache=session_cache)
     assert done.returncode == 1
     assert "site 'island' failed in query.hello" in done.stderr
-    assert "Traceback" in done.stderr and "DataContractError" in done.stderr
+    assert "no image of brain-sex train can be used" in done.stderr
+    assert "Traceback" not in done.stderr  # which a fault of the data does not need
     (folder,) = (tmp_path / "runs").iterdir()
-    assert json.loads((folder / "failure.json").read_text())["site"] == "island"
+    failure = json.loads((folder / "failure.json").read_text())
+    assert failure["site"] == "island"
+    assert "Traceback" in failure["traceback"] and "DataContractError" in failure["traceback"]
     assert not (folder / "summary.json").exists()
     assert not wait_until_gone(before)
 

@@ -164,7 +164,12 @@ def parse_table(
     columns = tuple(header[place] for place in kept)
     rows: list[tuple[int, tuple[str, ...]]] = []
     for line, cells in lines:
-        if any(place >= len(cells) for place in kept) or any(cells[len(header) :]):
+        misfit = any(place >= len(cells) for place in kept) or any(cells[len(header) :])
+        judged = cells if misfit else [cells[place] for place in kept]
+        if plainly and any('"' in cell for cell in judged):
+            where = f"{name}, line {line}"
+            raise DataContractError(site, NO_ROWS, where=where, got="an open quotation mark")
+        if misfit:
             raise DataContractError(
                 site,
                 "a row of the table does not fit its header",
@@ -178,9 +183,6 @@ def parse_table(
         for place in kept:
             if not is_utf8(cells[place]):
                 require_utf8(text, name, site=site)
-            if plainly and '"' in cells[place]:
-                where = f"{name}, line {line}"
-                raise DataContractError(site, NO_ROWS, where=where, got="an open quotation mark")
         chosen = (mapping.value(one, cells[at]) for one, at in zip(columns, kept, strict=True))
         rows.append((line, tuple(chosen)))
     return SiteTable(columns, tuple(rows), tuple(header))

@@ -154,8 +154,13 @@ def _cluster(address: str) -> dict[str, str]:
         "FEDSCAN_RECORDS": str(site_records("any").parent),
         "PYTHONPATH": python_path(),
     }
-    job = {"runtime_env": {"env_vars": ours}}  # Ray adds what a program asks for
-    return {"RAY_ADDRESS": address, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+    job = {"runtime_env": {"env_vars": ours}}
+    return {
+        "RAY_ADDRESS": address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
+        # Ray adds what a program asks for, which holds where both name a variable.
+        "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
+    }
 
 
 def python_path() -> str:

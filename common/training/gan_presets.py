@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
-from common.settings import as_typed
+from common.settings import as_typed, did_you_mean
 from common.training.gan_config import GanConfig
 from common.training.gan_private import CHANGES, require_covered
 
@@ -104,8 +103,7 @@ def changed_preset(
     for word in changes.split():
         key, equals, text = word.partition("=")
         if not equals or key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if equals and near else ""
+            hint = did_you_mean(key, known) if equals else ""
             raise ConfigError(
                 f"model.gan-changes: '{word}': accepted is KEY=VALUE, as in 'r1-gamma=0.1'{hint} "
                 f"Known keys: {', '.join(sorted(known.keys() - decided.keys() - set(idle)))}"
