@@ -125,9 +125,9 @@ def test_names_are_no_commands_of_latex() -> None:
     assert r"\caption{T.}" in text and text.count(r"\toprule") == 1
 
 
-@given(st.text(st.sampled_from([*LATEX, "a", "é", " "]) | st.characters(codec="utf-8")))
+@given(st.text(st.sampled_from([*LATEX, "a", "é", " ", "-"]) | st.characters(codec="utf-8")))
 def test_latex_says_what_the_text_says(text: str) -> None:
-    back = {told: char for char, told in LATEX.items()}
+    back = {"-{}": "-", **{told: char for char, told in LATEX.items()}}
     tokens = re.compile("|".join(map(re.escape, sorted(back, key=len, reverse=True))))
     assert tokens.sub(lambda one: back[one[0]], latex(text)) == files._one_line(text)
 

@@ -36,7 +36,14 @@ LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}"},
-    **{"−": "$-$", "×": r"$\times$", "±": r"$\pm$", "–": "--", "\u202f": r"\,", "\u00a0": "~"},
+    **{
+        "−": "$-$",
+        "×": r"$\times$",
+        "±": r"$\pm$",
+        "–": r"\textendash{}",
+        "\u202f": r"\,",
+        "\u00a0": "~",
+    },
     **{"[": "{[}", "]": "{]}", "*": "{*}"},  # after a row's end they would be its options
 }
 
@@ -214,7 +221,8 @@ def _latex_rows(group: Sequence[Sequence[Cell]]) -> Iterator[str]:
 
 def latex(text: str) -> str:
     """Escape a text for LaTeX, in one line."""
-    return "".join(LATEX.get(char, char) for char in _one_line(text))
+    told = "".join(LATEX.get(char, char) for char in _one_line(text))
+    return re.sub("-(?=-)", "-{}", told)  # two hyphens would be set as a dash
 
 
 def _one_line(text: str) -> str:
