@@ -118,7 +118,7 @@ class Comparison:
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """``results.csv``: a row a number."""
+        """``results.csv``, with one row for each number."""
         from simulations.collect import RESULTS
         from simulations.results import read_table
 

@@ -227,8 +227,8 @@ class Run:
         Returns
         -------
         DataFrame
-            A row an image: ``image`` (an array's number), ``predicted``, ``probability.CLASS`` of
-            each class, ``problem``, why one could not be used, and others: ``fedscan predict``.
+            One row for each image: ``image`` (of an array its number), ``predicted``,
+            ``probability.CLASS`` of each class, ``problem``, why one could not be used, and others: ``fedscan predict``.
 
         Raises
         ------

@@ -259,7 +259,7 @@ def _copies(facts: Facts) -> list[str]:
 
 
 def _authenticity(facts: Facts) -> Iterator[list[str]]:
-    """Yield a row a latent space, or one where the result is of one."""
+    """Yield one row for each latent space, or a single one where the result has no spaces."""
     found = facts.authenticity
     for space, one in (mapping(found.get("spaces")) or {"W": found}).items():
         result = mapping(one)

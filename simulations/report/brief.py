@@ -178,7 +178,7 @@ def _strips(content: Content) -> Iterable[Picture]:
 
 
 def _generated(content: Content) -> Iterable[Picture]:
-    """Real training images beside generated ones, a row a class."""
+    """Real training images beside generated ones, one row for each class."""
     made = content.nouns.made
     classes = content.nouns.classes
     full = {s: stack for s, stack in content.samples.items() if len(stack)}
