@@ -228,7 +228,8 @@ class Run:
         -------
         DataFrame
             One row for each image: ``image`` (of an array its number), ``predicted``,
-            ``probability.CLASS`` of each class, ``problem``, why one could not be used, and others: ``fedscan predict``.
+            ``probability.CLASS`` of each class, ``problem``, why one could not be
+            used, and others: ``fedscan predict``.
 
         Raises
         ------

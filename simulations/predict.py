@@ -75,11 +75,11 @@ def predict(
     Returns
     -------
     DataFrame
-        One row for each image: ``image``, its path as given or relative to the folder given; ``site``;
-        ``predicted``, the most probable class; ``probability.CLASS`` of each class, after the
-        site's adaptation; ``threshold``, of two classes the probability of the second from which on
-        it is predicted, else NaN; ``problem``, why an image could not be used, whose other cells
-        are empty.
+        One row for each image: ``image``, its path as given or relative to the folder given;
+        ``site``; ``predicted``, the most probable class; ``probability.CLASS`` of each class, after
+        the site's adaptation; ``threshold``, of two classes the probability of the second from
+        which on it is predicted, else NaN; ``problem``, why an image could not be
+        used, whose other cells are empty.
 
     Raises
     ------
