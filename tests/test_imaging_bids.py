@@ -83,6 +83,9 @@ class TestAccepted:
             {"1": "male", "2": "female"},
             {"1": "M", "2": "F."},
             {"1": {"Description": "Male"}, "2": {"Description": "Female"}},
+            {"1": "man", "2": "Woman."},
+            {"1": "Men", "2": "WOMEN"},
+            {"1": "boy", "2": {"Description": "girl"}},
         ],
     )
     @pytest.mark.parametrize("codes", [("1", "2"), ("1.0", "2.0")])
@@ -339,11 +342,29 @@ class TestRefused:
         assert index.left_out == {"neither female nor male": 1}
         assert index.unlabelled == ()  # it is no image whose class is not known
 
-    @pytest.mark.parametrize("told", ["diverse", {"Description": "intersex."}, "Other"])
-    def test_code_that_the_sidecar_explains_as_neither(self, make_site, told):
-        table = "participant_id\tsex\nsub-01\tM\nsub-02\tF\nsub-03\tD\n"
-        root = make_site(table, sidecar={"sex": {"Levels": {"F": "female", "D": told}}})
-        assert read_site(root, "north").left_out == {"neither female nor male": 1}
+    @pytest.mark.parametrize(
+        ("told", "word"),
+        [("diverse", "diverse"), ({"Description": "intersex."}, "intersex"), ("Other", "")],
+    )
+    @pytest.mark.parametrize("code", ["D", "3"])
+    def test_code_that_the_sidecar_explains_as_neither(self, make_site, told, word, code):
+        table = f"participant_id\tsex\nsub-01\tM\nsub-02\tF\nsub-03\t{code}\n"
+        root = make_site(table, sidecar={"sex": {"Levels": {"F": "female", code: told}}})
+        index = read_site(root, "north")
+        ((reason, count),) = index.left_out.items()
+        assert reason.startswith("neither female nor male") and count == 1
+        assert (f"explains '{code}' as '{word}'" in reason) == bool(word)
+        assert [one.id for one in index.participants] == ["sub-01", "sub-02"]
+
+    def test_a_word_of_another_language_is_told_with_its_code_also_where_nobody_is_left(
+        self, make_site
+    ):
+        levels = {"1": "Mann", "2": "Frau"}
+        table = "participant_id\tsex\nsub-01\t1.0\nsub-02\t2\nsub-03\t2\n"
+        error = refusal(make_site(table, sidecar={"sex": {"Levels": levels}}))
+        assert "explains '1.0' as 'Mann'" in str(error) and "'2' as 'Frau'" in str(error)
+        assert "write it as female or male" in str(error)
+        assert "Frau" not in error.public
 
     @pytest.mark.parametrize("value", ["n/a", "", "unknown", "9", "X"])
     def test_label_that_is_not_known(self, make_site, value):

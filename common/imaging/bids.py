@@ -31,6 +31,7 @@ from common.imaging.participants import (
     read_levels,
     read_split,
     read_table,
+    why_none,
 )
 from common.imaging.splits import assign_splits
 from common.site_files import ESCAPES, UNREADABLE, is_no_data, plain, resolve_inside
@@ -142,7 +143,7 @@ def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteInde
     used += [column for column, _ in study.condition_columns]
     header, rows = read_table(root, site, mapping, used)
     column = label_column(header, site, label)
-    meaning = read_levels(root, site, column, label, mapping)
+    meaning, strange = read_levels(root, site, column, label, mapping)
     ignored = read_ignored(root, site)
     folders = {name for name in _folders(root, site) if not ignored(name)}
     found: dict[str, Participant] = {}
@@ -159,7 +160,7 @@ def read_site(data_dir: Path, site: str, study: Study | None = None) -> SiteInde
         if name in folders:
             scan, reason = find_scan(root, name, study.images.contrast, ignored)
         if value == OTHER:
-            skipped.append(Skipped(name, label.none_of_them))
+            skipped.append(Skipped(name, why_none(row[column], strange, label)))
         elif value is None:
             skipped.append(Skipped(name, NO_LABEL))
             if scan is not None and ("split" not in row or split == "train"):

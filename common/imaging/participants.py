@@ -160,12 +160,19 @@ def label_column(header: list[str], site: str, label: Label) -> str:
 
 def read_levels(
     root: Path, site: str, column: str, label: Label, mapping: SiteMapping
-) -> dict[str, int]:
-    """Codes of the label column that participants.json explains, each with a class's index.
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Codes of the label column that participants.json explains.
 
     Of a class only the bare word is understood: what a longer description means would be a guess.
     A description without the name of any class is none of them: :data:`OTHER`. Columns and
     codes are the site's own there too, and translated as those of participants.tsv.
+
+    Returns
+    -------
+    meaning : dict of str to int
+        Of each code the index of its class, :data:`OTHER` or :data:`NOT_KNOWN`.
+    strange : dict of str to str
+        Of the codes of :data:`OTHER`, the words that the study does not know.
 
     Raises
     ------
@@ -174,7 +181,7 @@ def read_levels(
     """
     path = root / "participants.json"
     if not os.path.lexists(path):
-        return {}
+        return {}, {}
     text = read_text(path, _MAX_SIDECAR_BYTES, root=root, site=site)
     try:
         sidecar: Any = json.loads(text)
@@ -186,18 +193,26 @@ def read_levels(
     about = next((entry for name, entry in columns if mapping.column(name) == column), None)
     levels = about.get("Levels") if isinstance(about, dict) else None
     meaning: dict[str, int] = {}
+    strange: dict[str, str] = {}
     for code, told in levels.items() if isinstance(levels, dict) else ():
         if isinstance(told, dict):  # BIDS also allows {"Description": ..., "TermURL": ...}
             told = told.get("Description", "")
         index = _explained(told, label) if isinstance(told, str) else None
         if index is not None:
-            meaning[normalise(mapping.value(column, code))] = index
-    return meaning
+            key = normalise(mapping.value(column, code))
+            meaning[key] = index
+            if index == OTHER and not label.is_other(_bare(told)):
+                strange[key] = _bare(told)
+    return meaning, strange
+
+
+def _bare(told: str) -> str:
+    return told.strip().rstrip(".")
 
 
 def _explained(told: str, label: Label) -> int | None:
     """Index of the class that a description names; None where that would be a guess."""
-    words = told.strip().rstrip(".")
+    words = _bare(told)
     if (index := label.classes.index(words)) is not None or not words:
         return index
     if label.is_missing(words):
@@ -226,9 +241,7 @@ def read_label(
     DataContractError
         The value is unknown, or participants.json contradicts it.
     """
-    key = normalise(text)
-    # A table saved by way of floating point holds 1.0 where the sidecar explains 1.
-    told = meaning.get(key, meaning.get(key.removesuffix(".0")))
+    told = _of_code(meaning, text)
     try:
         usual = label.read(text)
         if usual is None and label.is_other(text):
@@ -251,6 +264,32 @@ def read_label(
         got=f"'{plain(text)}'",
         remedy=f"Accepted: {', '.join(label.classes.names)}, codes that participants.json "
         "explains under Levels or site.toml translates, and n/a for unknown",
+    )
+
+
+def _of_code(told: dict[str, Any], text: str) -> Any:
+    """Look up a cell; a table saved by way of floating point holds 1.0 for the sidecar's 1."""
+    key = normalise(text)
+    return told.get(key, told.get(key.removesuffix(".0")))
+
+
+def why_none(text: str, strange: dict[str, str], label: Label) -> str:
+    """Say why a cell's label is :data:`OTHER`: also what explains it, where that is no known word.
+
+    Parameters
+    ----------
+    text : str
+        The cell.
+    strange : dict of str to str
+        From `read_levels`.
+    label : Label
+    """
+    word = _of_code(strange, text)
+    if word is None:
+        return label.none_of_them
+    return (
+        f"{label.none_of_them}, since participants.json explains '{plain(text, 40)}' as "
+        f"'{plain(word, 40)}'. If that is a class, write it as {' or '.join(label.classes.names)}"
     )
 
 
