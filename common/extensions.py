@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from common.errors import ConfigError
+from common.machine import is_out_of_memory
 
 VARIABLE = "FEDSCAN_EXTENSIONS"  # names with blanks between them
 LONGEST = 200
@@ -60,8 +61,8 @@ def load_extension(name: str, key: str) -> Any:
     Raises
     ------
     ConfigError
-        It is not allowed here, or there is no such thing. Nothing has been imported in the first
-        case.
+        It is not allowed here, or there is no such thing, or its import fails. Nothing has been
+        imported in the first case.
     """
     if name not in allowed():
         raise ConfigError(
@@ -72,15 +73,31 @@ def load_extension(name: str, key: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
-        what = f"{key} = '{name}': it cannot be imported"
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error) or _is_signal(error):
+            raise
+        what, absent = f"{key} = '{name}': it cannot be imported", isinstance(error, ImportError)
         raise ConfigError(
-            f"{what} ({error}). Install its package where this process runs, at every site too",
-            public=f"{what}. Install its package at every site",
+            f"{what} ({error if absent else _first_cause(error)}). "
+            + ("Install its package" if absent else "Mend or update its package")
+            + " where this process runs, at every site too",
+            public=f"{what}. {'Install' if absent else 'Mend or update'} its package at every site",
         ) from error
     if not hasattr(found, attribute):
         raise ConfigError(f"{key} = '{name}': module {module} has no '{attribute}'")
     return getattr(found, attribute)
+
+
+def _is_signal(error: BaseException) -> bool:
+    """Tell whether the command line ends itself upon a signal, with 128 and the signal's number."""
+    return isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
+
+
+def _first_cause(error: BaseException) -> str:
+    """Name the error from which others followed, in one line."""
+    while below := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = below
+    return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split())[:LONGEST])))
 
 
 def load_class(name: str, key: str, base: type) -> Any:

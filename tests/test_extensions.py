@@ -209,6 +209,51 @@ def test_a_model_that_is_none_is_refused_in_words(name: str, words: str) -> None
         read_run_config(SMALL | {"study": "skin-lesions", "model.classifier": name})
 
 
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Write an extension of that source; return its name, which is allowed."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_nets", raising=False)
+
+    def write(source: str) -> str:
+        (tmp_path / "broken_nets.py").write_text(source)
+        importlib.invalidate_caches()
+        allow([name := "broken_nets:small"])
+        return name
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("def small(:", r"SyntaxError: .*broken_nets\.py, line 1"),
+        ("raise RuntimeError('no\\nlicence')", "RuntimeError: no licence"),
+        ("raise SystemExit('too old')", "SystemExit: too old"),
+        ("import sys; sys.exit()", r"\(SystemExit\)"),
+        ("try:\n    1 / 0\nexcept ZeroDivisionError:\n    raise OSError('x')", "ZeroDivisionError"),
+        ("raise KeyError('HOME') from ValueError('first')", "ValueError: first"),
+    ],
+)
+def test_an_extension_that_fails_at_import_is_named_with_the_first_cause(
+    broken: Callable[[str], str], source: str, cause: str
+) -> None:
+    name = broken(source)
+    with pytest.raises(ConfigError, match=cause) as caught:
+        extensions.load_extension(name, "model.classifier")
+    assert str(caught.value).startswith(f"model.classifier = '{name}': it cannot be imported (")
+    assert "\n" not in str(caught.value) and "(" not in caught.value.public
+
+
+@pytest.mark.parametrize("what", ["MemoryError()", "KeyboardInterrupt()", "SystemExit(143)"])
+def test_what_ends_the_process_is_no_fault_of_an_extension(
+    broken: Callable[[str], str], what: str
+) -> None:
+    name = broken(f"raise {what}")
+    with pytest.raises((MemoryError, KeyboardInterrupt, SystemExit)):
+        extensions.load_extension(name, "model.classifier")
+
+
 @pytest.mark.parametrize(
     ("key", "name", "words"),
     [
