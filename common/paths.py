@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -44,10 +43,18 @@ def site_records(site: str) -> Path:
 
 
 def expanded(path: Path) -> Path:
-    """Replace a leading ``~``, or ``~NAME`` of a user; that of nobody is left as it stands."""
-    with contextlib.suppress(RuntimeError):
+    """Replace a leading ``~``, or ``~NAME`` of a user.
+
+    Raises
+    ------
+    ConfigError
+        The user has no home, or there is no such user.
+    """
+    try:
         return path.expanduser()
-    return path
+    except RuntimeError:
+        rule = "~ stands for no folder: this user has no home, or there is no such user. Set HOME"
+        raise ConfigError(f"{path}: {rule}, or give the whole path", public=rule) from None
 
 
 def _of_user(folder: Path, variable: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.config.run_config import known_keys
 from common.errors import ConfigError
+from common.paths import expanded
 from common.reading import read_json
 from fedscan._extensions import registered
 
@@ -66,4 +67,4 @@ def read_folder(path: Path) -> dict[str, Any]:
 
 def absolute(path: str | Path | None) -> Path | None:
     """Return a path as it is from any folder."""
-    return None if path is None else Path(path).expanduser().absolute()
+    return None if path is None else expanded(Path(path)).absolute()

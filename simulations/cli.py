@@ -56,7 +56,6 @@ from simulations.stopping import STOP, tell_at_once
 from simulations.streams import BROKEN_PIPE, prepare_streams, written_out
 from simulations.transfer import command as transfer_command
 
-NO_HOME = "~ stands for no folder: this user has no home, or there is no such user. Set HOME"
 OUT_OF_MEMORY = (
     "out of memory. Lower the batch size (training.batch-size), the size of the images (data.size) "
     "or --count, or give the machine to this command alone; what is written is kept"
@@ -298,11 +297,10 @@ def main() -> None:
         # 2: what was asked for, or the data, cannot be; 1: it was tried and failed.
         sys.exit(2 if isinstance(error, ConfigError | DataContractError) else 1)
     except (MemoryError, RuntimeError) as error:
-        homeless = "home directory" in str(error)  # of Path.expanduser
-        if not homeless and not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        err.print(f"[bold red]Error:[/] {NO_HOME if homeless else OUT_OF_MEMORY}", soft_wrap=True)
-        sys.exit(2 if homeless else 1)
+        err.print(f"[bold red]Error:[/] {OUT_OF_MEMORY}", soft_wrap=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

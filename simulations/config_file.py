@@ -9,6 +9,7 @@ from typing import Any
 
 from common.config.run_config import RunConfig, flatten
 from common.errors import ConfigError
+from common.paths import expanded
 from common.reading import parse_toml, read_bytes
 from simulations.options import allow_named
 
@@ -135,7 +136,7 @@ def _path(values: dict[str, Any], here: Path, *keys: str) -> Path | None:
     for key, value in given.items():
         if not isinstance(value, str):
             raise ConfigError(f"{key} = {value!r}: accepted is a path")
-        return (here / Path(value).expanduser()).absolute() if value else None
+        return (here / expanded(Path(value))).absolute() if value else None
     return None
 
 
@@ -145,4 +146,4 @@ def _study(study: str, here: Path) -> str:
     from simulations.options import study_override
 
     known = study in built_in_studies()
-    return study_override(study if known else str(here / Path(study).expanduser())).get("study", "")
+    return study_override(study if known else str(here / expanded(Path(study)))).get("study", "")

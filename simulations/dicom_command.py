@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulations.options import Format, FormatOption
+from simulations.options import Format, FormatOption, absolute
 
 if TYPE_CHECKING:
     from common.data.dicom_sorting import Summary
@@ -70,9 +70,9 @@ def dicom(
     from common.paths import site_records
     from simulations.console import counting
 
-    folder = out.expanduser().absolute()
+    folder = absolute(out)
     # No site's folder: a site's name begins with a letter or digit.
-    secret = (key or site_records(".pseudonym-key")).expanduser().absolute()
+    secret = absolute(key or site_records(".pseudonym-key"))
     if secret.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"--key {key}: the key connects pseudonyms with people: not in --out")
     if slices and only is Only.volumes:
@@ -85,12 +85,12 @@ def dicom(
     )
     with counting("Reading DICOM files") as count:
         summary = sort_dicom(
-            source.expanduser().absolute(),
+            absolute(source),
             folder,
             choice,
             key=load_key(secret),
             window=window,
-            link=link.expanduser().absolute() if link else None,
+            link=absolute(link) if link else None,
             progress=lambda part, done, total: count(done, total, part),
         )
     if output_format is Format.json:

@@ -14,6 +14,7 @@ import typer
 
 from common.config.renamed import OF_COMPARISONS
 from common.errors import ConfigError
+from common.paths import expanded
 
 
 class Format(StrEnum):
@@ -225,7 +226,7 @@ def computing_with(threads: int) -> Iterator[None]:
 
 def absolute(path: Path) -> Path:
     """Return a path that a user gave, as it is from any folder."""
-    return path.expanduser().absolute()
+    return expanded(path).absolute()
 
 
 def tell(

@@ -13,7 +13,7 @@ from common.data.archives import ARCHIVES
 from common.data.phantoms.cohorts import PHANTOM_TEST
 from common.errors import ConfigError
 from simulations.dicom_command import dicom
-from simulations.options import Format, FormatOption
+from simulations.options import Format, FormatOption, absolute
 
 if TYPE_CHECKING:
     from common.data.archive_sorting import Summary
@@ -65,7 +65,7 @@ def phantom(
     from common.imaging.cohorts import write_cohort
     from simulations import console
 
-    folder = out.expanduser().absolute()
+    folder = absolute(out)
     if sites_count is not None:
         if sites is not None or test is not None:
             raise ConfigError(
@@ -134,7 +134,7 @@ def lesions(
 
     default = {name: hospital.patients for name, hospital in HOSPITALS.items()}
     numbers = _numbers("--patients", patients) if patients is not None else default
-    folder = out.expanduser().absolute()
+    folder = absolute(out)
     for name, number in numbers.items():
         if name not in HOSPITALS:
             raise ConfigError(f"--patients {name}: accepted are {', '.join(HOSPITALS)}")
@@ -203,11 +203,11 @@ def _archive_command(name: str) -> None:
             keep_unlabelled=keep_unlabelled,
             copy=copy,
         )
-        folder = out.expanduser().absolute()
+        folder = absolute(out)
         with counting("Sorting pictures") as count:
             summary = sort_archive(
                 name,
-                source.expanduser().absolute(),
+                absolute(source),
                 folder,
                 how,
                 progress=lambda site, done, total: count(done, total, site),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from common.paths import expanded
 from common.settings import did_you_mean
 from simulations.config_file import read_toml
 
@@ -36,7 +37,7 @@ def read_preset(preset: str) -> dict[str, Any]:
     if preset in found:
         return tomllib.loads(found[preset].read_text())
     if preset.endswith(".toml"):
-        values = read_toml(path := Path(preset).expanduser(), WANTED)
+        values = read_toml(path := expanded(Path(preset)), WANTED)
         _require_form(values, path)
         return values
     meant = did_you_mean(preset, found)

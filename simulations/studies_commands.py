@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.options import Format, FormatOption, study_override
+from simulations.options import Format, FormatOption, absolute, study_override
 
 app = typer.Typer(
     help="List the studies that come with fedscan, or begin one of your own.",
@@ -58,8 +58,8 @@ def new(
     from common.errors import DataContractError
     from simulations.console import err
 
-    survey = survey_folder(folder.expanduser().absolute())
-    study = write_study(file.expanduser().absolute(), survey)
+    survey = survey_folder(absolute(folder))
+    study = write_study(absolute(file), survey)
 
     def tell(line: str) -> None:
         err.print(line, markup=False, soft_wrap=True)

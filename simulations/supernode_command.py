@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError
+from simulations.options import absolute
 
 
 def supernode(
@@ -81,22 +82,22 @@ def supernode(
             f"policy --site {site} --out policy.toml` writes one to begin with"
         )
 
-    def absolute(path: Path | None) -> Path | None:
-        return path and path.expanduser().absolute()
+    def given(path: Path | None) -> Path | None:
+        return path and absolute(path)
 
     serve(
         SuperNode(
             superlink=superlink,
             site=site,
-            data_dir=data_dir.expanduser().absolute(),
+            data_dir=absolute(data_dir),
             insecure=insecure,
-            root_certificates=absolute(root_certificates),
-            private_key=absolute(auth_supernode_private_key),
-            client_certificate=absolute(client_certificate),
-            client_key=absolute(client_key),
-            extractor=absolute(extractor),
-            policy=absolute(policy),
-            ledger_dir=absolute(ledger_dir),
+            root_certificates=given(root_certificates),
+            private_key=given(auth_supernode_private_key),
+            client_certificate=given(client_certificate),
+            client_key=given(client_key),
+            extractor=given(extractor),
+            policy=given(policy),
+            ledger_dir=given(ledger_dir),
             port=port,
         )
     )

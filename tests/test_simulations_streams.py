@@ -13,8 +13,11 @@ import pytest
 from common.errors import ConfigError
 from common.machine import is_out_of_memory
 from common.paths import cache_dir, site_records
+from common.studies.study import load_study
+from fedscan._settings import absolute as absolute_of_python
 from simulations import cli
 from simulations.options import absolute
+from simulations.preset_files import read_preset
 from simulations.streams import BROKEN_PIPE
 
 DASH = "a – b é 男 \udcff"
@@ -108,6 +111,12 @@ def test_a_user_without_a_home_is_told_in_words(monkeypatch, capsys):
     )
     assert code == 2
     assert "no home" in told
+
+
+def test_a_path_of_nobodys_home_is_refused_in_every_place_that_takes_one():
+    for take in (absolute_of_python, read_preset, load_study):
+        with pytest.raises(ConfigError, match=r"~nobody-of-this-name/a\.toml: .*no such user"):
+            take("~nobody-of-this-name/a.toml")
 
 
 @pytest.mark.parametrize("variable", ["FEDSCAN_CACHE", "FEDSCAN_RECORDS"])

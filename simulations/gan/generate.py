@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import ConfigError, FedscanError
 from common.files import write_atomically, write_json
 from common.imaging.prepare import FIELD_OF_VIEW_MM
-from common.paths import cache_dir
+from common.paths import cache_dir, expanded
 from simulations import console
 from simulations.folders import require_empty
 from simulations.stopping import signals_noted
@@ -171,7 +171,7 @@ def open_extractor(name: str) -> Extractor:
     if name in DEFAULTS:
         console.err.print("Loading the feature extractor; the first time it is made, in minutes")
         return load_extractor(name, cache_dir())
-    return load_extractor(Path(name).expanduser(), cache_dir())
+    return load_extractor(expanded(Path(name)), cache_dir())
 
 
 def new_folder(out: Path) -> None:

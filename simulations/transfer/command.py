@@ -23,6 +23,7 @@ from simulations.options import (
     SetOption,
     SitesOption,
     StudyOption,
+    absolute,
     run_overrides,
 )
 
@@ -87,8 +88,8 @@ def transfer(
     from simulations.transfer.cohorts import phantoms, poorest, protocol_of
     from simulations.transfer.plan import TARGET, load_plan, parse_sizes
 
-    cohort = cohort and cohort.expanduser().absolute()
-    out = out.expanduser().absolute()
+    cohort = cohort and absolute(cohort)
+    out = absolute(out)
     overrides = {
         "sizes": parse_sizes(sizes) if sizes else None,
         "repetitions": repetitions,
