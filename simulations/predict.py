@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataContractError
+from common.extensions import is_extension
 from common.predictions import PROBABILITY
 
 if TYPE_CHECKING:
@@ -247,7 +249,7 @@ def list_images(study: Study, images: Paths) -> list[Image]:
     for given in [images] if isinstance(images, str | Path) else images:
         path = Path(given)
         if path.is_dir():
-            inside = list(_of_folder(study, path.resolve()))
+            inside = _of_folder(study, path.resolve())
             if not inside:
                 raise ConfigError(
                     f"{path}: no image is in this folder. Accepted are {_accepted(study)}; a "
@@ -263,46 +265,77 @@ def list_images(study: Study, images: Paths) -> list[Image]:
     return found
 
 
-def _of_folder(study: Study, root: Path) -> Iterator[Image]:
+def _of_folder(study: Study, root: Path) -> list[Image]:
     """List a folder's images: those of a site's table or participants, else all by their ending."""
+    from common.imaging.bids_ignore import read_ignored
+
+    try:
+        ignored = read_ignored(root, "site")
+        listed = _of_site(study, root, ignored)
+    except (DataContractError, ValueError) as error:
+        raise ConfigError(f"{root / study.images.table}: {error}") from None
+    if listed is not None:
+        return listed
+    found = []
+    endings = _endings(study)
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not hidden and path.name.lower().endswith(endings) and not path.is_dir():
+            found += [] if ignored(name.as_posix()) else [Image(name.as_posix(), path, root)]
+    return found
+
+
+def _of_site(study: Study, root: Path, ignored: Callable[[str], bool]) -> list[Image] | None:
+    """List the images of a site's folder, or None where it is none.
+
+    Raises
+    ------
+    DataContractError, ValueError
+        Its table cannot be read, or names a file outside.
+    """
+    from common.data.site_data import reader_of
     from common.data.tables import listed_file, read_site_table
     from common.imaging.bids import PARTICIPANT, find_scan
     from common.studies.site_mapping import load_site_mapping
 
-    if study.images.storage == "bids":
+    images = study.images
+    if images.storage == "bids":
         people = sorted(one.name for one in root.glob("sub-*/") if PARTICIPANT.fullmatch(one.name))
+        found = []
         for name in people:
-            scan, problem = find_scan(root, name, study.images.contrast)
-            path = scan or root / name
-            yield Image(path.relative_to(root).as_posix(), path, root, problem)
-        if people:
-            return
-    elif (root / study.images.table).is_file():
-        try:
-            table = read_site_table(
-                *(root, study.images.table),
-                site="site",
-                required=[study.images.file],
-                mapping=load_site_mapping(root, "site"),
-            )
-            names = [listed_file(cell, study) for _, (cell,) in table.rows if cell]
-        except (DataContractError, ValueError) as error:
-            raise ConfigError(f"{root / study.images.table}: {error}") from None
-        yield from (Image(name, root / name, root) for name in dict.fromkeys(names))
-        return
-    endings = _endings(study)
-    for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if not hidden and path.name.lower().endswith(endings) and not path.is_dir():
-            yield Image(path.relative_to(root).as_posix(), path, root)
+            if not ignored(name):
+                scan, problem = find_scan(root, name, images.contrast, ignored)
+                path = scan or root / name
+                found.append(Image(path.relative_to(root).as_posix(), path, root, problem))
+        return found if people else None
+    if (root / images.table).is_file():
+        table = read_site_table(
+            *(root, images.table),
+            site="site",
+            required=[images.file],
+            mapping=load_site_mapping(root, "site"),
+        )
+        names = [listed_file(cell, study) for _, (cell,) in table.rows if cell]
+        return [Image(name, root / name, root) for name in dict.fromkeys(names)]
+    if is_extension(images.storage) and not images.table:
+        with contextlib.suppress(DataContractError):  # no site's folder, as far as it can tell
+            files = reader_of(study).read_table(root, "site", study).files
+            return [Image(name, root / name, root) for name in files]
+    return None
 
 
 def _endings(study: Study) -> tuple[str, ...]:
+    """Endings of the files that can be images; a reader of one's own may take any."""
     from common.data.archive_files import PICTURES
     from common.data.picture_files import DICOM
+    from common.data.site_data import reader_of
 
+    if is_extension(study.images.storage):
+        return tuple(getattr(reader_of(study), "endings", ("",)))
     return {"bids": OF_VOLUMES, "dicom": DICOM}.get(study.images.storage, PICTURES)
 
 
 def _accepted(study: Study) -> str:
-    return f"files ending in {', '.join(_endings(study))}"
+    endings = ", ".join(filter(None, _endings(study)))
+    return f"files ending in {endings}" if endings else "files of any name"

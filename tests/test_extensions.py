@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ from simulations.arms import train_in_place
 from simulations.cli import app as cli
 from simulations.launch import Resources
 from simulations.options import parse_set, run_overrides
+from simulations.predict import list_images
 from simulations.resume import Launch, resumed
 from simulations.separate import open_policy
 from simulations.trained import read_trained
@@ -207,6 +209,25 @@ def test_a_model_that_is_none_is_refused_in_words(name: str, words: str) -> None
     allow([name])
     with pytest.raises(ConfigError, match=words):
         read_run_config(SMALL | {"study": "skin-lesions", "model.classifier": name})
+
+
+def test_a_folder_to_predict_is_listed_as_its_reader_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow([READER])
+    study, reader = read_study(STUDY), reader_of(read_study(STUDY))
+    folder = hospital(tmp_path / "new", 4, 0)
+    (folder / "findings.csv").write_text("path\n3.npy\n")
+    assert [one.name for one in list_images(study, folder)] == ["3.npy"]
+    (folder / "findings.csv").rename(folder / "notes.md")
+    (folder / ".bidsignore").write_text("2.npy\n")
+    assert [one.name for one in list_images(study, folder)] == ["0.npy", "1.npy", "3.npy"]
+    monkeypatch.delattr(type(reader), "endings")
+    assert "notes.md" in [one.name for one in list_images(study, folder)]
+    own = study.model_copy(update={"images": study.images.model_copy(update={"table": ""})})
+    listed = SimpleNamespace(files=("a/1.scan",))
+    monkeypatch.setattr(type(reader), "read_table", lambda *_: listed)
+    assert [one.name for one in list_images(own, folder)] == ["a/1.scan"]
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from common.errors import ConfigError
 from common.imaging.bids import list_sites
 from common.predictions import PROBABILITY
+from common.studies.study import load_study
 from common.tasks.task import SiteContext
 from simulations.arms import train_in_place
 from simulations.cli import app
 from simulations.options import parse_set
-from simulations.predict import predict
+from simulations.predict import list_images, predict
 from simulations.trained import read_trained
 
 
@@ -114,3 +115,25 @@ def test_a_table_that_is_no_csv_is_refused(trained: Path, tmp_path: Path) -> Non
     scan = tmp_path / "scan.nii.gz"
     done = CliRunner().invoke(app, ["predict", str(trained), str(scan), "--out", str(scan)])
     assert isinstance(done.exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("files", "rules", "listed"),
+    [
+        (("sub-01/anat/sub-01_T1w.nii", "sub-02/anat/sub-02_T1w.nii"), "sub-02", [0]),
+        (
+            ("sub-01/anat/sub-01_run-2_T1w.nii", "sub-01/anat/sub-01_run-1_T1w.nii"),
+            "*_run-1_*",
+            [0],
+        ),
+        (("a.nii", "b.nii", "old/c.nii"), "b.nii\nold/", [0]),
+    ],
+    ids=["participant", "file", "loose"],
+)
+def test_what_a_data_set_ignores_is_not_predicted(tmp_path, files, rules, listed) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"never opened")
+    (tmp_path / ".bidsignore").write_text(rules)
+    found = [one.name for one in list_images(load_study("brain-sex"), tmp_path)]
+    assert found == [files[k] for k in listed]

@@ -45,7 +45,8 @@ class Reader(Protocol):
     """What a storage's module has; `fedscan check` also needs one image at a time.
 
     That is :class:`PictureReader`'s function or :class:`VolumeReader`'s, and, to warn of people's
-    identities, the last two here.
+    identities, the last two here. `fedscan predict` tries the files of a folder whose names end in
+    one of its ``endings``, a tuple of texts in lower case, or all files where it has none.
     """
 
     def read_table(self, folder: Path, site: str, study: Study) -> ImageTable:

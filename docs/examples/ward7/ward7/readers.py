@@ -23,6 +23,8 @@ from fedscan.readers import (
 class NumpyFiles:
     """Files of one array (H, W) in [0, 1] each."""
 
+    endings = (".npy",)
+
     def read_table(self, folder: Path, site: str, study: Study) -> ImageTable:
         """Read the study's table as storage `table` does."""
         return read_image_table(folder, site, study)
