@@ -23,16 +23,17 @@ from common.site_names import SITE_NAME
 from simulations.in_use import LOCK, PREFIX, is_cache_in_use, is_held
 from simulations.private_state import RUNNING, forget, note_of
 
-PREPARED, HOSPITALS, EXTRACTORS, RECORDS, STOPPED, TEMPORARY = (
+PREPARED, HOSPITALS, EXTRACTORS, RECORDS, STOPPED, TEMPORARY, MARK = (
     "prepared images",
     "simulated hospitals",
     "feature extractors",
     "records of runs",
     "stopped run",
     "temporary files",
+    "mark of a killed process",
 )
 ON_REQUEST = (HOSPITALS, EXTRACTORS, RECORDS)  # what finished runs refer to, or takes minutes
-YOUNG_SECONDS = 600.0  # of a temporary folder that a process may be about to use
+YOUNG_SECONDS = 600.0  # of a temporary folder or a mark that a process may be about to use
 RECORDED = ("predictions.csv", "model.safetensors", "look-alikes.png")
 
 
@@ -66,7 +67,7 @@ def find() -> list[Leftover]:
         *_folder(HOSPITALS, cache_dir() / "phantoms", busy),
         *_folder(EXTRACTORS, cache_dir() / "extractors", busy),
         *(
-            Leftover(RECORDS, path, size_of(path), needed or _is_running(path.name))
+            Leftover(RECORDS, path, size_of(path), needed or _is_recording(path))
             for path in _recorded_runs()
         ),
     ]
@@ -74,7 +75,8 @@ def find() -> list[Leftover]:
         if not (folder / SUMMARY).is_file():
             size = sum(map(size_of, [*_states(note.stem), folder / CHECKPOINT]))
             found.append(Leftover(STOPPED, folder, size, in_use))
-    return found + [Leftover(TEMPORARY, path, size_of(path), used) for path, used in _temporary()]
+    found += [Leftover(TEMPORARY, path, size_of(path), used) for path, used in _temporary()]
+    return found + [Leftover(MARK, path, size_of(path)) for path in _marks()]
 
 
 def remove(one: Leftover) -> bool:
@@ -83,9 +85,16 @@ def remove(one: Leftover) -> bool:
     Of a stopped run, what its sites keep and its checkpoint go: it cannot be resumed any more. Its
     folder, with the log and the best model so far, stays.
     """
-    began = one.what not in (STOPPED, TEMPORARY) and is_cache_in_use()  # since it was found
-    if one.in_use or began or (one.what == TEMPORARY and is_held(one.path / LOCK)):
+    began = {  # since it was found
+        STOPPED: lambda: False,
+        MARK: lambda: False,
+        TEMPORARY: lambda: is_held(one.path / LOCK),
+        RECORDS: lambda: is_cache_in_use() or _is_recording(one.path),
+    }.get(one.what, is_cache_in_use)
+    if one.in_use or began():
         return False
+    if one.what == MARK:
+        return _remove_mark(one.path)
     if one.what == PREPARED:
         return _remove_prepared(one.path)
     if one.what == STOPPED:
@@ -133,6 +142,37 @@ def _notes() -> list[tuple[Path, Path, bool]]:
 def _is_running(name: str) -> bool:
     """Tell whether a process looks after a simulated run."""
     return is_held(note_of(name).with_suffix(".lock"))
+
+
+def _is_recording(folder: Path) -> bool:
+    """Tell whether a site may go on to record a run there: it keeps a state of it until its end."""
+    return _is_running(folder.name) or (folder.parent / "state" / folder.name).is_dir()
+
+
+def _marks() -> Iterator[Path]:
+    """Locks and claims of runs' names and of the cache that no process holds.
+
+    The lock of a stopped run is none: it goes with the run.
+    """
+    running = site_records("any").parent / RUNNING
+    for mark in sorted(path for above in (running, cache_dir() / LOCK) for path in above.glob("*")):
+        with contextlib.suppress(OSError):
+            lock, young = mark.with_suffix(".lock"), time.time() - mark.stat().st_mtime
+            of_run = mark == lock and mark.with_suffix(".json").is_file()
+            known = mark.suffix in (".lock", ".claim") and not of_run
+            if known and young >= YOUNG_SECONDS and not is_held(lock):
+                yield mark
+
+
+def _remove_mark(mark: Path) -> bool:
+    from filelock import FileLock, Timeout
+
+    lock = mark.with_suffix(".lock")
+    with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0, mode=PRIVATE_FILE):
+        mark.unlink(missing_ok=True)
+        if not mark.with_suffix(".json").is_file():
+            lock.unlink(missing_ok=True)
+    return not mark.exists()
 
 
 def _states(name: str) -> list[Path]:

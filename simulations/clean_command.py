@@ -34,8 +34,9 @@ def clean(
 ) -> None:
     """Show caches, records and leftovers with their sizes, and remove them with --yes.
 
-    Leftovers are what interrupted runs could be resumed from, and temporary folders that no process
-    uses. Folders of finished runs, cohorts and what a running command uses are never touched.
+    Leftovers are what interrupted runs could be resumed from, and temporary folders, locks and
+    claims of names that no process holds. Folders of finished runs, cohorts and what a running
+    command or a hospital's SuperNode uses are never touched.
 
     For example:
 

@@ -75,6 +75,7 @@ def supernode(
       --client-certificate north.crt --client-key north-tls.key`
     """
     from clients.gateway.supernode import SuperNode, serve
+    from simulations.in_use import cache_in_use
 
     if policy is None:
         raise ConfigError(
@@ -85,19 +86,19 @@ def supernode(
     def given(path: Path | None) -> Path | None:
         return path and absolute(path)
 
-    serve(
-        SuperNode(
-            superlink=superlink,
-            site=site,
-            data_dir=absolute(data_dir),
-            insecure=insecure,
-            root_certificates=given(root_certificates),
-            private_key=given(auth_supernode_private_key),
-            client_certificate=given(client_certificate),
-            client_key=given(client_key),
-            extractor=given(extractor),
-            policy=given(policy),
-            ledger_dir=given(ledger_dir),
-            port=port,
-        )
+    node = SuperNode(
+        superlink=superlink,
+        site=site,
+        data_dir=absolute(data_dir),
+        insecure=insecure,
+        root_certificates=given(root_certificates),
+        private_key=given(auth_supernode_private_key),
+        client_certificate=given(client_certificate),
+        client_key=given(client_key),
+        extractor=given(extractor),
+        policy=given(policy),
+        ledger_dir=given(ledger_dir),
+        port=port,
     )
+    with cache_in_use():  # which `fedscan clean` sees
+        serve(node)

@@ -12,7 +12,16 @@ import pytest
 from typer.testing import CliRunner
 
 from common.processes import environment
-from simulations.clean import EXTRACTORS, HOSPITALS, PREPARED, RECORDS, STOPPED, TEMPORARY, find
+from simulations.clean import (
+    EXTRACTORS,
+    HOSPITALS,
+    MARK,
+    PREPARED,
+    RECORDS,
+    STOPPED,
+    TEMPORARY,
+    find,
+)
 from simulations.cli import app
 from simulations.folders import locked
 from simulations.in_use import temporary_folder
@@ -144,3 +153,51 @@ def test_a_temporary_folder_that_a_process_names_is_in_use(disk: Path) -> None:
         process.stdin.close()
     (found,) = [one for one in find() if one.what == TEMPORARY]
     assert not found.in_use
+
+
+def test_a_hospitals_records_stay_until_its_run_has_ended(disk: Path) -> None:
+    """A deployed site keeps a state of each run of which it has not given the test's answer."""
+    site = disk / "records" / "north"
+    for run in ("7", "8"):
+        (site / run).mkdir()
+        (site / run / "predictions.csv").write_text("{}")
+    (site / "state" / "8").mkdir()  # 7 has ended
+    CliRunner().invoke(app, ["clean", "--yes", "--records"])
+    assert not (site / "7").exists() and (site / "8" / "predictions.csv").is_file()
+
+
+def test_a_supernode_keeps_the_records_and_the_cache(disk: Path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "clients.gateway.supernode.serve",
+        lambda node: seen.extend(one for one in find() if one.what in (RECORDS, PREPARED)),
+    )
+    words = ["--superlink", "127.0.0.1:9", "--site", "north", "--data-dir", str(disk)]
+    done = CliRunner().invoke(app, ["supernode", *words, "--policy", str(disk / "policy.toml")])
+    assert done.exit_code == 0 and len(seen) == 2 and all(one.in_use for one in seen)
+
+
+def test_what_a_killed_process_has_marked_goes_and_what_one_holds_stays(disk: Path) -> None:
+    running = note_of("any").parent
+    code = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from simulations.in_use import cache_in_use\n"
+        "from simulations.private_state import looked_after\n"
+        "with cache_in_use(), looked_after(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
+    )
+    (disk / "runs" / "3-killed").mkdir()
+    subprocess.run([sys.executable, "-c", code, str(disk / "runs" / "3-killed")], check=False)
+    for name in ("4-claimed.claim", "5-unknown.lock", "6-beginning.claim"):
+        (running / name).touch()
+    old = [p for p in files(disk) if p.endswith((".lock", ".claim")) and "beginning" not in p]
+    for name in old:
+        os.utime(disk / name, (0, 0))
+    with looked_after(disk / "runs" / "2-stopped"):
+        os.utime(running / "2-stopped.lock", (0, 0))
+        found = {one.path.name for one in find() if one.what == MARK}
+        (mark,) = (disk / "cache" / ".in-use").iterdir()
+        assert found == {mark.name, "4-claimed.claim", "5-unknown.lock"}
+        assert CliRunner().invoke(app, ["clean", "--yes"]).exit_code == 0
+        left = {path.name for path in running.iterdir()}
+    assert left == {"2-stopped.json", "2-stopped.lock", "6-beginning.claim"}
+    assert not mark.exists()
