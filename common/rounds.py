@@ -16,7 +16,7 @@ from torch import Tensor
 from common.aggregation import aggregate_round
 from common.config.run_config import RunConfig
 from common.errors import ConfigError, DivergedError
-from common.evaluation.of_site import Evaluation
+from common.evaluation.of_site import Evaluation, ValidationResult
 from common.local_round import unshared
 from common.metrics_log import WHOLE
 from common.participation import learning_sites, sites_in_training
@@ -25,7 +25,7 @@ from common.run_state import Best, Fits, RunState, Sites
 from common.selection import Judged, due, is_better
 from common.strategies.strategy import State, join, load_strategy
 from common.summed import require_sums
-from common.tasks.task import SiteContext, ValidationResult, load_task
+from common.tasks.task import SiteContext, load_task
 
 # A child of Flower's logger, so that lines reach its console and `flwr run --stream`.
 log = logging.getLogger("flwr.fedscan")

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from common.errors import AnswerError
-from common.evaluation.of_site import Evaluation
-from common.tasks.task import ValidationResult
+from common.evaluation.of_site import Evaluation, ValidationResult
 
 Evaluations = Mapping[str, Evaluation]
 Judge = Callable[[Evaluations], ValidationResult]

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Message
 from common import messages
 from common.config.run_config import RunConfig
 from common.errors import FedscanError
-from common.evaluation.of_site import Evaluation
+from common.evaluation.of_site import Evaluation, ValidationResult
 from common.messages import Stage
 from common.metrics_log import BYTES, SERVER_MEMORY, UNUSABLE, WHOLE, Row
 from common.participation import (
@@ -29,7 +29,7 @@ from common.run_folder import RunFolder
 from common.run_state import Measured, RunState, Update
 from common.selection import Judged, judge_usable
 from common.strategies.strategy import State, load_strategy
-from common.tasks.task import ValidationResult, load_task
+from common.tasks.task import load_task
 from common.transport import broadcast, received, to_keep
 from server.exchange import Deadline
 from server.participants import Participants

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from common.rounds import require_number, require_sites
 from common.run_folder import FAILURE, MANIFEST, METRICS, SUMMARY, cut_logs
 from common.selection import due
 from simulations import console
+from simulations.folders import require_writable
 from simulations.hospitals import prepare_phantoms, site_names
 from simulations.launch import (
     SHARED_NETWORK,
@@ -299,21 +299,6 @@ def _through_flower(
         if not quiet and (words := way_on(folder)):
             console.err.print(words, markup=False, soft_wrap=True)
         raise
-
-
-def require_writable(folder: Path, what: str) -> None:
-    """Refuse a folder that nothing can be written to, before hours of work are to end there.
-
-    Raises
-    ------
-    ConfigError
-    """
-    try:
-        make_folder(folder)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"0" * 4096)
-    except OSError as error:
-        raise ConfigError(f"{what}: {folder} cannot be written to ({error.strerror})") from None
 
 
 def _follow(run: FlowerRun, config: RunConfig, folder: Path, bar: console.Steps) -> None:

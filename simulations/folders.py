@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import ConfigError, FedscanError
-from common.files import PRIVATE_FILE
+from common.files import PRIVATE_FILE, make_folder
 from simulations.in_use import cache_in_use
 
 LOCK = ".lock"
@@ -51,6 +52,21 @@ def require_empty(folder: Path) -> None:
         raise ConfigError(
             f"{folder} holds other files. {remedy}", public=f"--out holds other files. {remedy}"
         )
+
+
+def require_writable(folder: Path, what: str) -> None:
+    """Refuse a folder that nothing can be written to, before hours of work are to end there.
+
+    Raises
+    ------
+    ConfigError
+    """
+    try:
+        make_folder(folder)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0" * 4096)
+    except OSError as error:
+        raise ConfigError(f"{what}: {folder} cannot be written to ({error.strerror})") from None
 
 
 @contextlib.contextmanager

@@ -33,8 +33,7 @@ from common.run_folder import RunFolder
 from common.tasks.task import read_run_config
 from common.training.gan_checkpoint import save_checkpoint
 from simulations import collect
-from simulations.federate import require_writable
-from simulations.folders import locked
+from simulations.folders import locked, require_writable
 from simulations.gan import project
 from simulations.plan import Cell
 from simulations.report import document

@@ -62,6 +62,28 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class ValidationResult:
+    """What all sites' evaluations say together.
+
+    Parameters
+    ----------
+    loss : float
+        The lower, the better: what rounds are selected by.
+    whole : dict of str to float
+        Metrics of all sites together, where they are more than a mean of the sites'.
+    words : str
+        One line for people.
+    measure : str
+        What the loss is: only losses of one measure can be compared.
+    """
+
+    loss: float
+    whole: dict[str, float]
+    words: str
+    measure: str = ""
+
+
+@dataclass(frozen=True)
 class Reports:
     """All that a site can say of a run, by name: known before a model is run.
 

@@ -19,7 +19,7 @@ from common.data.dataset import Dataset
 from common.data.site_data import open_split
 from common.errors import AnswerError, ConfigError, DataContractError
 from common.evaluation.classification import metric_names
-from common.evaluation.of_site import Evaluation, Reports
+from common.evaluation.of_site import Evaluation, Reports, ValidationResult
 from common.extensions import is_extension
 from common.models.parts import freeze_body, layers_of, parts_of
 from common.models.warm_start import begin_with, check_start, has_frozen_norms
@@ -35,7 +35,6 @@ from common.tasks.task import (
     SiteContext,
     State,
     Task,
-    ValidationResult,
     use_of_labels,
 )
 from common.training.classifier import predict, survey_site, train

@@ -27,7 +27,7 @@ from common.evaluation.generation import (
     require_one_extractor,
 )
 from common.evaluation.memorization import judge_copying, strongest, write_look_alikes
-from common.evaluation.of_site import Evaluation, Reports
+from common.evaluation.of_site import Evaluation, Reports, ValidationResult
 from common.models.stylegan2 import Generator, build
 from common.paths import cache_dir
 from common.privacy.statement import TOLD as PROMISED
@@ -35,7 +35,7 @@ from common.seeding import derive_seed
 from common.studies.vocabulary import normalise
 from common.tasks import generation_classes
 from common.tasks.generation_networks import architecture, generator_of, pictures
-from common.tasks.task import Load, SiteContext, State, ValidationResult
+from common.tasks.task import Load, SiteContext, State
 from common.training.gan import metric_names
 from common.training.gan_presets import stylegan2
 

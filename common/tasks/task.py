@@ -18,7 +18,7 @@ from common.data.site_data import read_table, reader_of
 from common.data.unlabelled import ALL, UseOfLabels
 from common.disclosure import EVERYTHING, Disclosure
 from common.errors import ConfigError, DataContractError
-from common.evaluation.of_site import Evaluation, Reports
+from common.evaluation.of_site import Evaluation, Reports, ValidationResult
 from common.imaging.splits import SPLITS
 from common.seeding import derive_seed
 from common.strategies.strategy import State, load_strategy, strategy_names
@@ -40,28 +40,6 @@ class Fit:
 
     metrics: dict[str, float]
     private: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class ValidationResult:
-    """What all sites' evaluations say together.
-
-    Parameters
-    ----------
-    loss : float
-        The lower, the better: what rounds are selected by.
-    whole : dict of str to float
-        Metrics of all sites together, where they are more than a mean of the sites'.
-    words : str
-        One line for people.
-    measure : str
-        What the loss is: only losses of one measure can be compared.
-    """
-
-    loss: float
-    whole: dict[str, float]
-    words: str
-    measure: str = ""
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def new_folder(out: Path) -> None:
     ------
     ConfigError
     """
-    from simulations.federate import require_writable
+    from simulations.folders import require_writable
 
     require_empty(out)
     require_writable(out, "--out")

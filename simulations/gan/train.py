@@ -23,8 +23,7 @@ from common.provenance import PACKAGES, source_hash, versions
 from common.reading import LARGEST_TABLE, read_bytes
 from common.run_folder import MANIFEST, METRICS, SUMMARY
 from simulations import console
-from simulations.federate import require_writable
-from simulations.folders import locked
+from simulations.folders import locked, require_writable
 from simulations.gan.generate import label_name, open_extractor
 from simulations.gan.plan import FREE, MACHINE, Plan, Request, require_empty, resolve
 from simulations.gan.sites import digest, open_sites, require_test_images, site_folders
