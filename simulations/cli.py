@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -268,6 +268,16 @@ def _interrupt(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
+def _fail(told: str, code: int) -> NoReturn:
+    """Tell of an error and end; a name or value in it may be what somebody else has written."""
+    from simulations.console import err
+
+    err.print("[bold red]Error:[/] ", end="")
+    shown = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in told)
+    err.print(shown, markup=False, soft_wrap=True)
+    sys.exit(code)
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends with one clear message, not a traceback."""
     # An exception, so that every block is left in order and nothing started is left behind.
@@ -277,8 +287,6 @@ def main() -> None:
     # Ours say their modes themselves: this is for files of Flower, Ray and other libraries.
     os.umask(0o077)
     prepare_streams()
-    from simulations.console import err
-
     try:
         with written_out():
             app()
@@ -286,21 +294,14 @@ def main() -> None:
         sys.exit(BROKEN_PIPE)
     except OSError as error:  # a full or broken disk: nothing that a traceback would explain
         where = f": {error.filename}" if error.filename else ""
-        err.print("[bold red]Error:[/] ", end="")
-        err.print(f"{error.strerror or error}{where}", markup=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(f"{error.strerror or error}{where}", 1)
     except FedscanError as error:
-        err.print("[bold red]Error:[/] ", end="")
-        # A name or value in it may come from a file that somebody else has written.
-        told = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(error))
-        err.print(told, markup=False, soft_wrap=True)
         # 2: what was asked for, or the data, cannot be; 1: it was tried and failed.
-        sys.exit(2 if isinstance(error, ConfigError | DataContractError) else 1)
+        _fail(str(error), 2 if isinstance(error, ConfigError | DataContractError) else 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        err.print(f"[bold red]Error:[/] {OUT_OF_MEMORY}", soft_wrap=True)
-        sys.exit(1)
+        _fail(OUT_OF_MEMORY, 1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.machine import is_out_of_memory
 from common.paths import cache_dir, site_records
 from common.studies.study import load_study
+from fedscan import __main__ as entry
 from fedscan._settings import absolute as absolute_of_python
 from simulations import cli
 from simulations.options import absolute
@@ -103,6 +104,33 @@ def test_errors_of_memory_are_known_also_as_a_cause(error):
         raise ValueError("a wrapper") from error
     except ValueError as wrapped:
         assert is_out_of_memory(wrapped)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected", "words"),
+    [(KeyboardInterrupt, 130, "Interrupted\n"), (MemoryError, 1, "out of memory")],
+)
+def test_what_happens_while_modules_are_imported_ends_in_one_line(
+    monkeypatch, capsys, what, expected, words
+):
+    def importing():
+        raise what
+
+    monkeypatch.setattr(entry, "put_on_path", importing)
+    with pytest.raises(SystemExit) as end:
+        entry.main()
+    told = capsys.readouterr().err
+    assert end.value.code == expected
+    assert words in told and told.count("\n") == 1
+
+
+def test_a_files_name_cannot_steer_the_terminal_that_tells_of_it(monkeypatch, capsys):
+    def command():
+        raise PermissionError(13, "Permission denied", "a\x1b[2Jb")
+
+    code, told = run_main(monkeypatch, command, capsys)
+    assert code == 1
+    assert "Permission denied: a\ufffd[2Jb" in told
 
 
 def test_a_user_without_a_home_is_told_in_words(monkeypatch, capsys):
