@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.bounds import bounded_votes, longest_norms, outlying, shortened, update_norms
+from common.extensions import is_extension
 from common.lazy import Lazy
 from common.metrics_log import UPDATE_NORM, WHOLE
 from common.participation import sites_in_training
@@ -127,7 +128,11 @@ def aggregate_round(
             noise_multiplier=central_guarantee_of(config, participants).noise_multiplier,
             sites=sites_in_training(participants, config),
             seed=secrets.randbits(SECRET_BITS) if state.secret_noise else of_run,
-            names=moving(state.shared, head_alone=config.model.trains == "head"),
+            names=moving(
+                state.shared,
+                head_alone=config.model.trains == "head",
+                weights_alone=is_extension(config.model.classifier),
+            ),
         )
         seen = {"all": SiteUpdate(mean, count=0, votes=1.0)}
     found, server = strategy.aggregate(

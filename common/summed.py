@@ -154,7 +154,7 @@ def layout_of_update(
     sites : int
         That are asked.
     """
-    statistics = set(load_task(config.task).statistics)
+    statistics = load_task(config.task).statistics_of(config)
     bounds = {
         CHANGE + name: LARGEST_STATISTIC if name in statistics else config.privacy.max_change
         for name in sorted(shapes)

@@ -24,16 +24,19 @@ from typer.testing import CliRunner
 from clients.app import app
 from clients.policy import SIMULATED, SitePolicy
 from common import extensions, messages
+from common.aggregation import aggregate_round
 from common.averages import weighted_mean
 from common.config.run_config import extensions_of
 from common.data.site_data import reader_of
 from common.disclosure import Disclosure
-from common.errors import ConfigError
+from common.errors import ConfigError, SecureSumError
 from common.extensions import allow, allow_only
 from common.imaging.bids import list_sites
 from common.models import outside
+from common.run_state import RunState, Update
 from common.strategies.strategy import SiteUpdate, load_strategy
 from common.studies.study import read_study
+from common.summed import Change, layout_of, update_of, vector_of
 from common.tasks import classifier_networks
 from common.tasks.task import SiteContext, load_task, read_run_config
 from simulations.arms import train_in_place
@@ -397,6 +400,56 @@ def test_what_would_travel_beside_the_weights_is_refused_with_differential_priva
         private(options, nets.small, monkeypatch)
     with pytest.raises(ConfigError, match=r"buffer 'network\.seen' would travel"):
         private(options, flat(buffer=True), monkeypatch)
+
+
+class Scaled(nn.Module):
+    """A linear network of images from which weights named like a BatchNorm's buffers are taken."""
+
+    def __init__(self, channels: int, classes: int, size: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.variance = nn.Parameter(torch.ones(channels, 1, 1))
+        self.head = nn.Linear(channels * size * size, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(((images - self.mean) * self.variance).flatten(1))
+
+
+def test_noise_of_the_server_is_added_to_weights_whatever_they_are_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, sites = private(CENTRAL, Scaled, monkeypatch), ("north", "south")
+    task = load_task("classification")
+    model = task.build_model(config, SiteContext("", sites, torch.device("cpu")))
+    before = task.shared_state(model, config)
+    update = Update(4, {}, {name: tensor + 1e-3 for name, tensor in before.items()})
+    known = SimpleNamespace(
+        names=sites,
+        train=lambda *_: dict.fromkeys(sites, update),
+        settle=lambda *_: None,
+        record=lambda *_: None,
+    )
+    after, _ = aggregate_round(1, RunState(before, {}, {}), config, known)
+    assert {"network.mean", "network.variance"} <= after.keys()
+    assert not [name for name, tensor in before.items() if torch.equal(after[name], tensor)]
+
+
+def test_statistics_of_batch_normalization_have_a_bound_of_their_own_in_a_secure_sum() -> None:
+    allow([MODEL, READER])
+    sites = ("north", "south", "west")
+    values = {**SMALL, "study": STUDY, "model.classifier": MODEL, "privacy.secure-sums": True}
+    config = read_run_config({**values, "strategy.weighting": "uniform"})
+    layout = layout_of(config, "train", sites, len(sites))
+    zero = {n.removeprefix("change/"): torch.zeros(s) for n, s in layout.shapes.items() if "/" in n}
+    statistics = load_task("classification").statistics_of(config) & zero.keys()
+    assert len(statistics) == 4
+    moved = {n: tensor + (7.0 if n in statistics else 0.25) for n, tensor in zero.items()}
+    vector = vector_of(layout, config, "train", Change(4, {}, moved, zero))
+    found = update_of(vector, layout, config, zero).state
+    assert all(float((found[n] - moved[n]).abs().max()) < 1e-5 for n in moved)
+    with pytest.raises(SecureSumError, match="beyond the public bound"):
+        far = {name: tensor + 7.0 for name, tensor in zero.items()}
+        vector_of(layout, config, "train", Change(4, {}, far, zero))
 
 
 def test_noise_for_the_head_alone_needs_a_head_that_the_server_knows(

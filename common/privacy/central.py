@@ -34,8 +34,21 @@ FIXED = ("running_mean", "running_var", "num_batches_tracked", "mean", "variance
 HEADS = ("head.", "network._fc.")  # begin the names of classifiers' last linear layers
 
 
-def moving(names: Iterable[str], *, head_alone: bool = False) -> list[str]:
-    """Return the weights that sites may move: all, or those of the last layer."""
+def moving(
+    names: Iterable[str], *, head_alone: bool = False, weights_alone: bool = False
+) -> list[str]:
+    """Return the weights that sites may move: all, or those of the last layer.
+
+    Parameters
+    ----------
+    names : iterable of str
+    head_alone : bool
+    weights_alone : bool
+        Whether there is nothing but weights, as in an extension's network (``check_network``):
+        there a weight may have the name of one of fedscan's own buffers.
+    """
+    if weights_alone:
+        return list(names)
     free = [name for name in names if name.rpartition(".")[2] not in FIXED]
     return [name for name in free if name.startswith(HEADS)] if head_alone else free
 
