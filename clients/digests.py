@@ -11,6 +11,7 @@ from common.errors import DataContractError, FedscanError
 
 ROSTER = "roster"  # who takes part, with which label, in which split
 CONFIG = "config"  # the run's configuration
+EXTRACTOR = "extractor"  # what judges pictures
 WAY_OUT = "Restore the site's folder of states, or start the run anew"
 
 
@@ -45,6 +46,12 @@ def changed(site: str, name: str) -> DataContractError:
             "participants, labels or splits have changed since the run began",
             where="participants.tsv, and folders with a scan",
             remedy=f"Do not change a site's data during a run: {way_out}",
+        )
+    if name == EXTRACTOR:
+        return DataContractError(
+            site,
+            "the extractor that judges pictures has changed since the run began",
+            remedy="Put its file back as it was, or end the run and begin another",
         )
     return DataContractError(
         site,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message
 
 from clients.budget import Budget
-from clients.digests import CONFIG, ROSTER
+from clients.digests import CONFIG, EXTRACTOR, ROSTER
 from clients.orders import Orders, digest_of_order, require_round
 from clients.policy import GATED, SitePolicy
 from clients.resources import compute_device, declared, granted
@@ -117,10 +117,11 @@ class SiteClient:
             self._budget(people["train"]).require(self.state.run_id, self._promise(people["train"]))
         with compute_device(self.config, granted()) as device:
             extractor = self.task.extractor_hash(self.config)
+            if self.config.privacy.secure_sums:
+                # By what a site judges it tells now alone: in a sum nobody could tell it apart.
+                counts, digests = {}, digests | {EXTRACTOR: extractor}
             if not self.state.ended:
                 self.state.require_same_data(digests | self._config_digest, begins=True)
-            if self.config.privacy.secure_sums:
-                counts = {}
             return messages.identity_reply(message, self.site.name, counts, str(device), extractor)
 
     def train(self, message: Message) -> Message:
@@ -219,6 +220,8 @@ class SiteClient:
         sites = tuple(map(str, order["sites"]))
         self.state.require_open()
         self.state.require_same_data(self._config_digest)
+        if self.config.privacy.secure_sums:
+            self.state.require_same_data({EXTRACTOR: self.task.extractor_hash(self.config)})
         records = site_records(self.site.name) / self.state.run_id if split == "test" else None
         personal = load_strategy(self.config.strategy.name).is_personal
         with self._place(message) as place:

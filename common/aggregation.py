@@ -89,7 +89,8 @@ def aggregate_round(
         return shortened(arrays, own, factor) if factor else arrays
 
     weights: Mapping[str, State] = Lazy(updates, bounded_weights)
-    if task.aligns and not central:  # a site's own columns would be in the others' updates too
+    # With noise a site's own columns would be in the others' updates too; a sum tells none of them.
+    if task.aligns and not central and WHOLE not in updates:
         aligned = {name: dict(bounded_weights(name)) for name in updates}
         # What only a site that lost the round can learn stays as the server has it.
         for name in set(sites.names) - aligned.keys():

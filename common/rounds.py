@@ -223,9 +223,10 @@ def _evaluate(
     number: int, released: State, split_name: str, state: RunState, sites: Sites
 ) -> Judged:
     judged = sites.evaluate(number, released, split_name, state)
-    usable = judged.evaluations
-    sites.record(number, split_name, {name: (e.count, e.metrics) for name, e in usable.items()})
+    measured = {name: (e.count, e.metrics) for name, e in judged.evaluations.items()}
     if judged.merged:
-        count = sum(one.count for one in usable.values())
-        sites.record(number, split_name, {WHOLE: (count, judged.merged.whole)})
+        count = sum(one.count for one in judged.evaluations.values())
+        _, own = measured.get(WHOLE, (0, {}))  # of a secure sum
+        measured[WHOLE] = count, {**own, **judged.merged.whole}
+    sites.record(number, split_name, measured)
     return judged

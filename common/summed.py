@@ -4,7 +4,8 @@ Of site i's round the vector holds w_i, and w_i times the change of its weights 
 loss; w_i is 1 or its number of images, by the run's weighting. The server adds the mean change to
 its weights: what a strategy that needs the mean alone would have seen of single updates. Of an
 evaluation it holds the number of images, and that many times each metric; what a site does not tell
-is left out of the sum and of what it is divided by, without anybody seeing whose it was.
+is left out of the sum and of what it is divided by, without anybody seeing whose it was. Moments of
+features are summed as the means of x and of x xᵀ, and are none of all where one site tells none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from common.config.privacy import FEWEST_SITES
 from common.disclosure import COUNTED
 from common.errors import ConfigError
+from common.evaluation.extractor import DEFAULTS
+from common.evaluation.generation import COUNTS, Moments
 from common.evaluation.of_site import Evaluation
 from common.local_round import shapes_sent
 from common.run_state import Update
@@ -33,7 +36,11 @@ if TYPE_CHECKING:
     from common.strategies.strategy import State
 
 CHANGE, NUMBERS, TOLD = "change/", "numbers", "told"  # names of arrays in a layout
+MEAN, SECOND, MOMENTS = "mean/", "second/", "moments"  # of features, and whether they are told
 LARGEST_LOSS, LARGEST_METRIC, LARGEST_STATISTIC = 100.0, 1e4, 100.0  # what is larger is not told
+LARGEST_RATE = 1e4  # of what OF_RATES begins
+OF_RATES = ("gradient-norm-", "images-per-second", "path-", "r1-")
+LARGEST_FEATURE = 100.0  # a mean's; fedscan's extractors make up to about 20 of any picture
 Vector = NDArray[np.unsignedinteger[Any]]
 
 
@@ -138,7 +145,9 @@ def plan_of(
 def numbers_of(config: RunConfig, split: str) -> list[str]:
     """Name the numbers that are summed beside weights, or of an evaluation."""
     reports = load_task(config.task).reports(config)
-    return sorted(reports.training - set(COUNTED) if split == "train" else reports.evaluation)
+    if split == "train":
+        return sorted(reports.training - set(COUNTED))
+    return sorted(reports.evaluation - set(COUNTS))
 
 
 def layout_of_update(
@@ -161,19 +170,36 @@ def layout_of_update(
     }
     most = config.privacy.max_images if config.strategy.weighting == "images" else 1
     own = {CHANGE + name: tuple(shapes[name]) for name in sorted(shapes)}
-    return _layout(own, bounds, LARGEST_LOSS, numbers_of(config, "train"), sites, most, 32)
+    return _layout(own, bounds, numbers_of(config, "train"), sites, most, 32)
 
 
 def layout_of_evaluation(config: RunConfig, split: str, sites: int) -> Layout:
     """Return how an evaluation is laid out: few numbers, so that 64 bits of each cost nothing."""
     most = config.privacy.max_images * load_task(config.task).images_per_file(config)
-    return _layout({}, {}, LARGEST_METRIC, numbers_of(config, split), sites, most, 64)
+    shapes: dict[str, tuple[int, ...]] = {}
+    bounds: dict[str, float] = {}
+    for kind, features in _moments_of(config).items():
+        shapes |= {MEAN + kind: (features,), SECOND + kind: (features, features)}
+        bounds |= {MEAN + kind: LARGEST_FEATURE, SECOND + kind: LARGEST_FEATURE**2}
+    if shapes:
+        shapes[MOMENTS], bounds[MOMENTS] = (), 1.0
+    return _layout(shapes, bounds, numbers_of(config, split), sites, most, 64)
+
+
+def _moments_of(config: RunConfig) -> dict[str, int]:
+    """Return of which images moments are summed, and of how many features.
+
+    None by an extractor of the sites' own: how many features it makes, only they know.
+    """
+    if config.model.extractor not in DEFAULTS:
+        return {}
+    shapes = load_task(config.task).reports(config).statistics
+    return {n.removesuffix(".mean"): shape[0] for n, shape in shapes.items() if n.endswith(".mean")}
 
 
 def _layout(
     shapes: Mapping[str, tuple[int, ...]],
     bounds: Mapping[str, float],
-    largest: float,
     names: Collection[str],
     sites: int,
     most: int,
@@ -182,7 +208,7 @@ def _layout(
     of_numbers = (len(names),)
     return Layout(
         {**shapes, NUMBERS: of_numbers, TOLD: of_numbers},
-        {**bounds, NUMBERS: largest, TOLD: 1.0},
+        {**bounds, NUMBERS: 1.0, TOLD: 1.0},
         sites,
         most,
         bits,
@@ -200,12 +226,13 @@ def vector_of(layout: Layout, config: RunConfig, split: str, told: Change | Eval
     """
     names = numbers_of(config, split)
     if isinstance(told, Evaluation):
-        return layout.encode(_numbers(told.metrics, names, LARGEST_METRIC), told.count)
+        moments = _moments(layout, told.statistics, config)
+        return layout.encode({**moments, **_numbers(told.metrics, names, split)}, told.count)
     change = {
         CHANGE + name: (tensor.double() - told.received[name].double()).numpy()
         for name, tensor in told.trained.items()
     }
-    numbers = _numbers(told.metrics, names, LARGEST_LOSS)
+    numbers = _numbers(told.metrics, names, split)
     weight = told.images if config.strategy.weighting == "images" else 1
     return layout.encode({**change, **numbers}, weight)
 
@@ -229,10 +256,10 @@ def update_of(total: Vector, layout: Layout, config: RunConfig, weights: State) 
     sums = layout.decode(total)
     means = sums.means()
     state = {
-        name: (tensor.double() + torch.from_numpy(means[CHANGE + name])).to(tensor.dtype)
+        name: (tensor.double() + torch.as_tensor(means[CHANGE + name])).to(tensor.dtype)
         for name, tensor in weights.items()
     }
-    return Update(sums.weight, _means(sums, numbers_of(config, "train")), state)
+    return Update(sums.weight, _means(sums, config, "train"), state)
 
 
 def evaluation_of(total: Vector, layout: Layout, config: RunConfig, split: str) -> Evaluation:
@@ -241,18 +268,50 @@ def evaluation_of(total: Vector, layout: Layout, config: RunConfig, split: str) 
     A loss that one of them cannot tell is none of all: over other images it would not compare.
     """
     sums = layout.decode(total)
-    metrics = _means(sums, numbers_of(config, split))
+    metrics = _means(sums, config, split)
     if "loss" in metrics and round(_told(sums, numbers_of(config, split))["loss"]) < sums.weight:
         metrics["loss"] = math.nan
-    return Evaluation(sums.weight, metrics)
+    if not sums.weight or round(float(sums.arrays.get(MOMENTS, 0.0))) < sums.weight:
+        return Evaluation(sums.weight, metrics)
+    means, statistics = sums.means(), {}
+    for kind in _moments_of(config):
+        moments = Moments.of_raw(sums.weight, means[MEAN + kind], means[SECOND + kind])
+        statistics |= {
+            f"{kind}.{name}": torch.as_tensor(value, dtype=torch.float64)
+            for name, value in vars(moments).items()
+        }
+    return Evaluation(sums.weight, metrics, statistics)
+
+
+def _moments(
+    layout: Layout, statistics: Mapping[str, torch.Tensor], config: RunConfig
+) -> dict[str, NDArray[np.float64]]:
+    """Return raw moments and 1; zeros where they are not told, or one is beyond its bound."""
+    names = [name for name in layout.shapes if name.startswith((MEAN, SECOND))]
+    told: dict[str, NDArray[np.float64]] = {}
+    for kind in _moments_of(config) if statistics else ():
+        parts = (statistics[f"{kind}.{name}"].numpy() for name in ("count", "mean", "covariance"))
+        told[MEAN + kind], told[SECOND + kind] = Moments(*parts).raw()
+    usable = all(n in told and (np.abs(told[n]) <= layout.bounds[n]).all() for n in names)
+    if not usable:
+        told = {name: np.zeros(layout.shapes[name]) for name in names}
+    return {**told, MOMENTS: np.array(float(usable))} if names else {}
+
+
+def _largest(names: Collection[str], split: str) -> NDArray[np.float64]:
+    """Return the largest absolute value of each number: what is larger is not told."""
+    if split != "train":
+        return np.full(len(names), LARGEST_METRIC)
+    return np.array([LARGEST_RATE if n.startswith(OF_RATES) else LARGEST_LOSS for n in names])
 
 
 def _numbers(
-    metrics: Mapping[str, float], names: Collection[str], largest: float
+    metrics: Mapping[str, float], names: Collection[str], split: str
 ) -> dict[str, NDArray[np.float64]]:
-    """Return numbers, 0 where one is not told or not usable, and which are told."""
+    """Return shares of the largest, 0 where one is not told or not usable, and which are told."""
     values = np.array([metrics.get(name, math.nan) for name in names], dtype=np.float64)
-    usable = np.abs(values) <= largest  # NaN is not
+    values /= _largest(names, split)
+    usable = np.abs(values) <= 1  # NaN is not
     return {NUMBERS: np.where(usable, values, 0.0), TOLD: usable.astype(np.float64)}
 
 
@@ -261,8 +320,9 @@ def _told(sums: Sums, names: Collection[str]) -> dict[str, float]:
     return dict(zip(names, sums.arrays[TOLD].tolist(), strict=True))
 
 
-def _means(sums: Sums, names: Collection[str]) -> dict[str, float]:
+def _means(sums: Sums, config: RunConfig, split: str) -> dict[str, float]:
     """Return the mean of each number over those that tell it; of none, no number."""
-    told = _told(sums, names)
-    values = dict(zip(names, sums.arrays[NUMBERS].tolist(), strict=True))
+    told = _told(sums, names := numbers_of(config, split))
+    whole = sums.arrays[NUMBERS] * _largest(names, split)
+    values = dict(zip(names, whole.tolist(), strict=True))
     return {name: values[name] / told[name] for name in names if round(told[name]) > 0}

@@ -89,18 +89,19 @@ def _summary(
     task = load_task(config.task)
     whole: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {}
-    counts = {name: site.counts for name, site in participants.sites.items()}
+    counts, fits = {name: site.counts for name, site in participants.sites.items()}, result.fits
     for name, one in result.test.evaluations.items():  # only now were its test files opened
         tested = one.count // task.images_per_file(config)
         if name == WHOLE:  # of a secure sum there is nothing of single sites
             whole[TOGETHER] = {"n_test": tested, **one.metrics}
+            fits = dict.fromkeys(participants.sites, fits[WHOLE])  # in the mean all are alike
         else:
             counts[name] = counts_of_use(counts[name], {"n_test": tested})
     if result.test.merged:
         told, found = task.summary(
             result.test.evaluations,
             result.test.merged,
-            result.fits,
+            fits,
             config,
             round_number=result.round,
         )

@@ -12,7 +12,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Message
@@ -32,7 +32,7 @@ from common.selection import Judged, judge_usable
 from common.strategies.strategy import State
 from common.summed import Vector, evaluation_of, layout_of, plan_of, threshold, update_of
 from common.transport import broadcast
-from server.replies import SiteFailure, phase_of, read_stage, unusable
+from server.replies import SiteFailure, phase_of, read_stage, statistics_bytes, unusable
 from server.sites import RemoteSites
 
 SUMS = "sums"  # a folder in that of the run
@@ -78,7 +78,11 @@ class SummedSites(RemoteSites):
         kind, asked = messages.EVALUATE, self._asked(state)
         total, layout = self._sum(kind, number, split, asked, lambda _: packed, state)
         self._settle(kind, number, split, self._survivors, {}, state)
-        found = evaluation_of(total, layout, self.config, split)
+        words = {  # no sum: the same at all sites, as each has said at the beginning
+            name: min(known) if known else self.participants.extractor
+            for name, known in self.reports.words.items()
+        }
+        found = replace(evaluation_of(total, layout, self.config, split), words=words)
         judged = judge_usable(self._merge, {WHOLE: found} if found.count else {})
         if judged.refused:
             raise FedscanError(f"{phase_of(kind, number, split)}: {judged.refused[WHOLE]}")
@@ -134,6 +138,7 @@ class SummedSites(RemoteSites):
                     *(phase, begun.requests, compose, read, traffic),
                     server.plan.sites,
                     least if split != "test" else 0,
+                    statistics_bytes(self.config) if kind == messages.EVALUATE else 0,
                 )
                 answers = {}
                 for site, answer in found:

@@ -199,7 +199,9 @@ def show_run(summary: Mapping[str, Any]) -> None:
     generation = "generation" in summary
     what = "generator" if generation else "model"
     secret = TOGETHER in summary
-    sites = {"all": summary[TOGETHER]} if secret else summary["sites"]
+    sites = summary["sites"]
+    if secret:
+        sites = {"all": {**summary[TOGETHER], "generation": summary.get("generation")}}
     whose = "All sites'" if secret else "Each site's"
     table = Table(
         title=f"{whose} test images, {what} of round {summary['best_round']} "
@@ -214,7 +216,7 @@ def show_run(summary: Mapping[str, Any]) -> None:
     for heading in ("train", "test", *columns.values()):
         table.add_column(heading, justify="right")
     rows = [(escape(name), site) for name, site in sites.items()]
-    if generation:
+    if generation and not secret:
         counts = {
             key: sum(site[key] for site in summary["sites"].values())
             for key in ("n_train", "n_test")

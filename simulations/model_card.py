@@ -133,6 +133,8 @@ class Facts:
         if self.kind == "train-gan":
             found = mapping(self.summary.get("copying"))
             return {WHOLE: {**found, "copies_flagged": found.get("flagged")}} if found else {}
+        if together := mapping(self.summary.get(TOGETHER)):  # of secure sums: of one site or more
+            return {WHOLE: together} if "copies_flagged" in together else {}
         told = {
             site: mapping(mapping(one).get("generation"))
             for site, one in mapping(self.summary.get("sites")).items()

@@ -22,6 +22,10 @@ TASKS = {
     "classification": TINY,
     "secure sums": [*TINY, "privacy.secure-sums=true"],
     "generation": GENERATION,
+    "generation in secure sums": [
+        *(value.replace(",site", "") for value in GENERATION),
+        "privacy.secure-sums=true",
+    ],
 }
 
 
@@ -59,7 +63,7 @@ def runs(
     """Return a task, and the folders of its simulated and of its separate run."""
     cwd, before = tmp_path_factory.mktemp("runs"), flower_processes()
     values = TASKS[request.param]
-    if request.param == "generation":
+    if request.param.startswith("generation"):
         values = [*values, "run.rounds=2", f"model.extractor='{quick_extractor}'"]
     simulated, separate = (
         run(command, cohort, values, cwd=cwd, cache=session_cache)

@@ -193,8 +193,6 @@ class Privacy(Group):
             "it out"
             for key in changed(strategy, "most_share", "most_norm")
         ]
-        if task != "classification":
-            found.append("privacy.secure-sums is for task 'classification' so far: leave it out")
         if transport == "int8":
             found.append(
                 "privacy.secure-sums sends 32 bits a weight, and transport = 'int8' rounds an "

@@ -59,6 +59,17 @@ class Moments:
         centred = features - mean
         return cls(len(features), mean, centred.T @ centred / max(1, len(features) - 1))
 
+    def raw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the means of x, shape (D,), and of x xᵀ, (D, D): sums over images add up."""
+        scatter = (self.count - 1) * self.covariance / self.count
+        return self.mean, scatter + np.outer(self.mean, self.mean)
+
+    @classmethod
+    def of_raw(cls, count: int, mean: np.ndarray, second: np.ndarray) -> Moments:
+        """Return the moments of what :meth:`raw` gives, of ``count`` images."""
+        scatter = second - np.outer(mean, mean)
+        return cls(count, mean, scatter * count / max(1, count - 1))
+
     @classmethod
     def merged(cls, parts: Sequence[Moments]) -> Moments:
         """Moments of all images together, exactly (Chan, Golub & LeVeque 1979)."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from common.settings import as_typed, did_you_mean
+from common.studies.sections import SITE
 from common.training.gan_config import GanConfig
 from common.training.gan_private import CHANGES, require_covered
 
@@ -39,11 +40,15 @@ def stylegan2(config: RunConfig) -> GanConfig:
     ------
     ConfigError
         For an unknown preset, or a change that is not accepted; see :func:`for_study`. With
-        differential privacy also for what is not accounted for.
+        differential privacy also for what is not accounted for; with secure sums for label site.
     """
-    private = config.privacy.is_on and config.task == "generation"
+    trained = config.task == "generation"
+    private, summed = config.privacy.is_on and trained, config.privacy.secure_sums and trained
     # A classifier's batches say nothing of the networks that it takes from a GAN.
-    batch_size = config.training.batch_size if config.task == "generation" else 1
+    batch_size = config.training.batch_size if trained else 1
+    study, usual = config.read_study(), dict(CHANGES if private else {})
+    if summed and preset(config.model.gan).label_kinds:
+        usual["label-kinds"] = ",".join(k for k in study.generator.conditions if k != SITE)
     found = changed_preset(
         config.model.gan,
         config.model.gan_changes,
@@ -54,10 +59,15 @@ def stylegan2(config: RunConfig) -> GanConfig:
             "kimg": config.total_steps * batch_size / 1000,
             "device": config.run.device,
         },
-        study=config.read_study(),
+        study=study,
         idle=("log-every", "snapshot-every"),
-        usual=CHANGES if private else {},
+        usual=usual,
     )
+    if summed and SITE in found.label_kinds:
+        raise ConfigError(
+            "model.gan-changes: label-kinds with 'site' and privacy.secure-sums: one site alone "
+            "moves the weights of its label, and their sum would be its own: leave 'site' out"
+        )
     if private:
         require_covered(found)
     return found
@@ -97,9 +107,10 @@ def changed_preset(
     base = preset(name)
     decided = {**decided, "channels": study.images.channels}
     known = base.to_mapping()
-    found: dict[str, Any] = dict(usual or {})
+    found: dict[str, Any] = {}
     if base.label_kinds:
         found["label-kinds"] = ",".join(study.generator.conditions)
+    found |= usual or {}
     for word in changes.split():
         key, equals, text = word.partition("=")
         if not equals or key not in known:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from common.metrics_log import WHOLE
 from common.participation import Attendance, Outcome
+from common.run_folder import TOGETHER
 from simulations.attendance import count_outcomes, ranges, reasons
 from simulations.measures import DISTANCES, measure
 from simulations.report import charts, pictures, privacy_blocks, provenance, words
@@ -120,9 +121,9 @@ class RunContent:
     def copied(self) -> list[str]:
         """Sites whose training images the generator is flagged as copying."""
         return [
-            site
-            for site, about in mapping(self.summary.get("sites")).items()
-            if mapping(mapping(about).get("generation")).get("copies_flagged") in (1, 1.0, True)
+            "a site" if site == WHOLE else site  # which, a secure sum does not tell
+            for site, found in _measured(self.summary).items()
+            if is_number(flag := found.get("copies_flagged")) and flag > 0
         ]
 
     def _notices(self) -> list[str]:
@@ -183,8 +184,7 @@ class RunContent:
     def _copying(self) -> Iterator[Block]:
         scores = {
             site: {MODEL: {key: _single(value) for key, value in mapping(found).items()}}
-            for site, about in mapping(self.summary.get("sites")).items()
-            if (found := mapping(about).get("generation"))
+            for site, found in _measured(self.summary).items()
         }
         title = "Copies of training images"
         found = copying_table(scores, self.looks, scores, title, "As each site found.")
@@ -223,6 +223,14 @@ class RunContent:
             yield "table", messages
 
 
+def _measured(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what each site has measured; of secure sums the mean of all sites."""
+    if together := mapping(summary.get(TOGETHER)):
+        return {WHOLE: together}
+    told = {s: mapping(one).get("generation") for s, one in mapping(summary.get("sites")).items()}
+    return {site: mapping(found) for site, found in told.items() if found}
+
+
 def _single(value: object) -> dict[str, Any]:
     """Return a run's number in the form of one over repetitions."""
     if isinstance(value, bool):
@@ -232,12 +240,13 @@ def _single(value: object) -> dict[str, Any]:
 
 def run_table(summary: Mapping[str, Any], title: str, caption: str) -> Table | None:
     """Measures of one run's generator at each site and over all; None where there is none."""
-    groups = []
-    for site, about in mapping(summary.get("sites")).items():
+    groups, together = [], mapping(summary.get(TOGETHER))  # of secure sums
+    for site, about in mapping({} if together else summary.get("sites")).items():
         counts, found = mapping(about), mapping(mapping(about).get("generation"))
         groups.append(_run_row(site, found, counts.get("n_train"), counts.get("n_test")))
     if found := mapping(summary.get("generation")):
         counts = [mapping(about) for about in mapping(summary.get("sites")).values()]
+        counts = [together] if together else counts
         totals = [_total(counts, key) for key in ("n_train", "n_test")]
         groups.append(_run_row(place(WHOLE), found, *totals))
     heads = [Head("Tested at", n=False), Head("Training"), Head("Test")]
