@@ -223,6 +223,21 @@ def test_an_interrupted_round_ends_in_the_same_bits(tmp_path, monkeypatch):
     assert require_same_bits(run, slices("north", 6, 0), tmp_path, monkeypatch) == STEPS
 
 
+def test_a_training_in_two_calls_draws_the_people_and_noise_of_one():
+    run, data = config(), slices("north", 6, 0)
+    mechanism = replace(everyone(1.0), rate=0.5, noise_multiplier=1.0)
+
+    def trained(*calls: int) -> dict[str, torch.Tensor]:
+        training = generation.build_model(run, at("north"))
+        for steps in calls:
+            done = training.steps
+            gan.fit(training, data, steps=steps, seed=0, mechanism=mechanism, drawn=done)
+        return training.export("parameters")
+
+    one, other = trained(3), trained(1, 2)
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
 def test_people_are_drawn_anew_in_each_round(monkeypatch):
     seeds = []
     monkeypatch.setattr(gan, "fit", lambda *_, mechanism, **__: seeds.append(mechanism.seed) or FIT)

@@ -19,18 +19,23 @@ from common.training.gan_sampling import sample_batches
 
 if TYPE_CHECKING:
     from common.data.dataset import Dataset
+    from common.studies.study import Study
 
 GENERATOR = "generator."  # begins the names of its tensors in a shared or released state
 
 
 def architecture(config: RunConfig, sites: Sequence[str]) -> Architecture:
     """Return the networks' sizes: all sites must have the same labels, also those they lack."""
-    study = config.read_study()
+    return stylegan2(config).architecture(known_labels(config.read_study(), sites))
+
+
+def known_labels(study: Study, sites: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return all values that each kind of label can have, whoever is there."""
     values = {column: known.names for column, known in study.condition_columns}
     if heights := plane_heights_mm(study):  # of pictures, a column may have that name
         values[HEIGHT] = tuple(f"{level:g}" for level in heights)
     values[SITE] = tuple(sites)
-    return stylegan2(config).architecture(values)
+    return values
 
 
 def generator_of(released: State, config: RunConfig, place: SiteContext) -> Generator:

@@ -210,6 +210,7 @@ def fit(
     on_step: Callable[[GanTraining, Mapping[str, float]], None] | None = None,
     progress: Progress | None = None,
     mechanism: DPSGD | None = None,
+    drawn: int = 0,
     site: str = "",
 ) -> GanFit:
     """Train in place for a number of iterations.
@@ -232,7 +233,9 @@ def fit(
         Where an interrupted call goes on.
     mechanism : DPSGD, optional
         With it the people whose images these are have differential privacy, and losses on real
-        images and D's signs are not measured. It is of this call's iterations.
+        images and D's signs are not measured. It is of this call's iterations, unless ``drawn``
+        of it were before.
+    drawn : int
     site : str
         With a mechanism: whose images these are.
 
@@ -269,7 +272,7 @@ def fit(
         whole.load(parts["whole"], training.device)
         part.load(parts["part"], training.device)
     if isinstance(reals, PrivateSlices):
-        reals.skip(before)
+        reals.skip(drawn + before)
     clock = time.perf_counter() - part.seconds
 
     def export() -> Parts:

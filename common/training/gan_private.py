@@ -74,7 +74,7 @@ def require_covered(config: GanConfig) -> None:
     ):
         if is_so:
             raise ConfigError(
-                f"model.gan-changes: {key} = {value} with privacy.epsilon: {why}, which is not "
+                f"{key} = {value} with differential privacy (privacy.epsilon): {why}, which is not "
                 f"accounted for. Leave it out, or set {accepted}"
             )
 

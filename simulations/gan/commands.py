@@ -86,6 +86,21 @@ def train_gan(
             callback=finite, help="Stop training after this time, even before the preset's kimg."
         ),
     ] = None,
+    epsilon: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1000.0,
+            callback=finite,
+            help="Differential privacy of each person trained on, by DP-SGD; 0: none.",
+        ),
+    ] = 0.0,
+    delta: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, callback=finite, help="δ, with --epsilon; 0: 1 / (10 · people)."
+        ),
+    ] = 0.0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
     ] = False,
@@ -110,6 +125,7 @@ def train_gan(
     - `fedscan train-gan --study skin-lesions --minutes 15 --threads 2 --out skin`
     - `fedscan train-gan --preset brain-64 --labels sex,site --set seed=1 --out brains`
     - `fedscan train-gan --out brains --resume --set kimg=1000`
+    - `fedscan train-gan --site north --epsilon 8 --set batch-size=64 --out private`
     """
     from simulations.gan.plan import Request
     from simulations.gan.tables import show_summary
@@ -139,6 +155,8 @@ def train_gan(
             minutes=minutes,
             resume=resume,
             extractor=extractor,
+            epsilon=epsilon,
+            delta=delta,
         )
     )
     if output_format is Format.json:

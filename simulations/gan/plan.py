@@ -14,6 +14,7 @@ from common.run_folder import MANIFEST
 from common.studies.sections import SITE
 from common.studies.study import read_study
 from simulations import folders
+from simulations.gan.private import Private
 from simulations.gan.sites import choose_sites
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Request:
     extractor : str
         Name or file of the network whose features the summary's distances are between; ``auto``:
         the default one for the study's images.
+    epsilon, delta : float
+        Of the people trained on; 0: no differential privacy, or, on ``resume``, as at the
+        beginning.
     """
 
     out: Path
@@ -61,6 +65,8 @@ class Request:
     minutes: float | None = None
     resume: bool = False
     extractor: str = "auto"
+    epsilon: float = 0.0
+    delta: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Plan:
     cohort: Path | None
     sites: tuple[str, ...]
     before: Mapping[str, Any] | None  # the manifest of a training that goes on
+    private: Private | None = None
 
 
 def resolve(request: Request) -> Plan:
@@ -86,16 +93,20 @@ def resolve(request: Request) -> Plan:
         or one that was begun otherwise; for a setting, preset, cohort or site that cannot be.
     """
     from common.training.gan_presets import preset
+    from common.training.gan_private import CHANGES, require_covered
 
     if not request.resume:
         require_empty(request.out)
         name = request.preset or DEFAULT_PRESET
         study = request.study or DEFAULT_STUDY
-        config = _for_study(preset(name), study, request.changes)
-        sites = choose_sites(study, request.cohort, request.sites)
-        return Plan(
-            study, _extractor(request, study), config, name, request.cohort, tuple(sites), None
-        )
+        private = _private(study, request.epsilon, request.delta)
+        usual = CHANGES if private else {}
+        config = _for_study(preset(name), study, {**usual, **request.changes})
+        if private:
+            require_covered(config)
+        sites = tuple(choose_sites(study, request.cohort, request.sites))
+        judge = _extractor(request, study)
+        return Plan(study, judge, config, name, request.cohort, sites, None, private)
     before = _read_manifest(request.out)
     require_plain_tree(request.out)
     study = before["study"]
@@ -106,14 +117,27 @@ def resolve(request: Request) -> Plan:
         raise _other(request.out, "preset", before["preset"])
     config = began.with_changes(request.changes)
     was, now = began.to_mapping(), config.to_mapping()
-    if changed := [key for key in was if was[key] != now[key] and key not in FREE + MACHINE]:
+    promised = before.get("privacy") or {}
+    private = _private(study, promised.get("epsilon", 0.0), promised.get("delta", 0.0))
+    for key in ("epsilon", "delta"):
+        if getattr(request, key) not in (0.0, promised.get(key, 0.0)):
+            raise _other(request.out, key, promised.get(key, 0.0))
+    free = FREE[1:] if private else FREE  # the noise is for so many steps
+    if changed := [key for key in was if was[key] != now[key] and key not in free + MACHINE]:
         raise _other(request.out, changed[0], was[changed[0]])
     sites = tuple(before["sites"])
     if request.sites and tuple(sorted(set(request.sites))) != sites:
         raise _other(request.out, "choice of sites", "+".join(sites))
     cohort = request.cohort or (Path(before["cohort"]) if before["cohort"] else None)
     choose_sites(study, cohort, sites)
-    return Plan(study, _extractor(request, study), config, before["preset"], cohort, sites, before)
+    judge = _extractor(request, study)
+    return Plan(study, judge, config, before["preset"], cohort, sites, before, private)
+
+
+def _private(study: str, epsilon: float, delta: float) -> Private | None:
+    if delta and not epsilon:
+        raise ConfigError("--delta has no effect without --epsilon: leave it out")
+    return Private(epsilon, delta, study) if epsilon else None
 
 
 def require_empty(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -9,8 +10,10 @@ from rich.table import Table
 
 from simulations.console import out
 from simulations.gan.generate import label_name
+from simulations.report.ledger import promises, protection
 
 if TYPE_CHECKING:
+    from common.training.gan_state import GanTraining
     from simulations.gan.bench import Speed
 
 
@@ -53,11 +56,22 @@ def show_summary(summary: dict[str, Any]) -> None:
         f"{real['sliced_wasserstein']['mean']:.3g}), MS-SSIM of pairs {statistics['ms_ssim']:.2f} "
         f"(real {statistics['ms_ssim_real']:.2f}: the lower, the more varied)",
         _copying(summary["copying"]),
+        *map(protection, promises(summary)),
         f"Perceptual path length: {summary['path_length']:.3g}",
     ):
         out.print(words, markup=False)
     for reason in sorted(set(summary["generated"]["reasons"].values())):
         out.print(f"Not measured: {reason}", markup=False)
+
+
+def note(training: GanTraining, metrics: Mapping[str, float]) -> str:
+    """Put what a reader watches into one line; losses and speed are those last measured."""
+    words = [f"{training.images_seen / 1000:.1f} kimg", f"p {training.p:.3f}"]
+    if metrics:
+        losses = {"G": "loss-generator", "D": "loss-discriminator"}  # D's has no noise
+        words += [f"{one} {metrics[key]:.2f}" for one, key in losses.items() if key in metrics]
+        words.append(f"{metrics['images-per-second']:.1f} img/s")
+    return ", ".join(words)
 
 
 def _copying(found: dict[str, Any]) -> str:

@@ -26,7 +26,9 @@ from simulations import console
 from simulations.folders import locked, require_writable
 from simulations.gan.generate import label_name, open_extractor
 from simulations.gan.plan import FREE, MACHINE, Plan, Request, require_empty, resolve
+from simulations.gan.private import begin, forget
 from simulations.gan.sites import digest, open_sites, require_test_images, site_folders
+from simulations.gan.tables import note
 from simulations.options import computing_with
 from simulations.stopping import signals_noted
 
@@ -104,6 +106,8 @@ class _Run:
         require_test_images(study, folders)
         own = open_sites(study, folders, "train", self.config.resolution)
         data = pool(list(own.values()))
+        if private := self.plan.private:
+            private.require(self.config, data.people)
         with self._disk():
             training = self._begin(data, {site: len(images) for site, images in own.items()})
         seconds = self.earlier
@@ -132,12 +136,16 @@ class _Run:
                 training, data, pool(list(test.values())), extractor, seconds=seconds
             )
             summary["sites"] = list(self.plan.sites)
+            if private:
+                summary |= private.told(self.config, data.people, self.plan.sites)
         except (KeyboardInterrupt, SystemExit):
             self._tell_saved(training)
             raise
         require_extractor(summary)
         with self._disk():
             write_json(self.folder / SUMMARY, summary)
+            if training.steps >= self.config.total_steps:
+                forget(self.folder)  # of a training without differential privacy there is none
         return summary
 
     def too_large(self) -> str:
@@ -169,6 +177,8 @@ class _Run:
         from common.training.gan_state import GanTraining
 
         values = label_values(data.conditions, self.config.label_kinds)
+        if self.plan.private:  # which labels there are tells of people
+            values = self.plan.private.labels(self.plan.sites)
         architecture = self.config.architecture(values)
         before = self.plan.before
         if before is None:
@@ -202,6 +212,8 @@ class _Run:
         return training
 
     def _write_manifest(self, data: Dataset, counts: Mapping[str, int]) -> None:
+        if self.plan.private:
+            begin(self.folder)
         write_json(
             self.folder / MANIFEST,
             {
@@ -213,6 +225,7 @@ class _Run:
                 "data": digest(data),
                 "versions": versions(),
                 "source_hash": _sources(),
+                **({"privacy": self.plan.private.asked} if self.plan.private else {}),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
         )
@@ -244,6 +257,10 @@ class _Run:
 
         from common.training.gan import fit
 
+        more: dict[str, Any] = {}
+        if private := self.plan.private:
+            mechanism = private.mechanism(self.config, data.people, self.folder)
+            more = {"mechanism": mechanism, "drawn": training.steps, "site": self.site}
         limit = None if self.minutes is None else self.minutes * 60
         whole = self.config.total_steps if limit is None else math.ceil(limit)
         title = "Training" if limit is None else "Training, seconds"
@@ -262,7 +279,7 @@ class _Run:
                     seen, drawing = training.images_seen, 0.0
                     self._log(training, metrics)
                 done = 1 if limit is None else min(int(spent), whole) - bar.done
-                bar.advance(done, _note(training, last))
+                bar.advance(done, note(training, last))
                 if noted or (limit is not None and spent >= limit):
                     raise _Enough
                 if training.steps % self.config.snapshot_every == 0:
@@ -276,7 +293,7 @@ class _Run:
             left = self.config.total_steps - training.steps
             if left > 0:
                 with contextlib.suppress(_Enough):
-                    fit(training, data, steps=left, seed=self.config.seed, on_step=after)
+                    fit(training, data, steps=left, seed=self.config.seed, on_step=after, **more)
             if training.steps != self.saved:
                 self._snapshot(training, data)
         return noted
@@ -308,7 +325,8 @@ class _Run:
         self._log(training, {"checkpoint": float(training.steps)})
         with self._disk():
             self._draw_grid(training)
-            save_checkpoint(self.folder, training, data)
+            # How many people have which label is no part of what differential privacy covers.
+            save_checkpoint(self.folder, training, None if self.plan.private else data)
         self.saved = training.steps
 
     @contextlib.contextmanager
@@ -376,15 +394,3 @@ def _without(metrics: Mapping[str, float], images: int, seconds: float) -> dict[
     """Metrics of a number of images, whose speed is that of training without some seconds."""
     spent = images / metrics["images-per-second"] - seconds
     return {**metrics, "images-per-second": images / max(spent, 1e-9)}
-
-
-def _note(training: GanTraining, metrics: Mapping[str, float]) -> str:
-    """Put what a reader watches into one line; losses and speed are those last measured."""
-    words = [f"{training.images_seen / 1000:.1f} kimg", f"p {training.p:.3f}"]
-    if metrics:
-        words += [
-            f"G {metrics['loss-generator']:.2f}",
-            f"D {metrics['loss-discriminator']:.2f}",
-            f"{metrics['images-per-second']:.1f} img/s",
-        ]
-    return ", ".join(words)
