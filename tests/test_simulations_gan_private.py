@@ -12,6 +12,7 @@ from common.errors import ConfigError, FedscanError
 from simulations.gan import private
 from simulations.gan.plan import Request, resolve
 from simulations.gan.private import NOISE, Private
+from simulations.gan.sites import open_sites
 from simulations.ledger import read_ledger
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,13 +27,14 @@ def made(begin, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return out, begin(out, changes=changes, sites=("north",), epsilon=8.0)
 
 
-def test_epsilon_is_told_by_summary_manifest_and_ledger(made):
+def test_epsilon_is_told_by_summary_manifest_and_ledger(made, tiny_cohort):
     folder, summary = made
     told = summary["privacy"]
     assert (told["unit"], told["epsilon"], told["secret_noise"]) == ("person", 8.0, True)
     assert told["sites"].keys() == {"north"}
     assert 0 < told["sites"]["north"]["epsilon"] <= 8.0
-    assert told["sites"]["north"]["delta"] == 1 / (10 * 8)
+    own = open_sites("brain-sex", {"north": tiny_cohort / "north"}, "train", 16)["north"]
+    assert told["sites"]["north"]["delta"] == 1 / (10 * own.people)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["privacy"] == {"epsilon": 8.0, "delta": 0.0}
     ledger = read_ledger(folder)
