@@ -44,6 +44,7 @@ from simulations.question import (
 )
 from simulations.results import COLUMNS
 from simulations.schedule import MISSING, STATUS, status_of
+from simulations.site_details import people_at
 from simulations.work import Work
 
 STATE = "state"  # a federation's, at its sites, while it runs
@@ -285,6 +286,7 @@ class Benchmark:
             for cell in every
             if cell.arm in (PRETRAINING, USE) and self._status(cell) not in ("done", MISSING)
         ]  # cells that the results do not know
+        summary["people"] = people_at(self.config.read_study(), self.sites)
         write_json(self.folder / SUMMARY, summary)
         write_samples(self.folder / SAMPLES, self.sites, self.config)
 

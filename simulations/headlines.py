@@ -1,9 +1,9 @@
 """The two questions of every comparison, answered in a sentence, whatever the task measures.
 
-What does the data-poor site gain by joining, and what does federation lose against pooling? A
-headline is a dict: ``metric``, ``value`` (positive: federation is better than training alone; or
-worse than pooling), ``low``, ``high``, ``repetitions``, ``excludes_zero``, ``verdict`` (better,
-worse, :data:`NO_DIFFERENCE`, or None without an interval) and ``sentence``.
+What does the site with the fewest images gain by joining, and what does federation lose against
+pooling? A headline is a dict: ``metric``, ``value`` (positive: federation is better than training
+alone; or worse than pooling), ``low``, ``high``, ``repetitions``, ``excludes_zero``, ``verdict``
+(better, worse, :data:`NO_DIFFERENCE`, or None without an interval) and ``sentence``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Difference = Mapping[str, Mapping[str, Any]]  # of a contrast: measure to record
 
 
 def gain(difference: Difference, how: Judged, poor: str) -> dict[str, Any]:
-    """Return what the data-poor site gains, from federated − local there."""
+    """Return what the site with the fewest images gains, from federated − local there."""
     found, raw, metric = _oriented(difference, how, better_is_positive=True)
     if found["value"] is None:
-        site = poor or "a data-poor site"
+        site = poor or "a site"
         return found | {"sentence": f"What {site} gains by joining cannot be told: {raw}."}
     measure = how.measures[metric]
     rises = raw["mean"] >= 0
@@ -92,11 +92,11 @@ def _in_words(found: dict, raw: Mapping[str, Any], measure: Any) -> tuple[str, s
         few = [one for one in str(raw.get("note")).split("; ") if one.startswith(NO_INTERVAL)]
         why = next(iter(few), f"no interval, as there is {times} and no prediction")
         return size, f"({why}{less})."
-    if value < 0:  # "lowered by 0.03" reads with the interval of the lowering
-        low, high = -high, -low
     # + 0.0 turns the -0.0 of rounding into 0.0
     span = f"{round(low, digits) + 0.0:.{digits}f} to {round(high, digits) + 0.0:.{digits}f}"
-    certainty = f"({100 * LEVEL:.0f} % CI {span}; {times}{less})"
+    # Words turn a negative difference round; its interval keeps the sign of tables and figures.
+    negative = f"difference -{size}, " if value < 0 else ""
+    certainty = f"({negative}{100 * LEVEL:.0f} % CI {span}; {times}{less})"
     warnings = [] if found["excludes_zero"] else [NO_DIFFERENCE]
     if k == 1:
         warnings.append("one repetition cannot show how much chance in training matters")

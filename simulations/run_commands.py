@@ -265,8 +265,10 @@ def write_run_report(folder: Path, *, files: bool) -> Path | None:
     """Draw a run's report; without one, a warning, since the run itself is whole."""
     from simulations.console import err
     from simulations.report.document import write_report
+    from simulations.site_details import keep_details
 
     try:
+        keep_details(folder)
         return write_report(folder, files=files)
     except Exception as error:  # whatever a library makes of odd numbers, or a full disk
         words = f"Warning: the report could not be drawn ({error}). The run is whole; "

@@ -48,7 +48,7 @@ def parts(folder: Path) -> dict:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no charts for files, which takes longest."""
-    monkeypatch.setattr(files, "drawn_twice", lambda figure: {})
+    monkeypatch.setattr(files, "drawn_as", lambda figure: {})
 
 
 def of_people(folder: Path) -> None:
@@ -60,7 +60,7 @@ def of_people(folder: Path) -> None:
 
 def test_every_figure_and_table_of_the_page_is_a_file(folder: Path, page: Page) -> None:
     for kind, where, suffixes in (
-        ("Figure", "figures", {".png", ".svg"}),
+        ("Figure", "figures", {".png", ".svg", ".pdf"}),
         ("Table", "tables", {".csv", ".tex"}),
     ):
         numbers = {int(n) for n in re.findall(rf"{kind} (\d+)\. ", page.text)}

@@ -72,8 +72,8 @@ def test_every_figure_is_told_in_words(page: Page) -> None:
         assert labelled or attributes.get("aria-hidden") == "true"
     images = words_of_images(page)
     # Two metrics at three sites and all, two curves at three, two contrasts; three confusion
-    # matrices, a ROC and a calibration curve a site.
-    assert len(images) == 2 * 4 + 2 * 3 + 2 + 3 * (3 + 2)
+    # matrices, a ROC, a precision-recall and a calibration curve a site.
+    assert len(images) == 2 * 4 + 2 * 3 + 2 + 3 * (3 + 3)
     assert all(re.search(r"\d\.\d\d|\d%", words) for words in images)
     scans = page.all("img")
     assert len(scans) == 3 + 3  # on the first page, and among the rest

@@ -17,14 +17,13 @@ from simulations.report.classification_blocks import sample_strip
 from simulations.report.generation_blocks import copying_models
 from simulations.report.pictures import Picture, Trained
 from simulations.report.tables import told
-from simulations.report.words import Nouns, is_number, mapping, plural, whole
+from simulations.report.words import MOST_NAMES, Nouns, is_number, mapping, plural, whole
 
 if TYPE_CHECKING:
     from simulations.report.content import Content
     from simulations.report.run_content import RunContent
 
 MOST_SITES = 3  # with a strip of their own
-MOST_NAMES = 8  # of sites or classes, in a sentence
 SAMPLES = 3
 
 

@@ -35,6 +35,7 @@ VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper", ACCENT: "ac
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fedscan",
+    "pdf.fonttype": 42,  # which publishers take, and programs can edit
     "font.size": 11.5,
     "text.parse_math": False,  # a class may be called $^$
     "text.color": INK,
@@ -69,7 +70,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A row: a label, a mean, its interval (NaN for none) and the values that it is the mean of."""
+    """A row: a label, a mean, its interval and the values that it is the mean of.
+
+    Without an interval, or with one that tells nothing, ``unsure`` says so in a word.
+    """
 
     label: str
     note: str
@@ -79,6 +83,7 @@ class Estimate:
     low: float = math.nan
     high: float = math.nan
     values: tuple[float, ...] = ()
+    unsure: str = ""
 
     @property
     def name(self) -> str:
@@ -185,15 +190,20 @@ def estimates(canvas: Canvas, rows: tuple[Estimate, ...], axis: Axis, words: str
             told.append(f"{row.name} no result")
             continue
         number, said = axis.number, f"{row.name} {axis.number(row.mean)}"
-        if math.isfinite(row.low) and math.isfinite(row.high):
+        if row.unsure:
+            page.text(WIDTH, middle + 13, row.unsure, ha="right", color=SOFT, fontsize=11)
+            said += f", {row.unsure}"
+        else:
             ends = _inside((row.low, row.high), axis)
             ax.plot(ends, [y, y], color=colour, linewidth=2, marker="|", markersize=9,
                     markeredgewidth=2, clip_on=False)  # fmt: skip
             span = f"{number(row.low)} to {number(row.high)}"
             page.text(WIDTH, middle + 13, span, ha="right", color=SOFT, fontsize=11)
             said += f", interval {span}"
+        hollow = {"markerfacecolor": PAPER, "markeredgewidth": 2} if row.unsure else {}
         ax.plot(_inside((row.mean,), axis), [y], color=colour, marker=row.marker, markersize=10,
-                markeredgecolor=PAPER, clip_on=False)  # fmt: skip
+                **{"markeredgecolor": colour if hollow else PAPER} | hollow,
+                clip_on=False)  # fmt: skip
         page.text(WIDTH, middle - 3, number(row.mean), ha="right", fontsize=14, weight="bold")
         told.append(said)
     return f"{words}. {'; '.join(told) or 'No result'}."
@@ -229,12 +239,14 @@ def unit_square(
     words: str,
     *,
     points: bool = False,
+    level: float | None = None,
 ) -> str:
-    """Draw curves within [0, 1]² with the diagonal: ROC or reliability curves."""
+    """Draw curves within [0, 1]², with the diagonal or a level to compare them with."""
     ax, _ = canvas.panel(304, (44, 304), (8, 264))
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
-    ax.plot([0, 1], [0, 1], color=SOFT, linestyle=(0, (1, 2)), linewidth=1, clip_on=False)
+    ends = [0, 1] if level is None else [level, level]
+    ax.plot([0, 1], ends, color=SOFT, linestyle=(0, (1, 2)), linewidth=1, clip_on=False)
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1])
     for one in curves:

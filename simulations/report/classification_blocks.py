@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.evaluation.classification import OF_EACH_CLASS
-from common.evaluation.curves import GRID
 from simulations.measures import ATTACKED, CLASSIFICATION
-from simulations.report import charts, figures, pictures, tables, words
+from simulations.report import decisions, figures, pictures, tables, words
 from simulations.report.blocks import Section, figure_blocks
-from simulations.report.charts import Line
 from simulations.report.tables import Head, Table, estimate, grouped, key_of
 from simulations.report.words import mapping, plural, sentence, whole
 
@@ -134,13 +132,14 @@ class ClassificationBlocks:
             heads = [Head("Class", n=False), Head("Model", n=False)]
             heads += [Head(sentence(CLASSIFICATION[m].words if m in CLASSIFICATION else m))
                       for m in names]  # fmt: skip
-            yield Table(
+            table = Table(
                 f"Classes at {site}",
                 f"n: test {content.nouns.images}{of}.{lacks} {sentence(content.means)}; "
                 f"{content.small}.{few} AUROC: the class against the rest.",
                 heads,
                 grouped(groups),
             )
+            yield tables.explained(table)
 
     def _found(self, site: str) -> dict[str, Mapping[str, Any]]:
         """Curves of the models of a site, its own among them."""
@@ -152,77 +151,29 @@ class ClassificationBlocks:
         for site in self.content.sites:
             panels = []
             for model, found in self._found(site).items():
-                counts = tuple(tuple(map(int, row)) for row in found.get("confusion") or ())
-                if len(counts) != len(self.classes) or not counts:
-                    continue
-                look = self.content.all_looks[model]
-                said = f"Confusion matrix of {look.name} at site {site}"
-                drawn = charts.confusion(counts, self.classes, said)
-                panels.append(figures.panel(look.name, "", drawn))
-            if panels:
-                many = " summed over repetitions" if self.content.repetitions > 1 else ""
+                name = self.content.all_looks[model].name
+                said = f"Confusion matrix of {name} at {figures.at(site)}"
+                panels.append(decisions.confusion_panel(found, self.classes, name, said))
+            if known := list(filter(None, panels)):
                 yield {
                     "title": f"Confusion matrices at {site}",
-                    "caption": f"Rows: true class; columns: decision. Numbers count test "
-                    f"{self.content.nouns.images}{many}; the shade is the share of the row.",
-                    "panels": panels,
+                    "caption": decisions.confusion_caption(
+                        self.content.nouns, self.content.repetitions
+                    ),
+                    "panels": known,
                 }
 
     def _curves(self) -> Iterator[dict[str, Any]]:
-        """ROC and reliability curves at every site."""
-        two = self.classes[1:2] if len(self.classes) == 2 else ()
-        target = self.positive or next(iter(two), "")
-        whose = f"of {target}" if target else "of one class against the rest, mean over classes"
-        kinds = {
-            "roc": ("ROC curves", ("false-positive rate", "sensitivity"), f"ROC curves {whose}."),
-            "calibration": (
-                "Calibration",
-                ("predicted probability", "observed share"),
-                f"Mean predicted probability {f'of {target}' if target else 'of the decision'} and "
-                "the share for which it is true, in ten bins of equal width. On the dotted line, "
-                "probabilities are what they claim to be.",
-            ),
-        }
-        for kind, (title, names, caption) in kinds.items():
-            panels, absent = [], []
-            for site in self.content.sites:
-                lines, said = [], []
-                for model, found in self._found(site).items():
-                    look, points = self.content.all_looks[model], found.get(kind)
-                    if not points:
-                        continue
-                    if kind == "roc":
-                        lines.append(Line(look, tuple(GRID.tolist()), tuple(points)))
-                        said.append(self._ranked(site, model, target))
-                    else:
-                        _, sure, right = zip(*points, strict=True)
-                        lines.append(Line(look, sure, right))
-                        n = sum(one[0] for one in points)
-                        gap = sum(k * abs(p - share) for k, p, share in points) / n
-                        said.append(f"{look.name} is off by {gap:.2f} on average")
-                if lines:
-                    told = f"{title} at site {site}. {'; '.join(said)}."
-                    drawn = charts.unit_square(
-                        tuple(lines), names, told, points=kind == "calibration"
-                    )
-                    panels.append(figures.panel(site, "", drawn))
-                elif self._found(site):
-                    absent.append(site)
-            if absent:
-                nouns = self.content.nouns
-                why = f"test {nouns.images} of one class only"
-                why = f"no test {nouns.image} of {target}, or {why}" if target else why
-                caption += f" Without {', '.join(absent)}: {why}."
-            if panels:
-                every = "" if absent else " at every site"
-                yield {"title": f"{title}{every}", "caption": caption, "panels": panels}
+        """Yield figures of curves at every site."""
+        content = self.content
 
-    def _ranked(self, site: str, model: str, target: str) -> str:
-        """Tell a ROC curve in a number: as the scores have it, since the curve is interpolated."""
-        look, scores = self.content.all_looks[model], self.content.scores.get(site, {})
-        name = "sensitivity_at_90_specificity" if target else "auroc"
-        found = mapping(mapping(scores.get(model)).get(name)).get("mean")
-        return f"{look.name} {CLASSIFICATION[name].words} {tables.told(name, found)}"
+        def score(site: str, model: str, name: str) -> object:
+            found = mapping(content.scores.get(site, {}).get(model)).get(name)
+            return mapping(found).get("mean")
+
+        by_site = {site: found for site in content.sites if (found := self._found(site))}
+        target = decisions.target_of(self.classes, self.positive)
+        yield from decisions.curve_figures(by_site, content.all_looks, target, content.nouns, score)
 
 
 def sample_strip(content: Content, site: str, most: int | None = None) -> dict[str, Any]:

@@ -10,10 +10,15 @@ from typing import Any
 from common.metrics_log import WHOLE
 from common.run_folder import TOGETHER
 from simulations.measures import CLASSIFICATION, measure
-from simulations.report import brief, privacy_blocks, provenance, words
+from simulations.report import brief, decisions, figures, privacy_blocks, words
 from simulations.report.blocks import Block, Section, figure_blocks
 from simulations.report.figures import curve_figures
-from simulations.report.run_content import RunContent, attendance_table, messages_table
+from simulations.report.run_content import (
+    MODEL,
+    RunContent,
+    attendance_table,
+    messages_table,
+)
 from simulations.report.tables import Cell, Head, Table, data_size, duration, told
 from simulations.report.words import is_number, mapping, plural, sentence, whole
 
@@ -71,10 +76,10 @@ class ClassificationRun(RunContent):
         value, count = self.mean(LEADING)
         if value is not None:
             return (
-                f"It tells {self.nouns.label} from test {self.nouns.images} with a balanced "
-                f"accuracy of {told(LEADING, value)}, {self.meaning(count)}; guessing "
-                f"gives {1 / max(2, len(self.classes)):.2f}. It is the model of round "
-                f"{whole(self.summary.get('best_round'))} of {whole(self.summary.get('rounds'))}."
+                f"On test {self.nouns.images}, balanced accuracy is {told(LEADING, value)}, "
+                f"{self.meaning(count)}; guessing gives {1 / max(2, len(self.classes)):.2f}. The "
+                f"model is that of round {whole(self.summary.get('best_round'))} of "
+                f"{whole(self.summary.get('rounds'))}."
             )
         if self.summary.get("best_round"):
             return "No site tells how well the model does on its test images."
@@ -99,6 +104,8 @@ class ClassificationRun(RunContent):
             results = [("text", judged), ("table", shown)]
             results += [("table", one) for one in self._recalls()]
         yield Section("results", "Results", f"Results on test {nouns.images}", results)
+        if shown := [*figure_blocks(self._decisions(), legend=False)]:
+            yield Section("classes", "Decisions", "Decisions and probabilities", shown)
         chance = max(2, len(self.classes))
         curves = curve_figures(
             *(self.metrics, lambda _: self.looks, self.described, self.tested),
@@ -115,9 +122,7 @@ class ClassificationRun(RunContent):
             shown = attendance_table(self.attendance)
             yield Section("attendance", "Who took part", "", [("table", shown), *self._away()])
         yield from privacy_blocks.of_run(self.summary)
-        title = f"{sentence(nouns.images)} at every site"
-        left_out = ("run.output-dir",)
-        yield provenance.section(self.manifest, self.counts, "", title, left_out=left_out)
+        yield from self._origin()
         yield Section("limits", "Limits", "", [("list", list(self._limits()))])
 
     def _table(self) -> Table | None:
@@ -151,6 +156,26 @@ class ClassificationRun(RunContent):
         caption = f"Of the test {self.nouns.images} of a class, the share that the model finds."
         columns = [Head("Site", n=False), *map(Head, heads)]
         yield Table("Recall of each class", caption, columns, [[row] for row in rows])
+
+    def _decisions(self) -> Iterator[dict[str, Any]]:
+        """Yield confusion matrices and curves of every site that are known."""
+        known = mapping(self.details.get("curves"))
+        by_site = {site: {MODEL: mapping(known[site])} for site in self.sites if known.get(site)}
+        panels = [
+            decisions.confusion_panel(
+                *(found[MODEL], self.classes, site),
+                f"Confusion matrix at {figures.at(site)}",
+            )
+            for site, found in by_site.items()
+        ]
+        if drawn := list(filter(None, panels)):
+            caption = decisions.confusion_caption(self.nouns, 1)
+            yield {"title": "Confusion matrices", "caption": caption, "panels": drawn}
+        target = decisions.target_of(self.classes, self.nouns.positive)
+        yield from decisions.curve_figures(
+            *(by_site, self.looks, target, self.nouns),
+            lambda site, _, name: self.value(site, name),
+        )
 
     def _costs(self) -> Iterator[Block]:
         up, down, took = (self.summary.get(k) for k in ("bytes_up", "bytes_down", "seconds"))

@@ -16,17 +16,21 @@ import pandas as pd
 from common.metrics_log import WHOLE
 from simulations.contrasts import QUESTIONS, at_home, is_home
 from simulations.measures import measure
-from simulations.report import charts, figures, privacy_blocks, provenance, tables, words
+from simulations.report import (
+    charts,
+    figures,
+    people,
+    privacy_blocks,
+    provenance,
+    tables,
+    tiles,
+    words,
+)
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
 from simulations.report.looks import Series, look_of, series_of
 from simulations.report.pictures import Trained
-from simulations.report.words import is_number, listed, mapping, place, plural, sentence, whole
+from simulations.report.words import is_number, listed, mapping, place, plural, sentence
 from simulations.summary import summarize
-
-TILES = {
-    "gain_of_data_poor_site": "Gain of the data-poor site by joining",
-    "loss_against_pooling": "Loss against pooling",
-}
 
 
 class Blocks(Protocol):
@@ -96,6 +100,7 @@ class Content:
         listed = mapping(manifest.get("sites"))
         self.counts = {site: mapping(used.get(site)) or mapping(n) for site, n in listed.items()}
         self.poor = str(manifest.get("poor_site") or summary.get("poor_site") or "")
+        self.scarce = self.poor if words.data_poor(self.poor, self.counts) else ""
         self.summary = self._completed(summary)
         self.scores = {
             where: {m: mapping(found) for m, found in mapping(models).items()}
@@ -167,7 +172,7 @@ class Content:
             "title": f"{self.blocks.title} at {plural(len(self.sites), 'site')}",
             "eyebrow": " · ".join(filter(None, ("fedscan benchmark", started, self.times))),
             "headline": self._headline(),
-            "tiles": list(self._tiles()),
+            "tiles": list(tiles.of_comparison(self)),
             "notices": [*self.blocks.notices(), *tables.failed(self.results, self.summary)],
             "series": [
                 {"name": one.name, "key": charts.legend_key(one), "look": one} for one in shown
@@ -184,50 +189,8 @@ class Content:
             if (found := mapping(told.get(key)).get("sentence")) and needed <= arms
         ]
         alone = f"This folder holds no comparison of the arms: it is of {listed(sorted(arms))}."
-        return sentences or [alone]
-
-    def _tiles(self) -> Iterator[dict[str, str]]:
-        headline, arms = mapping(self.summary.get("headline")), set(self.results["arm"])
-        for key, title in TILES.items():
-            found = mapping(headline.get(key))
-            if not is_number(found.get("value")) or not QUESTIONS[key] <= arms:
-                continue
-            name = str(found.get("metric"))
-            note = f"{measure(name).words}{self._of_reference()}; above zero: " + (
-                "federation is better" if key == "gain_of_data_poor_site" else "pooling is better"
-            )
-            if is_number(found.get("low")) and is_number(found.get("high")):
-                low, high = (tables.told(name, found[end], signed=True) for end in ("low", "high"))
-                zero = "excludes" if found.get("excludes_zero") else "includes"
-                note += f"; {self.level} interval {low} to {high}, {zero} zero"
-            else:
-                note += "; no interval"
-            yield {
-                "name": title,
-                "value": tables.told(name, found["value"], signed=True),
-                "note": note,
-            }
-        if (share := self.share()) is not None:
-            yield {
-                "name": "Bytes of the federation",
-                "value": f"{100 * share:.0f} %",
-                "note": "of what G, D and G's average as float32, both ways, every round, would "
-                "have taken",
-            }
-        tested = [whole(n.get("n_test")) for n in self.counts.values()]
-        yield {
-            "name": "Repetitions",
-            "value": self.times.removesuffix("s").removesuffix(" repetition"),
-            "note": f"test {self.nouns.images} a site: {', '.join(tested)}" if tested else "",
-        }
-
-    def _of_reference(self) -> str:
-        """Say which strategy stands for the federated arm, where there are several."""
-        rows = self.results[self.results["arm"] == "federated"]
-        reference = self.summary.get("reference_strategy")
-        if not reference or rows["strategy"].nunique() < 2:
-            return ""
-        return f" of {look_of({'arm': 'federated', 'strategy': reference}).name}"
+        subject = words.subject(self.nouns, generation=self.task == "generation")
+        return [subject, *(sentences or [alone])]
 
     def share(self) -> float | None:
         """Of the plain messages' bytes, what the reference strategy has sent."""
@@ -267,7 +230,10 @@ class Content:
         yield Section("budget", "Budgets", "", [("text", told), ("table", budget)])
         which = ", first repetition" if self.new_cohorts else ""
         title = f"{sentence(self.nouns.images)} at every site{which}"
-        yield provenance.section(self.manifest, self.counts, self.poor, title)
+        known = mapping(self.summary.get("people"))
+        several = self.new_cohorts and self.repetitions > 1
+        yield from people.section(known, self.counts, self.nouns, first=several)
+        yield provenance.section(self.manifest, self.counts, self.scarce, title)
         yield Section("limits", "Limits", "", [("list", list(self.blocks.limits()))])
 
     def _comparisons(self) -> Iterator[dict[str, Any]]:
@@ -279,7 +245,7 @@ class Content:
             panels = []
             for where, here in known.items():
                 note = words.site(
-                    self.counts.get(where, {}), self.nouns.images, poor=where == self.poor
+                    self.counts.get(where, {}), self.nouns.images, poor=where == self.scarce
                 )
                 note = note or _without(name, here.values())
                 drawn = figures.comparison(here, self.looks(where), where, name, axis)
@@ -287,9 +253,10 @@ class Content:
             dots = " Small dots: single repetitions." if self.repetitions > 1 else ""
             chance = " Dotted line: chance." if np.isfinite(axis.chance) else ""
             less = " Less is better." if measure(name).less_is_better else ""
+            hollow = _hollow(mapping(one.get(name)) for h in known.values() for one in h.values())
             yield {
                 "title": f"Test {measure(name).words} of every model",
-                "caption": f"{sentence(self.means)}; {self.intervals}.{dots}{chance}"
+                "caption": f"{sentence(self.means)}; {self.intervals}.{dots}{chance}{hollow}"
                 f"{less} At a site, the local model is the site's own, if it has one. Bars may end "
                 "at the figure's edge; the numbers do not.",
                 "panels": panels,
@@ -317,11 +284,17 @@ class Content:
             by_place = {where: mapping(self.differences.get(where)) for where in self.places}
             better = {"less": "Left", "more": "Right"}.get(measure(name).better)
             side = f"{better} of zero: the arm named first is better. " if better else ""
+            hollow = _hollow(
+                mapping(mapping(by_place[where].get(c)).get(name))
+                for where in self.places
+                for c in contrasts
+            )
+            hollow = f"{hollow.strip()} " if hollow else ""
             yield {
                 "title": f"Paired differences in {measure(name).words}",
-                "caption": f"{side}Both arms of a pair are measured in the same repetitions and "
-                "on the same images, so these intervals, not the overlap of those above, say "
-                "whether the arms differ.",
+                "caption": f"{side}{hollow}Both arms of a pair are measured in the same "
+                "repetitions and on the same images, so these intervals, not the overlap of those "
+                "above, say whether the arms differ.",
                 "panels": [
                     figures.panel(
                         tables.contrast_name(contrast),
@@ -345,7 +318,7 @@ class Content:
             f"{sentence(self.means)}; {self.small}.{self.few}{pooled}",
         )
         if shown:
-            yield "table", shown
+            yield "table", tables.explained(shown)
         names = self.summary["leading"] if self.task == "classification" else self.blocks.shown
         has_p, notes = self.has_p, tables.notes(self.differences, names)
         p = "p: Wilcoxon's signed-rank test over repetitions, not corrected for the number of "
@@ -357,7 +330,7 @@ class Content:
             + (f"Note: {'; '.join(notes[:4])}." if notes else ""),
         )
         if differences:
-            yield "table", differences
+            yield "table", tables.explained(differences)
 
     @property
     def has_p(self) -> bool:
@@ -385,6 +358,12 @@ class Content:
                 f"The federation sent {100 * share:.1f} % of the bytes that exchanging G, D and "
                 "G's average as float32 numbers, both ways in every round, would have taken.",
             )
+
+
+def _hollow(records: Iterable[Mapping[str, Any]]) -> str:
+    """Say what hollow marks of a figure mean, if it has any."""
+    why = [word for word in dict.fromkeys(map(words.unsure, records)) if word]
+    return f" Hollow: {' or '.join(why)}." if why else ""
 
 
 def _without(name: str, models: Iterable[object], where: str = "") -> str:

@@ -36,6 +36,7 @@ from simulations.report.run_content import RunContent
 from simulations.report.samples import SITE
 from simulations.report.words import mapping
 from simulations.results import USE_NUMBERS, USE_TEXTS, read_table
+from simulations.site_details import DETAILS
 
 REPORT = "report.html"
 BLOCKS = {"classification": ClassificationBlocks, "generation": GenerationBlocks}  # by task
@@ -98,9 +99,11 @@ def _run(folder: Path) -> dict[str, Any]:
     attendance = read_attendance(folder) if (folder / ATTENDANCE).is_file() else ()
     phantoms = provenance.simulated(folder, config) is True
     told = (metrics, model.summary, manifest, model, attendance)
+    details = _read_json(folder, DETAILS) if (folder / DETAILS).is_file() else {}
+    about = {"details": details, "phantoms": phantoms}
     if config.get("task") == "generation":
-        return RunContent(*told, phantoms=phantoms).parts(brief.of_run)
-    return ClassificationRun(*told, phantoms=phantoms).parts(first_page)
+        return RunContent(*told, **about).parts(brief.of_run)
+    return ClassificationRun(*told, **about).parts(first_page)
 
 
 def _is_run(folder: Path) -> bool:

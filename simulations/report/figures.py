@@ -14,7 +14,7 @@ from simulations.report import charts
 from simulations.report.charts import Axis, Estimate, Line
 from simulations.report.looks import Series
 from simulations.report.tables import contrast_name, told
-from simulations.report.words import is_number, mapping, place
+from simulations.report.words import is_number, mapping, place, unsure
 
 RATIO = 4  # of two distances on one axis, beyond which it is logarithmic
 SMALLEST = 1e-3  # of a logarithmic axis: a kernel distance is estimated without bias, so around 0
@@ -33,11 +33,14 @@ def comparison(
 ) -> str:
     """Draw every model's test result at one place: mean, interval and each repetition."""
     rows = [
-        Estimate(one.label, one.note, one.colour, one.marker, *_numbers(found), _values(found))
+        Estimate(
+            *(one.label, one.note, one.colour, one.marker),
+            *(*_numbers(found), _values(found), unsure(found)),
+        )
         for model, one in looks.items()
         if is_number((found := mapping(mapping(scores.get(model)).get(name))).get("mean"))
     ]
-    return charts.estimates(tuple(rows), axis, f"Test {axis.name} at {_at(where)}")
+    return charts.estimates(tuple(rows), axis, f"Test {axis.name} at {at(where)}")
 
 
 def estimate_axis(scores: Iterable[Mapping[str, Any]], name: str, chance: float) -> Axis:
@@ -67,7 +70,11 @@ def differences(
 ) -> str:
     """Draw the paired difference between two arms, with one row for each place."""
     rows = [
-        Estimate(place(where), "", charts.INK, "D" if where == "all" else "s", *_numbers(found))
+        Estimate(
+            *(place(where), "", charts.INK, "D" if where == "all" else "s"),
+            *_numbers(found),
+            unsure=unsure(found),
+        )
         for where, contrasts in by_place.items()
         if (found := mapping(mapping(mapping(contrasts).get(contrast)).get(name)))
         and is_number(found.get("mean"))
@@ -140,7 +147,7 @@ def learning_curve(
             several = (by_round["count"] > 1).any()
             band = [tuple(by_round[k]) if several else () for k in ("min", "max")]
             curves.append(Line(look, tuple(by_round.index), tuple(by_round["mean"]), *band))
-    words = f"Validation {axis.name} at {_at(where)} over {{last}} rounds"
+    words = f"Validation {axis.name} at {at(where)} over {{last}} rounds"
     return charts.lines(tuple(curves), axis, words)
 
 
@@ -195,5 +202,6 @@ def _number(name: str, *, signed: bool = False) -> Callable[[float], str]:
     return _NUMBERS.setdefault((name, signed), lambda value: told(name, value, signed=signed))
 
 
-def _at(where: str) -> str:
+def at(where: str) -> str:
+    """Return where something was measured, for a sentence."""
     return "all sites" if where == "all" else f"site {where}"

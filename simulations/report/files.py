@@ -1,4 +1,4 @@
-"""A report's figures and tables as files, for papers: PNG and SVG, CSV and LaTeX.
+"""A report's figures and tables as files, for papers: PNG, SVG and PDF, CSV and LaTeX.
 
 They are those of the page, under its numbers. Pictures are the page's, but for real training images
 of people and what a generator that was flagged as copying has made: those are on the page alone.
@@ -26,11 +26,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES, TABLES = "figures", "tables"
-OURS = re.compile(r"(figure|table)-\d{2,}[a-z0-9-]*\.(png|svg|csv|tex)")
+OURS = re.compile(r"(figure|table)-\d{2,}[a-z0-9-]*\.(png|svg|pdf|csv|tex)")
 NUMBERED = re.compile(r"(Figure|Table) (\d+)\. (.*)", re.S)
 COLUMNS = 3  # of a sheet
 GAP, TITLE, KEYS = 30, 38, 26  # points: between panels; above each; above all, with a legend
 LONGEST = 56  # letters of a panel's note
+METADATA: Mapping[str, Mapping[str, Any]] = {  # by suffix: without what differs from day to day
+    ".png": {"Software": None},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}
 DPI, MOST_PIXELS = 200, 12_000  # of a side
 LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -77,7 +82,7 @@ def write_files(folder: Path, sections: Iterable[Section], series: Sequence[Seri
             made[name.with_suffix(".tex")] = to_latex(value).encode()
         elif kind == "figure" and value["panels"]:
             name = Path(FIGURES, named(value["title"]))
-            drawn = drawn_twice(sheet(value["panels"], series if value.get("keyed") else ()))
+            drawn = drawn_as(sheet(value["panels"], series if value.get("keyed") else ()))
             made |= {name.with_suffix(suffix): data for suffix, data in drawn.items()}
         elif kind == "pictures":
             shown = [one for one in value["pictures"] if not one.get("private")]
@@ -141,13 +146,13 @@ def sheet(panels: Sequence[Mapping[str, Any]], series: Sequence[Series] = ()) ->
     return figure
 
 
-def drawn_twice(figure: Figure) -> dict[str, bytes]:
-    """Return a figure as PNG and SVG by suffix; the same figure gives the same bytes."""
+def drawn_as(figure: Figure) -> dict[str, bytes]:
+    """Return a figure as PNG, SVG and PDF by suffix; the same figure gives the same bytes."""
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE):
         found = {}
-        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        for suffix, metadata in METADATA.items():
             stream = io.BytesIO()
             dpi = min(DPI, MOST_PIXELS / max(figure.get_size_inches()))
             figure.savefig(stream, format=suffix[1:], dpi=dpi, metadata=metadata)

@@ -87,7 +87,9 @@ class GenerationBlocks:
         ):
             yield Section("speed", "Speed", "Speed of training", [("table", speed)])
         if use := self._use():
-            yield Section("use", heading, "", [("text", says.use(nouns)), ("table", use)])
+            yield Section(
+                "use", heading, "", [("text", says.use(nouns, content.poor)), ("table", use)]
+            )
         elif mapping(content.manifest.get("plan")).get("use") and not content.summary.get(
             "unfinished"
         ):

@@ -65,12 +65,12 @@ def copying(nouns: Nouns) -> str:
     )
 
 
-def use(nouns: Nouns) -> str:
-    """Say how classifiers were trained with generated images."""
-    many = nouns.images
+def use(nouns: Nouns, site: str) -> str:
+    """Say how classifiers were trained with a site's own and with generated images."""
+    many, whose = nouns.images, f"the images of {site}" if site else "one site's images"
     return (
-        "Classifiers, tested on real test images. They are trained with the data-poor site's own "
-        "images, alone or beside synthetic ones, of which as many are taken as its validation "
+        f"Classifiers, tested on real test images. They are trained with {whose}, "
+        "alone or beside synthetic ones, of which as many are taken as its validation "
         f"{many} choose; or on synthetic {many} alone, with the label of the site where they are "
         f"tested. The federated classifier learns from every site's real {many}. It is that of its "
         "best round by validation; the others keep their last weights. Synthetic "

@@ -13,7 +13,7 @@ from common.participation import Attendance, Outcome
 from common.run_folder import TOGETHER
 from simulations.attendance import count_outcomes, ranges, reasons
 from simulations.measures import DISTANCES, measure
-from simulations.report import charts, pictures, privacy_blocks, provenance, words
+from simulations.report import charts, people, pictures, privacy_blocks, provenance, words
 from simulations.report import generation_words as says
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
 from simulations.report.figures import curve_figures
@@ -43,6 +43,8 @@ class RunContent:
         The run's grids.
     attendance : sequence of Attendance
         What came of each order to each site.
+    details : mapping
+        What ``sites.json`` says: :mod:`simulations.site_details`; empty where there is none.
     phantoms : bool
         Whether people and devices are simulated.
     """
@@ -55,8 +57,10 @@ class RunContent:
         model: Trained,
         attendance: Sequence[Attendance] = (),
         *,
+        details: Mapping[str, Any] | None = None,
         phantoms: bool = False,
     ) -> None:
+        self.details = mapping(details)
         self.metrics, self.summary, self.manifest, self.model = metrics, summary, manifest, model
         self.attendance, self.phantoms = attendance, phantoms
         listed, read = mapping(manifest.get("sites")), mapping(summary.get("sites"))
@@ -73,6 +77,11 @@ class RunContent:
         self.looks = {MODEL: look_of(about)}
         self.nouns = words.nouns(self.config)
 
+    @property
+    def generates(self) -> bool:
+        """Whether the model is a generator."""
+        return self.config.get("task") == "generation"
+
     def parts(self, first: Callable[[RunContent], Section]) -> dict[str, Any]:
         """Return the template's variables: see :meth:`simulations.report.content.Content.parts`."""
         run, seed = self.summary.get("run_id"), self.config.get("run.seed")
@@ -81,7 +90,7 @@ class RunContent:
             "title": f"A generator of {self.nouns.images}, trained by "
             f"{plural(len(self.sites), 'site')}",
             "eyebrow": " · ".join(filter(None, eyebrow)),
-            "headline": [self._headline()],
+            "headline": [words.subject(self.nouns, generation=self.generates), self._headline()],
             "tiles": list(self._tiles()),
             "notices": self._notices(),
             "series": [
@@ -164,13 +173,7 @@ class RunContent:
             shown = attendance_table(self.attendance)
             yield Section("attendance", "Who took part", "", [("table", shown), *self._away()])
         yield from privacy_blocks.of_run(self.summary)
-        yield provenance.section(
-            self.manifest,
-            self.counts,
-            "",
-            f"{sentence(self.nouns.images)} at every site",
-            left_out=("run.output-dir",),
-        )
+        yield from self._origin()
         limits = says.limits(
             self.nouns,
             phantoms=self.phantoms,
@@ -180,6 +183,17 @@ class RunContent:
             budget=None,
         )
         yield Section("limits", "Limits", "", [("list", list(limits))])
+
+    def _origin(self) -> Iterator[Section]:
+        """Yield who is in the images, configuration and provenance."""
+        yield from people.section(mapping(self.details.get("people")), self.counts, self.nouns)
+        yield provenance.section(
+            self.manifest,
+            self.counts,
+            "",
+            f"{sentence(self.nouns.images)} at every site",
+            left_out=("run.output-dir",),
+        )
 
     def _copying(self) -> Iterator[Block]:
         scores = {

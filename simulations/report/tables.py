@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from common.evaluation.statistics import NO_INTERVAL, WITHOUT
+from common.evaluation.statistics import NO_INTERVAL, ONE, WITHOUT
 from common.metrics_log import WHOLE
 from simulations.contrasts import at_home, is_elsewhere, is_home
 from simulations.measures import measure
+from simulations.report import words
 from simulations.report.looks import Series, series, series_of
 from simulations.report.words import is_number, mapping, place, sentence, whole
 from simulations.results import CHOSEN
@@ -68,14 +69,16 @@ def estimate(name: str, found: object, *, signed: bool = False) -> Cell:
     record = mapping(found)
     if not is_number(record.get("mean")):
         return Cell("–", str(record.get("note") or ""))
-    small = []
-    if is_number(record.get("low")) and is_number(record.get("high")):
+    small, unsure = [], words.unsure(record)
+    if not unsure:
         ends = [told(name, record[end], signed=signed) for end in ("low", "high")]
         small.append(" to ".join(ends))
     elif name == CHOSEN and len(each := mapping(record.get("values"))) > 1:
         small.append(", ".join(told(name, amount) for amount in each.values()))
-    # Of whom there are too few stands in the caption, once.
-    small += ["no interval"] * any(one.startswith(NO_INTERVAL) for one in notes_of(record))
+    elif unsure == words.NO_WIDTH or any(
+        one.startswith((NO_INTERVAL, ONE)) for one in notes_of(record)
+    ):  # of whom there are too few stands in the caption, once
+        small.append(unsure)
     small += without([record])
     return Cell(told(name, record["mean"], signed=signed), "; ".join(small))
 
@@ -89,6 +92,13 @@ def without(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return which sites are in no mean over sites, each set of them once."""
     every = [one for record in records for one in notes_of(record)]
     return [one for one in dict.fromkeys(every) if one.startswith(WITHOUT)]
+
+
+def explained(table: Table) -> Table:
+    """Add to a table's caption what is said of an interval without width, where it has any."""
+    if any(words.NO_WIDTH in cell.small for rows in table.groups for row in rows for cell in row):
+        return replace(table, caption=f"{table.caption} {words.EQUAL}")
+    return table
 
 
 def key_of(look: Series, **more: Any) -> Cell:
@@ -177,7 +187,7 @@ def notes(differences: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         for one in map(mapping, map(mapping(measures).get, names))
         if is_number(one.get("mean"))
         for note in notes_of(one)
-        if not note.startswith((WITHOUT, NO_INTERVAL))
+        if not note.startswith((WITHOUT, NO_INTERVAL, ONE))
     }
     return sorted(found)
 

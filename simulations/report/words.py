@@ -16,6 +16,9 @@ from common.evaluation.statistics import NO_INTERVAL, REPETITIONS_FOR_P
 from common.metrics_log import WHOLE
 from common.studies.study import read_study
 
+MOST_NAMES = 8  # of sites or classes, in a sentence
+ABSENT, NO_WIDTH = "no interval", "zero-width interval"  # of a number: see `unsure`
+EQUAL = "Zero-width interval: all values are equal, which says nothing of chance."
 FEW_IMAGES = 20  # a validation split below moves in steps of 5 % of a class and more
 
 MATRIX = (
@@ -100,6 +103,16 @@ def intervals(summary: Mapping[str, Any], level: str, shown: str = "bars") -> st
     return f"{shown} are {level} intervals {told}"
 
 
+def unsure(record: Mapping[str, Any]) -> str:
+    """Say what keeps a record's interval from telling of chance; nothing where it does tell."""
+    mean, low, high = (record.get(key) for key in ("mean", "low", "high"))
+    if not is_number(mean):
+        return ""
+    if not is_number(low) or not is_number(high):
+        return ABSENT
+    return NO_WIDTH if high - low <= 1e-9 * max(1.0, abs(mean)) else ""
+
+
 def repeated(manifest: Mapping[str, Any]) -> str:
     """Say what varies from one repetition to the next."""
     told = manifest.get("repeated")
@@ -117,6 +130,21 @@ def level(summary: Mapping[str, Any]) -> str:
     """Return the intervals' level as a percentage."""
     found = summary.get("level")
     return f"{100 * found:.3g} %" if is_number(found) else "95 %"
+
+
+def data_poor(site: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a site trains on at most half as many images as the one with the most."""
+    known = {name: n["n_train"] for name, n in counts.items() if is_number(n.get("n_train"))}
+    return site in known and 2 * known[site] <= max(known.values())
+
+
+def subject(nouns: Nouns, *, generation: bool) -> str:
+    """Say what is learned from what, in one sentence."""
+    if generation:
+        given = f", given {nouns.label}" if nouns.classes else ""
+        return f"The models generate {nouns.made}s{given}."
+    of = f" ({', '.join(nouns.classes)})" if 0 < len(nouns.classes) <= MOST_NAMES else ""
+    return f"The models classify {nouns.label}{of} from {nouns.images}."
 
 
 def site(counts: Mapping[str, Any], images: str, *, poor: bool) -> str:
