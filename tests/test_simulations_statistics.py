@@ -580,9 +580,9 @@ def test_sentences_of_a_clear_gain_and_of_harm():
     found = run(benchmark(lambda model, k, _: right({"fedavg": 8}.get(model, 12))))
     harm = found["headline"]["gain_of_data_poor_site"]
     assert harm["sentence"] == (
-        f"At island, joining lowered balanced accuracy by 0.27 (95 % CI {-harm['high']:.2f} "
-        f"to {-harm['low']:.2f}; 1 repetition); one repetition cannot show how much chance in "
-        "training matters."
+        "At island, joining lowered balanced accuracy by 0.27 (difference -0.27, 95 % CI "
+        f"{harm['low']:.2f} to {harm['high']:.2f}; 1 repetition); one repetition cannot show how "
+        "much chance in training matters."
     )
     assert "0.27 lower with federation" in found["headline"]["loss_against_pooling"]["sentence"]
 

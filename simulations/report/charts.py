@@ -246,7 +246,7 @@ def unit_square(
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
     ends = [0, 1] if level is None else [level, level]
-    ax.plot([0, 1], ends, color=SOFT, linestyle=(0, (1, 2)), linewidth=1, clip_on=False)
+    ax.plot([0, 1], ends, color=SOFT, linestyle=(0, (1, 2)), linewidth=1.6, clip_on=False)
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1])
     for one in curves:

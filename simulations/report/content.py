@@ -109,7 +109,7 @@ class Content:
         self.differences = mapping(self.summary["differences"])
         found = {*self.scores, *results["tested_on"]} - {"", WHOLE, *self.counts}
         self.sites = [*self.counts, *sorted(found)]
-        poor = [site for site in self.sites if site == self.poor]
+        poor = [site for site in self.sites if site == self.scarce]
         self.places = [WHOLE, *poor, *(site for site in self.sites if site not in poor)]
         self.described = {k: mapping(v) for k, v in mapping(self.summary["models"]).items()}
         self._looks = {name: look_of(model) for name, model in self.described.items()}
@@ -169,7 +169,7 @@ class Content:
         started = words.day(self.manifest.get("started"))
         shown = series_of(self.results)
         return {
-            "title": f"{self.blocks.title} at {plural(len(self.sites), 'site')}",
+            "title": f"{self._title()} at {plural(len(self.sites), 'site')}",
             "eyebrow": " · ".join(filter(None, ("fedscan benchmark", started, self.times))),
             "headline": self._headline(),
             "tiles": list(tiles.of_comparison(self)),
@@ -180,6 +180,15 @@ class Content:
             "sections": numbered([first(self), *self._sections()]),
             "footer": self.blocks.footer,
         }
+
+    def _title(self) -> str:
+        """Name what is compared."""
+        arms = {*self.results["arm"]}
+        if arms >= {"federated", "local", "centralized"}:
+            return self.blocks.title
+        if arms == {"federated"}:
+            return "Strategies of federated training"
+        return f"{sentence(' and '.join(sorted(arms)))} training"
 
     def _headline(self) -> list[str]:
         told, arms = mapping(self.summary.get("headline")), set(self.results["arm"])

@@ -13,14 +13,14 @@ STYLE = """
   --paper: #ffffff; --panel: #f5f7f9; --ink: #16202a; --soft: #55626f; --rule: #d5dce3;
   --accent: #0067a8; --warn: #fff3d6; --warn-ink: #5f4300;
   --centralized: #007a5a; --local: #c05000; --fedavg: #0067a8; --fedprox: #a3478a; --other: #6b7480;
-  --shade: 0 103 168;
+  --shade: 0 103 168; --edge: rgb(0 0 0 / .26);
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #10161c; --panel: #19212a; --ink: #e8edf2; --soft: #a3b0bd; --rule: #36424e;
     --accent: #6cbcf5; --warn: #3d3010; --warn-ink: #ffdf94;
     --centralized: #3ec79c; --local: #ff9a4d; --fedavg: #5cb3f2; --fedprox: #e59ccf;
-    --other: #9aa5b1; --shade: 70 150 215;
+    --other: #9aa5b1; --shade: 70 150 215; --edge: rgb(255 255 255 / .34);
   }
 }
 * { box-sizing: border-box; }
@@ -70,7 +70,11 @@ svg.figure * { stroke-linejoin: round; stroke-linecap: butt; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0;
   margin: 0 0 .9rem; font-size: .9rem; }
 .legend li { display: flex; align-items: center; gap: .45rem; }
-.scroll { overflow-x: auto; margin: 1rem 0 1.4rem; }
+.scroll { overflow-x: auto; margin: 1rem 0 1.4rem; background:
+  linear-gradient(to right, var(--paper) 40%, transparent) left / 2.4rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 2.4rem 100% no-repeat local,
+  linear-gradient(to right, var(--edge), transparent) left / .9rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--edge), transparent) right / .9rem 100% no-repeat scroll; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; }
 table { border-collapse: collapse; font-size: .9rem; min-width: min(100%, 36rem);
   font-variant-numeric: tabular-nums; }
@@ -123,6 +127,8 @@ footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size
   dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: .5rem; }
   .matrix td { min-width: 4.4rem; padding: .5rem; }
+  .wide::before { content: "Scroll sideways: " attr(data-columns) " columns \\2192";
+    display: block; position: sticky; left: 0; color: var(--accent); font-size: .8rem; }
 }
 @media print {
   :root {
@@ -144,7 +150,7 @@ footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size
   .tiles { grid-template-columns: repeat(3, 1fr); }
   .first { break-after: page; }
   .brief img { max-height: 90mm; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
   caption span { position: static; }
   table { font-size: 8.5pt; }
   .tile, .notice { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -191,7 +197,8 @@ PAGE = """\
 {% endfor %}</dl>
 {%- endmacro -%}
 {%- macro table(t) -%}
-<div class="scroll" tabindex="0" role="region" aria-label="{{ t.title }}">
+<div class="scroll{% if t.heads|length > 4 %} wide{% endif %}" \
+data-columns="{{ t.heads|length }}" tabindex="0" role="region" aria-label="{{ t.title }}">
 <table{% if t.kind %} class="{{ t.kind }}"{% endif %}>
 <caption><span><b>{{ t.title }}.</b> {{ t.caption }}</span></caption>
 <thead><tr>{% for head in t.heads %}<th scope="col"{% if head.n %} class="n"{% endif %}>\
