@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import pandas as pd
 
 from simulations.contrasts import QUESTIONS
 from simulations.measures import measure
 from simulations.report import tables
 from simulations.report.looks import look_of
-from simulations.report.words import is_number, mapping, whole
-
-if TYPE_CHECKING:
-    from simulations.report.content import Content
+from simulations.report.words import Nouns, is_number, mapping, whole
 
 GAIN = "gain_of_data_poor_site"
 OTHERS = {GAIN: "local", "loss_against_pooling": "centralized"}
 
 
-def of_comparison(content: Content) -> Iterator[dict[str, str]]:
+class Compared(Protocol):
+    """What is asked of a comparison: see :class:`simulations.report.content.Content`."""
+
+    summary: dict[str, Any]
+    results: pd.DataFrame
+    counts: dict[str, Mapping[str, Any]]
+    nouns: Nouns
+    poor: str
+    level: str
+    times: str
+
+    def share(self) -> float | None:
+        """Of the plain messages' bytes, what the reference strategy has sent."""
+
+
+def of_comparison(content: Compared) -> Iterator[dict[str, str]]:
     """Yield a comparison's main differences, its bytes and its repetitions."""
     headline, arms = mapping(content.summary.get("headline")), set(content.results["arm"])
     for key, other in OTHERS.items():
@@ -61,7 +75,7 @@ def of_comparison(content: Content) -> Iterator[dict[str, str]]:
     }
 
 
-def _of_reference(content: Content) -> str:
+def _of_reference(content: Compared) -> str:
     """Say which strategy stands for the federated arm, where there are several."""
     rows = content.results[content.results["arm"] == "federated"]
     reference = content.summary.get("reference_strategy")
