@@ -96,9 +96,8 @@ def run_with_sites(folder: Path, monkeypatch: pytest.MonkeyPatch, records: Path)
         probabilities = np.clip(0.3 * labels + rng.random(60) * 0.7, 0, 1)
         path = records / site / run.name / "predictions.csv"
         path.parent.mkdir(parents=True)
-        save_predictions(path, labels, probabilities, [str(n) for n in range(60)], ("f", "m"))
-        text = path.read_text().replace("probability.f", "probability.female")
-        path.write_text(text.replace("probability.m", "probability.male"))
+        people = [str(number) for number in range(60)]
+        save_predictions(path, labels, probabilities, people, ("female", "male"))
     return run
 
 

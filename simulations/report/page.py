@@ -153,6 +153,7 @@ footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size
   .scroll { overflow: visible; background: none; }
   caption span { position: static; }
   table { font-size: 8.5pt; }
+  th, td { padding-right: .4rem; }
   .tile, .notice { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
