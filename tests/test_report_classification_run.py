@@ -50,7 +50,7 @@ def test_it_says_first_what_is_classified_from_what(tmp_path: Path, study: str) 
     text = write_report(make_run(tmp_path / "17", study=study)).read_text()
     what = {"brain-sex": "sex from scans", "skin-lesions": "diagnosis from pictures"}[study]
     assert f"A classifier of {what}, trained by 2 sites" in text
-    assert "balanced accuracy of 0.80, mean of 2 sites" in text
+    assert "balanced accuracy is 0.80, mean of 2 sites" in text
     assert ("Recall of each class" in text) == (study == "skin-lesions")
     assert text.count("<svg") >= 4  # of two measures a panel a site
     assert not re.search(r"\bnan\b", text, flags=re.I)
