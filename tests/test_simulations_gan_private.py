@@ -44,7 +44,7 @@ def test_epsilon_is_told_by_summary_manifest_and_ledger(made, tiny_cohort):
 
 def test_nothing_of_real_images_is_measured_or_kept_beside_the_networks(made):
     folder, _ = made
-    names = {row["metric"] for row in rows(folder)}
+    names = {row["name"] for row in rows(folder)}
     assert "loss-generator" in names
     assert not {"loss-discriminator", "sign-real", "r1-penalty"} & names
     about = json.loads((folder / "gan.json").read_text())

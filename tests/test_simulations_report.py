@@ -89,7 +89,7 @@ def test_headings_and_tables_are_in_order(page: Page) -> None:
     assert all(a.get("scope") for a in page.all("th"))
     assert page.all("html")[0]["lang"] == "en"
     assert any(a.get("name") == "viewport" for a in page.all("meta"))
-    for kind, count in (("Figure", 12), ("Table", 6)):
+    for kind, count in (("Figure", 13), ("Table", 6)):
         numbers = re.findall(rf"{kind} (\d+)\. ", page.text)
         assert numbers == [str(k + 1) for k in range(count)]
 
@@ -145,7 +145,7 @@ def test_one_arm_alone(tmp_path: Path) -> None:
     assert "no comparison of the arms: it is of local" in page.text
     assert "Paired differences" not in page.text
     assert "no samples.npz" in page.text
-    assert len(words_of_images(page)) == 2 * 4 + 2 * 3 + 3 * (1 + 2)
+    assert len(words_of_images(page)) == 2 * 4 + 2 * 3 + 3 * (1 + 3)
 
 
 def test_variants_have_their_names_and_one_stands_for_federation(tmp_path: Path) -> None:

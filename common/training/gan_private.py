@@ -74,8 +74,8 @@ def require_covered(config: GanConfig) -> None:
     ):
         if is_so:
             raise ConfigError(
-                f"{key} = {value} with differential privacy (privacy.epsilon): {why}, which is not "
-                f"accounted for. Leave it out, or set {accepted}"
+                f"{key} = {value} with differential privacy, privacy.epsilon above 0: {why}, which "
+                f"is not accounted for. Leave it out, or set {accepted}"
             )
 
 
