@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,7 +31,9 @@ FIGURES, TABLES = "figures", "tables"
 OURS = re.compile(r"(figure|table)-\d{2,}[a-z0-9-]*\.(png|svg|pdf|csv|tex)")
 NUMBERED = re.compile(r"(Figure|Table) (\d+)\. (.*)", re.S)
 COLUMNS = 3  # of a sheet
-GAP, TITLE, KEYS = 30, 38, 26  # points: between panels; above each; above all, with a legend
+GAP, TITLE, KEYS = 30, 38, 22  # points: between panels; above each; a line of the legend
+KEY, LETTER = 72, 6.2  # points of a legend's key with its gaps, and of a letter beside it
+BROAD = 40  # letters of a panel's title
 LONGEST = 56  # letters of a panel's note
 METADATA: Mapping[str, Mapping[str, Any]] = {  # by suffix: without what differs from day to day
     ".png": {"Software": None},
@@ -113,33 +117,37 @@ def sheet(panels: Sequence[Mapping[str, Any]], series: Sequence[Series] = ()) ->
     columns = min(COLUMNS, len(panels))
     rows = [panels[k : k + columns] for k in range(0, len(panels), columns)]
     heights = [TITLE + max(one["svg"].height for one in row) + GAP for row in rows]
-    wide, high = columns * (WIDTH + GAP) + GAP, sum(heights) + GAP + (KEYS if series else 0)
+    wide = columns * (WIDTH + GAP) + GAP
+    names = [shortened(one.name, LONGEST) for one in series]
+    beside = max(1, int((wide - GAP) // (KEY + LETTER * max(map(len, names), default=0))))
+    keyed = KEYS * math.ceil(len(names) / beside)
+    high = sum(heights) + GAP + keyed
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(wide / 72, high / 72), facecolor="white")
         if series:
             keys = [
                 Line2D([], [], color=COLOURS[one.colour], marker=one.marker, markersize=7,
                        markeredgecolor=PAPER, linestyle=(0, DASHES[one.dash] or ()),
-                       label=shortened(one.name, LONGEST)) for one in series
+                       label=name) for one, name in zip(series, names, strict=True)
             ]  # fmt: skip
             figure.legend(
                 handles=keys,
                 loc="upper left",
                 bbox_to_anchor=(GAP / wide, 1 - GAP / 3 / high),
-                ncols=max(1, int(wide // 180)),
+                ncols=beside,
                 handlelength=3,
                 frameon=False,
                 borderpad=0,
                 borderaxespad=0,
             )
-        top = float(GAP + (KEYS if series else 0))
+        top = float(GAP + keyed)
         for row, height in zip(rows, heights, strict=True):
             for column, one in enumerate(row):
                 left = GAP + column * (WIDTH + GAP)
                 at = {"x": left / wide, "va": "top", "ha": "left"}
-                figure.text(y=1 - top / high, s=shortened(str(one["site"]), 40), weight="bold",
-                            fontsize=14, **at)  # fmt: skip
-                note = shortened(str(one["note"]), LONGEST)
+                title, *rest = textwrap.wrap(str(one["site"]), BROAD) or [""]
+                figure.text(y=1 - top / high, s=title, weight="bold", fontsize=14, **at)
+                note = shortened(" ".join([*rest, str(one["note"])]), LONGEST)
                 figure.text(y=1 - (top + 18) / high, s=note, color=SOFT, **at)
                 one["svg"].draw(Canvas(figure, left, top + TITLE))
             top += height
