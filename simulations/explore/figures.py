@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURINGS = ("class", "site", "split")
-# Of more values they come round again. Points in yellow would not show on white.
-PALETTE = tuple(colour for name, colour in OKABE_ITO.items() if name != "yellow")
+# Of more values they come round again.
+BROWN = "#7f4f24"  # in the place of yellow, in which points would not show on white
+PALETTE = (*(colour for name, colour in OKABE_ITO.items() if name != "yellow"), BROWN)
 UNKNOWN = "#b4bcc5"
 MARKERS = {REAL: "o", GENERATED: "x", PROJECTED: "s"}
 FORMATS = ("png", "svg")
