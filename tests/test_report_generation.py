@@ -325,7 +325,7 @@ def test_generators_of_pictures_are_told_of_in_the_studys_words(tmp_path: Path) 
     for word in ("slices?", "scans?", "heads?"):
         assert not re.search(rf"\b{word}\b", visible), word
     assert "synthetic pictures are of use" in generation_words.use(
-        generation_words.Nouns("picture", "picture")
+        generation_words.Nouns("picture", "picture"), "island"
     ).replace("Synthetic", "synthetic")
 
 
