@@ -65,6 +65,7 @@ def test_last_line_is_the_run_folder_and_it_is_whole(run) -> None:
         "attendance.jsonl",
         "launch.json",
         "report.html",
+        "sites.json",
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-\d{4}-brain-sex-fedavg(-\d+)?", folder.name)
     assert str(folder / "report.html") in done.stdout
