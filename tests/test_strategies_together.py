@@ -1,4 +1,4 @@
-"""Every strategy gives the same weights and metrics in one process and with Flower's messages."""
+"""With every strategy, training in one process and by Flower messages gives the same results."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def stages(model: Trained, most: int = STAGES) -> list[int]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a generator's grid are wanted: those of a site, a row a class.
+    """Which rows of a generator's grid are wanted: those of a site, one row for each class.
 
     Parameters
     ----------
