@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import OPEN_POLICY
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
-from test_secure_sums_runs import Hospital, bytes_of, chunks, grid_of, nobody
+from test_secure_sums_runs import bytes_of, chunks, federate_behind_gates, grid_of, nobody
 from test_server_rounds import Clock, InProcessGrid
 
 from clients import local, sums
@@ -245,16 +244,7 @@ def test_gates_sum_what_their_apps_answer_and_let_nothing_else_out(
     monkeypatch.setenv("FEDSCAN_POLICY", str(tmp_path / "policy.toml"))
     values = {"run.output-dir": str(tmp_path), "run.id": "7", "privacy.secure-sums": True}
     config = RunConfig.from_flower(TINY | values)
-    keys = {site: Ed25519PrivateKey.generate() for site in SITES}
-    hospitals = [Hospital(site, cohort, tmp_path / "gates" / site, keys) for site in SITES]
-    grid = InProcessGrid(
-        {
-            101 + 7 * i: lambda message, one=one: one.answer(message, config)
-            for i, one in enumerate(hospitals)
-        }
-    )
-    local._remembered.cache_clear()
-    federate(grid, config, run_id="7")
+    hospitals, grid = federate_behind_gates(tmp_path / "gates", cohort, config, SITES)
     ours, theirs = weights(tmp_path / "7"), weights(runs[1].folder)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     for reply in grid.replies:

@@ -455,6 +455,23 @@ class Hospital:
         return Message(recorddict_from_proto(content), reply_to=message)
 
 
+def federate_behind_gates(
+    folder: Path, cohort: Path, config: RunConfig, sites: tuple[str, ...]
+) -> tuple[list[Hospital], InProcessGrid]:
+    """Run a federation whose sites answer through their gates."""
+    keys = {site: Ed25519PrivateKey.generate() for site in sites}
+    hospitals = [Hospital(site, cohort, folder / site, keys) for site in sites]
+    grid = InProcessGrid(
+        {
+            101 + 7 * i: lambda message, one=one: one.answer(message, config)
+            for i, one in enumerate(hospitals)
+        }
+    )
+    local._remembered.cache_clear()
+    federate(grid, config, run_id="7")
+    return hospitals, grid
+
+
 def test_gates_sum_what_their_apps_answer_and_let_nothing_else_out(
     tmp_path, five, whole, monkeypatch
 ):
@@ -464,16 +481,7 @@ def test_gates_sum_what_their_apps_answer_and_let_nothing_else_out(
     monkeypatch.setenv("FEDSCAN_POLICY", str(tmp_path / "policy.toml"))
     values = {"run.output-dir": str(tmp_path), "run.id": "7", "privacy.secure-sums": True}
     config = RunConfig.from_flower(TINY | values)
-    keys = {site: Ed25519PrivateKey.generate() for site in SITES}
-    hospitals = [Hospital(site, five, tmp_path / "gates" / site, keys) for site in SITES]
-    grid = InProcessGrid(
-        {
-            101 + 7 * i: lambda message, one=one: one.answer(message, config)
-            for i, one in enumerate(hospitals)
-        }
-    )
-    local._remembered.cache_clear()
-    federate(grid, config, run_id="7")
+    hospitals, grid = federate_behind_gates(tmp_path / "gates", five, config, SITES)
     ours, theirs = weights(tmp_path / "7"), weights(whole)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     for reply in grid.replies:
