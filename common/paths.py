@@ -75,7 +75,10 @@ def _named_by(variable: str) -> Path | None:
     value = os.environ.get(variable)
     if not value:
         return None
-    folder = expanded(Path(value))
+    try:
+        folder = expanded(Path(value))
+    except ConfigError as error:
+        raise ConfigError(f"{variable}={error}", public=f"{variable}: {error.public}") from None
     if not folder.is_absolute():
         rule = "accepted is an absolute path, since fedscan's processes run in different folders"
         raise ConfigError(f"{variable}={value}: {rule}", public=f"{variable}: {rule}")

@@ -123,13 +123,22 @@ def test_records_of_a_site_are_its_own(monkeypatch, tmp_path):
     ("variable", "folder"),
     [("FEDSCAN_CACHE", cache_dir), ("FEDSCAN_RECORDS", lambda: site_records("north"))],
 )
-@pytest.mark.parametrize("value", ["records", "./records", "../records", "~nobody-here/records"])
-def test_relative_folder_is_refused(monkeypatch, variable, folder, value):
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        ("records", "accepted is an absolute path, since"),
+        ("./records", "accepted is an absolute path, since"),
+        ("../records", "accepted is an absolute path, since"),
+        ("~nobody-here/records", "~ stands for no folder"),
+    ],
+)
+def test_relative_folder_is_refused(monkeypatch, variable, folder, value, rule):
     """Processes of one run have other working directories; it would be another folder in each."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError) as caught:
         folder()
-    assert str(caught.value).startswith(f"{variable}={value}: accepted is an absolute path, since")
+    assert str(caught.value).startswith(f"{variable}={value}: {rule}")
+    assert caught.value.public.startswith(f"{variable}: {rule}")
     assert value not in caught.value.public
 
 

@@ -296,7 +296,7 @@ def test_file_that_is_no_toml_or_too_long_is_refused(tmp_path, content):
 
 
 def test_missing_file_and_unknown_name_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="~ stands for no folder"):
         load_study("~nobody-of-that-name/x.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_study(tmp_path / "none.toml")
