@@ -13,8 +13,8 @@ from common.machine import usable_cpus
 from simulations.plan import PRETRAINING, USE, Plan
 
 PROBE_STEPS = {"classification": 5, "generation": 16}  # a GAN's lazy penalties come every 16
-SLOW_STEP = 1.0  # seconds: beyond, fewer steps have to do
-SLOW_STEPS = 4
+SLOW_STEP, SLOW_STEPS = 1.0, 4  # seconds: beyond, so many steps have to do
+VERY_SLOW_STEP = 10.0  # seconds: beyond, the first step has to do
 # Seconds beside the optimizer steps, as seen on two cores: start of Flower and Ray; or a process,
 # its imports and loading; and what one site's messages and share of the average cost a round, as
 # seen with the GAN `tiny-32-federated`.
@@ -72,7 +72,7 @@ def _use_trainings(plan: Plan, sites: int) -> int:
 
 
 def step_seconds(config: RunConfig, sites: int) -> float:
-    """Time optimizer steps of one site, after some that warm up."""
+    """Time optimizer steps of one site, after one that warms up if it is not very slow."""
     import torch
 
     from common.tasks.task import SiteContext, load_task
@@ -90,6 +90,8 @@ def step_seconds(config: RunConfig, sites: int) -> float:
         return (time.perf_counter() - began) / steps
 
     warm = run(1)
+    if warm > VERY_SLOW_STEP:
+        return warm
     return run(count if warm < SLOW_STEP else min(count, SLOW_STEPS))
 
 
