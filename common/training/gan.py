@@ -154,8 +154,9 @@ def private_discriminator_step(
     """Train D by one step of DP-SGD, and measure nothing of it that has no noise."""
 
     def losses() -> Iterator[Tensor]:
-        for number, (reals, labels) in enumerate(data.people(draws("D mirror", "cpu"))):
-            phase = f"D person {number}"
+        # By name: by their number, one person more would change what is drawn for the others.
+        for person, reals, labels in data.people(lambda person: draws(f"D mirror {person}", "cpu")):
+            phase = f"D person {person}"
             with torch.no_grad():
                 ws, _ = _latents(training, data, draws, phase, len(labels), labels=labels)
                 noise = draws(f"{phase} noise")
@@ -233,9 +234,9 @@ def fit(
         Where an interrupted call goes on.
     mechanism : DPSGD, optional
         With it the people whose images these are have differential privacy, and losses on real
-        images and D's signs are not measured. It is of this call's iterations, unless ``drawn``
-        of it were before.
+        images and D's signs are not measured.
     drawn : int
+        With a mechanism: iterations that are done of those that it is of.
     site : str
         With a mechanism: whose images these are.
 

@@ -6,14 +6,16 @@ D is the only one who sees images, and each of its steps is one of DP-SGD
     L_i = E[softplus(-D(x, c))] + E[softplus(D(G(z, c), c))]
 
 over some of the person's images x with their labels c, and as many generated ones of the same
-labels, so that the mix of labels is no clue. G learns from D alone, with labels that follow from
-the study; it and all averages of it are made of what has its noise already (Xie et al. 2018,
+labels, so that the mix of labels is no clue. What is drawn for a person follows from the seed, the
+iteration and who it is: also for those who know the seed, one person more or less changes the sum
+by one clipped gradient and nothing else. G learns from D alone, with labels that follow from the
+study; it and all averages of it are made of what has its noise already (Xie et al. 2018,
 "Differentially private generative adversarial network", arXiv 1802.06739).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -130,19 +132,23 @@ class PrivateSlices(RealSlices):
         for _ in range(steps):
             next(self._drawn)
 
-    def people(self, mirroring: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (n, C, R, R) and labels (n, label_dim) of each person of the next step.
+    def people(
+        self, mirroring: Callable[[str], torch.Generator]
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield name, images (n, C, R, R) and labels (n, label_dim) of each person of a step.
 
         Each image is its mirror image with the chance 1/2, where the training mirrors.
 
         Parameters
         ----------
-        mirroring : torch.Generator
-            Of the CPU.
+        mirroring : callable
+            Given a person, returns a generator of the CPU.
         """
         for index in next(self._drawn):
+            person = self.data.persons[index[0]]
             images = torch.from_numpy(self.data.take(index) * 2 - 1)
             if self.mirror:
-                mirrored = torch.rand(len(images), generator=mirroring) < 0.5
+                mirrored = torch.rand(len(images), generator=mirroring(person)) < 0.5
                 images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-            yield images.to(self.device), self.labels[torch.from_numpy(index).to(self.device)]
+            labels = self.labels[torch.from_numpy(index).to(self.device)]
+            yield person, images.to(self.device), labels
