@@ -10,6 +10,7 @@ from test_simulations_gan import CHANGES, begin, cache, quick_extractor, rows
 
 from common.errors import ConfigError, FedscanError
 from simulations.gan import private
+from simulations.gan import summary as judged
 from simulations.gan.plan import Request, resolve
 from simulations.gan.private import NOISE, Private
 from simulations.gan.sites import open_sites
@@ -51,6 +52,28 @@ def test_nothing_of_real_images_is_measured_or_kept_beside_the_networks(made):
     assert about["data"] is None
     labels = dict(map(tuple, about["architecture"]["labels"]))
     assert sorted(labels["sex"]) == ["female", "male"]
+
+
+def test_the_secret_is_forgotten_with_the_last_iteration_whatever_becomes_of_the_summary(
+    begin, tmp_path, monkeypatch
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judged, "summarize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "gan", steps=1, sites=("north",), epsilon=8.0)
+    assert (tmp_path / "gan" / "gan.json").is_file()
+    assert not (tmp_path / "gan" / NOISE).exists()
+
+
+@pytest.mark.parametrize("privacy", [[8.0], {"epsilon": "much"}], ids=str)
+def test_a_manifest_whose_promise_cannot_be_read_is_refused(made, tmp_path, privacy):
+    about = json.loads((made[0] / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**about, "privacy": privacy}))
+    with pytest.raises(ConfigError):
+        plan = resolve(Request(tmp_path, resume=True))
+        plan.private.require(plan.config, 8)
 
 
 def test_the_secret_of_the_noise_is_the_folders_own_and_forgotten_at_the_end(made, tmp_path):

@@ -117,7 +117,7 @@ def resolve(request: Request) -> Plan:
         raise _other(request.out, "preset", before["preset"])
     config = began.with_changes(request.changes)
     was, now = began.to_mapping(), config.to_mapping()
-    promised = before.get("privacy") or {}
+    promised = before.get("privacy", {})
     private = _private(study, promised.get("epsilon", 0.0), promised.get("delta", 0.0))
     for key in ("epsilon", "delta"):
         if getattr(request, key) not in (0.0, promised.get(key, 0.0)):
@@ -190,7 +190,8 @@ def _for_study(base: GanConfig, study: str, changes: Mapping[str, Any]) -> GanCo
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = read_json(folder / MANIFEST)
-        if all(isinstance(manifest.get(key), kind) for key, kind in KEPT.items()):
+        whole = all(isinstance(manifest.get(key), kind) for key, kind in KEPT.items())
+        if whole and isinstance(manifest.get("privacy", {}), dict):
             return manifest
         why = "lacks an entry that a manifest has"
     except FileNotFoundError:

@@ -111,14 +111,17 @@ class _Run:
         with self._disk():
             training = self._begin(data, {site: len(images) for site, images in own.items()})
         seconds = self.earlier
-        finished = training.steps >= self.config.total_steps
+        finished, noted = training.steps >= self.config.total_steps, []
         if not finished:
             (self.folder / SUMMARY).unlink(missing_ok=True)  # of fewer iterations
             noted = self._train(training, data)
             seconds = self._seconds()
-            if noted:
-                self._tell_saved(training)
-                raise SystemExit(128 + noted[0])
+        if training.steps >= self.config.total_steps:
+            with self._disk():
+                forget(self.folder)  # of a training without differential privacy there is none
+        if noted:
+            self._tell_saved(training)
+            raise SystemExit(128 + noted[0])
         extractor = open_extractor(self.plan.extractor)
         if finished:
             before = read_current(self.folder / SUMMARY, extractor, steps=training.steps)
@@ -144,8 +147,6 @@ class _Run:
         require_extractor(summary)
         with self._disk():
             write_json(self.folder / SUMMARY, summary)
-            if training.steps >= self.config.total_steps:
-                forget(self.folder)  # of a training without differential privacy there is none
         return summary
 
     def too_large(self) -> str:
@@ -176,9 +177,10 @@ class _Run:
         from common.training.gan_config import label_values
         from common.training.gan_state import GanTraining
 
-        values = label_values(data.conditions, self.config.label_kinds)
         if self.plan.private:  # which labels there are tells of people
             values = self.plan.private.labels(self.plan.sites)
+        else:
+            values = label_values(data.conditions, self.config.label_kinds)
         architecture = self.config.architecture(values)
         before = self.plan.before
         if before is None:
