@@ -95,9 +95,13 @@ def _is_signal(error: BaseException) -> bool:
 
 def _first_cause(error: BaseException) -> str:
     """Name the error from which others followed, in one line."""
-    while below := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        error = below
-    return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split())[:LONGEST])))
+    chain: list[BaseException] = []
+    below: BaseException | None = error
+    while below is not None and below not in chain:  # `raise error from error` is its own cause
+        chain.append(below)
+        below = below.__cause__ or (None if below.__suppress_context__ else below.__context__)
+    first = chain[-1]
+    return ": ".join(filter(None, (type(first).__name__, " ".join(str(first).split())[:LONGEST])))
 
 
 def load_class(name: str, key: str, base: type) -> Any:

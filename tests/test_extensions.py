@@ -257,6 +257,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], s
         ("import sys; sys.exit()", r"\(SystemExit\)"),
         ("try:\n    1 / 0\nexcept ZeroDivisionError:\n    raise OSError('x')", "ZeroDivisionError"),
         ("raise KeyError('HOME') from ValueError('first')", "ValueError: first"),
+        ("try:\n    1 / 0\nexcept ArithmeticError as e:\n    raise e from e", "ZeroDivisionError"),
     ],
 )
 def test_an_extension_that_fails_at_import_is_named_with_the_first_cause(
