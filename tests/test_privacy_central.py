@@ -17,7 +17,7 @@ from common.aggregation import aggregate_round
 from common.errors import ConfigError
 from common.privacy.central import clipped_sum, moving, noisy_mean
 from common.privacy.guarantee import central_guarantee_of
-from common.privacy.promises import central_statement, promises_of
+from common.privacy.promises import central_statement
 from common.rounds import begin
 from common.run_state import RunState, Update
 from common.strategies.strategy import load_strategy, strategy_names
@@ -240,15 +240,6 @@ def test_the_exact_epsilon_of_as_many_gaussian_mechanisms_is_no_more_than_promis
     mu = math.sqrt(45) / promise.noise_multiplier
     exact = norm.cdf(mu / 2 - 8 / mu) - math.exp(8) * norm.cdf(-mu / 2 - 8 / mu)
     assert exact <= promise.delta
-
-
-def test_a_run_lists_what_it_promises_to_people_and_to_sites():
-    run = config(**{"privacy.epsilon": 4.0})
-    people, unknown, sites = promises_of(run, {"north": 20, "south": None})
-    assert (people.unit, people.site, people.epsilon) == ("person", "north", 4.0)
-    assert people.noise_multiplier > 0 and unknown.noise_multiplier is None
-    assert (sites.unit, sites.epsilon, sites.delta, sites.steps) == ("site", 8.0, 1 / 20, 3)
-    assert promises_of(read_run_config(TINY), {"north": 20}) == []
 
 
 def test_the_summary_tells_the_servers_promise():

@@ -121,7 +121,7 @@ def compose(reply: Message, asked: Asked, run: SiteRun, form: Form, gate: GatePo
     if asked.kind == messages.HELLO:
         return Composed(_identity(content, asked, run, form))
     if asked.kind == messages.TRAIN:
-        return _update(content, asked, run, form, gate)
+        return _update(content, run, form, gate)
     return Composed(_evaluation(content, asked, run, form, gate))
 
 
@@ -163,9 +163,7 @@ def _identity(content: RecordDict, asked: Asked, run: SiteRun, form: Form) -> Re
     )
 
 
-def _update(
-    content: RecordDict, asked: Asked, run: SiteRun, form: Form, gate: GatePolicy
-) -> Composed:
+def _update(content: RecordDict, run: SiteRun, form: Form, gate: GatePolicy) -> Composed:
     numbers = dict(content[messages.METRICS])
     facts, encoding = run.facts.splits["train"], run.config.transport
     count = numbers.pop(messages.WEIGHT, None)

@@ -170,9 +170,7 @@ class Privacy(Group):
         )
         return [f"privacy.central-epsilon: {why}" for is_so, why in refused if is_so]
 
-    def faults_of_sums(
-        self, task: str, transport: str, run: Run, data: Data, strategy: Strategy
-    ) -> list[str]:
+    def faults_of_sums(self, transport: str, run: Run, data: Data, strategy: Strategy) -> list[str]:
         """Say what in a run's configuration does not go with secure sums."""
 
         def changed(group: Group, *keys: str) -> list[str]:

@@ -228,9 +228,7 @@ class RunConfig(Settings):
 
     def _check_combinations(self) -> None:
         faults = [*self._of_sites(), *self._of_task(), *self._of_classifier(), *self._of_trouble()]
-        faults += self.privacy.faults_of_sums(
-            self.task, self.transport, self.run, self.data, self.strategy
-        )
+        faults += self.privacy.faults_of_sums(self.transport, self.run, self.data, self.strategy)
         faults += self.privacy.faults(
             self.task, self.run, self.data, self.model, self.training, self.strategy
         )

@@ -192,7 +192,7 @@ def sort_archive(
                 left_out[NO_CENTRE] += homeless
                 notes[MOVED] += moved
             leaks = _published_leaks(hospitals) if archive.split else None
-            _require_space(hospitals, partial, out, how)
+            _require_space(hospitals, partial, how)
             written = {}
             for site, mine in hospitals.items():
                 done = _write(partial / site, site, mine, name, how, left_out, progress)
@@ -302,7 +302,7 @@ def _with_validation(rows: Sequence[ArchiveRow]) -> list[str]:
 
 
 def _require_space(
-    hospitals: Mapping[str, Iterable[ArchiveRow]], partial: Path, out: Path, how: Sorting
+    hospitals: Mapping[str, Iterable[ArchiveRow]], partial: Path, how: Sorting
 ) -> None:
     make_folder(partial)
     disk = partial.stat().st_dev

@@ -1,94 +1,13 @@
-"""All that a run promises, in one list: to each site's people, and to the sites themselves."""
+"""What a run promises its sites by the server's noise, in the words of its files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from common.privacy.guarantee import central_guarantee_of, guarantee_of
+from common.privacy.guarantee import central_guarantee_of
 
 if TYPE_CHECKING:
     from common.config.run_config import RunConfig
-
-
-@dataclass(frozen=True)
-class Promise:
-    """(ε, δ) of a whole run.
-
-    Parameters
-    ----------
-    unit : {"person", "site"}
-        Whose part in the data may be added or taken away.
-    site : str
-        Whose people; "" where the unit is the site.
-    epsilon : float
-    delta, noise_multiplier, rate : float or None
-        δ, σ and q; None of a site whose number of people is not known.
-    steps : int
-        Releases that are composed: optimizer steps, or rounds.
-    norm : float
-        To which one unit's part in a release is clipped.
-    """
-
-    unit: Literal["person", "site"]
-    site: str
-    epsilon: float
-    delta: float | None
-    noise_multiplier: float | None
-    rate: float | None
-    steps: int
-    norm: float
-
-
-def promises_of(config: RunConfig, people: Mapping[str, int | None]) -> list[Promise]:
-    """Return what a run promises; nothing without differential privacy.
-
-    The same for classifiers and generators: a generator's images come of a discriminator whose
-    steps are those that are counted.
-
-    Parameters
-    ----------
-    config : RunConfig
-    people : mapping of str to int or None
-        Of each site that learns, how many people it trains on; None where that is not known.
-
-    Raises
-    ------
-    ConfigError
-        Opacus is not installed, no noise is enough, or a δ is too large for so few.
-    """
-    privacy, found = config.privacy, []
-    if privacy.is_on:
-        for site, number in sorted(people.items()):
-            own = guarantee_of(config, number) if number else None
-            found.append(
-                Promise(
-                    unit="person",
-                    site=site,
-                    epsilon=privacy.epsilon,
-                    delta=own.delta if own else None,
-                    noise_multiplier=own.noise_multiplier if own else None,
-                    rate=own.rate if own else None,
-                    steps=config.total_steps,
-                    norm=privacy.max_norm,
-                )
-            )
-    if privacy.is_central:
-        common = central_guarantee_of(config, len(people))
-        found.append(
-            Promise(
-                unit="site",
-                site="",
-                epsilon=common.epsilon,
-                delta=common.delta,
-                noise_multiplier=common.noise_multiplier,
-                rate=common.rate,
-                steps=common.rounds,
-                norm=privacy.central_norm,
-            )
-        )
-    return found
 
 
 def central_statement(
