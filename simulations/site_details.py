@@ -18,7 +18,7 @@ from common.files import write_json
 from common.paths import site_records
 from common.predictions import PROBABILITY
 from common.reading import read_json
-from common.run_folder import LAUNCH, MANIFEST, SUMMARY, TOGETHER
+from common.run_folder import LAUNCH, MANIFEST
 from common.studies.study import Study
 from simulations.people import people_of
 from simulations.results import read_predictions
@@ -46,10 +46,11 @@ def keep_details(folder: Path) -> None:
     """
     from simulations.resume import Launch
 
-    summary = read_json(folder / SUMMARY)
-    if TOGETHER in summary or not (folder / LAUNCH).is_file():
+    if not (folder / LAUNCH).is_file():
         return
     launch, sites = Launch.read(folder), read_json(folder / MANIFEST)["sites"]
+    if launch.config.privacy.secure_sums:
+        return
     study = launch.config.read_study()
     details: dict[str, dict[str, Any]] = {PEOPLE: {}, CURVES: {}}
     for site, counts in sites.items():

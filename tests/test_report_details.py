@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from test_report_classification_run import SITES, make_run
 from common.config.run_config import RunConfig
 from common.evaluation.curves import RECALLS, describe
 from common.predictions import save_predictions
-from common.run_folder import TOGETHER
 from common.studies.study import load_study
 from simulations.launch import Resources
 from simulations.people import people_of
@@ -121,9 +121,9 @@ def test_secure_sums_tell_of_no_single_sites_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_with_sites(tmp_path / "17", monkeypatch, tmp_path / "records")
-    summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps(summary | {TOGETHER: {"n_test": 120}}))
-    keep_details(run)
+    launch = Launch.read(run)
+    replace(launch, config=launch.config.replace({"privacy.secure-sums": True})).write(run)
+    keep_details(run)  # also where all have withheld the test, and the summary has no sum
     assert not (run / DETAILS).exists()
 
 
