@@ -10,7 +10,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+
+def causes(error: BaseException | None, *, hidden: bool = False) -> Iterator[BaseException]:
+    """Yield an error and what it followed from, each once: ``raise error from error`` is a ring.
+
+    Parameters
+    ----------
+    error : BaseException, optional
+    hidden : bool
+        Go on where ``from None`` has hidden what an error followed from.
+    """
+    met: set[int] = set()
+    while error is not None and id(error) not in met:
+        met.add(id(error))
+        yield error
+        seen = hidden or not error.__suppress_context__
+        error = error.__cause__ or (error.__context__ if seen else None)
 
 
 class FedscanError(Exception):

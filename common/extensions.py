@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from common.errors import ConfigError
+from common.errors import ConfigError, causes
 from common.machine import is_out_of_memory
 
 VARIABLE = "FEDSCAN_EXTENSIONS"  # names with blanks between them
@@ -95,12 +95,7 @@ def _is_signal(error: BaseException) -> bool:
 
 def _first_cause(error: BaseException) -> str:
     """Name the error from which others followed, in one line."""
-    chain: list[BaseException] = []
-    below: BaseException | None = error
-    while below is not None and below not in chain:  # `raise error from error` is its own cause
-        chain.append(below)
-        below = below.__cause__ or (None if below.__suppress_context__ else below.__context__)
-    first = chain[-1]
+    *_, first = causes(error)
     return ": ".join(filter(None, (type(first).__name__, " ".join(str(first).split())[:LONGEST])))
 
 

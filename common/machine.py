@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
+from common.errors import causes
+
 _NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
@@ -43,14 +45,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     PyTorch raises a RuntimeError for that, of which only the words tell; on a GPU one of a kind of
     its own, or whatever its libraries say.
     """
-    told: BaseException | None = error
-    while told is not None:
+    for told in causes(error):
         words = str(told).lower()
         if isinstance(told, MemoryError) or type(told).__name__ == "OutOfMemoryError":
             return True
         if isinstance(told, RuntimeError | OSError) and any(one in words for one in _NO_MEMORY):
             return True
-        told = told.__cause__
     return False
 
 

@@ -94,7 +94,11 @@ def read_ledger(folder: Path) -> dict[str, Any]:
     config = mapping(manifest.get("config"))
     told_of = manifest.get("sites")
     sites = mapping(summary.get("sites")) or mapping(told_of)
-    told = summary or _so_far(folder, config, tuple(sites))
+    told = (
+        summary
+        or _of_training(mapping(manifest.get("privacy")))
+        or _so_far(folder, config, tuple(sites))
+    )
     given = promises(told)
     run = str(summary.get("run_id") or manifest.get("run_id") or folder.name)
     norm = _update_norm(folder)
@@ -113,6 +117,15 @@ def _read(path: Path) -> dict[str, Any]:
         return read_json(path, remedy="Copy the folder again, or name another")
     except (FileNotFoundError, NotADirectoryError):
         return {}
+
+
+def _of_training(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``train-gan`` promises by its manifest; nothing of another folder's."""
+    if not is_number(asked.get("epsilon")):
+        return {}
+    run = {"task": "generation", **{f"privacy.{key}": value for key, value in asked.items()}}
+    found = statement(RunConfig.from_flower(run))
+    return {key: {**one, "secret_noise": True} for key, one in found.items()}
 
 
 def _so_far(

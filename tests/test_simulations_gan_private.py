@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def test_epsilon_is_told_by_summary_manifest_and_ledger(made, tiny_cohort):
     ledger = read_ledger(folder)
     assert ledger["privacy"] == told
     assert any("ε = 8" in line for line in ledger["protected_by"])
+
+
+def test_the_ledger_knows_what_a_training_promises_that_has_not_ended(made, tmp_path):
+    shutil.copy(made[0] / "manifest.json", tmp_path)
+    ledger = read_ledger(tmp_path)
+    assert ledger["privacy"]["epsilon"] == 8.0
+    assert ledger["privacy"]["secret_noise"] is True
+    assert not any("No differential privacy" in line for line in ledger["not_protected"])
 
 
 def test_nothing_of_real_images_is_measured_or_kept_beside_the_networks(made):

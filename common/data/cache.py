@@ -34,7 +34,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 
-from common.errors import ConfigError, DataContractError
+from common.errors import ConfigError, DataContractError, causes
 from common.files import PRIVATE_FILE, make_folder, write_atomically
 
 Reader = Callable[[Path], NDArray[Any]]
@@ -357,11 +357,10 @@ def _fingerprint(path: Path) -> tuple[list[int], bool]:
 
 def _may_pass(error: BaseException | None) -> bool:
     """Whether the machine, and not the file, was the reason of an error."""
-    while error is not None:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(one, MemoryError) or getattr(one, "errno", None) in _PASSING
+        for one in causes(error, hidden=True)
+    )
 
 
 def _release(pixels: np.memmap) -> None:
