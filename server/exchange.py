@@ -216,7 +216,7 @@ class _Puller:
     Parameters
     ----------
     grid : HttpGrid
-        Of flwr 1.41: its client of the Runtime API is used, since what Flower's own
+        Of flwr 1.42: its client of the Runtime API is used, since what Flower's own
         ``pull_messages`` fetches is put together before anybody can look at its size.
     """
 

@@ -1,7 +1,7 @@
 """Flower's own SuperNode, which proves itself to the proxy and does not sleep through a message.
 
 Usage: ``python -m clients.gateway.flower_supernode [--client-certificate FILE --client-key FILE]
--- ARG …``, as ``flower-supernode ARG …``. Flower 1.41 has no option for a client's certificate, and
+-- ARG …``, as ``flower-supernode ARG …``. Flower 1.42 has no option for a client's certificate, and
 looks for messages every three seconds, and for the answer of a task every half.
 """
 
