@@ -139,7 +139,7 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
         raise FedscanError(
             f"{path.parent}: no checkpoint is here, for {wanted} is missing"
             f"{_pickles_in(path.parent)}. "
-            f"{way_out or 'Name the folder in which a training kept its checkpoint'}"
+            f"{way_out or 'A run that failed has none; name the folder of one that has ended'}"
         ) from error
     if not isinstance(description.get("weights"), dict):
         raise FedscanError(

@@ -23,11 +23,11 @@ _KNOWN = (  # to whoever reads the log
     (
         TOO_SLOW,
         f"Flower's server did not start within {START_SECONDS:.0f} seconds: this machine is "
-        "too busy. Try again when it is less so",
+        "too busy. Try again when fewer programs run",
     ),
     (
         RAY_TOO_SLOW,
-        "Ray did not start in time: this machine is too busy. Try again when it is less so",
+        "Ray did not start in time: this machine is too busy. Try again when fewer programs run",
     ),
     (
         "No space left on device",
