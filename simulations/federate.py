@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from clients.gateway.policy import read_policies, read_sums
 from clients.policy import VARIABLE, SitePolicy
 from common.config.run_config import RunConfig
 from common.data.phantoms.cohorts import phantom_cohort
@@ -222,7 +223,9 @@ def federate(
         require_plain_path()
     resources.check()
     require_number(config, resources.sites)
-    own = SitePolicy.read(policy) if policy else SitePolicy.of_site(simulated=True)
+    own = read_policies(policy)[0] if policy else SitePolicy.of_site(simulated=True)
+    if policy:
+        read_sums(policy)  # wrong here is told now, not by each site when it has started
     if refused := own.objections(config):
         what = f"the policy {policy}" if policy else f"the policy that {VARIABLE} names"
         raise ConfigError(f"{what} refuses this run: {'; '.join(refused)}")

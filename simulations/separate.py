@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clients.gateway.policy import open_policy_text
+from clients.gateway.policy import open_policy_text, text_with_sites
 from common.config.run_config import RunConfig, extensions_of, flatten
 from common.errors import FedscanError
 from common.evaluation.extractor import DEFAULTS
@@ -257,9 +257,8 @@ class _Machine:
                 for site in self.federation.sites
             }
 
-    def _make_sums_keys(self) -> str:
-        """Make each site's key for secure sums, once; return the part of the policies on them."""
-        from clients.gateway.policy import SUMS
+    def _make_sums_keys(self) -> list[str]:
+        """Make each site's key for secure sums, once; return the sites with their public keys."""
         from simulations.deploy.sums_keys import make_sums_key, sums_key
 
         named = []
@@ -268,13 +267,13 @@ class _Machine:
             if not (folder / f"{site}-sums.key").exists():  # a run that goes on has it
                 make_sums_key(folder, site)
             named.append(f"{site}:{sums_key(folder, site)}")
-        return f"\n[{SUMS}]\n{toml({'sites': named})}"
+        return named
 
     def _start_site(self, site: str, approved: str) -> None:
         from clients.gateway.approvals import Approvals
 
         policy = make_folder(Path(self.federation.gates) / site) / "policy.toml"
-        write_atomically(policy, (self.federation.policy + self._sums).encode())
+        write_atomically(policy, text_with_sites(self.federation.policy, self._sums).encode())
         Approvals.beside(policy).approve(approved)
         self._start(
             site,

@@ -15,6 +15,7 @@ from clients.gateway.policy import (
     open_policy_text,
     read_policies,
     read_sums,
+    text_with_sites,
 )
 from clients.policy import SIMULATED, SitePolicy
 from common.errors import ConfigError
@@ -114,3 +115,18 @@ def test_every_key_of_the_gate_is_documented():
     page = (Path(__file__).parents[1] / "docs" / "gate.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert all(any(f"`{key}`" in row for row in rows) for key in GatePolicy().to_mapping())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        default_policy_text("north"),
+        open_policy_text(),
+        "min-participants = 5\n",
+        '[secure-sums]\nsites = ["north:00"]\nfewest = 4\n[gate]\nmetric-digits = 3\n',
+    ],
+)
+def test_other_sites_in_secure_sums_leave_the_rest_of_a_policy_as_it_is(read, tmp_path, text):
+    before = read(text), read_sums(tmp_path / "policy.toml").fewest
+    assert read(text_with_sites(text, ["south:11"])) == before[0]
+    assert read_sums(tmp_path / "policy.toml") == SumsPolicy(sites=("south:11",), fewest=before[1])

@@ -102,15 +102,23 @@ def test_every_sites_ledger_verifies(runs: tuple[str, Path, Path]) -> None:
         assert {line.get("decision", "sent") for line in lines} == {"sent"}
 
 
-def test_a_policy_that_refuses_the_run_is_met_before_anything_starts(
-    cohort: Path, session_cache: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max-rounds = 1\n", "max-rounds"),
+        ("[gate]\nmetric-digits = 99\n", "gate.metric-digits"),
+        ("[secure-sums]\nfewest = 2\n", "secure-sums.fewest"),
+    ],
+)
+def test_a_policy_that_refuses_the_run_or_is_wrong_is_met_before_anything_starts(
+    cohort: Path, session_cache: Path, tmp_path: Path, text: str, words: str
 ) -> None:
     policy = tmp_path / "policy.toml"
-    policy.write_text("max-rounds = 1\n")
+    policy.write_text(text)
     done = fedscan(
         *("federate", "--cohort", str(cohort), "--policy", str(policy)),
         cwd=tmp_path,
         cache=session_cache,
     )
     assert done.returncode == 2
-    assert "max-rounds" in done.stderr
+    assert words in done.stderr

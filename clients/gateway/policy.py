@@ -6,6 +6,7 @@ run's own code reads as well. The gate's are read here alone.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -155,6 +156,22 @@ def read_sums(path: Path) -> SumsPolicy:
         problem = f"site policy: {SUMS}: accepted is a table, [{SUMS}]"
         raise ConfigError(f"{path}: {problem}", public=problem)
     return SumsPolicy.of_file(path, table)
+
+
+def text_with_sites(text: str, sites: Sequence[str]) -> str:
+    """Return the text of a policy file with other sites in secure sums, without its comments.
+
+    Parameters
+    ----------
+    text : str
+        Of a file that :func:`read_policies` and :func:`read_sums` accept.
+    sites : sequence of str
+        Name and public key of each site, as NAME:KEY.
+    """
+    values = tomllib.loads(text)
+    gate, sums = values.pop(GATE, {}), values.pop(SUMS, {})
+    sums["sites"] = list(sites)
+    return f"{toml(values)}\n[{GATE}]\n{toml(gate)}\n[{SUMS}]\n{toml(sums)}"
 
 
 def default_policy_text(site: str) -> str:
