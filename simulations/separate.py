@@ -299,7 +299,10 @@ class _Machine:
             if process.poll() is not None:
                 raise FedscanError(f"{name} ended before it was ready:\n{text}")
             if time.monotonic() > deadline:
-                raise FedscanError(f"{name} was not ready in {START_SECONDS:.0f} s:\n{text}")
+                raise FedscanError(
+                    f"{name} was not ready in {START_SECONDS:.0f} s. If this machine is too busy, "
+                    f"try again when it is less so:\n{text}"
+                )
             time.sleep(LOOK_SECONDS)
 
 
