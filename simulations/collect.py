@@ -127,7 +127,7 @@ def _promises(models: Models, key: str) -> dict[str, dict[str, Any]]:
             name = f"{cell.arm}/{cell.strategy}" if cell.strategy else cell.arm
             one = found.setdefault(name, dict(told))
             if isinstance(told["sites"], dict):  # a site that trains by itself has a model of it
-                one["sites"] = {**told["sites"], **one["sites"]}
+                one["sites"] = {**one["sites"], **told["sites"], **one["sites"]}
     return found
 
 

@@ -161,12 +161,15 @@ def show(summary: dict[str, Any]) -> None:
 
 def _show_scores(summary: dict[str, Any], name: str) -> None:
     """Print a measure of every model at every place; a site's own model stands for the local."""
+    from simulations.report.looks import place_of
+
     scores, one = summary["scores"], measure(name)
     places = {
         where: {m: found for m, all_ in models.items() if (found := all_.get(name))}
         for where, models in scores.items()
     }
-    shown = [m for m in summary["models"] if any(m in found for found in places.values())]
+    order = sorted(summary["models"], key=lambda m: place_of(summary["models"][m]))
+    shown = [m for m in order if any(m in found for found in places.values())]
     if any(map(is_home, places["all"])):  # every site has its own
         shown = [m for m in shown if not is_elsewhere(m)]
     else:  # the few that have one stand by their names, also where they are at home
@@ -183,14 +186,14 @@ def _show_scores(summary: dict[str, Any], name: str) -> None:
         for where in tested
         for m in shown
     }
-    title = f"{one.words[:1].upper()}{one.words[1:]} on test images, 95 % interval"
-    table = _table(title, tested, shown, cells)
-    wide = console.out.options.update(width=10_000)
-    if WHOLE in tested and console.out.measure(table, options=wide).minimum > console.out.width:
+    of = ": training against test people" if name == MEMBERSHIP else " on test images"
+    title = f"{one.words[:1].upper()}{one.words[1:]}{of}, 95 % interval"
+    table = _fitting(title, tested, shown, cells)
+    if WHOLE in tested and table is None:
         tested = [WHOLE]  # the report has the other places
-        table = _table(title, tested, shown, cells)
+        table = _fitting(title, tested, shown, cells)
     if tested:
-        console.out.print(table)
+        console.out.print(table or _table(title, tested, shown, cells))
         for line in _reasons({where: places[where] for where in tested}, shown):
             console.out.print(line, soft_wrap=True, markup=False)
 
@@ -211,19 +214,43 @@ def _reasons(places: dict[str, dict[str, Any]], shown: list[str]) -> list[str]:
     ]
 
 
-def _table(
+def _fitting(
     title: str, places: list[str], models: list[str], cells: dict[tuple[str, str], str]
+) -> Table | None:
+    """Lay a table out with as much room as the terminal has; None where it has too little."""
+    wide = console.out.options.update(width=10_000)
+    for tight in (None, 1, 0):
+        table = _table(title, places, models, cells, tight)
+        if console.out.measure(table, options=wide).maximum <= console.out.width:
+            return table
+    return None
+
+
+def _table(
+    title: str,
+    places: list[str],
+    models: list[str],
+    cells: dict[tuple[str, str], str],
+    tight: int | None = None,
 ) -> Table:
-    """Lay out a text for each place and model: whichever are fewer stand side by side."""
+    """Lay out a text for each place and model: whichever are fewer stand side by side.
+
+    Tight, an interval stands below its number, with so many blanks beside it.
+    """
+    from rich.box import SIMPLE
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
+    if tight is not None:
+        table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, tight, 0, 0))
+        table.show_edge = False
+        cells = {key: text.replace(" (", "\n").rstrip(")") for key, text in cells.items()}
     if len(models) > len(places):
-        table.add_column("model", no_wrap=True)
+        table.add_column("model")
         columns = places
         rows = {model: [cells[place, model] for place in places] for model in models}
     else:
-        table.add_column("tested at", no_wrap=True)
+        table.add_column("tested at")
         columns = models
         rows = {place: [cells[place, model] for model in models] for place in places}
     for column in columns:

@@ -160,4 +160,4 @@ def test_the_console_tells_membership_too(folder: Path, capsys) -> None:
     from simulations.compare import show
 
     show(json.loads((folder / "summary.json").read_text()))
-    assert "AUROC of membership on test images" in capsys.readouterr().out
+    assert "AUROC of membership: training against test people" in capsys.readouterr().out

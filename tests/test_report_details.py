@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_folders import Page, make_folder
+from benchmark_folders import MODELS, Page, make_folder
 from sklearn.metrics import precision_recall_curve
 from test_report_classification_run import SITES, make_run
 
@@ -18,7 +18,7 @@ from common.predictions import save_predictions
 from common.studies.study import load_study
 from simulations.launch import Resources
 from simulations.people import people_of
-from simulations.report import charts, tables, tiles, words
+from simulations.report import brief, budget, charts, tables, tiles, words
 from simulations.report.blocks import Section
 from simulations.report.classification_blocks import ClassificationBlocks
 from simulations.report.content import Content
@@ -182,3 +182,47 @@ def test_wide_tables_say_that_they_scroll() -> None:
     narrow, wide = Page(fill({**empty, "sections": [Section("s", "S", "", blocks)]})).all("div")
     assert "wide" not in narrow["class"].split()
     assert "wide" in wide["class"].split() and wide["data-columns"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("contrast", "said"),
+    [
+        ("federated - local", "Federated − local"),
+        ("fedprox - fedavg", "FedProx − FedAvg"),
+        ("epsilon-16 - no-noise", "epsilon-16 − no-noise"),
+        ("epsilon-16 - local/no-noise", "epsilon-16 − local (no-noise)"),
+        ("epsilon-16 - local/epsilon-16", "epsilon-16: federated − local"),
+    ],
+)
+def test_a_variant_keeps_the_spelling_of_its_preset(contrast: str, said: str) -> None:
+    assert tables.contrast_name(contrast).replace("\u00a0", " ") == said
+
+
+def test_models_stand_in_the_order_of_the_legend(tmp_path: Path) -> None:
+    noisy = [("federated", f"epsilon-{k}") for k in (1, 16, 2, 8)]
+    models = (*noisy, ("federated", "another"), *MODELS)
+    folder = make_folder(tmp_path / "b", models=models, seeds=1, rounds=1, draws=20)
+    read = [json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "manifest")]
+    content = Content(read_results(folder), *read, {}, blocks=ClassificationBlocks)
+    legend = [one["look"].name for one in content.parts(brief.of_comparison)["series"]]
+    assert [look.name for look in content.looks("all").values()] == legend
+    assert [name.rpartition("-")[2] for name in legend if "epsilon" in name] == [
+        *("16)", "8)", "2)", "1)")
+    ]
+
+
+def test_bytes_that_nobody_counted_are_not_none(tmp_path: Path) -> None:
+    """Federations within one process send no messages."""
+    results = read_results(make_folder(tmp_path / "b", seeds=1, rounds=1, draws=20))
+    results["bytes_up"] = 0
+    rows = tables.costs_table(results, 3, "", "").groups[0]
+    told = {row[0].text: (row[3].text, row[3].small) for row in rows}
+    assert told["Federated (FedAvg)"] == ("–", "not counted")
+    assert told["Local only"] == told["Centralized"] == ("none", "")
+
+
+def test_variants_that_are_adapted_in_another_way_are_named() -> None:
+    variants = {"raw": {"model.adapt": "none"}, "usual": {"training.learning-rate": 0.1}}
+    manifest = {"config": {"model.adapt": "threshold"}, "differing": variants}
+    said = budget.in_words(manifest, 3)
+    assert "Not so: 'raw'." in said and "usual" not in said

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from common.errors import ConfigError, FedscanError
 from simulations import compare, console
-from simulations.report import charts, figures, looks, pictures, tables, words
+from simulations.report import budget, charts, figures, looks, pictures, tables, words
 from simulations.report.document import read_results, write_report
 from simulations.report.tables import data_size, duration, told
 
@@ -383,6 +383,36 @@ def test_the_terminal_says_what_its_table_leaves_out(
     assert f"\nnorth: no interval: {few}\n" in lines.getvalue()
 
 
+def test_no_table_of_a_terminal_cuts_a_name_or_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=lines, width=80))
+    models = (*MODELS, *(("federated", f"epsilon-{k}") for k in (16, 8, 4)))
+    for count in (3, 6):
+        folder = make_folder(
+            tmp_path / str(count), models=models[:count], seeds=2, rounds=1, draws=20
+        )
+        compare.show(json.loads((folder / "summary.json").read_text()))
+        shown = lines.getvalue().partition("At island")[0]
+        lines.seek(lines.truncate(0))
+        assert max(map(len, shown.splitlines())) <= 80
+        assert len(re.findall(r"\d\.\d\d to \d\.\d\d", shown)) == 4 * count
+        names = ["/".join(filter(None, model)) for model in models[:count]]
+        assert all(re.search(rf"(?<![\w/]){name}(?![\w/-])", shown) for name in names)
+
+
+def test_the_table_of_a_run_cuts_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=lines, width=80))
+    site = {"n_train": 12345, "n_test": 6789} | dict.fromkeys(console.CLASSIFICATION, 0.123)
+    about = {"best_round": 100, "rounds": 100, "seconds": 99.0}
+    console.show_run({**about, "sites": {"university-hospital-of-somewhere": site, "b": site}})
+    shown = lines.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert [shown.count(number) for number in ("12345", "6789", "0.123")] == [2, 2, 6]
+
+
 def test_notes_stand_once_each() -> None:
     notes = [
         "p needs at least 6 repetitions, there are 2; a",
@@ -524,7 +554,7 @@ UNEQUAL = {
 
 class TestBudget:
     def test_what_is_not_equal_is_said_and_of_what_is_not_compared_nothing(self) -> None:
-        told = words.budget(UNEQUAL, 3)
+        told = budget.in_words(UNEQUAL, 3)
         assert told == (
             "A site's model makes 400 optimizer steps of 16 images each, whether it trains alone "
             "or federated. Not so 'short': 200 steps. Features of 'short' were trained before, by "
@@ -533,18 +563,18 @@ class TestBudget:
 
     def test_equal_arms_have_no_exception(self) -> None:
         arms = ["centralized", "local", "federated"]
-        told = words.budget({**UNEQUAL, "arms": arms, "strategies": ["plain"]}, 3)
+        told = budget.in_words({**UNEQUAL, "arms": arms, "strategies": ["plain"]}, 3)
         assert "Not so" not in told and "trained before" not in told
         assert "centralized-batch = large" in told
 
     def test_variants_are_of_the_federated_arm(self) -> None:
-        told = words.budget({**UNEQUAL, "arms": ["local"]}, 3)
+        told = budget.in_words({**UNEQUAL, "arms": ["local"]}, 3)
         assert "Not so" not in told and "trained before" not in told
 
     @pytest.mark.parametrize("adapt", ["threshold", "statistics", "center"])
     def test_how_a_model_is_fitted_to_each_site_is_said(self, adapt: str) -> None:
-        assert f"(model.adapt = {adapt})" in words.budget({"config": {"model.adapt": adapt}}, 3)
-        assert "model.adapt" not in words.budget({"config": {"model.adapt": "none"}}, 3)
+        assert f"(model.adapt = {adapt})" in budget.in_words({"config": {"model.adapt": adapt}}, 3)
+        assert "model.adapt" not in budget.in_words({"config": {"model.adapt": "none"}}, 3)
 
     def test_limits_speak_of_pooling_where_it_is_compared(self) -> None:
         about = {"phantoms": True, "counts": {}, "repetitions": 5, "has_p": False}
@@ -575,5 +605,5 @@ class TestBudget:
         assert found == ["< 0.001", "0.001", "0.031", "–"]
 
     def test_a_manifest_that_lacks_parts_is_told_of_as_far_as_it_goes(self) -> None:
-        assert "optimizer steps of training.batch-size images" in words.budget({}, 3)
-        assert "Not so" not in words.budget({**UNEQUAL, "config": {}}, 3)
+        assert "optimizer steps of training.batch-size images" in budget.in_words({}, 3)
+        assert "Not so" not in budget.in_words({**UNEQUAL, "config": {}}, 3)

@@ -82,7 +82,7 @@ def trained(
     if generation:
         what = f"Networks that make {nouns.made}s (generators)"
     else:
-        what = f"Networks that tell {nouns.label}{_few(nouns.classes)} from {nouns.images}"
+        what = f"Networks that classify {nouns.label}{_few(nouns.classes)} from {nouns.images}"
     train, test = (
         sum(n[key] for n in counts.values() if is_number(n.get(key)))
         for key in ("n_train", "n_test")
@@ -99,7 +99,7 @@ def trained(
 def _of_repetitions(content: Content, generation: bool) -> str:
     text = trained(content.nouns, content.counts, generation, _people(content))
     if content.new_cohorts and content.repetitions > 1:
-        text += f" So {content.repetitions} times, each time with other people."
+        text += f" Repeated {content.repetitions} times, each time with other people."
     return text
 
 

@@ -32,6 +32,8 @@ INK, SOFT, RULE, PAPER, ACCENT = "#16202a", "#55626f", "#d5dce3", "#fefefe", "#0
 VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper", ACCENT: "accent"} | {
     value: name for name, value in COLOURS.items()
 }
+# In the ink, as thin dots in the colour of words are hardly seen on a dark page.
+GUESSING: Any = {"color": INK, "linestyle": (0, (1, 2)), "linewidth": 1.6, "clip_on": False}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fedscan",
@@ -55,6 +57,7 @@ STYLE = {
     "ytick.major.size": 0,
     "patch.linewidth": 0,
 }
+LARGER = {".": 1.6}  # markers that Matplotlib draws smaller than the others
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def estimates(canvas: Canvas, rows: tuple[Estimate, ...], axis: Axis, words: str
     ax.set_yticks([])
     ax.set_xlabel(axis.name)
     if axis.limits[0] <= axis.chance <= axis.limits[1]:
-        ax.axvline(axis.chance, color=SOFT, linestyle=(0, (1, 2)), clip_on=False)
+        ax.axvline(axis.chance, **GUESSING)
     told = []
     for index, row in enumerate(rows):
         y, colour = index + 0.5, COLOURS.get(row.colour, row.colour)
@@ -201,7 +204,8 @@ def estimates(canvas: Canvas, rows: tuple[Estimate, ...], axis: Axis, words: str
             page.text(WIDTH, middle + 13, span, ha="right", color=SOFT, fontsize=11)
             said += f", interval {span}"
         hollow = {"markerfacecolor": PAPER, "markeredgewidth": 2} if row.unsure else {}
-        ax.plot(_inside((row.mean,), axis), [y], color=colour, marker=row.marker, markersize=10,
+        ax.plot(_inside((row.mean,), axis), [y], color=colour, marker=row.marker,
+                markersize=10 * LARGER.get(row.marker, 1),
                 **{"markeredgecolor": colour if hollow else PAPER} | hollow,
                 clip_on=False)  # fmt: skip
         page.text(WIDTH, middle - 3, number(row.mean), ha="right", fontsize=14, weight="bold")
@@ -219,7 +223,7 @@ def lines(canvas: Canvas, curves: tuple[Line, ...], axis: Axis, words: str) -> s
     ax.set_xlabel("round")
     _value_axis(ax, "y", axis)
     if axis.limits[0] <= axis.chance <= axis.limits[1]:
-        ax.axhline(axis.chance, color=SOFT, linestyle=(0, (1, 2)), clip_on=False)
+        ax.axhline(axis.chance, **GUESSING)
     told = []
     for one in curves:
         if one.low:
@@ -246,7 +250,7 @@ def unit_square(
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
     ends = [0, 1] if level is None else [level, level]
-    ax.plot([0, 1], ends, color=SOFT, linestyle=(0, (1, 2)), linewidth=1.6, clip_on=False)
+    ax.plot([0, 1], ends, **GUESSING)
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1])
     for one in curves:
@@ -264,6 +268,9 @@ def confusion(
     ax, _ = canvas.panel(side * k + 78, (left, left + side * k), (4, 4 + side * k))
     share = numbers / np.maximum(numbers.sum(axis=1, keepdims=True), 1)
     ax.grid(False)
+    for place in range(k + 1):  # where nothing is counted, a row is followed by its lines
+        ax.axhline(place, color=RULE, linewidth=0.8, clip_on=False)
+        ax.axvline(place, color=RULE, linewidth=0.8, clip_on=False)
     ax.set_xlim(0, k)
     ax.set_ylim(k, 0)
     for (row, column), value in np.ndenumerate(numbers):
@@ -299,7 +306,7 @@ def legend_key(one: Series) -> Markup:
         "p": '<path d="M17 2L22 5.6L20 12H14L12 5.6Z"/>',
         "h": '<path d="M17 2L21.5 4.5V9.5L17 12L12.5 9.5V4.5Z"/>',
         "H": '<path d="M12 7L14.5 2.5H19.5L22 7L19.5 11.5H14.5Z"/>',
-        ".": '<circle cx="17" cy="7" r="2.5"/>',
+        ".": '<circle cx="17" cy="7" r="3.5"/>',
         "8": '<path d="M15 2H19L22 5V9L19 12H15L12 9V5Z"/>',
         "d": '<path d="M17 1L20 7L17 13L14 7Z"/>',
     }[one.marker]
@@ -344,7 +351,7 @@ def _ticks(**options: Any) -> Any:
 def _stroke(ax: Axes, one: Series, x: Sequence[float], y: Sequence[float], every: int) -> None:
     line = (0, DASHES[one.dash]) if DASHES[one.dash] else "-"
     ax.plot(x, y, color=COLOURS[one.colour], linestyle=line, linewidth=2, marker=one.marker,
-            markersize=7, markeredgecolor=PAPER, clip_on=False,
+            markersize=7 * LARGER.get(one.marker, 1), markeredgecolor=PAPER, clip_on=False,
             markevery=(min(every - 1, len(x) - 1) if every else 0, max(every, 1)))  # fmt: skip
 
 

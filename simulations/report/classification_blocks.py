@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.evaluation.classification import OF_EACH_CLASS
-from simulations.measures import ATTACKED, CLASSIFICATION
+from simulations.measures import ATTACKED, CLASSIFICATION, MEMBERSHIP
 from simulations.report import decisions, figures, pictures, tables, words
 from simulations.report.blocks import Section, figure_blocks
+from simulations.report.budget import pools
 from simulations.report.tables import Head, Table, estimate, grouped, key_of
 from simulations.report.words import mapping, plural, sentence, whole
 
@@ -99,7 +100,8 @@ class ClassificationBlocks:
             repetitions=content.repetitions,
             new_cohorts=content.new_cohorts,
             has_p=content.has_p,
-            budget=budget if words.pools(content.manifest) else None,
+            attacked=MEMBERSHIP in self.shown,
+            budget=budget if pools(content.manifest) else None,
         )
 
     def _class_tables(self) -> Iterator[Table]:

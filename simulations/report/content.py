@@ -15,8 +15,9 @@ import pandas as pd
 
 from common.metrics_log import WHOLE
 from simulations.contrasts import QUESTIONS, at_home, is_home
-from simulations.measures import measure
+from simulations.measures import MEMBERSHIP, measure
 from simulations.report import (
+    budget,
     charts,
     figures,
     people,
@@ -27,7 +28,7 @@ from simulations.report import (
     words,
 )
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
-from simulations.report.looks import Series, look_of, series_of
+from simulations.report.looks import Series, look_of, place_of, series_of
 from simulations.report.pictures import Trained
 from simulations.report.words import is_number, listed, mapping, place, plural, sentence
 from simulations.summary import summarize
@@ -111,7 +112,10 @@ class Content:
         self.sites = [*self.counts, *sorted(found)]
         poor = [site for site in self.sites if site == self.scarce]
         self.places = [WHOLE, *poor, *(site for site in self.sites if site not in poor)]
-        self.described = {k: mapping(v) for k, v in mapping(self.summary["models"]).items()}
+        described = {k: mapping(v) for k, v in mapping(self.summary["models"]).items()}
+        self.described = {
+            k: described[k] for k in sorted(described, key=lambda k: place_of(described[k]))
+        }
         self._looks = {name: look_of(model) for name, model in self.described.items()}
         self.samples = {s: np.asarray(samples[s]) for s in self.sites if s in samples}
         self.phantoms = self.config.get("data.cohort-dir") == ""
@@ -212,7 +216,7 @@ class Content:
             *("results", "Results", self.blocks.leads),
             [
                 ("text", " ".join([self.blocks.judged(), words.repeated(self.manifest)]).strip()),
-                *figure_blocks(self._comparisons(), words.NO_TESTS),
+                *figure_blocks(self._comparisons(), words.NO_TESTS, legend=False),
                 *figure_blocks(self._differences(), legend=False),
                 *self._result_tables(),
             ],
@@ -229,14 +233,14 @@ class Content:
         yield Section("curves", "Learning curves", "", shown)
         yield from self.blocks.after_curves()
         yield Section("costs", "Bytes and time", "", list(self._costs()))
-        budget = tables.budget_table(
+        spent = tables.budget_table(
             self.results,
             "Optimizer steps and training images",
             "As counted in the results. Steps are those of one participant; images of a model are "
             "summed over the sites that train it, a repetition's over its models.",
         )
-        told = words.budget(self.manifest, len(self.sites))
-        yield Section("budget", "Budgets", "", [("text", told), ("table", budget)])
+        told = budget.in_words(self.manifest, len(self.sites))
+        yield Section("budget", "Budgets", "", [("text", told), ("table", spent)])
         which = ", first repetition" if self.new_cohorts else ""
         title = f"{sentence(self.nouns.images)} at every site{which}"
         known = mapping(self.summary.get("people"))
@@ -260,7 +264,7 @@ class Content:
                 drawn = figures.comparison(here, self.looks(where), where, name, axis)
                 panels.append(figures.panel(place(where), note, drawn))
             dots = " Small dots: single repetitions." if self.repetitions > 1 else ""
-            chance = " Dotted line: chance." if np.isfinite(axis.chance) else ""
+            chance = " Dotted line: guessing." if np.isfinite(axis.chance) else ""
             less = " Less is better." if measure(name).less_is_better else ""
             hollow = _hollow(mapping(one.get(name)) for h in known.values() for one in h.values())
             yield {
@@ -317,6 +321,10 @@ class Content:
 
     def _result_tables(self) -> Iterator[Block]:
         pooled = " Of all sites: what was measured over all of them together, else their mean."
+        if MEMBERSHIP in self.blocks.shown:
+            pooled += (
+                f" {sentence(measure(MEMBERSHIP).words)}: people in training against test people."
+            )
         shown = tables.scores_table(
             {
                 w: {m: here[m] for m in self.looks(w) if m in here}

@@ -11,6 +11,7 @@ from simulations.measures import DISTANCES, measure
 from simulations.report import generation_words as says
 from simulations.report import pictures, words
 from simulations.report.blocks import Block, Section
+from simulations.report.budget import pools
 from simulations.report.generation_tables import classes_table, speed_table
 from simulations.report.looks import Series
 from simulations.report.pictures import Trained
@@ -115,7 +116,7 @@ class GenerationBlocks:
             counts=content.counts,
             repetitions=content.repetitions,
             new_cohorts=content.new_cohorts,
-            budget=budget if words.pools(content.manifest) else None,
+            budget=budget if pools(content.manifest) else None,
         )
 
     def _pictures(self) -> Iterator[Block]:

@@ -125,6 +125,7 @@ _LOOKS |= {
         names, product(DASHES, markers), cycle(("fedavg", "other", "fedprox")), strict=False
     )
 }
+_PLACES = {key: place for place, key in enumerate(_LOOKS)}
 
 
 def series(arm: str, strategy: str) -> Series:
@@ -136,8 +137,14 @@ def series(arm: str, strategy: str) -> Series:
 def series_of(table: pd.DataFrame) -> list[Series]:
     """Arms and strategies that occur in a table, in the order in which they are always shown."""
     present = set(zip(table["arm"], table["strategy"], strict=True))
-    known = [key for key in _LOOKS if key in present]
-    return [series(*key) for key in known + sorted(present - set(_LOOKS))]
+    ordered = sorted(present, key=lambda key: (_PLACES.get(key, len(_PLACES)), key))
+    return [series(*key) for key in ordered]
+
+
+def place_of(model: Mapping[str, Any]) -> tuple[int, str, str]:
+    """Return what to sort a summary's models by: their order is that of :func:`series_of`."""
+    arm, strategy = (str(model.get(key, "")) for key in ("arm", "strategy"))
+    return (_PLACES.get((arm, strategy), len(_PLACES)), arm, strategy)
 
 
 def look_of(model: Mapping[str, Any]) -> Series:

@@ -87,7 +87,8 @@ th, td { padding: .42rem .8rem .42rem 0; text-align: left; vertical-align: top;
 th { font-weight: 500; }
 thead th { color: var(--soft); font-size: .82rem; vertical-align: bottom;
   border-bottom: 1.5px solid var(--soft); }
-td.n, th.n { text-align: right; white-space: nowrap; }
+td.n, th.n { text-align: right; }
+td.n, th.site { white-space: nowrap; }
 td small { color: var(--soft); font-size: .8em; display: block; }
 tbody.group + tbody.group > tr:first-child > * { border-top: 1.5px solid var(--soft); }
 th.site { font-weight: 650; }
@@ -111,7 +112,7 @@ th.site { font-weight: 650; }
 .first h2 { border: 0; margin-top: .4rem; }
 .first dl.facts { font-size: 1rem; }
 .first dl.facts dt { color: var(--ink); font-weight: 650; }
-dl.facts { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr;
+dl.facts { display: grid; grid-template-columns: fit-content(45%) 1fr;
   gap: .25rem 1.4rem; font-size: .9rem; margin: .6rem 0 1rem; }
 dl.facts dt { color: var(--soft); }
 dl.facts dd { margin: 0; overflow-wrap: anywhere; }
@@ -143,7 +144,11 @@ footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size
   main, header, footer { max-width: none; padding: 0; }
   nav { display: none; }
   h2 { margin-top: 1.6rem; break-after: avoid; }
-  figure, tbody.group, .tile, .panel, .keep { break-inside: avoid; }
+  figure, tbody.group, caption, .tile, .panel, .keep { break-inside: avoid; }
+  figure.long { break-inside: auto; }
+  figcaption { break-before: avoid; }
+  .scroll:has(tbody:only-of-type) { break-inside: avoid; }
+  caption, thead { break-after: avoid; }
   .panels { grid-template-columns: repeat(2, 1fr); gap: .8rem 1.6rem; }
   .scans .panels { grid-template-columns: repeat(3, 1fr); gap: .8rem 1rem; }
   .grids .panels { grid-template-columns: repeat(2, 1fr); }
@@ -154,7 +159,7 @@ footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size
   caption span { position: static; }
   table { font-size: 8.5pt; }
   th, td { padding-right: .4rem; }
-  .tile, .notice { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .key, .tile, .notice { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
 
@@ -246,7 +251,8 @@ aria-labelledby="{{ section.id }}">\
 <h2 id="{{ section.id }}">{{ section.heading }}</h2>
 {% for kind, value in section.blocks %}
 {%- if kind == "text" %}<p>{{ value }}</p>
-{% elif kind == "figure" %}<figure>
+{% elif kind == "figure" %}<figure\
+{% if value.panels|sum(attribute="svg.height") > 2100 %} class="long"{% endif %}>
 {{ legend() if value.legend }}
 {{ panels(value) }}
 {{ caption(value) }}

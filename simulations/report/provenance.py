@@ -56,7 +56,7 @@ def _config(config: Mapping[str, Any], left_out: tuple[str, ...]) -> Iterator[tu
             continue
         if key == "data.cohort-dir":
             value = PurePath(str(value)).name or "none: phantoms"
-        yield key, _told(value)
+        yield key, _told(value) or "–"
 
 
 def _differing(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -70,6 +70,8 @@ def _differing(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _told(value: object) -> str:
     """Return a value; of a path its end, as the whole would tell of the machine and its user."""
+    if isinstance(value, bool):
+        return str(value).lower()  # as a configuration file has it
     return PurePath(str(value)).name if str(value).startswith("/") else str(value)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from common.evaluation.statistics import NO_INTERVAL, ONE, WITHOUT
 from common.metrics_log import WHOLE
-from simulations.contrasts import at_home, is_elsewhere, is_home
+from simulations.contrasts import CENTRALIZED, LOCAL, at_home, is_elsewhere, is_home
 from simulations.measures import measure
 from simulations.report import words
 from simulations.report.looks import Series, series, series_of
@@ -19,6 +19,7 @@ from simulations.report.words import is_number, mapping, place, sentence, whole
 from simulations.results import CHOSEN
 
 ASIDE = {"pretraining": "Pretraining", "use": "Use of synthetic images"}
+ARMS = (CENTRALIZED, LOCAL, "federated")
 MOST_FAILURES = 12  # lines in the notice; the table of costs counts them all
 
 
@@ -245,6 +246,8 @@ def costs_table(results: pd.DataFrame, sites: int, title: str, caption: str) -> 
         row.append(Cell(duration(seconds.mean()), " to ".join(ends) if len(ends) > 1 else ""))
         for total in (cells["bytes_up"].mean(), cells["bytes_down"].mean()):
             each = f"{data_size(total / exchanges)} a site and round" if total > 0 else ""
+            if one.arm == "federated" and not total:  # trained in one process, without messages
+                total, each = math.nan, "not counted"
             row.append(Cell(data_size(total), each))
         rows.append(row)
     names = ("Repetitions ended well", "Time of a repetition", "Sent by sites", "Sent to sites")
@@ -302,12 +305,23 @@ def failed(results: pd.DataFrame, summary: Mapping[str, Any]) -> list[str]:
 
 
 def contrast_name(contrast: str) -> str:
-    """Return a contrast with a true minus sign and its arms' and strategies' usual spelling."""
-    return sentence(" −\u00a0".join(map(_strategy_name, contrast.split(" - "))))
+    """Return a contrast with a true minus sign and its arms' and strategies' usual spelling.
+
+    A variant keeps the spelling of its preset; against itself at single sites, it is named once.
+    """
+    first, *others = contrast.split(" - ")
+    if others == [f"{LOCAL}/{first}"]:
+        return f"{_strategy_name(first)}: federated −\u00a0local"
+    name = " −\u00a0".join(map(_strategy_name, (first, *others)))
+    variant = first not in ARMS and _strategy_name(first) == first
+    return name if variant else sentence(name)
 
 
 def _strategy_name(name: str) -> str:
-    return name if name in ("centralized", "local", "federated") else series("federated", name).note
+    if name in ARMS:
+        return name
+    arm, _, variant = name.partition("/")
+    return f"{arm} ({variant})" if arm == LOCAL and variant else series("federated", name).note
 
 
 def data_size(count: float) -> str:
