@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Before the first import of torch or numpy, here and in every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
+import functools
 import shutil
 import signal
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +21,8 @@ from xdist.scheduler import LoadFileScheduling
 
 if TYPE_CHECKING:
     from browser import Browser
+
+    from common.evaluation.extractors.network import PlaceNetwork
 
 # Started in the background of a script, a process ignores Ctrl-C, and so would all that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -48,6 +52,22 @@ share-moments = true
 private-seed = false
 """
 TINY = ["run.rounds=2", "training.local-steps=2", "training.batch-size=4", "data.size=16"]
+TINY_GENERATION = [
+    'task="generation"',
+    'model.gan-changes="resolution=16 channel-max=8 z-dim=8 w-dim=8 label-kinds=sex,height,site"',
+    "run.rounds=3",
+    "training.local-steps=2",
+    "training.batch-size=4",
+    "run.evaluate-every=2",
+    "run.device='cpu'",
+]
+# Long ones begin early: the worker that is done first takes what is left, and both end together.
+LONG = (
+    "test_evaluation_extractor.py",
+    "test_evaluation_memorization.py",
+    "test_hostile_runs.py",
+    "test_attack_command.py",
+)
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +83,69 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder that the processes of every test share, and no user's."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def quick_network() -> PlaceNetwork:
+    """Network of the default extractor with too little training to judge, enough to name."""
+    from common.evaluation.extractors import brain
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(brain, "SCANNERS", brain.SCANNERS[:2])  # phantoms take most of the time
+        return brain.make_network(subjects=4, steps=2)
+
+
+@pytest.fixture(scope="module")
+def quick_default(quick_network: PlaceNetwork) -> Iterator[None]:
+    """Take that network for the default extractor's wherever this process makes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        make = "common.evaluation.extractors.brain.make_network"
+        patch.setattr(make, lambda: quick_network)
+        yield
+
+
+@pytest.fixture(scope="session")
+def quick_extractor(quick_network: PlaceNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file with that network, for processes of their own."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("extractor") / "quick.safetensors"
+    save_file(quick_network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tasks(quick_extractor: Path) -> dict[str, list[str]]:
+    """Settings of the smallest run of each task."""
+    generation = [*TINY_GENERATION, f"model.extractor='{quick_extractor}'"]
+    return {"classification": TINY, "generation": generation}
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny_cohort: Path,
+    tiny_tasks: dict[str, list[str]],
+    session_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str], tuple[CompletedProcess[str], Path]]:
+    """Run ``fedscan run`` or ``federate`` once for all tests that ask for it, by command and task.
+
+    Returned is what it printed, and the run's folder, in which nobody writes.
+    """
+    from processes import fedscan, flower_processes, wait_until_gone
+
+    @functools.cache
+    def run(command: str, task: str) -> tuple[CompletedProcess[str], Path]:
+        cwd = tmp_path_factory.mktemp("two actors")  # a space: paths are quoted on the way
+        before = flower_processes()
+        words = [word for value in tiny_tasks[task] for word in ("--set", value)]
+        cohort = ("--cohort", str(tiny_cohort))
+        done = fedscan(command, *cohort, *words, cwd=cwd, cache=session_cache, timeout=900)
+        assert done.returncode == 0, done.stderr
+        assert not wait_until_gone(before)
+        return done, Path(done.stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture
@@ -105,12 +188,12 @@ def golden_dir() -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what starts Ray and Flower, which takes longest."""
+    """Begin with what starts Ray and Flower, then with what else takes long."""
     for item in items:
         starts = any(map(item.get_closest_marker, ("simulation", "federation")))
         if starts and item.path.name not in SERIAL:
             raise pytest.UsageError(f"{item.path.name} starts Ray or Flower: add it to SERIAL")
-    items.sort(key=lambda item: item.path.name not in SERIAL)
+    items.sort(key=lambda item: (item.path.name not in SERIAL, item.path.name not in LONG))
 
 
 class Scheduling(LoadFileScheduling):

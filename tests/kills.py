@@ -44,7 +44,7 @@ def wait_for_round(out: Path, number: int, process: subprocess.Popen[bytes]) -> 
             state = json.loads((folder / "checkpoint" / "state.json").read_text())["state"]
             if state["round"] >= number:
                 return folder
-        time.sleep(0.05)
+        time.sleep(0.01)
     raise AssertionError(f"the run ended with {process.returncode}")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import ipaddress
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 import httpx
 import pandas as pd
 import psutil
+import pytest
 
 from common.processes import namespaces
 from simulations.federate import MOST_OPENED
@@ -56,6 +59,38 @@ def fedscan(
     )
 
 
+def fedscan_here(
+    *arguments: str, cwd: Path, cache: Path, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """As :func:`fedscan`, but in this process, which saves the seconds that imports take."""
+    from simulations.cli import main
+    from simulations.stopping import STOP
+
+    handlers = {number: signal.getsignal(number) for number in STOP}
+    os.umask(umask := os.umask(0))  # the command sets its own
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    code: str | int | None = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["fedscan", *arguments])
+        for name, value in {**caches(cache), **extra}.items():
+            patch.setenv(name, value)
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os.umask(umask)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    told = (stream.buffer.getvalue().decode() for stream in (out, err))
+    return subprocess.CompletedProcess(["fedscan", *arguments], code or 0, *told)
+
+
 def break_split(site: Path, split: str, content: bytes) -> None:
     """Break all scans of a split, of which there are more than a command opens beforehand."""
     path = site / "participants.tsv"
@@ -92,7 +127,7 @@ def wait_until_gone(before: set[int], seconds: float = 30.0) -> set[int]:
     """Return the processes of Flower and Ray that are not in ``before``, after a grace."""
     deadline = time.monotonic() + seconds
     while (left := flower_processes() - before) and time.monotonic() < deadline:
-        time.sleep(0.5)
+        time.sleep(0.1)
     return left
 
 
@@ -201,7 +236,7 @@ def wait_for_health(url: str, **options: object) -> None:
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"{url}/health", timeout=2, **options).is_success:
                 return
-        time.sleep(0.3)
+        time.sleep(0.1)
     raise TimeoutError(f"{url} did not answer")
 
 
@@ -211,7 +246,7 @@ def wait_for_line(log: Path, line: str, seconds: float = 90.0) -> None:
     while line not in log.read_text(errors="replace"):
         if time.monotonic() > deadline:
             raise TimeoutError(log.read_text(errors="replace"))
-        time.sleep(0.3)
+        time.sleep(0.1)
 
 
 def flwr_run(

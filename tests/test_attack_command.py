@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -37,13 +36,9 @@ SHORT = {"inversions": 1, "steps": 2, "pictures": 8}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_extractor(tmp_path_factory: pytest.TempPathFactory, session_cache: Path):
-    """Make the feature extractor in a second: too little training to judge, enough to name."""
-    from common.evaluation.extractors import brain
-
+def own_cache(quick_default: None, tmp_path_factory: pytest.TempPathFactory):
+    """Keep what these tests make, the quick extractor among it, out of others' way."""
     with pytest.MonkeyPatch.context() as patch:
-        make = functools.partial(brain.make_network, subjects=4, steps=2)
-        patch.setattr(brain, "make_network", make)
         patch.setenv("FEDSCAN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("FEDSCAN_RECORDS", str(tmp_path_factory.mktemp("records")))
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import fedscan
+from processes import fedscan_here
 
 from common.data.check import check_cohort
 from common.data.image_table import NO_LABEL
@@ -245,19 +245,19 @@ def write_study(folder: Path) -> Path:
 
 def test_command_exits_0_without_and_2_with_a_leak_and_gives_advice(north, tmp_path):
     words = ("check", str(north.parent), "--study", str(write_study(tmp_path)))
-    sound = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    sound = fedscan_here(*words, cwd=tmp_path, cache=tmp_path / "cache")
     assert sound.returncode == 0, sound.stdout + sound.stderr
     assert sound.stdout.splitlines()[-1] == "usable"
     file = io.BytesIO()
     picture(0).save(file, "JPEG", quality=50)
     (north / "copy.jpg").write_bytes(file.getvalue())
     add(north, "copy.jpg", "good", "north-0", "", "test")
-    leaking = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    leaking = fedscan_here(*words, cwd=tmp_path, cache=tmp_path / "cache")
     assert leaking.returncode == 2
     assert "leak: 1 × person in several splits" in leaking.stdout
     assert "Remove the column 'split'" in leaking.stdout
     assert "north/copy.jpg (test)" in leaking.stdout
     assert leaking.stdout.splitlines()[-1] == "not usable"
-    machine = fedscan(*words, "--format", "json", cwd=tmp_path, cache=tmp_path / "cache")
+    machine = fedscan_here(*words, "--format", "json", cwd=tmp_path, cache=tmp_path / "cache")
     assert machine.returncode == 2
     assert {leak["what"] for leak in json.loads(machine.stdout)["leaks"]} == {"person", NEAR}

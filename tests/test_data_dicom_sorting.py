@@ -28,7 +28,7 @@ from dicoms import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from processes import fedscan
+from processes import fedscan_here
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     BasicTextSRStorage,
@@ -656,13 +656,13 @@ def test_command_reports_for_people_and_machines(source, tmp_path):
     put(source / "a", ramp(), RecognizableVisualFeatures="YES")
     put(source / "report", SOPClassUID=BasicTextSRStorage, Modality="SR")
     words = ("prepare", "dicom", "in", "--out")
-    done = fedscan(*words, "hospitals/north", cwd=tmp_path, cache=tmp_path / "cache")
+    done = fedscan_here(*words, "hospitals/north", cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert "1 picture and 0 volumes of 1 person, from 1 of 2 files" in done.stdout
     assert "1 time: the file says" in done.stdout
     assert f"1 left out: {NO_IMAGE}: Basic Text SR Storage" in done.stdout
     assert "Kept of the headers: modality" in done.stdout
-    machine = fedscan(*words, "x", "--format", "json", cwd=tmp_path, cache=tmp_path / "cache")
+    machine = fedscan_here(*words, "x", "--format", "json", cwd=tmp_path, cache=tmp_path / "cache")
     told = json.loads(machine.stdout)
     assert (told["pictures"], told["files"], told["out"]) == (1, 2, str(tmp_path / "x"))
     assert contents(tmp_path / "x") == contents(tmp_path / "hospitals" / "north")  # one key

@@ -31,7 +31,7 @@ from common.evaluation.extractor import (
 )
 from common.evaluation.extractors import brain, skin, training
 from common.evaluation.extractors.network import FEATURES, PlaceNetwork
-from common.evaluation.extractors.plan import Pictures
+from common.evaluation.extractors.plan import Pictures, Step
 from common.evaluation.generation import MEASURES, judge_features, require_extractor
 
 QUICK = {"fedscan-brain": {"subjects": 4, "steps": 2}, "fedscan-skin": {"lesions": 1, "steps": 2}}
@@ -144,8 +144,12 @@ class TestValidation:
         assert blobs["precision"] < most
 
     def test_a_blind_extractor_is_caught(self, judged):
-        steps = recipe(judged.name).validation_steps
-        rows = validate_extractor.validate(Brightness(), judged.reference, judged.held_out, steps)
+        def displaced(real: Pictures, seed: int) -> Iterator[Step]:
+            every = recipe(judged.name).validation_steps(real, seed)
+            yield from (step for step in every if "displaced" in step.series)
+
+        cohort = judged.reference, judged.held_out
+        rows = validate_extractor.validate(Brightness(), *cohort, displaced)
         assert any("displaced" in one for one in validate_extractor.violations(rows))
 
     def test_command_prints_and_draws(self, judged, tmp_path, monkeypatch, capsys):

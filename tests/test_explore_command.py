@@ -39,16 +39,12 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def gan(
-    tiny_cohort: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_cohort: Path, quick_default: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
     """A generator after two iterations, with an extractor that knows as little."""
-    from common.evaluation.extractors import brain
-
     with pytest.MonkeyPatch.context() as patch:
         for name, value in caches(tmp_path_factory.mktemp("explore cache")).items():
             patch.setenv(name, value)
-        make = functools.partial(brain.make_network, subjects=4, steps=2)
-        patch.setattr(brain, "make_network", make)
         patch.setattr(exploring, "LATENTS", 60)
         out = tmp_path_factory.mktemp("gan") / "gan"
         train(Training(out=out, cohort=tiny_cohort, changes=CHANGES))

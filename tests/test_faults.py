@@ -10,12 +10,9 @@ import pytest
 from conftest import TINY
 from kills import kill_tree, result, resumed, started, wait_for_round
 from processes import flower_processes, wait_until_gone
-from test_simulations_generation import TINY as GENERATION
-from test_simulations_generation import quick_extractor  # noqa: F401, a fixture
 
 from clients.gateway import sandbox
 
-TASKS = {"classification": TINY, "generation": GENERATION}
 HOW = [
     pytest.param("run", "classification", marks=pytest.mark.simulation),
     pytest.param("run", "generation", marks=pytest.mark.simulation),
@@ -27,29 +24,26 @@ HOW = [
 def test_run_that_is_killed_with_all_its_processes_goes_on_to_the_same_result(
     command: str,
     task: str,
+    finished,
     tiny_cohort: Path,
-    quick_extractor: Path,  # noqa: F811
+    tiny_tasks: dict[str, list[str]],
     session_cache: Path,
     tmp_path: Path,
 ) -> None:
     if command == "federate" and not sandbox.kind():
         pytest.skip("needs a sandbox")
+    _, whole = finished(command, task)
     before = flower_processes()
-    values = [*TASKS[task], "run.rounds=4"]
-    if task == "generation":
-        values += [f"model.extractor='{quick_extractor}'"]
+    values = tiny_tasks[task]
     words = ["--cohort", str(tiny_cohort), *(w for value in values for w in ("--set", value))]
-    at = {"cwd": tmp_path, "cache": session_cache}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert started(command, [*words, "--out", str(whole)], **at).wait(timeout=900) == 0
+    at, killed = {"cwd": tmp_path, "cache": session_cache}, tmp_path / "killed"
     process = started(command, [*words, "--out", str(killed)], **at)
-    folder = wait_for_round(killed, 2, process)
+    folder = wait_for_round(killed, 1, process)
     kill_tree(process)
     assert not wait_until_gone(before)
     assert not (folder / "summary.json").exists()
     assert resumed(command, folder, **at) == 0
-    (other,) = whole.iterdir()
-    assert result(folder) == result(other)
+    assert result(folder) == result(whole)
     assert not wait_until_gone(before)
 
 

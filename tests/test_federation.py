@@ -32,7 +32,6 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from processes import (
     ROOT,
     SCRIPTS,
-    fedscan,
     flower_processes,
     flwr_run,
     process,
@@ -241,23 +240,15 @@ def history(
             process_.kill()
 
 
-def test_separate_processes_give_the_simulations_weights(
-    history: History, tiny_cohort: Path, session_cache: Path, tmp_path: Path
-) -> None:
+def test_separate_processes_give_the_simulations_weights(history: History, finished) -> None:
     assert (summaries := list(history.out.glob("*/summary.json"))), history
     summary = json.loads(summaries[0].read_text())
     lost = {name: site["rounds_lost"] for name, site in summary["sites"].items()}
     assert lost == {"island": 0, "mallory": 2, "north": 0}
     assert [name for name, site in summary["sites"].items() if "loss" in site] == list(SITES)
-    simulated = fedscan(
-        *("run", "--cohort", str(tiny_cohort), "--format", "json", "--out", str(tmp_path / "sim")),
-        *(word for assignment in TINY for word in ("--set", assignment)),
-        cwd=tmp_path,
-        cache=session_cache,
-    )
-    run_id = json.loads(simulated.stdout)["run_id"]
+    _, simulated = finished("run", "classification")
     deployed_model = summaries[0].with_name("model.safetensors").read_bytes()
-    assert deployed_model == (tmp_path / "sim" / run_id / "model.safetensors").read_bytes()
+    assert deployed_model == (simulated / "model.safetensors").read_bytes()
 
 
 def test_a_sites_log_names_no_participant(history: History) -> None:

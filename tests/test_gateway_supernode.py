@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from flwr.common.config import parse_config_args
-from processes import fedscan
+from processes import fedscan_here
 
 from clients.gateway import gate, supernode, upstream
 from clients.gateway.supernode import SuperNode
@@ -52,7 +52,7 @@ def test_command_line_refuses_with_one_clear_message(tmp_path: Path) -> None:
     words = ("--superlink", "127.0.0.1:9091", "--insecure", "--site", "north", "--data-dir", "no")
     (tmp_path / "policy.toml").write_text("")
     for more, expected in ((["--policy", "policy.toml"], "is not a folder"), ([], "--policy FILE")):
-        done = fedscan("supernode", *words, *more, cwd=tmp_path, cache=tmp_path / "cache")
+        done = fedscan_here("supernode", *words, *more, cwd=tmp_path, cache=tmp_path / "cache")
         assert done.returncode == 2
         assert expected in done.stderr
         assert "Traceback" not in done.stderr

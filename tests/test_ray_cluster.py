@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import TINY
-from processes import SCRIPTS, environment, fedscan, flower_processes, process, wait_until_gone
+from processes import SCRIPTS, environment, fedscan_here, flower_processes, process, wait_until_gone
 from processes import wait_for_line as wait_for
 
 from common.processes.environment import free_port
@@ -116,7 +116,7 @@ def test_cells_of_a_benchmark_run_on_the_nodes_of_the_cluster(
 def test_an_address_without_a_cluster_is_refused_before_anything_starts(
     words: tuple[str, ...], why: str, tiny_cohort: Path, session_cache: Path, tmp_path: Path
 ) -> None:
-    done = fedscan(
+    done = fedscan_here(
         *("run", "--cohort", str(tiny_cohort), *words), cwd=tmp_path, cache=session_cache
     )
     assert done.returncode == 2
@@ -127,14 +127,12 @@ def test_an_address_without_a_cluster_is_refused_before_anything_starts(
 def test_more_than_any_node_has_is_refused(
     cluster: dict, tiny_cohort: Path, session_cache: Path, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [str(SCRIPTS / "fedscan"), "run", "--cohort", str(tiny_cohort), "--set", "run.threads=2"]
-        + ["--ray-address", cluster["address"]],
+    words = ("--cohort", str(tiny_cohort), "--set", "run.threads=2")
+    done = fedscan_here(
+        *("run", *words, "--ray-address", cluster["address"]),
         cwd=tmp_path,
-        env=environment(session_cache, **cluster["password"]),
-        capture_output=True,
-        text=True,
-        check=False,
+        cache=session_cache,
+        **cluster["password"],
     )
     assert done.returncode == 2
     assert "no node has 2 CPUs" in " ".join(done.stderr.split())

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from processes import fedscan, flower_processes, modes_of_others, wait_until_gone
-from test_simulations_generation import TINY as GENERATION
-from test_simulations_generation import quick_extractor  # noqa: F401, a fixture
+from conftest import TINY, TINY_GENERATION
+from processes import fedscan, fedscan_here, flower_processes, modes_of_others, wait_until_gone
 
 from clients.gateway import sandbox
 from clients.gateway.chain import verify
@@ -18,13 +16,11 @@ pytestmark = [
     pytest.mark.federation,
     pytest.mark.skipif(not sandbox.kind(), reason="needs a sandbox"),
 ]
-TASKS = {
-    "classification": TINY,
-    "secure sums": [*TINY, "privacy.secure-sums=true"],
-    "generation": GENERATION,
+SECURE = {
+    "secure sums": TINY,
     "generation in secure sums": [
-        *(value.replace(",site", "") for value in GENERATION),
-        "privacy.secure-sums=true",
+        *(value.replace(",site", "") for value in TINY_GENERATION),
+        "run.rounds=1",
     ],
 }
 
@@ -52,51 +48,56 @@ def run(command: str, cohort: Path, values: list[str], *, cwd: Path, cache: Path
     return cwd / command / json.loads(done.stdout)["run_id"]
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=["classification", "generation", *SECURE])
 def runs(
     request: pytest.FixtureRequest,
     cohort: Path,
-    quick_extractor: Path,  # noqa: F811
+    finished,
+    quick_extractor: Path,
     session_cache: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[str, Path, Path]:
-    """Return a task, and the folders of its simulated and of its separate run."""
+) -> tuple[Path, Path]:
+    """Return the folders of a task's simulated and of its separate run."""
+    commands = ("run", "federate")
+    if request.param not in SECURE:
+        return tuple(finished(command, request.param)[1] for command in commands)
     cwd, before = tmp_path_factory.mktemp("runs"), flower_processes()
-    values = TASKS[request.param]
+    values = [*SECURE[request.param], "privacy.secure-sums=true"]
     if request.param.startswith("generation"):
-        values = [*values, "run.rounds=2", f"model.extractor='{quick_extractor}'"]
-    simulated, separate = (
-        run(command, cohort, values, cwd=cwd, cache=session_cache)
-        for command in ("run", "federate")
-    )
+        values.append(f"model.extractor='{quick_extractor}'")
+    found = tuple(run(one, cohort, values, cwd=cwd, cache=session_cache) for one in commands)
     assert not wait_until_gone(before)
-    return request.param, simulated, separate
+    return found
 
 
-def test_separate_processes_give_the_bytes_of_the_simulation(runs: tuple[str, Path, Path]) -> None:
-    _, simulated, separate = runs
+def sites_of(folder: Path) -> set[str]:
+    return set(json.loads((folder / "summary.json").read_text())["sites"])
+
+
+def test_separate_processes_give_the_bytes_of_the_simulation(runs: tuple[Path, Path]) -> None:
+    simulated, separate = runs
+    assert len(sites_of(simulated)) > 1
+    assert sites_of(simulated) == sites_of(separate)
     names = {path.name for path in simulated.glob("*.safetensors")}
     assert names == {path.name for path in separate.glob("*.safetensors")} != set()
     for name in names:
         assert (simulated / name).read_bytes() == (separate / name).read_bytes(), name
 
 
-def test_a_separate_run_leaves_the_same_files_and_the_sites_logs(
-    runs: tuple[str, Path, Path],
-) -> None:
-    _, simulated, separate = runs
+def test_a_separate_run_leaves_the_same_files_and_the_sites_logs(runs: tuple[Path, Path]) -> None:
+    simulated, separate = runs
     names = [{path.name for path in folder.iterdir()} for folder in (simulated, separate)]
-    logs = {f"{site}.log" for site in ("north", "south", "island")}
-    ledgers = {f"{site}.ledger.jsonl" for site in ("north", "south", "island")}
+    logs = {f"{site}.log" for site in sites_of(simulated)}
+    ledgers = {f"{site}.ledger.jsonl" for site in sites_of(simulated)}
     assert names[1] - names[0] == logs | ledgers | {"superlink.log", "superexec.log"}
     assert not names[0] - names[1]
     assert not modes_of_others(separate)
     assert not [log for log in logs if "sub-" in (separate / log).read_text()]
 
 
-def test_every_sites_ledger_verifies(runs: tuple[str, Path, Path]) -> None:
-    for site in ("north", "south", "island"):
-        ledger = runs[2] / f"{site}.ledger.jsonl"
+def test_every_sites_ledger_verifies(runs: tuple[Path, Path]) -> None:
+    for site in sites_of(runs[0]):
+        ledger = runs[1] / f"{site}.ledger.jsonl"
         assert verify(ledger) == []
         lines = [json.loads(line) for line in ledger.read_text().splitlines()]
         assert {line.get("decision", "sent") for line in lines} == {"sent"}
@@ -115,7 +116,7 @@ def test_a_policy_that_refuses_the_run_or_is_wrong_is_met_before_anything_starts
 ) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text(text)
-    done = fedscan(
+    done = fedscan_here(
         *("federate", "--cohort", str(cohort), "--policy", str(policy)),
         cwd=tmp_path,
         cache=session_cache,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -27,13 +26,9 @@ SIZES = {"resolution": 16, "channel-base": 256, "channel-max": 16, "z-dim": 16, 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_extractor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make the feature extractor in a second: too little training to judge, enough to name."""
-    from common.evaluation.extractors import brain
-
+def own_cache(quick_default: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what these tests make, the quick extractor among it, out of others' way."""
     with pytest.MonkeyPatch.context() as patch:
-        make = functools.partial(brain.make_network, subjects=4, steps=2)
-        patch.setattr(brain, "make_network", make)
         for name, value in caches(tmp_path_factory.mktemp("cache")).items():
             patch.setenv(name, value)
         yield

@@ -21,6 +21,7 @@ from processes import (
     break_split,
     environment,
     fedscan,
+    fedscan_here,
     flower_processes,
     kill_with_supervisor,
     modes_of_others,
@@ -104,12 +105,12 @@ def test_killed_and_resumed_it_gives_the_same_results(
     assert not list(short.glob("fedscan-*"))
     shutil.rmtree(short)
 
-    refused = fedscan(*words(tiny_cohort, out), cwd=tmp_path, cache=session_cache)
+    refused = fedscan_here(*words(tiny_cohort, out), cwd=tmp_path, cache=session_cache)
     assert refused.returncode == 2 and "--resume" in refused.stderr
-    refused = fedscan("report", str(out), cwd=tmp_path, cache=session_cache)
+    refused = fedscan_here("report", str(out), cwd=tmp_path, cache=session_cache)
     assert refused.returncode == 2 and "has not ended" in refused.stderr
     other = words(tiny_cohort, out, "--resume", "--repetitions", "2")
-    refused = fedscan(*other, cwd=tmp_path, cache=session_cache)
+    refused = fedscan_here(*other, cwd=tmp_path, cache=session_cache)
     assert refused.returncode == 2 and "differs in repetitions" in refused.stderr
 
     resumed = fedscan(*words(tiny_cohort, out, "--resume"), cwd=tmp_path, cache=session_cache)

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import SCRIPTS, environment, fedscan
+from processes import SCRIPTS, environment, fedscan, fedscan_here
 from rich.table import Table
 
 from common.errors import ConfigError
@@ -40,7 +40,7 @@ from simulations.launch import Resources
 def test_run_refuses_with_one_clear_message(
     words: list[str], expected: str, tmp_path: Path
 ) -> None:
-    done = fedscan("run", *words, cwd=tmp_path, cache=tmp_path / "cache")
+    done = fedscan_here("run", *words, cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
@@ -60,15 +60,9 @@ def test_relative_folder_of_what_is_kept_is_refused_before_anything_starts(
     variable: str, command: str, tiny_cohort: Path, tmp_path: Path
 ) -> None:
     sites = ["--site", "north"] if command == "train-gan" else []
-    done = subprocess.run(
-        [str(SCRIPTS / "fedscan"), command, "--cohort", str(tiny_cohort), *sites, "--out", "out"],
-        cwd=tmp_path,
-        env=environment(tmp_path / "cache", **{variable: "kept"}),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    words = (command, "--cohort", str(tiny_cohort), *sites, "--out", "out")
+    kept = {variable: "kept"}
+    done = fedscan_here(*words, cwd=tmp_path, cache=tmp_path / "cache", **kept)
     assert done.returncode == 2
     assert f"Error: {variable}=kept: accepted is an absolute path" in done.stderr
     assert "Traceback" not in done.stderr
@@ -117,7 +111,7 @@ def test_run_refuses_another_number_of_sites_than_the_cohort_has(
     tiny_cohort: Path, tmp_path: Path
 ) -> None:
     words = ("run", "--cohort", str(tiny_cohort), "--sites", "3")
-    done = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    done = fedscan_here(*words, cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 2
     assert "holds 2: island, north" in done.stderr
 
@@ -126,7 +120,7 @@ def test_run_refuses_another_number_of_sites_than_the_cohort_has(
     "command", [[], ["run"], ["prepare"], ["prepare", "phantom"], ["check"], ["strategies"]]
 )
 def test_help_has_an_example(command: list[str], tmp_path: Path) -> None:
-    done = fedscan(*command, "--help", cwd=tmp_path, cache=tmp_path)
+    done = fedscan_here(*command, "--help", cwd=tmp_path, cache=tmp_path)
     assert done.returncode == 0
     if command not in ([], ["prepare"]):
         assert "xample" in done.stdout
@@ -134,10 +128,10 @@ def test_help_has_an_example(command: list[str], tmp_path: Path) -> None:
 
 def test_prepared_phantoms_are_found_usable(tmp_path: Path) -> None:
     words = ("prepare", "phantom", "cohort", "--sites", "a=5,b=4", "--test", "2", "--seed", "3")
-    made = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    made = fedscan_here(*words, cwd=tmp_path, cache=tmp_path / "cache")
     assert made.returncode == 0, made.stderr
     assert made.stdout.splitlines()[-1] == "cohort"
-    checked = fedscan("check", "cohort", "--format", "json", cwd=tmp_path, cache=tmp_path)
+    checked = fedscan_here("check", "cohort", "--format", "json", cwd=tmp_path, cache=tmp_path)
     assert checked.returncode == 0
     report = json.loads(checked.stdout)
     assert [site["site"] for site in report["sites"]] == ["a", "b"]
@@ -146,7 +140,7 @@ def test_prepared_phantoms_are_found_usable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sites", ["a", "a=", "a=4,a=5", "a=-4", "a=3", "../a=5"])
 def test_prepare_refuses_sites_that_cannot_be(sites: str, tmp_path: Path) -> None:
-    done = fedscan("prepare", "phantom", "out", "--sites", sites, cwd=tmp_path, cache=tmp_path)
+    done = fedscan_here("prepare", "phantom", "out", "--sites", sites, cwd=tmp_path, cache=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
@@ -160,7 +154,7 @@ def test_check_names_the_file_and_exits_2(tiny_cohort: Path, tmp_path: Path) -> 
     scans = sorted((cohort / "island").rglob("*.nii.gz"))
     for scan in scans:
         scan.write_bytes(b"")
-    done = fedscan("check", str(cohort), cwd=tmp_path, cache=tmp_path / "cache")
+    done = fedscan_here("check", str(cohort), cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 2
     assert scans[0].name in done.stdout
     assert "not usable" in done.stdout
@@ -169,10 +163,10 @@ def test_check_names_the_file_and_exits_2(tiny_cohort: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("study", ["brain-sex", "skin-lesions"])
 def test_check_says_its_errors_where_every_command_does(study: str, tmp_path: Path) -> None:
     words = ("check", "nope", "--study", study)
-    done = fedscan(*words, cwd=tmp_path, cache=tmp_path)
+    done = fedscan_here(*words, cwd=tmp_path, cache=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: ") and "nope does not exist" in done.stderr
-    done = fedscan(*words, "--format", "json", cwd=tmp_path, cache=tmp_path)
+    done = fedscan_here(*words, "--format", "json", cwd=tmp_path, cache=tmp_path)
     assert done.returncode == 2
     assert json.loads(done.stdout)["usable"] is False
 
@@ -196,7 +190,7 @@ def test_run_refuses_one_data_set_where_a_cohort_is_asked_for(
     tiny_cohort: Path, tmp_path: Path
 ) -> None:
     words = ("run", "--cohort", str(tiny_cohort / "north"))
-    done = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    done = fedscan_here(*words, cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 2
     assert "one data set" in done.stderr
 
@@ -206,7 +200,7 @@ def test_run_refuses_what_could_only_fail_later(
     words: list[str], tiny_cohort: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    done = fedscan(
+    done = fedscan_here(
         *("run", "--cohort", str(tiny_cohort), *words), cwd=tmp_path, cache=tmp_path / "cache"
     )
     assert done.returncode == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import resource
@@ -20,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from processes import SCRIPTS, caches, environment, fedscan
+from processes import SCRIPTS, caches, environment, fedscan_here
 from safetensors.numpy import load_file, save_file
 from test_task_generation import slices
 from tiny import dataset
@@ -30,7 +29,7 @@ from simulations.folders import locked
 from simulations.gan import summary as judged
 from simulations.gan.plan import Request
 from simulations.gan.train import train
-from simulations.stopping import STOP, signals_noted
+from simulations.stopping import signals_noted
 
 SIZES = ["resolution=16", "channel-base=256", "channel-max=16", "z-dim=16", "w-dim=16"]
 OFTEN = ["batch-size=4", "log-every=2", "snapshot-every=3"]
@@ -50,6 +49,9 @@ CHANGES = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("quick_default")
+
+
 class Done(NamedTuple):
     """How a command ended."""
 
@@ -64,44 +66,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("gan cache")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_extractor() -> Iterator[None]:
-    """Make the feature extractor in a second: too little training to judge, enough to name."""
-    from common.evaluation.extractors import brain as brain_training
-
-    with pytest.MonkeyPatch.context() as patch:
-        make = functools.partial(brain_training.make_network, subjects=4, steps=2)
-        patch.setattr(brain_training, "make_network", make)
-        yield
-
-
 @pytest.fixture
-def command(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Done]]:
+def command(cache: Path) -> Callable[..., Done]:
     """Run ``fedscan`` in this process, which saves seconds of imports a call."""
-    from simulations.cli import main
-
-    handlers = {number: signal.getsignal(number) for number in STOP}
-    os.umask(umask := os.umask(0))  # the command sets its own
-    for name, value in caches(cache).items():
-        monkeypatch.setenv(name, value)
 
     def run(*words: str | Path) -> Done:
-        monkeypatch.setattr("sys.argv", ["fedscan", *map(str, words)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
+        done = fedscan_here(*map(str, words), cwd=Path.cwd(), cache=cache)
+        return Done(done.returncode, done.stdout, done.stderr)
 
-    yield run
-    os.umask(umask)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -919,7 +892,7 @@ def test_help_has_examples(name: str, command) -> None:
 
 
 def test_the_installed_command_knows_them(tmp_path: Path) -> None:
-    done = fedscan("--help", cwd=tmp_path, cache=tmp_path)
+    done = fedscan_here("--help", cwd=tmp_path, cache=tmp_path)
     assert done.returncode == 0
     for name in ("train-gan", "generate", "project"):
         assert name in done.stdout

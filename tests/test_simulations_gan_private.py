@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_simulations_gan import CHANGES, begin, cache, quick_extractor, rows
+from test_simulations_gan import CHANGES, begin, cache, rows
 
 from common.errors import ConfigError, FedscanError
 from simulations.gan import private
@@ -17,8 +17,8 @@ from simulations.gan.private import NOISE, Private
 from simulations.gan.sites import open_sites
 from simulations.ledger import read_ledger
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-__all__ = ["begin", "cache", "quick_extractor"]  # fixtures
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_default")
+__all__ = ["begin", "cache"]  # fixtures
 STEPS = 3
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from processes import fedscan
+from processes import fedscan_here
 
 from common.errors import ConfigError
 from common.strategies.strategy import load_strategy, strategy_names
@@ -333,14 +333,14 @@ def test_a_pool_is_adapted_to_each_site_as_every_arm_is(adapt: str) -> None:
 
 def test_resources_that_do_not_exist_are_refused_before_the_start(tmp_path: Path) -> None:
     for words in (["--set", "run.threads=200"], ["--gpus-per-cell", "100"]):
-        done = fedscan("benchmark", *words, cwd=tmp_path, cache=tmp_path / "cache")
+        done = fedscan_here("benchmark", *words, cwd=tmp_path, cache=tmp_path / "cache")
         assert done.returncode == 2
         assert "cannot be had" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_dry_run_tells_cells_and_time_and_starts_nothing(tmp_path: Path) -> None:
-    done = fedscan(
+    done = fedscan_here(
         *("benchmark", "--dry-run", "--repetitions", "2", "--set", "data.size=16"),
         cwd=tmp_path,
         cache=tmp_path / "cache",
@@ -368,7 +368,7 @@ def test_dry_run_times_steps_that_are_alike_once_and_tells_what_variants_change(
 
 def test_dry_run_refuses_a_cohort_of_another_study(tiny_cohort: Path, tmp_path: Path) -> None:
     words = ("benchmark", "--dry-run", "--cohort", str(tiny_cohort), "--study", "skin-lesions")
-    done = fedscan(*words, cwd=tmp_path, cache=tmp_path / "cache")
+    done = fedscan_here(*words, cwd=tmp_path, cache=tmp_path / "cache")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--study names another" in done.stderr and "Traceback" not in done.stderr
 
@@ -376,7 +376,7 @@ def test_dry_run_refuses_a_cohort_of_another_study(tiny_cohort: Path, tmp_path: 
 def test_benchmark_refuses_a_folder_with_other_files(tiny_cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    done = fedscan(
+    done = fedscan_here(
         *("benchmark", "--preset", "smoke", "--cohort", str(tiny_cohort), "--out", "full"),
         cwd=tmp_path,
         cache=tmp_path / "cache",

@@ -42,14 +42,9 @@ SET = [word for assignment in TINY for word in ("--set", assignment)]
 
 
 @pytest.fixture(scope="module")
-def run(tiny_cohort: Path, session_cache: Path, tmp_path_factory: pytest.TempPathFactory):
+def run(finished):
     """One finished run with two actors, as text: its output and its folder."""
-    cwd = tmp_path_factory.mktemp("two actors")  # a space: paths are quoted somewhere on the way
-    before = flower_processes()
-    done = fedscan("run", "--cohort", str(tiny_cohort), *SET, cwd=cwd, cache=session_cache)
-    assert done.returncode == 0, done.stderr
-    assert not wait_until_gone(before)
-    return done, Path(done.stdout.splitlines()[-1])
+    return finished("run", "classification")
 
 
 def test_last_line_is_the_run_folder_and_it_is_whole(run) -> None:
@@ -239,7 +234,7 @@ def servers(run: SimpleNamespace) -> dict[str, set[tuple[str, int]]]:
         if not missing:
             return found
         assert time.monotonic() < deadline, missing
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 def test_no_other_user_reaches_what_a_run_listens_on(isolated) -> None:
@@ -312,7 +307,7 @@ def ends_on(run: SimpleNamespace, number: int, cache: Path) -> None:
     assert json.loads(failure.read_text())["error"] == "interrupted"
     # What the sites keep is there for a resumed run, and no site saves another round.
     kept = {path: path.stat().st_mtime for path in records.glob(f"*/state/{failure.parent.name}/*")}
-    time.sleep(2)
+    time.sleep(1)
     assert kept == {path: path.stat().st_mtime for path in kept}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import fedscan
+from processes import fedscan, fedscan_here
 
 pytestmark = pytest.mark.simulation
 
@@ -97,7 +97,7 @@ def test_a_study_file_alone_trains_grey_pictures_of_three_classes(
 
 def test_its_hospitals_are_found_usable(study: Path, session_cache: Path) -> None:
     words = ("check", "hospitals", "--study", "chest.toml", "--format", "json")
-    done = fedscan(*words, cwd=study, cache=session_cache)
+    done = fedscan_here(*words, cwd=study, cache=session_cache)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["usable"]
