@@ -62,7 +62,9 @@ class Resources:
             f"client-resources-num-gpus={float(self.gpus_per_site)}",
         ]
         if not self.ray_address:  # a cluster has its CPUs already
-            words.append(f"init-args-num-cpus={self.cpus or places()}")
+            # Of these Flower makes as many processes as can be, also where there are fewer sites.
+            enough = self.sites * self.cpus_per_site
+            words.append(f"init-args-num-cpus={min(self.cpus or places(), enough)}")
         return " ".join(words)
 
     def check(self, whose: str = "site") -> None:

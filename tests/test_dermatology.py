@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from archives import ISIC_2019, isic2019
-from processes import fedscan
+from processes import fedscan_here
 
 from common.evaluation.extractor import load_extractor
 from common.evaluation.extractors import skin
@@ -43,7 +43,7 @@ def test_the_preset_runs_on_pictures_in_the_layout_of_isic_2019(
         for k in range(count)
     ]
     archive = isic2019(tmp_path / "archive", rows)
-    prepared = fedscan(
+    prepared = fedscan_here(
         *("prepare", "isic2019", str(archive), "--out", "hospitals"),
         cwd=tmp_path,
         cache=session_cache,

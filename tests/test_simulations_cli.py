@@ -178,8 +178,10 @@ def test_resources_become_flowers_federation_config(monkeypatch: pytest.MonkeyPa
         "num-supernodes=3",
         "client-resources-num-cpus=2",
         "client-resources-num-gpus=0.5",
-        "init-args-num-cpus=9",
+        "init-args-num-cpus=6",  # more processes would have nothing to do
     ]
+    assert "init-args-num-cpus=9" in Resources(sites=300).federation_config()
+    assert "init-args-num-cpus=1" in Resources(sites=300, cpus=1).federation_config()
     with pytest.raises(ConfigError, match="9 CPUs a site"):
         Resources(sites=3, cpus_per_site=9).check()
     in_cluster = Resources(sites=3, ray_address="head:6379").federation_config()
