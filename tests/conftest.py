@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# In one worker, one after the other: each takes all cores, and minds what is left behind.
+# In one worker, one after the other: each takes all cores, and some share their runs.
 SERIAL = (
     "test_deployment.py",
-    "test_dermatology.py",
     "test_docs_commands.py",
     "test_docs_notebooks.py",
     "test_faults.py",
@@ -41,8 +40,6 @@ SERIAL = (
     "test_simulations_benchmark.py",
     "test_simulations_generation.py",
     "test_simulations_run.py",
-    "test_studies_own.py",
-    "test_wheel.py",
 )
 # A deployed site's, by which it answers as a simulated one: with few people, and from seeds alone.
 OPEN_POLICY = """
@@ -61,12 +58,15 @@ TINY_GENERATION = [
     "run.evaluate-every=2",
     "run.device='cpu'",
 ]
+# They start Ray and Flower too, but share no run: beside those above, to share the time out.
+APART = ("test_dermatology.py", "test_studies_own.py", "test_wheel.py")
 # Long ones begin early: the worker that is done first takes what is left, and both end together.
 LONG = (
+    *APART,
+    "test_attack_command.py",
     "test_evaluation_extractor.py",
     "test_evaluation_memorization.py",
     "test_hostile_runs.py",
-    "test_attack_command.py",
 )
 
 
@@ -191,7 +191,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what starts Ray and Flower, then with what else takes long."""
     for item in items:
         starts = any(map(item.get_closest_marker, ("simulation", "federation")))
-        if starts and item.path.name not in SERIAL:
+        if starts and item.path.name not in SERIAL + APART:
             raise pytest.UsageError(f"{item.path.name} starts Ray or Flower: add it to SERIAL")
     items.sort(key=lambda item: (item.path.name not in SERIAL, item.path.name not in LONG))
 
