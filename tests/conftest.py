@@ -127,18 +127,19 @@ def finished(
     tiny_tasks: dict[str, list[str]],
     session_cache: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str, str], tuple[CompletedProcess[str], Path]]:
-    """Run ``fedscan run`` or ``federate`` once for all tests that ask for it, by command and task.
+) -> Callable[..., tuple[CompletedProcess[str], Path]]:
+    """Run ``fedscan run`` or ``federate`` once for all tests that ask for the same.
 
-    Returned is what it printed, and the run's folder, in which nobody writes.
+    Given command, task and more settings, it returns what was printed, and the run's folder, in
+    which nobody writes.
     """
     from processes import fedscan, flower_processes, wait_until_gone
 
     @functools.cache
-    def run(command: str, task: str) -> tuple[CompletedProcess[str], Path]:
+    def run(command: str, task: str, *more: str) -> tuple[CompletedProcess[str], Path]:
         cwd = tmp_path_factory.mktemp("two actors")  # a space: paths are quoted on the way
         before = flower_processes()
-        words = [word for value in tiny_tasks[task] for word in ("--set", value)]
+        words = [word for value in (*tiny_tasks[task], *more) for word in ("--set", value)]
         cohort = ("--cohort", str(tiny_cohort))
         done = fedscan(command, *cohort, *words, cwd=cwd, cache=session_cache, timeout=900)
         assert done.returncode == 0, done.stderr

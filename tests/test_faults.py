@@ -13,17 +13,18 @@ from processes import flower_processes, wait_until_gone
 
 from clients.gateway import sandbox
 
-HOW = [
-    pytest.param("run", "classification", marks=pytest.mark.simulation),
-    pytest.param("run", "generation", marks=pytest.mark.simulation),
-    pytest.param("federate", "classification", marks=pytest.mark.federation),
+HOW = [  # with rounds enough that the run has not ended before it is killed
+    pytest.param("run", "classification", ["run.rounds=4"], marks=pytest.mark.simulation),
+    pytest.param("run", "generation", [], marks=pytest.mark.simulation),
+    pytest.param("federate", "classification", [], marks=pytest.mark.federation),
 ]
 
 
-@pytest.mark.parametrize(("command", "task"), HOW)
+@pytest.mark.parametrize(("command", "task", "more"), HOW)
 def test_run_that_is_killed_with_all_its_processes_goes_on_to_the_same_result(
     command: str,
     task: str,
+    more: list[str],
     finished,
     tiny_cohort: Path,
     tiny_tasks: dict[str, list[str]],
@@ -32,9 +33,9 @@ def test_run_that_is_killed_with_all_its_processes_goes_on_to_the_same_result(
 ) -> None:
     if command == "federate" and not sandbox.kind():
         pytest.skip("needs a sandbox")
-    _, whole = finished(command, task)
+    _, whole = finished(command, task, *more)
     before = flower_processes()
-    values = tiny_tasks[task]
+    values = [*tiny_tasks[task], *more]
     words = ["--cohort", str(tiny_cohort), *(w for value in values for w in ("--set", value))]
     at, killed = {"cwd": tmp_path, "cache": session_cache}, tmp_path / "killed"
     process = started(command, [*words, "--out", str(killed)], **at)
