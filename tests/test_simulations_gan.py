@@ -178,12 +178,15 @@ def test_a_stopped_training_goes_on_bit_for_bit(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not (folder / "grid-000006.png").is_file() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "grid-000006.png").is_file() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:

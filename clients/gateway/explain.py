@@ -142,7 +142,7 @@ def explain(
     people = {split: one.people for split, one in facts.items()}
     if people["train"] < policy.min_batch_size:
         refused.append(
-            f"{people['train']} people to train on, accepted are {policy.min_batch_size} or more "
+            f"{_people(people['train'])} to train on, accepted are {policy.min_batch_size} or more "
             "(min-batch-size)"
         )
     messages = [_hello(site, config), _training(config, policy, site, facts["train"])]
@@ -163,6 +163,10 @@ def explain(
         total,
         list(_changes(gate, config)),
     )
+
+
+def _people(number: int) -> str:
+    return f"{number} {'person' if number == 1 else 'people'}"
 
 
 def _changes(gate: GatePolicy, config: RunConfig) -> Iterator[str]:
@@ -194,7 +198,7 @@ def _training(config: RunConfig, policy: SitePolicy, site: str, facts: SplitFact
     told = disclosure.training(dict.fromkeys(form.metrics, 0.0), shown)
     least = disclosure.min_participants
     why = (
-        f"a round is about {shown} people, and the policy wants {least}"
+        f"a round is about {_people(shown)}, and the policy wants {least}"
         if shown < least
         else "measured on a single batch now and then"
     )
@@ -221,7 +225,7 @@ def _evaluation(
     rounds, every = config.run.rounds, config.run.evaluate_every
     times = sum(due(number, every, rounds) for number in range(1, rounds + 1))
     few, of = (people, "it") if people < least else (fewest, "its smallest class")
-    why = f"{of} has {few} people, and the policy wants {least}"
+    why = f"{of} has {_people(few)}, and the policy wants {least}"
     what = f"{OF_SPLIT[split]} of the model"
     return _leaving(what, 1 if split == "test" else times, form, told.metrics, why, arrays)
 
