@@ -32,7 +32,7 @@ from simulations.launch import (
     Resources,
     flower_run,
 )
-from simulations.private_state import clean_up_after_killed, looked_after, mark_interrupted
+from simulations.private_state import clean_up_after_killed, looked_after, mark_ended
 from simulations.resume import Launch, way_on
 from simulations.run_name import claim_name
 from simulations.separate import keep_ledgers, separate_run
@@ -265,7 +265,10 @@ def federate(
     # It writes one of the two as its last; with neither, its process has died.
     if (folder / SUMMARY).is_file() and not (folder / FAILURE).is_file():
         return folder, read_json(folder / SUMMARY)
-    raise RunFailed("\n".join(filter(None, (why(folder, log), way_on(folder)))))
+    words = why(folder, log)
+    if not (folder / FAILURE).is_file():
+        mark_ended(folder, words)
+    raise RunFailed("\n".join(filter(None, (words, way_on(folder)))))
 
 
 def _through_flower(
@@ -298,7 +301,7 @@ def _through_flower(
     except BaseException:
         # Only now has every process ended: the server would say how it died.
         if not told:
-            mark_interrupted(folder)
+            mark_ended(folder)
         if not quiet and (words := way_on(folder)):
             console.err.print(words, markup=False, soft_wrap=True)
         raise

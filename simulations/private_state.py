@@ -80,7 +80,7 @@ def clean_up_after_killed() -> None:
                 folder = Path(str(read_json(note).get("folder")))
             if folder and folder.is_absolute() and folder.name == note.stem:
                 if not (folder / FAILURE).is_file():
-                    mark_interrupted(folder)
+                    mark_ended(folder)
                 if not _is_over(folder):
                     continue
             forget(note.stem)
@@ -98,12 +98,12 @@ def forget(run_id: str) -> None:
         ended.unlink(missing_ok=True)
 
 
-def mark_interrupted(folder: Path) -> None:
-    """Say in the folder of a run without a summary that it was interrupted."""
+def mark_ended(folder: Path, error: str = "interrupted") -> None:
+    """Say in the folder of a run without a summary why it ended, where its server has not."""
     if folder.is_dir() and not (folder / SUMMARY).is_file():
         from simulations.resume import way_on
 
-        why = {"site": "", "phase": "the launcher", "error": "interrupted", "traceback": ""}
+        why = {"site": "", "phase": "the launcher", "error": error, "traceback": ""}
         why["go_on"] = way_on(folder) or "No round was whole: begin the run anew"
         with contextlib.suppress(OSError):
             write_json(folder / FAILURE, why)

@@ -167,6 +167,8 @@ def test_a_ray_that_does_not_start_is_said_so_with_the_place_of_the_log(
     with pytest.raises(RunFailed, match="too busy") as caught:
         federate(config(tmp_path, **{"run.id": "7"}), Resources(2))
     assert str(tmp_path / "runs" / "7" / "flower.log") in str(caught.value)
+    failure = json.loads((tmp_path / "runs" / "7" / "failure.json").read_text())
+    assert "too busy" in failure["error"] and failure["error"] in str(caught.value)
 
 
 @pytest.mark.usefixtures("without_tables")
