@@ -441,7 +441,7 @@ def test_a_site_without_a_curve_is_named(lesions: Path, tmp_path: Path) -> None:
     (copy / "summary.json").write_text(json.dumps(summary))
     text = Page(write_report(copy).read_text()).text
     why = "no test picture of MEL, or test pictures of one class only"
-    assert f"ROC curves of MEL. Without island: {why}." in text
+    assert f"ROC curves of MEL. Dotted line: guessing. Without island: {why}." in text
 
 
 def test_without_predictions_the_study_tells_the_classes(lesions: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def of_run(content: RunContent) -> Section:
             f"{told(name, found[name])}; 0 is a perfect likeness. One run has no interval."
         )
     facts = [
-        ("What was trained", trained(nouns, content.counts, True, None)),
+        ("What was trained", trained(nouns, content.counts, True, None, one=True)),
         ("What it is good for", good),
         ("What it is not for", not_for(nouns, content.phantoms, True)),
     ]
@@ -77,12 +77,16 @@ def trained(
     counts: Mapping[str, Mapping[str, Any]],
     generation: bool,
     people: int | None,
+    *,
+    one: bool = False,
 ) -> str:
-    """Say what was trained, where, on how many images of how many people."""
+    """Say what was trained, one network or more, where, on how many images of how many people."""
+    who, s = ("A network that", "s") if one else ("Networks that", "")
     if generation:
-        what = f"Networks that make {nouns.made}s (generators)"
+        what = f"{who} make{s} {nouns.made}s ({'a generator' if one else 'generators'})"
     else:
-        what = f"Networks that classify {nouns.label}{_few(nouns.classes)} from {nouns.images}"
+        does = "classifies" if one else "classify"
+        what = f"{who} {does} {nouns.label}{_few(nouns.classes)} from {nouns.images}"
     train, test = (
         sum(n[key] for n in counts.values() if is_number(n.get(key)))
         for key in ("n_train", "n_test")

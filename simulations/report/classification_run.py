@@ -210,7 +210,7 @@ def first_page(content: ClassificationRun) -> Section:
         good = f"Balanced accuracy {told(LEADING, value)}, {content.meaning(count)}."
         good += " One run has no interval."
     facts = [
-        ("What was trained", brief.trained(content.nouns, content.counts, False, None)),
+        ("What was trained", brief.trained(content.nouns, content.counts, False, None, one=True)),
         ("What it is good for", good),
         ("What it is not for", brief.not_for(content.nouns, content.phantoms, False)),
     ]

@@ -104,7 +104,7 @@ def _kinds(target: str) -> Iterator[tuple[str, str, tuple[str, str], str]]:
         ROC,
         "ROC curves",
         ("false-positive rate", "sensitivity"),
-        f"ROC curves {whose}.",
+        f"ROC curves {whose}. Dotted line: guessing.",
     )
     yield (
         PRECISION,

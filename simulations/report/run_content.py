@@ -90,7 +90,10 @@ class RunContent:
             "title": f"A generator of {self.nouns.images}, trained by "
             f"{plural(len(self.sites), 'site')}",
             "eyebrow": " · ".join(filter(None, eyebrow)),
-            "headline": [words.subject(self.nouns, generation=self.generates), self._headline()],
+            "headline": [
+                words.subject(self.nouns, generation=self.generates, one=True),
+                self._headline(),
+            ],
             "tiles": list(self._tiles()),
             "notices": self._notices(),
             "series": [
@@ -300,7 +303,8 @@ def messages_table(metrics: pd.DataFrame, title: str, caption: str) -> Table | N
                 row.append(Cell("–"))
                 continue
             total, count = sums.loc[(kind, way)]
-            row.append(Cell(data_size(total), f"{data_size(total / max(count, 1))} a message"))
+            each = f"{data_size(total / count)} a message" if total else ""
+            row.append(Cell(data_size(total), each))
         rows.append(row)
     heads = [Head("Message", n=False), Head("Sent by sites"), Head("Sent to sites")]
     return Table(title, caption, heads, [rows])

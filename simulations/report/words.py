@@ -138,13 +138,15 @@ def data_poor(site: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:
     return site in known and 2 * known[site] <= max(known.values())
 
 
-def subject(nouns: Nouns, *, generation: bool) -> str:
-    """Say what is learned from what, in one sentence."""
+def subject(nouns: Nouns, *, generation: bool, one: bool = False) -> str:
+    """Say what is learned from what, by one model or more, in one sentence."""
+    who, s = ("The model", "s") if one else ("The models", "")
     if generation:
         given = f", given {nouns.label}" if nouns.classes else ""
-        return f"The models generate {nouns.made}s{given}."
+        return f"{who} generate{s} {nouns.made}s{given}."
     of = f" ({', '.join(nouns.classes)})" if 0 < len(nouns.classes) <= MOST_NAMES else ""
-    return f"The models classify {nouns.label}{of} from {nouns.images}."
+    does = "classifies" if one else "classify"
+    return f"{who} {does} {nouns.label}{of} from {nouns.images}."
 
 
 def site(counts: Mapping[str, Any], images: str, *, poor: bool) -> str:
