@@ -130,7 +130,7 @@ def test_pictures_are_real_ones_every_arm_and_rounds(folder: Path, page: Page) -
     assert alts[2] == "Real training slices of island, north, south"
     assert [alt for alt in alts if "as it was tested" in alt] == [
         f"Pictures by the generator {name}, as it was tested"
-        for name in ("Centralized", "Federated (FedAvg)", "Local only (of island)")
+        for name in ("Centralized", "Local only (of island)", "Federated (FedAvg)")
     ]
     rounds = [int(alt.split()[-1]) for alt in alts if "after round" in alt]
     assert rounds == [6, 12, 18]
