@@ -33,7 +33,7 @@ from common.errors import ConfigError, DivergedError
 from common.files import write_json
 from simulations import arms, compare, console
 from simulations.benchmark import Benchmark
-from simulations.compare import _show_scores, _table, unfinished
+from simulations.compare import _fitting, _show_scores, _table, unfinished
 from simulations.plan import Cell, Plan, load_plan
 from simulations.question import check_folder, differing, question
 from simulations.report.document import write_report
@@ -563,15 +563,15 @@ def test_of_models_and_places_the_fewer_are_columns(models, columns):
             assert set(cell.split()) == {one, other}
 
 
-def test_models_have_their_whole_names_in_a_narrow_terminal():
+def test_models_have_their_whole_names_in_a_narrow_terminal(monkeypatch):
     places = ["all", "island", "north", "south"]
     models = [
         f"federated/fed{name}" for name in ("adagrad", "avg-epochs", "nova-epochs", "yogi", "bn")
     ]
     cell = "0.702 (0.67 to 0.73)"
-    narrow = Console(width=80, file=io.StringIO())
-    narrow.print(_table("x", places, models, {(p, m): cell for p in places for m in models}))
-    assert all(model in narrow.file.getvalue() for model in models)
+    monkeypatch.setattr(console, "out", Console(width=80, file=(lines := io.StringIO())))
+    console.out.print(_fitting("x", places, models, {(p, m): cell for p in places for m in models}))
+    assert all(model in lines.getvalue() for model in models)
 
 
 def test_of_more_places_than_a_terminal_is_wide_the_mean_is_shown(monkeypatch):
@@ -582,7 +582,7 @@ def test_of_more_places_than_a_terminal_is_wide_the_mean_is_shown(monkeypatch):
     for width, places in ((80, 1), (200, 8)):
         lines = io.StringIO()
         monkeypatch.setattr(console, "out", Console(file=lines, width=width))
-        _show_scores({"scores": scores, "models": models}, "balanced_accuracy")
+        _show_scores({"scores": scores, "models": {m: {} for m in models}}, "balanced_accuracy")
         assert lines.getvalue().count("0.702") == 9 * places
 
 
@@ -600,7 +600,7 @@ def test_a_hospital_that_alone_trains_by_itself_has_one_name_everywhere(monkeypa
     lines = io.StringIO()
     monkeypatch.setattr(console, "out", Console(file=lines, width=160))
     models = ["federated", "local", "local at island"]
-    _show_scores({"scores": scores, "models": models}, "balanced_accuracy")
+    _show_scores({"scores": scores, "models": {m: {} for m in models}}, "balanced_accuracy")
     told = [re.findall(r"[\w.]+", line) for line in lines.getvalue().splitlines()]
     assert ["island", "0.500", "0.750"] in told
     assert ["north", "0.500", "0.125"] in told
