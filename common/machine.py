@@ -40,7 +40,7 @@ def processor() -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error, or what it was raised from, says that memory was not to be had.
+    """Tell whether an error, or what it followed from, says that memory was not to be had.
 
     PyTorch raises a RuntimeError for that, of which only the words tell; on a GPU one of a kind of
     its own, or whatever its libraries say.

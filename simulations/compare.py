@@ -161,15 +161,14 @@ def show(summary: dict[str, Any]) -> None:
 
 def _show_scores(summary: dict[str, Any], name: str) -> None:
     """Print a measure of every model at every place; a site's own model stands for the local."""
-    from simulations.report.looks import place_of
+    from simulations.report.looks import in_order
 
     scores, one = summary["scores"], measure(name)
     places = {
         where: {m: found for m, all_ in models.items() if (found := all_.get(name))}
         for where, models in scores.items()
     }
-    order = sorted(summary["models"], key=lambda m: place_of(summary["models"][m]))
-    shown = [m for m in order if any(m in found for found in places.values())]
+    shown = [m for m in in_order(summary["models"]) if any(m in found for found in places.values())]
     if any(map(is_home, places["all"])):  # every site has its own
         shown = [m for m in shown if not is_elsewhere(m)]
     else:  # the few that have one stand by their names, also where they are at home

@@ -1,4 +1,4 @@
-"""With every strategy, training in one process and by Flower messages gives the same results."""
+"""For each strategy, training in one process and training by Flower messages agree bit for bit."""
 
 from __future__ import annotations
 

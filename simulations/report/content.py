@@ -28,7 +28,7 @@ from simulations.report import (
     words,
 )
 from simulations.report.blocks import Block, Section, figure_blocks, numbered
-from simulations.report.looks import Series, look_of, place_of, series_of
+from simulations.report.looks import Series, in_order, look_of, series_of
 from simulations.report.pictures import Trained
 from simulations.report.words import is_number, listed, mapping, place, plural, sentence
 from simulations.summary import summarize
@@ -113,9 +113,7 @@ class Content:
         poor = [site for site in self.sites if site == self.scarce]
         self.places = [WHOLE, *poor, *(site for site in self.sites if site not in poor)]
         described = {k: mapping(v) for k, v in mapping(self.summary["models"]).items()}
-        self.described = {
-            k: described[k] for k in sorted(described, key=lambda k: place_of(described[k]))
-        }
+        self.described = {k: described[k] for k in in_order(described)}
         self._looks = {name: look_of(model) for name, model in self.described.items()}
         self.samples = {s: np.asarray(samples[s]) for s in self.sites if s in samples}
         self.phantoms = self.config.get("data.cohort-dir") == ""

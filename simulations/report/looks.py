@@ -137,14 +137,20 @@ def series(arm: str, strategy: str) -> Series:
 def series_of(table: pd.DataFrame) -> list[Series]:
     """Arms and strategies that occur in a table, in the order in which they are always shown."""
     present = set(zip(table["arm"], table["strategy"], strict=True))
-    ordered = sorted(present, key=lambda key: (_PLACES.get(key, len(_PLACES)), key))
-    return [series(*key) for key in ordered]
+    return [series(*key) for key in sorted(present, key=_place)]
 
 
-def place_of(model: Mapping[str, Any]) -> tuple[int, str, str]:
-    """Return what to sort a summary's models by: their order is that of :func:`series_of`."""
-    arm, strategy = (str(model.get(key, "")) for key in ("arm", "strategy"))
-    return (_PLACES.get((arm, strategy), len(_PLACES)), arm, strategy)
+def in_order(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the names of a summary's models in the order of :func:`series_of`."""
+    keys = {
+        name: (str(model.get("arm", "")), str(model.get("strategy", "")))
+        for name, model in models.items()
+    }
+    return sorted(keys, key=lambda name: _place(keys[name]))
+
+
+def _place(key: tuple[str, str]) -> tuple[int, tuple[str, str]]:
+    return _PLACES.get(key, len(_PLACES)), key
 
 
 def look_of(model: Mapping[str, Any]) -> Series:
